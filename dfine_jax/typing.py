@@ -1,0 +1,110 @@
+"""The values that travel through the library, one type per arrow of the data's path.
+
+Axis letters, one meaning each: ``b`` batch, ``h w`` grid, ``c`` channels, ``d`` width, ``n`` tokens, ``q`` matching
+queries, ``u`` denoising queries, ``g`` padded ground-truth slots, ``k`` classes, ``l`` levels, ``m`` heads,
+``p`` points, ``s`` decoder layers ("stages"), ``r`` distribution bins (reg_max + 1), ``e`` the four edges
+(left, top, right, bottom).
+
+Units: ``*_cxcywh`` and ``*_xyxy`` are fractions of the image, pixels end in ``_px``, values before a sigmoid or softmax
+end in ``_logit`` (``logits`` alone is the class logits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.struct
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dfine_jax.data.batch import Batch, EvalBatch
+
+__all__ = [
+    "Batch",
+    "ClassNames",
+    "DenoisingQueries",
+    "Detections",
+    "EvalBatch",
+    "HeadOutput",
+    "ModelOutput",
+    "StageOutput",
+    "Targets",
+    "TrainingOutput",
+]
+
+
+@flax.struct.dataclass
+class Targets:
+    """Ground truth of a batch, padded to ``g`` slots; slots where ``valid`` is False hold zeros."""
+
+    labels: Int[Array, "b g"]
+    boxes_cxcywh: Float[Array, "b g 4"]
+    valid: Bool[Array, "b g"]
+
+
+@flax.struct.dataclass
+class DenoisingQueries:
+    """Noised copies of the ground truth, prepended to the matching queries (models/denoising.py).
+
+    ``exists`` is the same for every image of the batch: a slot that exists nowhere is invisible to attention and to
+    losses; a padding slot inside a group exists, has label ``num_classes`` and a zero box, and behaves as in the
+    reference.
+    """
+
+    labels: Int[Array, "b u"]  # noised class; num_classes = padding
+    boxes_logit: Float[Array, "b u 4"]  # noised cxcywh before the sigmoid
+    group: Int[Array, "u"]  # which group a slot belongs to
+    exists: Bool[Array, "u"]
+    match: Int[Array, "b u"]  # ground-truth slot of positive queries, -1 elsewhere
+    num_groups: Int[Array, ""]
+
+
+@flax.struct.dataclass
+class HeadOutput:
+    """Class logits and boxes of one prediction head; arrays may carry a leading ``s`` axis."""
+
+    logits: Float[Array, "*s b q k"]
+    boxes_cxcywh: Float[Array, "*s b q 4"]
+
+
+@flax.struct.dataclass
+class StageOutput:
+    """Outputs of all decoder layers for one set of queries (matching or denoising), stacked over ``s``."""
+
+    logits: Float[Array, "s b q k"]
+    boxes_cxcywh: Float[Array, "s b q 4"]
+    corners_logit: Float[Array, "s b q e r"]  # refined edge distributions
+    reference_cxcywh: Float[Array, "b q 4"]  # R0: the box every layer decodes from, no gradient
+    pre: HeadOutput  # the box head before the first refinement
+
+
+@flax.struct.dataclass
+class TrainingOutput:
+    """What only losses need. ``denoising`` is None when the model ran without denoising queries."""
+
+    matching: StageOutput
+    encoder: HeadOutput  # top-k encoder proposals
+    denoising: StageOutput | None
+
+
+@flax.struct.dataclass
+class ModelOutput:
+    """Result of ``DFine``. ``logits`` and ``boxes_cxcywh`` are those of the evaluated (training: last) layer."""
+
+    logits: Float[Array, "b q k"]
+    boxes_cxcywh: Float[Array, "b q 4"]
+    topk_index: Int[Array, "b q"]  # encoder tokens that became queries
+    masks_logit: Float[Array, "b q h w"] | None = None
+    training: TrainingOutput | None = None
+
+
+class Detections(NamedTuple):
+    """Detections of one image, best first (postprocess.py)."""
+
+    scores: np.ndarray  # float32 [n]
+    labels: np.ndarray  # int32 [n], 0..k-1
+    boxes_xyxy_px: np.ndarray  # float32 [n, 4] in pixels of the original image
+
+
+ClassNames = Sequence[str]

@@ -1,0 +1,98 @@
+"""Configuration: strict overrides, ranges, round trip, and no field that nothing reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+from dfine_jax.config import Config, ConfigError, from_dict, keys, override, to_json, validate
+from dfine_jax.variants import VARIANTS, model_config
+
+CONFIG = Config(model_config("n"))
+
+
+def test_override_sets_values_of_the_right_type():
+    changed = override(
+        CONFIG, ["optim.lr=2e-4", "data.augment=none", "model.num_points=[4,4]", "optim.decay_bias=true"]
+    )
+    assert changed.optim.lr == 2e-4 and changed.data.augment == "none" and changed.model.num_points == (4, 4)
+    assert changed.optim.decay_bias is True and changed.train == CONFIG.train
+    assert override(CONFIG, ["optim.lr=1"]).optim.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optim.lrr=1", "optim.lr"),
+        ("lr=1", "optim.lr"),
+        ("optim=1", "section"),
+        ("optim.lr.x=1", "not a section"),
+        ("optim.lr", "section.key=value"),
+        ("optim.lr=fast", "type float"),
+        ("train.epochs=1.5", "type int"),
+        ("train.epochs=true", "type int"),
+        ("data.augment=all", "'dfine'"),
+        ("model.num_points=3", "list"),
+    ],
+)
+def test_override_refuses(assignment, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        override(CONFIG, [assignment])
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "train.epochs=0",
+        "train.log_every=0",
+        "train.eval_every=0",
+        "train.checkpoint_every=0",
+        "train.seed=-1",
+        "optim.lr=-1",
+        "optim.lr=NaN",
+        "optim.clip_norm=0",
+        "optim.ema_decay=2",
+        "data.flip_prob=7",
+        "data.height_px=333",
+        "data.workers=-1",
+    ],
+)
+def test_validate_names_the_key(assignment):
+    validate(CONFIG)
+    with pytest.raises(ConfigError, match=re.escape(assignment.partition("=")[0])):
+        validate(override(CONFIG, [assignment]))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_json_round_trip(variant):
+    config = Config(model_config(variant))
+    assert from_dict(Config, json.loads(to_json(config))) == config
+
+
+def test_unknown_missing_and_mistyped_keys_of_stored_configurations():
+    stored = json.loads(to_json(CONFIG))
+    with pytest.raises(ConfigError, match="optim.speed"):
+        from_dict(Config, {**stored, "optim": {**stored["optim"], "speed": 1}})
+    with pytest.raises(ConfigError, match="model.backbone"):
+        from_dict(Config, {**stored, "model": {k: v for k, v in stored["model"].items() if k != "backbone"}})
+    with pytest.raises(ConfigError, match="model"):
+        from_dict(Config, {**stored, "model": 3})
+
+
+def test_every_field_is_read_outside_the_configuration():
+    files = [f for folder in ("dfine_jax", "converters") for f in (ROOT / folder).rglob("*.py")]
+    files = [f for f in files if f.name not in ("config.py", "variants.py")]
+    source = "\n".join(f.read_text() for f in files)
+    names = {key.rsplit(".", 1)[-1] for key in keys()}
+    assert len(names) > 40
+    unread = {name for name in names if not re.search(rf"\.{name}\b", source)}
+    assert not unread
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CONFIG.model.num_classes = 3  # pyright: ignore[reportAttributeAccessIssue]
