@@ -1,0 +1,327 @@
+"""D-FINE decoder: query selection, deformable decoder layers and refinement of edge distributions (arXiv 2410.13842).
+
+Reference: src/zoo/dfine/dfine_decoder.py. Boxes, distributions, sampling coordinates and logits are at least float32
+whatever the compute type; gradients are stopped exactly where the reference detaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+from jaxtyping import Array, Bool, Float, Int
+
+from dfine_jax.config import Activation, ModelConfig
+from dfine_jax.models import initializers
+from dfine_jax.models.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
+from dfine_jax.ops import deformable, fdr
+from dfine_jax.ops.anchors import anchors
+from dfine_jax.ops.boxes import inverse_sigmoid
+from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+
+POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
+HALF_LIMIT = 65504.0  # largest float16; the reference clips feed-forward sums to it
+TOP_BINS = 4  # probabilities per edge that tell how sharp a distribution is
+QUALITY_WIDTH = 64
+
+
+class Proposals(NamedTuple):
+    """Encoder tokens that become queries, best first."""
+
+    content: Float[Array, "b q d"]
+    boxes_logit: Float[Array, "b q 4"]  # before the sigmoid
+    logits: Float[Array, "b q k"]
+    index: Int[Array, "b q"]
+
+
+class Source(NamedTuple):
+    """What decoder layers sample from."""
+
+    table: Float[Array, "b t m c"]
+    sizes: tuple[tuple[int, int], ...]
+
+
+def at_least_float32(x: Array) -> Array:
+    """The array in its own type or, when that is shorter, in float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def attention_blocked(denoising: DenoisingQueries, num_queries: int) -> Bool[Array, "n n"]:
+    """True where a query (row) must not see another (column); denoising queries come first.
+
+    Everybody sees the matching queries, a denoising query also its own group, and slots that do not exist are seen by
+    nobody. Every row sees something.
+    """
+    same_group = denoising.group[:, None] == denoising.group[None, :]
+    blocked = ~(same_group & denoising.exists[None, :])
+    return jnp.pad(jnp.pad(blocked, ((0, num_queries), (0, 0)), constant_values=True), ((0, 0), (0, num_queries)))
+
+
+def sharpness(corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n f"]:
+    """The four largest probabilities of every edge, descending, and their mean, edge by edge."""
+    top, _ = jax.lax.top_k(jax.nn.softmax(at_least_float32(corners_logit), -1), TOP_BINS)
+    stacked = jnp.concatenate([top, top.mean(-1, keepdims=True)], -1)
+    return stacked.reshape(*stacked.shape[:2], -1)
+
+
+def gather_tokens(x: Float[Array, "b n *d"], index: Int[Array, "b q"]) -> Float[Array, "b q *d"]:
+    """Tokens by index, which must be in range."""
+    return jnp.take_along_axis(x, index[..., None], 1, mode="promise_in_bounds")
+
+
+class DeformableAttention(nn.Module):
+    """Samples around reference boxes; neither values nor output are projected."""
+
+    num_heads: int
+    num_points: tuple[int, ...]
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, query: Float[Array, "b n d"], reference_cxcywh: Float[Array, "b n 4"], source: Source
+    ) -> Float[Array, "b n d"]:
+        shape = (*query.shape[:2], self.num_heads, sum(self.num_points))
+        zeros = nn.initializers.zeros
+        offset_bias = initializers.sampling_offsets_bias(self.num_heads, self.num_points)
+        heads_points = self.num_heads * sum(self.num_points)
+        offsets = Linear(2 * heads_points, zeros, offset_bias, self.dtype, name="sampling_offsets")(query)
+        weights = Linear(heads_points, zeros, zeros, self.dtype, name="attention_weights")(query)
+        offsets = offsets.astype(reference_cxcywh.dtype).reshape(*shape, 2)
+        weights = jax.nn.softmax(weights.astype(reference_cxcywh.dtype).reshape(shape), -1)
+
+        share = np.repeat([0.5 / n for n in self.num_points], self.num_points)[:, None]  # [p, 1], of the box's size
+        reference = reference_cxcywh[:, :, None, None, :]
+        points_xy = reference[..., :2] + offsets * jnp.asarray(share, offsets.dtype) * reference[..., 2:]
+        return deformable.sample(source.table, source.sizes, self.num_points, points_xy, weights)
+
+
+class Gateway(nn.Module):
+    """Weighs self-attended state and sampled features by two learned gates, then normalises."""
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], sampled: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        zeros = nn.initializers.zeros
+        both = jnp.concatenate([x, sampled], -1)
+        gates = nn.sigmoid(Linear(both.shape[-1], zeros, zeros, self.dtype, name="gate")(both))
+        keep, take = jnp.split(gates, 2, -1)
+        return LayerNorm(dtype=self.dtype, name="norm")(keep * x + take * sampled)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention joined by a gateway, feed-forward network."""
+
+    ffn: int
+    num_heads: int
+    num_points: tuple[int, ...]
+    activation: Activation
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        position: Float[Array, "b n d"],
+        reference_cxcywh: Float[Array, "b n 4"],
+        source: Source,
+        blocked: Bool[Array, "n n"] | None,
+    ) -> Float[Array, "b n d"]:
+        attended = MultiHeadAttention(self.num_heads, self.dtype, name="self_attn")(x + position, x, blocked)
+        x = LayerNorm(dtype=self.dtype, name="norm1")(x + attended)
+        cross = DeformableAttention(self.num_heads, self.num_points, self.dtype, name="cross_attn")
+        x = Gateway(self.dtype, name="gateway")(x, cross(x + position, reference_cxcywh, source))
+        xavier = initializers.xavier_uniform
+        hidden = activation(self.activation)(Linear(self.ffn, xavier, dtype=self.dtype, name="linear1")(x))
+        x = x + Linear(x.shape[-1], xavier, dtype=self.dtype, name="linear2")(hidden)
+        return LayerNorm(dtype=self.dtype, name="norm3")(jnp.clip(x, -HALF_LIMIT, HALF_LIMIT))
+
+
+class LocationQuality(nn.Module):
+    """One number per query, added to its class logits, from the sharpness of its edge distributions."""
+
+    activation: Activation
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n 1"]:
+        mlp = MLP(QUALITY_WIDTH, 1, 2, self.activation, zero_last=True, dtype=self.dtype, name="reg_conf")
+        return at_least_float32(mlp(sharpness(corners_logit)))
+
+
+class TokenProjection(nn.Module):
+    """Linear layer and normalisation before queries are chosen."""
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        x = Linear(x.shape[-1], initializers.xavier_uniform, dtype=self.dtype, name="proj")(x)
+        return LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+class ClassEmbedding(nn.Module):
+    """Embeddings of noised labels; the last row stands for padding, starts at zero and receives no gradient."""
+
+    num_classes: int
+    features: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, labels: Int[Array, "b u"]) -> Float[Array, "b u d"]:
+        shape = (self.num_classes + 1, self.features)
+        rows = self.param("embedding", initializers.class_embedding, shape, jnp.float32)
+        rows = jnp.concatenate([rows[:-1], stop_gradient(rows[-1:])])
+        return rows[labels].astype(self.dtype or rows.dtype)
+
+
+class Decoder(nn.Module):
+    """Encoder maps (finest first) to boxes and class logits."""
+
+    config: ModelConfig
+    bn_axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        features: Sequence[Float[Array, "b _ _ _"]],
+        denoising: DenoisingQueries | None = None,
+        *,
+        train: bool,
+    ) -> ModelOutput:
+        """Only the last layer's class and quality heads run when ``train`` is False; ``denoising`` needs ``train``."""
+        sizes = tuple((f.shape[1], f.shape[2]) for f in features)
+        memory = self._memory(features, train)
+        proposals = self._proposals(memory, sizes)
+        content, boxes_logit = stop_gradient((proposals.content, proposals.boxes_logit))
+        num_queries = content.shape[1]
+        blocked = None
+        embed = ClassEmbedding(self.config.num_classes, memory.shape[-1], self.dtype, name="denoising_class_embed")
+        if denoising is not None:
+            content = jnp.concatenate([embed(denoising.labels), content], 1)
+            boxes_logit = jnp.concatenate([denoising.boxes_logit.astype(boxes_logit.dtype), boxes_logit], 1)
+            blocked = attention_blocked(denoising, num_queries)
+        elif self.is_initializing():
+            embed(jnp.zeros((1, 1), jnp.int32))
+
+        source = Source(deformable.build_table(memory, sizes, self.config.num_heads), sizes)
+        stages = self._refine(content, jax.nn.sigmoid(boxes_logit), source, blocked, train)
+        if isinstance(stages, HeadOutput):
+            return ModelOutput(stages.logits, stages.boxes_cxcywh, proposals.index)
+        matching = _query_range(stages, -num_queries, None)
+        training = TrainingOutput(
+            matching=matching,
+            encoder=HeadOutput(proposals.logits, jax.nn.sigmoid(proposals.boxes_logit)),
+            denoising=None if denoising is None else _query_range(stages, 0, -num_queries),
+        )
+        return ModelOutput(matching.logits[-1], matching.boxes_cxcywh[-1], proposals.index, training=training)
+
+    def _memory(self, features: Sequence[Float[Array, "b _ _ _"]], train: bool) -> Float[Array, "b n d"]:
+        """Tokens of all levels in the decoder's width, row by row, one level after another."""
+        width, levels = self.config.decoder_width, []
+        for i, x in enumerate(features):
+            if x.shape[-1] != width:
+                project = ConvNorm(
+                    width,
+                    bn_axis_name=self.bn_axis_name,
+                    kernel_init=initializers.xavier_uniform,
+                    dtype=self.dtype,
+                    name=f"input_proj_{i}",
+                )
+                x = project(x, train=train)
+            levels.append(x.reshape(x.shape[0], -1, width))
+        return jnp.concatenate(levels, 1)
+
+    def _proposals(self, memory: Float[Array, "b n d"], sizes: tuple[tuple[int, int], ...]) -> Proposals:
+        """Tokens with the highest class logit; all of them when there are fewer than ``num_queries``."""
+        anchor_logit, valid = anchors(sizes)
+        x = jnp.where(valid[:, None], memory, 0)
+        x = TokenProjection(self.dtype, name="enc_output")(x)
+        logits = at_least_float32(self._score_head("enc_score_head")(x))
+        _, index = jax.lax.top_k(logits.max(-1), min(self.config.num_queries, memory.shape[1]))
+        content = gather_tokens(x, index)
+        offsets = at_least_float32(self._box_head("enc_bbox_head", 4)(content))
+        boxes_logit = offsets + jnp.asarray(anchor_logit, offsets.dtype)[index]
+        return Proposals(content, boxes_logit, gather_tokens(logits, index), index)
+
+    def _refine(
+        self,
+        x: Float[Array, "b n d"],
+        reference_cxcywh: Float[Array, "b n 4"],
+        source: Source,
+        blocked: Bool[Array, "n n"] | None,
+        train: bool,
+    ) -> StageOutput | HeadOutput:
+        """Layers that all decode boxes from the same initial ones; unless ``train``, only the output of the last."""
+        config = self.config
+        project = jnp.asarray(fdr.weighting_function(config.reg_max, config.up, config.reg_scale))
+        position_head = MLP(
+            2 * config.decoder_width,
+            config.decoder_width,
+            2,
+            config.mlp_activation,
+            kernel_init=initializers.xavier_uniform,
+            name="query_pos_head",
+        )
+        logits, boxes, corners = [], [], []
+        summed = jnp.zeros((), reference_cxcywh.dtype)
+        for i in range(config.decoder_layers):
+            wanted = train or i == config.decoder_layers - 1 or self.is_initializing()
+            previous = stop_gradient(x)
+            position = jnp.clip(position_head(reference_cxcywh), -POSITION_LIMIT, POSITION_LIMIT).astype(x.dtype)
+            x = self._layer(i)(x, position, reference_cxcywh, source, blocked)
+            score_head = self._score_head(f"dec_score_head_{i}")
+            if i == 0:
+                shift = at_least_float32(self._box_head("pre_bbox_head", 4)(x))
+                pre_boxes = jax.nn.sigmoid(shift + inverse_sigmoid(reference_cxcywh))
+                pre = HeadOutput(score_head(x), pre_boxes) if wanted else None
+                initial = stop_gradient(pre_boxes)
+            state = x if i == 0 else x + previous
+            edges = self._box_head(f"dec_bbox_head_{i}", 4 * config.num_bins)(state)
+            summed = summed + at_least_float32(edges).reshape(*edges.shape[:2], 4, config.num_bins)
+            decoded = fdr.decode(initial, fdr.integral(summed, project), config.reg_scale)
+            reference_cxcywh = stop_gradient(decoded)
+            if wanted:
+                quality = LocationQuality(config.decoder_activation, name=f"lqe_layers_{i}")(summed)
+                logits.append(score_head(x) + quality)
+                boxes.append(decoded)
+                corners.append(summed)
+        if pre is None or not train:
+            return HeadOutput(logits[-1], boxes[-1])
+        return StageOutput(jnp.stack(logits), jnp.stack(boxes), jnp.stack(corners), initial, pre)
+
+    def _layer(self, i: int) -> DecoderLayer:
+        config = self.config
+        return DecoderLayer(
+            config.decoder_ffn,
+            config.num_heads,
+            config.num_points,
+            config.decoder_activation,
+            self.dtype,
+            name=f"layers_{i}",
+        )
+
+    def _score_head(self, name: str) -> Linear:
+        # No compute type: logits are float32 whatever the type of the input.
+        return Linear(self.config.num_classes, bias_init=initializers.prior_bias(), name=name)
+
+    def _box_head(self, name: str, out: int) -> MLP:
+        width = self.config.decoder_width
+        return MLP(width, out, 3, self.config.mlp_activation, zero_last=True, dtype=self.dtype, name=name)
+
+
+def _query_range(stages: StageOutput, start: int, stop: int | None) -> StageOutput:
+    """Outputs of a part of the queries."""
+    return StageOutput(
+        logits=stages.logits[:, :, start:stop],
+        boxes_cxcywh=stages.boxes_cxcywh[:, :, start:stop],
+        corners_logit=stages.corners_logit[:, :, start:stop],
+        reference_cxcywh=stages.reference_cxcywh[:, start:stop],
+        pre=HeadOutput(stages.pre.logits[:, start:stop], stages.pre.boxes_cxcywh[:, start:stop]),
+    )

@@ -1,0 +1,90 @@
+"""The whole detector: backbone, hybrid encoder, decoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float, Key
+
+from dfine_jax.config import ModelConfig
+from dfine_jax.models.decoder import Decoder
+from dfine_jax.models.hgnetv2 import HGNetV2
+from dfine_jax.models.hybrid_encoder import HybridEncoder
+from dfine_jax.typing import DenoisingQueries, ModelOutput
+
+STRIDE = 32  # of the coarsest map; image sides are multiples of it
+REFERENCE_SCALARS = 2  # ``up`` and ``reg_scale``, parameters in the reference and configuration here
+
+
+class DFine(nn.Module):
+    """D-FINE detector (arXiv 2410.13842); images [b, h, w, 3] RGB in [0, 1] of any size in steps of 32."""
+
+    config: ModelConfig
+    bn_axis_name: str | None = None  # replicas that share batch-norm statistics
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w 3"], denoising: DenoisingQueries | None = None, *, train: bool
+    ) -> ModelOutput:
+        """Predict; ``train`` also returns what losses need and, with ``mutable=["batch_stats"]``, new statistics.
+
+        Raises:
+          ValueError: image sides that are not multiples of 32, or denoising queries without ``train``.
+        """
+        config = self.config
+        if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % STRIDE or images.shape[2] % STRIDE:
+            raise ValueError(f"images must be [b, h, w, 3] with h and w multiples of {STRIDE}, not {images.shape}")
+        if denoising is not None and not train:
+            raise ValueError("denoising queries are for training; pass train=True or leave them out")
+        dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
+        features = HGNetV2(
+            config.backbone,
+            config.backbone_lab,
+            config.backbone_frozen_bn,
+            config.backbone_frozen_stem,
+            config.return_stages,
+            self.bn_axis_name,
+            dtype,
+            name="backbone",
+        )(images, train=train)
+        features = HybridEncoder(
+            config.encoder_width,
+            config.encoder_ffn,
+            config.encoder_expansion,
+            config.encoder_depth,
+            config.num_heads,
+            self.bn_axis_name,
+            dtype,
+            name="encoder",
+        )(features, train=train)
+        return Decoder(config, self.bn_axis_name, dtype, name="decoder")(features, denoising, train=train)
+
+
+def init_variables(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:
+    """Fresh ``{"params", "batch_stats"}`` with the reference's initial values; nothing depends on the image size.
+
+    All decoder layers start from identical values, as the reference copies one instance.
+    """
+    images = jnp.zeros((1, 4 * STRIDE, 4 * STRIDE, 3))
+    variables = jax.jit(lambda k: DFine(config).init(k, images, train=True))(key)
+    decoder = dict(variables["params"]["decoder"])
+    for i in range(1, config.decoder_layers):
+        decoder[f"layers_{i}"] = jax.tree.map(jnp.copy, decoder["layers_0"])
+    params = {**variables["params"], "decoder": decoder}
+    return {"params": params, "batch_stats": variables["batch_stats"]}
+
+
+def num_parameters(variables: Mapping[str, Any], config: ModelConfig) -> int:
+    """Parameters as the reference counts them: with its two scalars, without the affine terms of frozen batch norm."""
+    total = REFERENCE_SCALARS
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
+    for path, leaf in leaves.items():
+        frozen = config.backbone_frozen_bn and path[0] == "backbone" and path[-2] == "bn"
+        total += 0 if frozen else math.prod(leaf.shape)
+    return total
