@@ -1,0 +1,178 @@
+"""The training loss: every term of every output, weighted and named as in the reference (dfine_criterion.py).
+
+| output        | suffix  | vfl            | bbox, giou | fgl   | ddf   |
+|---------------|---------|----------------|------------|-------|-------|
+| last layer    |         | own assignment | union      | union |       |
+| layer i       | _aux_i  | own assignment | union      | union | union |
+| before refinement | _pre | own assignment | union     |       |       |
+| encoder       | _enc_0  | own assignment | union      |       |       |
+| denoising i   | _dn_i   | known pairs, for all terms             ||||
+| denoising pre | _dn_pre | known pairs    | known      |       |       |
+
+"union" is the cross-layer union of all assignments (losses/matcher.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dfine_jax.config import LossConfig, ModelConfig
+from dfine_jax.losses import terms
+from dfine_jax.losses.matcher import assign, matching_cost, union_match
+from dfine_jax.ops.fdr import weighting_function
+from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, Targets, TrainingOutput
+
+Terms = dict[str, Float[Array, "*s"]]
+Sides = tuple[Float[Array, ""], Float[Array, ""]]
+
+
+def detection_loss(
+    output: ModelOutput,
+    targets: Targets,
+    denoising: DenoisingQueries | None,
+    config: LossConfig,
+    model: ModelConfig,
+    mean_over_replicas: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Sum of all weighted terms, and the terms by name (8 + 10 * layers with denoising).
+
+    Without objects the terms are exactly zero except the background parts of vfl and ddf. A non-finite term stays
+    non-finite, where the reference turns it into zero or the largest float: it must not pass unseen.
+
+    Args:
+      output: of a training forward pass.
+      denoising: the queries the model ran with; None without denoising (the ``_dn`` terms are absent).
+      mean_over_replicas: averages the object counts (int array [2]) over devices; the reference normalises all but the
+        denoising group count and the distillation term by these averages.
+
+    Raises:
+      ValueError: ``output`` has no training part, or ``denoising`` does not fit it.
+    """
+    training = output.training
+    if training is None:
+        raise ValueError("the output has no training part; run the model with train=True")
+    if (training.denoising is None) != (denoising is None):
+        raise ValueError("denoising queries must be given to both the model and the loss, or to neither")
+
+    matches = match_outputs(training, targets, config)
+    union = union_match(matches, targets.valid.shape[1])
+    dtype = jnp.promote_types(training.matching.logits.dtype, jnp.float32)
+    counts = jnp.stack([jnp.sum(targets.valid), jnp.sum(union >= 0)]).astype(dtype)
+    num_boxes, num_union = jnp.maximum(mean_over_replicas(counts), 1.0)
+    union_truth = terms.gather_truth(targets, union)
+    sides = terms.ddf_sides(union_truth.matched)
+
+    named = {}
+    layers = training.matching.logits.shape[0]
+    stage_truth = terms.gather_truth(targets, matches[:layers])
+    values = _vfl(training.matching, stage_truth, num_boxes, config)
+    values |= _boxes(training.matching, union_truth, num_union)
+    values |= _distributions(training.matching, union_truth, num_union, sides, config, model)
+    named |= _by_layer(values, [f"_aux_{i}" for i in range(layers - 1)] + [""])
+    for head, match, suffix in (
+        (training.matching.pre, matches[layers], "_pre"),
+        (training.encoder, matches[layers + 1], "_enc_0"),
+    ):
+        values = _vfl(head, terms.gather_truth(targets, match), num_boxes, config)
+        named |= _named(values | _boxes(head, union_truth, num_union), suffix)
+    if denoising is not None and training.denoising is not None:
+        named |= _denoising(training.denoising, denoising, targets, num_boxes, sides, config, model)
+
+    named = {name: _weight(name, config) * value for name, value in named.items()}
+    return jnp.sum(jnp.stack(list(named.values()))), named
+
+
+def match_outputs(training: TrainingOutput, targets: Targets, config: LossConfig) -> Int[Array, "t b q"]:
+    """Assignments of all outputs, one solver call: decoder layers, then the pre head, then the encoder."""
+    stages = matching_cost(training.matching.logits, training.matching.boxes_cxcywh, targets, config)
+    heads = [
+        matching_cost(head.logits, head.boxes_cxcywh, targets, config)[None]
+        for head in (training.matching.pre, training.encoder)
+    ]
+    return assign(jnp.concatenate([stages, *heads]), targets.valid, config.assignment)
+
+
+def _denoising(
+    stages: StageOutput,
+    queries: DenoisingQueries,
+    targets: Targets,
+    num_boxes: Float[Array, ""],
+    sides: Sides,
+    config: LossConfig,
+    model: ModelConfig,
+) -> Terms:
+    truth = terms.gather_truth(targets, queries.match)
+    normalizer = jnp.maximum(num_boxes * queries.num_groups, 1.0)
+    values = _vfl(stages, truth, normalizer, config, queries.exists) | _boxes(stages, truth, normalizer)
+    values |= _distributions(stages, truth, normalizer, sides, config, model, queries.exists)
+    layers = stages.logits.shape[0]
+    last_ddf = {f"loss_ddf_dn_{layers - 1}": jnp.zeros_like(normalizer)}  # the teacher itself
+    pre = _vfl(stages.pre, truth, normalizer, config, queries.exists) | _boxes(stages.pre, truth, normalizer)
+    return _by_layer(values, [f"_dn_{i}" for i in range(layers)]) | last_ddf | _named(pre, "_dn_pre")
+
+
+def _vfl(
+    head: HeadOutput | StageOutput,
+    truth: terms.Truth,
+    normalizer: Float[Array, ""],
+    config: LossConfig,
+    exists: Bool[Array, "q"] | None = None,
+) -> Terms:
+    value = terms.vfl_loss(
+        head.logits, head.boxes_cxcywh, truth, normalizer, config.vfl_alpha, config.vfl_gamma, exists
+    )
+    return {"vfl": value}
+
+
+def _boxes(head: HeadOutput | StageOutput, truth: terms.Truth, normalizer: Float[Array, ""]) -> Terms:
+    return {
+        "bbox": terms.l1_loss(head.boxes_cxcywh, truth, normalizer),
+        "giou": terms.giou_loss(head.boxes_cxcywh, truth, normalizer),
+    }
+
+
+def _distributions(
+    stages: StageOutput,
+    truth: terms.Truth,
+    normalizer: Float[Array, ""],
+    sides: Sides,
+    config: LossConfig,
+    model: ModelConfig,
+    exists: Bool[Array, "q"] | None = None,
+) -> Terms:
+    """Fgl of all layers, ddf of all but the last."""
+    corners, boxes = stages.corners_logit, stages.boxes_cxcywh
+    project = jnp.asarray(weighting_function(model.reg_max, model.up, model.reg_scale))
+    fgl = terms.fgl_loss(corners, boxes, stages.reference_cxcywh, truth, project, model.reg_scale, normalizer)
+    ddf = terms.ddf_loss(
+        corners[:-1], boxes[:-1], corners[-1], stages.logits[-1], truth, sides, config.ddf_temperature, exists
+    )
+    return {"fgl": fgl, "ddf": ddf}
+
+
+def _by_layer(values: Terms, suffixes: list[str]) -> Terms:
+    """Split the layer axis; a term with fewer layers than suffixes has none for the last ones."""
+    named = {}
+    for i, suffix in enumerate(suffixes):
+        named |= _named({name: value[i] for name, value in values.items() if i < value.shape[0]}, suffix)
+    return named
+
+
+def _named(values: Terms, suffix: str) -> Terms:
+    return {f"loss_{name}{suffix}": value for name, value in values.items()}
+
+
+def _weight(name: str, config: LossConfig) -> float:
+    kind = name.split("_")[1]
+    weights = {
+        "vfl": config.weight_vfl,
+        "bbox": config.weight_bbox,
+        "giou": config.weight_giou,
+        "fgl": config.weight_fgl,
+        "ddf": config.weight_ddf,
+    }
+    return weights[kind]

@@ -1,0 +1,131 @@
+"""One-to-one assignment of ground truth to queries (reference: src/zoo/dfine/matcher.py, dfine_criterion.py).
+
+A match is an array [.., b, q] of ground-truth slots, -1 for unmatched queries, so that losses stay dense.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
+from jaxtyping import Array, Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from dfine_jax.config import LossConfig
+from dfine_jax.losses.assignment import assign_rows
+from dfine_jax.ops.boxes import clamped_xyxy, iou_and_giou
+from dfine_jax.typing import Targets
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def matching_cost(
+    logits: Float[Array, "*s b q k"], boxes_cxcywh: Float[Array, "*s b q 4"], targets: Targets, config: LossConfig
+) -> Float[Array, "*s b q g"]:
+    """Focal class cost, L1 on cxcywh and negative GIoU of every query with every ground-truth slot, weighted.
+
+    NaN becomes 1.0 and infinity the largest float32, as in the reference. Columns of padding slots mean nothing. At
+    least float32; carries no gradient.
+    """
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    logits, boxes = jax.lax.stop_gradient((logits.astype(dtype), boxes_cxcywh.astype(dtype)))
+    labels = jnp.broadcast_to(targets.labels[:, None, :], (*logits.shape[:-1], targets.labels.shape[-1]))
+    p = jax.nn.sigmoid(jnp.take_along_axis(logits, labels, -1))  # [*s, b, q, g]
+    positive = config.focal_alpha * (1.0 - p) ** config.focal_gamma * -jnp.log(p + 1e-8)
+    negative = (1.0 - config.focal_alpha) * p**config.focal_gamma * -jnp.log(1.0 - p + 1e-8)
+    truth = jax.lax.stop_gradient(targets.boxes_cxcywh.astype(dtype))[:, None]  # [b, 1, g, 4]
+    boxes = boxes[..., None, :]  # [*s, b, q, 1, 4]
+    l1 = jnp.sum(jnp.abs(boxes - truth), -1)
+    _, giou = iou_and_giou(clamped_xyxy(boxes), clamped_xyxy(truth))
+    cost = config.cost_bbox * l1 + config.cost_class * (positive - negative) - config.cost_giou * giou
+    return jnp.nan_to_num(cost, nan=1.0, posinf=_LARGEST, neginf=-_LARGEST)
+
+
+def assign(
+    cost: Float[Array, "*s b q g"], valid: Bool[Array, "b g"], method: Literal["scipy", "device"] = "scipy"
+) -> Int[Array, "*s b q"]:
+    """Assignment of least total cost for each matrix, using the valid columns only: min(q, objects) pairs each.
+
+    Args:
+      cost: finite costs, in one array for all layers and images: "scipy" makes one host call for all of them.
+      valid: which columns hold an object.
+      method: "scipy" solves on the host, "device" inside the compiled program. Both reach the optimum; where several
+        assignments reach it they may pick different ones.
+
+    Returns:
+      Ground-truth slot of each query, -1 for none. No gradient flows back.
+    """
+    cost = jax.lax.stop_gradient(cost)
+    return _assign_on_host(cost, valid) if method == "scipy" else _assign_on_device(cost, valid)
+
+
+def union_match(matches: Int[Array, "t b q"], num_gt: int) -> Int[Array, "b q"]:
+    """Union of the matches of all ``t`` outputs: each query takes the slot it was matched to most often.
+
+    This is the reference's "global optimal" set. Ties go to the smallest slot (the reference leaves them to an unstable
+    sort); one object may serve several queries.
+    """
+    if num_gt == 0:
+        return jnp.full(matches.shape[1:], -1, jnp.int32)
+    counts = jnp.sum(matches[..., None] == jnp.arange(num_gt), 0)  # [b, q, g]
+    return jnp.where(jnp.any(counts > 0, -1), jnp.argmax(counts, -1), -1).astype(jnp.int32)
+
+
+def _assign_on_host(cost: Float[Array, "*s b q g"], valid: Bool[Array, "b g"]) -> Int[Array, "*s b q"]:
+    # On CPU pure_callback hands over jax arrays; reading them waits for a copy made by the thread pool whose threads
+    # all sit in callbacks when there are more simulated devices than cores: a deadlock (jax 0.10.2: 8 devices, 2 cores,
+    # [5, 4, 300, 100]). buffer_callback passes plain host memory instead. On other platforms the callbacks occupy no
+    # thread of the CPU backend, and pure_callback does the transfers.
+    shape = jax.ShapeDtypeStruct(cost.shape[:-1], jnp.int32)
+    if cost.size == 0:
+        return jnp.full(shape.shape, -1, jnp.int32)
+
+    def into_buffers(_: object, out: np.ndarray, cost: np.ndarray, valid: np.ndarray) -> None:
+        np.asarray(out)[...] = _solve(np.asarray(cost), np.asarray(valid))
+
+    def with_arrays(cost: jax.Array, valid: jax.Array) -> jax.Array:
+        return jax.pure_callback(
+            lambda cost, valid: _solve(np.asarray(cost), np.asarray(valid)),
+            shape,
+            cost,
+            valid,
+            vmap_method="sequential",
+        )
+
+    in_memory = buffer_callback(into_buffers, shape, vmap_method="sequential")
+    return jax.lax.platform_dependent(cost, valid, cpu=in_memory, default=with_arrays)
+
+
+def _solve(cost: Float[np.ndarray, "*s b q g"], valid: Bool[np.ndarray, "b g"]) -> Int[np.ndarray, "*s b q"]:
+    match = np.full(cost.shape[:-1], -1, np.int32)
+    columns = [np.flatnonzero(row) for row in valid]
+    for index in np.ndindex(*cost.shape[:-2]):
+        slots = columns[index[-1]]
+        queries, places = linear_sum_assignment(cost[index][:, slots])
+        match[index][queries] = slots[places]
+    return match
+
+
+def _assign_on_device(cost: Float[Array, "*s b q g"], valid: Bool[Array, "b g"]) -> Int[Array, "*s b q"]:
+    *lead, num_queries, num_gt = cost.shape
+    if cost.size == 0:
+        return jnp.full((*lead, num_queries), -1, jnp.int32)
+    cost = jnp.clip(cost, -1e6, 1e6)  # keeps sums of costs finite
+    extra = max(num_gt - num_queries, 0)
+    if extra:
+        # Surplus objects go to extra queries of cost zero; real costs below zero make real queries always preferable.
+        highest = jnp.max(jnp.where(valid[:, None, :], cost, -1e6), (-2, -1), keepdims=True)
+        cost = jnp.pad(cost - highest - 1.0, [(0, 0)] * len(lead) + [(0, extra), (0, 0)])
+    order = jnp.argsort(~valid, axis=-1, stable=True)  # objects first
+
+    def solve(matrix: jax.Array, order: jax.Array, count: jax.Array) -> jax.Array:
+        row = assign_rows(matrix[:, order].T, count)[:num_queries]
+        return jnp.where(row >= 0, order[row], -1).astype(jnp.int32)
+
+    over_images = jax.vmap(solve)
+    flat = cost.reshape(-1, *cost.shape[-3:])
+    match = jax.vmap(over_images, (0, None, None))(flat, order, jnp.sum(valid, -1))
+    return match.reshape(*lead, num_queries)
