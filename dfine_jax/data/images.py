@@ -1,0 +1,144 @@
+"""Reading pictures, and the one description of how a picture becomes model input.
+
+Two ways to treat the EXIF orientation, on purpose. Annotated data are read as stored, like the reference: COCO boxes
+refer to the stored pixels. Pictures that a person hands over for prediction are turned upright, because boxes are drawn
+on what the person sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from dfine_jax.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_BROKEN_FILE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_ORIENTATION = 0x0112
+_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
+
+
+def open_rgb(path: str | os.PathLike[str], *, apply_exif: bool = True) -> Image.Image:
+    """Decode a picture completely, as an RGB Pillow image.
+
+    Grey, palette, CMYK and alpha pictures are converted (alpha is dropped, as in the reference); 16-bit grey keeps its
+    high byte instead of being clipped.
+
+    Raises:
+      UserError: the file is missing, is no picture, is damaged or holds floating point pixels; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"image {path} does not exist" if not path.exists() else f"image {path} is not a file")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image) if apply_exif else image)
+    except Image.UnidentifiedImageError:
+        raise UserError(f"image {path} is not a picture that Pillow can read; convert it to JPEG or PNG") from None
+    except _BROKEN_FILE as error:
+        raise UserError(f"image {path} cannot be decoded ({error}); replace or remove the file") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as 8-bit RGB; ValueError for floating point pixels, whose range is unknown."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError("floating point pixels; save it with 8 bits per channel")
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip everything above 255 to white
+        grey = np.asarray(image).astype(np.int64)
+        if grey.max(initial=0) > 255:
+            grey >>= 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # same colours, without Pillow's warning about the transparency it drops
+    return image.convert("RGB")
+
+
+def read_image(path: str | os.PathLike[str], *, apply_exif: bool = True) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture as RGB bytes, upright unless ``apply_exif`` is False. Errors as ``open_rgb``."""
+    return np.array(open_rgb(path, apply_exif=apply_exif))
+
+
+def open_annotated(path: Path, width_px: int, height_px: int) -> Image.Image:
+    """A picture of a dataset whose annotations say how large it is; pixels as stored.
+
+    Some annotation tools write boxes for the upright picture. Then the annotated size is the swapped one, and only
+    then the orientation is applied.
+
+    Raises:
+      UserError: unreadable, or of another size than annotated (the boxes would not fit).
+    """
+    image = open_rgb(path, apply_exif=False)
+    if image.size == (width_px, height_px):
+        return image
+    if image.size == (height_px, width_px) and orientation(path) in _TRANSPOSED:
+        return open_rgb(path, apply_exif=True)
+    raise UserError(
+        f"image {path} has {image.width}x{image.height} pixels, its annotations say {width_px}x{height_px}; "
+        "annotate the file that is there, or restore the annotated one"
+    )
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the stored pixels, from the file's header."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except _BROKEN_FILE as error:
+        raise UserError(f"image {path} cannot be opened ({error}); replace or remove the file") from error
+
+
+def orientation(path: Path) -> int:
+    """EXIF orientation, 1 (upright) when absent."""
+    with Image.open(path) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF blocks, which then count as absent
+        return image.getexif().get(_ORIENTATION, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """From a decoded RGB picture to model input; stored in checkpoints and exported files.
+
+    The host stretches to (height, width); the device multiplies by ``scale``. No mean or deviation is subtracted.
+    """
+
+    height_px: int
+    width_px: int
+    resize: Literal["stretch"] = "stretch"
+    interpolation: Literal["bilinear_antialias"] = "bilinear_antialias"  # Pillow's BILINEAR
+    channels: Literal["RGB"] = "RGB"
+    scale: float = 1 / 255
+
+    def __call__(self, image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """Stretch one picture; bytes in, bytes out."""
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise UserError(f"expected a uint8 array [height, width, 3], got {image.dtype} {list(image.shape)}")
+            image = Image.fromarray(image)
+        return np.asarray(to_rgb(image).resize((self.width_px, self.height_px), Image.Resampling.BILINEAR))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        """Inverse of ``to_dict``; anything this version does not execute exactly is a UserError."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
+            raise UserError(f"preprocessing must have the keys {sorted(names)}, got {sorted(values)}")
+        known = {"resize": "stretch", "interpolation": "bilinear_antialias", "channels": "RGB"}
+        for name, value in known.items():
+            if values[name] != value:
+                raise UserError(f"preprocessing {name}={values[name]!r} is not supported, only {value!r}")
+        return cls(**values)
