@@ -1,0 +1,222 @@
+"""Self-describing checkpoint directories, written by Orbax and replaced as a whole.
+
+::
+
+    last/ or best/
+      metadata.json   configuration, class names, category ids, preprocessing, origin, epoch, AP
+      weights/        the averaged weights: {"params", "batch_stats"}
+      training/       `last` only: everything else a resumed run needs
+
+A directory is written beside its target and swapped in by two renames, so a process killed at any moment leaves a whole
+checkpoint: either under the name, or, between the renames, under the name plus ``.old``, where ``settled`` finds it.
+Arrays are stored from the host without device layout: any number of devices of any kind can read them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dfine_jax import __version__
+from dfine_jax.config import Config, from_dict
+from dfine_jax.data.images import Preprocess
+from dfine_jax.errors import UserError
+from dfine_jax.training.state import TrainState, ema_variables
+
+PyTree = Any
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What weights need to be used and judged without the program that made them."""
+
+    config: Config
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]  # ids of the annotation files, by class index
+    source_file: str = ""  # file the weights were converted or started from
+    source_sha256: str = ""
+    licence: str = ""
+    num_images: int = 0  # of the training set; 0: not known
+    epoch: int = 0  # finished epochs
+    ap: float | None = None  # COCO AP on the validation set
+
+    @property
+    def input_size_px(self) -> tuple[int, int]:
+        """(height, width) the model was trained at."""
+        return self.config.data.height_px, self.config.data.width_px
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands; with the arrays of the state, all that exact continuation needs."""
+
+    epoch: int = 0  # finished epochs, evaluation included; the step is in the state
+    best_ap: float = -1.0
+    best_epoch: int = 0
+    skipped: int = 0  # non-finite steps so far
+
+
+def save_weights(path: str | Path, variables: dict[str, PyTree], metadata: Metadata) -> None:
+    """Write a checkpoint directory with weights only, replacing the one there."""
+    _write(Path(path), {"weights": variables}, _metadata_json(metadata))
+
+
+def save_training(path: str | Path, state: TrainState, metadata: Metadata, progress: Progress) -> None:
+    """Write a checkpoint directory that a run can continue from, replacing the one there."""
+    training = {
+        "step": state.step,
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "opt_state": _numbered(state.opt_state),
+        "key": jax.random.key_data(state.key),
+    }
+    text = _metadata_json(metadata, progress=dataclasses.asdict(progress))
+    _write(Path(path), {"weights": ema_variables(state), "training": training}, text)
+
+
+def load_metadata(path: str | Path) -> Metadata:
+    """The description of a checkpoint directory.
+
+    Raises:
+      UserError: not a checkpoint directory, or its description is damaged or of a later version.
+    """
+    return _read_metadata(settled(path))[0]
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, PyTree], Metadata]:
+    """``{"params", "batch_stats"}`` as NumPy arrays, and the description.
+
+    Raises:
+      UserError: as ``load_metadata``, or the arrays cannot be read.
+    """
+    path = settled(path)
+    metadata, _ = _read_metadata(path)
+    return _restore(path / "weights"), metadata
+
+
+def load_training(path: str | Path, template: TrainState) -> tuple[TrainState, Metadata, Progress]:
+    """Continue a run: the state, as NumPy arrays in the structure of ``template``.
+
+    Raises:
+      UserError: no training state there, or it is of another model or optimiser.
+    """
+    path = settled(path)
+    metadata, raw = _read_metadata(path)
+    if "progress" not in raw or not (path / "training").is_dir():
+        raise UserError(f"{path} holds weights only; a run is resumed from its 'last' checkpoint")
+    weights, training = _restore(path / "weights"), _restore(path / "training")
+    stored = training["opt_state"]
+    if set(stored) != set(_numbered(template.opt_state)):
+        raise UserError(f"{path} was written with another optimiser; start a new run with --weights {path}")
+    opt_state = jax.tree.unflatten(jax.tree.structure(template.opt_state), [stored[name] for name in sorted(stored)])
+    state = dataclasses.replace(
+        template,
+        step=training["step"],
+        params=training["params"],
+        batch_stats=training["batch_stats"],
+        opt_state=opt_state,
+        ema_params=weights["params"],
+        ema_batch_stats=weights["batch_stats"],
+        key=jax.random.wrap_key_data(training["key"]),
+    )
+    if difference := _difference(template, state):
+        raise UserError(f"{path} does not fit the configuration: {difference}")
+    known = {field.name for field in dataclasses.fields(Progress)}
+    progress = {name: value for name, value in raw["progress"].items() if name in known}
+    return state, metadata, from_dict(Progress, progress, "progress.")
+
+
+def settled(path: str | Path) -> Path:
+    """The checkpoint directory itself, or what an interrupted replacement left in its place.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = Path(path)
+    for candidate in (path, path.with_name(path.name + ".old")):
+        if (candidate / "metadata.json").is_file():
+            return candidate
+    inside = [name for name in ("best", "last") if (path / name / "metadata.json").is_file()]
+    if inside:
+        raise UserError(f"{path} is a run, not a checkpoint; give {' or '.join(str(path / name) for name in inside)}")
+    raise UserError(f"{path} is not a checkpoint: expected a folder with metadata.json and weights/")
+
+
+def _numbered(tree: PyTree) -> dict[str, Any]:
+    """Leaves under their position: optimiser states mix tuples and dicts, which storage would not keep apart."""
+    return {f"{index:05d}": leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _write(path: Path, trees: dict[str, PyTree], metadata: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (path.with_name(path.name + suffix) for suffix in (".new", ".old"))
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir()
+    for name, tree in trees.items():
+        host = jax.tree.map(np.asarray, jax.device_get(tree))
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save((new / name).absolute(), host)
+    (new / "metadata.json").write_text(metadata)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(path: Path) -> dict[str, PyTree]:
+    if not path.is_dir():
+        raise UserError(f"{path.parent} is damaged: {path.name}/ is missing; take another checkpoint")
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(path.absolute())
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}); the checkpoint is damaged, take another one") from error
+
+
+def _metadata_json(metadata: Metadata, **extra: Any) -> str:
+    values = {
+        "format": FORMAT,
+        "library_version": __version__,
+        **dataclasses.asdict(metadata),
+        "input_size_px": metadata.input_size_px,
+        "activation": metadata.config.model.decoder_activation,
+        "preprocessing": Preprocess(*metadata.input_size_px).to_dict(),
+        **extra,
+    }
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _read_metadata(path: Path) -> tuple[Metadata, dict[str, Any]]:
+    file = path / "metadata.json"
+    try:
+        raw = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); the checkpoint is damaged, take another one") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise UserError(f"{file} is not of format {FORMAT}; it was written by another program or a later version")
+    fields = {field.name for field in dataclasses.fields(Metadata)}
+    return from_dict(Metadata, {k: v for k, v in raw.items() if k in fields}, f"{file}: "), raw
+
+
+def _difference(expected: PyTree, found: PyTree) -> str:
+    """Leaves that are missing, unexpected or of another shape, in words; empty when there are none."""
+    a, b = (
+        {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (expected, found)
+    )
+    wrong = [f"missing {k}" for k in a.keys() - b.keys()] + [f"unexpected {k}" for k in b.keys() - a.keys()]
+    wrong += [f"{k} is {b[k]}, not {a[k]}" for k in a.keys() & b.keys() if a[k] != b[k]]
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return ", ".join(sorted(wrong)[:3]) + more

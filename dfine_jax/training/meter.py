@@ -1,0 +1,59 @@
+"""Means and speed of an epoch."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+
+_KIND = re.compile(r"loss_(vfl|bbox|giou|fgl|ddf)")
+
+
+class Meter:
+    """Means of an epoch's finite steps, and the speed of training without evaluation and checkpoints."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._count = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure the speed from here on."""
+        self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def stop(self) -> None:
+        """Time from here on does not count."""
+        self._seconds = self._elapsed()
+        self._since = float("inf")
+
+    def add(self, images: int, values: Mapping[str, float] | None) -> None:
+        """Count a step; None for one that was skipped."""
+        self._images += images
+        if values is not None:
+            self._count += 1
+            for name, value in values.items():
+                self._sums[name] += value
+
+    def means(self) -> dict[str, float]:
+        """Mean of each value."""
+        return {name: total / self._count for name, total in self._sums.items()}
+
+    def images_per_second(self) -> float:
+        """Training speed up to now."""
+        return self._images / max(self._elapsed(), 1e-9)
+
+    def _elapsed(self) -> float:
+        return self._seconds + max(0.0, time.perf_counter() - self._since)
+
+
+def by_kind(terms: Mapping[str, float]) -> dict[str, float]:
+    """Weighted loss terms summed over layers: ``loss_vfl``, ``loss_bbox``, ``loss_giou``, ``loss_fgl``, ``loss_ddf``.
+
+    Other names stay as they are.
+    """
+    out: dict[str, float] = defaultdict(float)
+    for name, value in terms.items():
+        found = _KIND.match(name)
+        out[found[0] if found else name] += value
+    return dict(out)

@@ -1,0 +1,195 @@
+"""Whole runs of a shrunken model on the synthetic dataset: stopped, crashed and resumed, they end in the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.errors import UserError
+from dfine_jax.training import checkpoint, loop
+from dfine_jax.training.log import read_metrics
+from dfine_jax.training.optimizer import make_optimizer
+from dfine_jax.training.state import create_state
+
+STEPS = 6  # two epochs of three
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=12, num_val=6, size_px=96, seed=0)
+    return read_coco(*find_split(root, "train")), read_coco(*find_split(root, "val"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """All runs here share compiled programs; programs that call the host (SciPy matching) cannot be stored."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def config(data):
+    return tiny_config(
+        model={"num_classes": len(data[0].names)},
+        loss={"assignment": "device", "num_denoising": 4},
+        train={"epochs": 2, "checkpoint_steps": 2},
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    result = loop.train(config, *data, out)
+    assert result.finished and result.metrics is not None
+    return out
+
+
+def interrupt(monkeypatch, step, action):
+    """Call ``action`` when the batch of the 1-based ``step`` of this process is about to be used."""
+    original, count = loop.split_over_devices, [0]
+
+    def counted(batch):
+        count[0] += 1
+        if count[0] == step:
+            action()
+        return original(batch)
+
+    monkeypatch.setattr(loop, "split_over_devices", counted)
+
+
+def leaves(path, config):
+    tx = make_optimizer(config.model, config.optim)
+    variables, _ = checkpoint.load_weights(path)
+    template = jax.eval_shape(lambda: create_state(variables, tx, jax.random.key(0)))
+    state, _, progress = checkpoint.load_training(path, template)
+    state = state.replace(key=jax.random.key_data(state.key))
+    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(state)}, progress
+
+
+def assert_same_end(out, reference, config):
+    (ours, our_progress), (theirs, their_progress) = leaves(out / "last", config), leaves(reference / "last", config)
+    different = [path for path in theirs if not np.array_equal(ours[path], theirs[path])]
+    assert not different
+    assert our_progress == their_progress
+    numbers = ("epoch", "step", "ap", "ap50", "ar_100", "lr")
+    rows = [[{k: row.get(k) for k in numbers} for row in read_metrics(p)] for p in (out, reference)]
+    assert rows[0] == rows[1] and len(rows[0]) == 2
+
+
+def test_a_run_leaves_what_it_promises(uninterrupted, config, data):
+    state, progress = leaves(uninterrupted / "last", config)
+    assert state[".step"] == STEPS
+    assert progress.epoch == 2 and progress.skipped == 0
+    rows = read_metrics(uninterrupted)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert all(np.isfinite(row["loss"]) and row["images_per_s"] > 0 for row in rows)
+    total = sum(rows[0][f"loss_{kind}"] for kind in ("vfl", "bbox", "giou", "fgl", "ddf"))
+    assert rows[0]["loss"] == pytest.approx(total, rel=1e-4)
+    metadata = checkpoint.load_metadata(uninterrupted / "last")
+    assert metadata.class_names == data[0].names and metadata.category_ids == data[0].category_ids
+    assert metadata.config == config
+    assert checkpoint.load_metadata(uninterrupted / "best").ap == progress.best_ap
+    assert "epoch 2/2" in (uninterrupted / "log.txt").read_text()
+
+
+def test_stopped_by_a_signal_in_mid_epoch_and_resumed(uninterrupted, data, config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not loop.train(config, *data, tmp_path).finished
+    assert leaves(tmp_path / "last", config)[0][".step"] == 2
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert loop.train(config, *data, tmp_path, resume=True).finished
+    assert_same_end(tmp_path, uninterrupted, config)
+
+
+def test_killed_and_resumed_from_an_earlier_step(uninterrupted, data, config, tmp_path, monkeypatch):
+    def crash():
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6, crash)
+        with pytest.raises(RuntimeError, match="killed"):
+            loop.train(config, *data, tmp_path)
+    assert leaves(tmp_path / "last", config)[0][".step"] == 4
+    assert loop.train(config, *data, tmp_path, resume=True).finished
+    assert_same_end(tmp_path, uninterrupted, config)
+
+
+def test_stopped_during_evaluation(uninterrupted, data, config, tmp_path, monkeypatch):
+    def stopped(predict, batches, *rest):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in batches:
+            pytest.fail("evaluation went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", stopped)
+        result = loop.train(config, *data, tmp_path)
+    assert not result.finished
+    state, progress = leaves(tmp_path / "last", config)
+    assert state[".step"] == 3 and progress.epoch == 0
+    assert loop.train(config, *data, tmp_path, resume=True).finished
+    assert_same_end(tmp_path, uninterrupted, config)
+
+
+def test_a_finished_run_resumes_to_nothing(uninterrupted, data, config):
+    before, _ = leaves(uninterrupted / "last", config)
+    assert loop.train(config, *data, uninterrupted, resume=True).finished
+    after, _ = leaves(uninterrupted / "last", config)
+    assert all(np.array_equal(before[path], after[path]) for path in before)
+
+
+def poisoned(monkeypatch, steps):
+    """Boxes of these 1-based steps become NaN."""
+    original, count = loop.split_over_devices, [0]
+
+    def split(batch):
+        count[0] += 1
+        if count[0] in steps:
+            batch = batch._replace(boxes_cxcywh=np.full_like(batch.boxes_cxcywh, np.nan))
+        return original(batch)
+
+    monkeypatch.setattr(loop, "split_over_devices", split)
+
+
+def test_a_non_finite_step_changes_nothing_but_the_step(data, config, tmp_path, monkeypatch):
+    patient = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=2, checkpoint_steps=0))
+    with monkeypatch.context() as patch:
+        poisoned(patch, range(3, 7))
+        interrupt(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        loop.train(patient, *data, tmp_path / "whole")
+    after, progress = leaves(tmp_path / "whole" / "last", config)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        loop.train(patient, *data, tmp_path / "before")
+    before, _ = leaves(tmp_path / "before" / "last", config)
+    assert (after[".step"], before[".step"], progress.skipped) == (5, 2, 3)
+    assert not [p for p in after if p != ".step" and not np.array_equal(after[p], before[p])]
+
+
+def test_repeated_non_finite_steps_end_the_run(data, config, tmp_path, monkeypatch):
+    poisoned(monkeypatch, range(1, 7))
+    strict = dataclasses.replace(config, train=dataclasses.replace(config.train, max_skipped_steps=2))
+    with pytest.raises(UserError, match="2 steps in a row had a non-finite loss or gradient; lower optim.lr"):
+        loop.train(strict, *data, tmp_path)
+    assert (tmp_path / "log.txt").read_text().count("a step was skipped") == 2
+
+
+def test_errors_come_before_any_work(data, config, uninterrupted, tmp_path):
+    with pytest.raises(UserError, match="holds a run; continue it with --resume"):
+        loop.train(config, *data, uninterrupted)
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        loop.train(config, *data, tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+    wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=9))
+    with pytest.raises(UserError, match="model.num_classes=9, but .* has 4 classes"):
+        loop.train(wrong, *data, tmp_path / "new")
