@@ -1,0 +1,105 @@
+"""Weights of other programs, whatever the file: the one entry for ``dfine convert`` and ``dfine_jax.load``."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters import huggingface, name_map, torch_pickle
+from converters.pickle_machine import TensorRef
+from converters.torch_weights import convert_state_dict, select_state_dict
+from dfine_jax.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
+from dfine_jax.config import Activation, Config, ModelConfig
+from dfine_jax.errors import UserError
+from dfine_jax.training.checkpoint import Metadata
+
+logger = logging.getLogger(__name__)
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+
+
+def import_weights(
+    source: str | Path,
+    *,
+    activation: Activation = "relu",
+    class_names: Sequence[str] | None = None,
+    licence: str = "",
+) -> tuple[dict[str, Any], Metadata]:
+    """Variables ``{"params", "batch_stats"}`` (float32 NumPy) and their description.
+
+    Class names come from the argument, else from a Hugging Face configuration, else 80 classes are taken for COCO's;
+    other files get ``class_0``, ``class_1`` ... and the class index as category id.
+
+    Args:
+      source: official ``.pth``, ``.safetensors`` (official or Hugging Face names) or Hugging Face folder.
+      activation: of decoder and heads: ``relu`` (D-FINE) or ``silu`` (DEIM); it leaves no trace in the file.
+      class_names: one per class.
+      licence: of the weights, recorded.
+
+    Raises:
+      UserError: the file is missing, damaged, malicious or not D-FINE; the message lists what does not fit.
+    """
+    source = Path(source)
+    config: ModelConfig | None = None
+    file = source
+    try:
+        if source.is_dir():
+            tensors, config, found_names = huggingface.read_folder(source)
+            class_names, file = class_names or found_names, source / "model.safetensors"
+        elif source.suffix == ".safetensors":
+            tensors = huggingface.read_safetensors(source)
+            if huggingface.is_huggingface(tensors):
+                tensors = huggingface.to_official(tensors)
+        else:
+            tensors = _read_torch(source)
+        config, variables = convert_state_dict(tensors, activation=activation, config=config)
+    except UserError as error:
+        if str(source) in str(error):
+            raise
+        raise UserError(f"{source}: {error}") from error
+    _log_ignored(tensors)
+    names, category_ids = _classes(source, config.num_classes, class_names)
+    metadata = Metadata(
+        config=Config(model=config),
+        class_names=names,
+        category_ids=category_ids,
+        source_file=file.name,
+        source_sha256=sha256(file),
+        licence=licence,
+    )
+    return variables, metadata
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    with torch_pickle.opened(path) as content:
+        return torch_pickle.materialise(select_state_dict(content, TensorRef))
+
+
+def _log_ignored(tensors: Mapping[str, np.ndarray]) -> None:
+    reasons = [reason for key in tensors if (reason := name_map.ignored_reason(key))]
+    for reason in dict.fromkeys(reasons):
+        logger.debug("%d entries not taken: %s", reasons.count(reason), reason)
+
+
+def _classes(source: Path, count: int, names: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    coco = count == len(COCO_NAMES)
+    if names is None and coco:
+        logger.info("%s: 80 classes, taken for those of COCO", source)
+        return COCO_NAMES, COCO_CATEGORY_IDS
+    if names is None:
+        return tuple(f"class_{i}" for i in range(count)), tuple(range(count))
+    if len(names) != count:
+        raise UserError(f"{source}: {len(names)} class names for {count} classes; give one name per class")
+    # Hugging Face spells some COCO names differently (motorbike, sofa); the order is the same.
+    same = coco and sum(a == b for a, b in zip(names, COCO_NAMES, strict=True)) > count // 2
+    return tuple(names), COCO_CATEGORY_IDS if same else tuple(range(count))

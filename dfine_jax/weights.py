@@ -1,0 +1,133 @@
+"""Weights from own checkpoints, official ``.pth``, ``.safetensors``, Hugging Face folders, and by published name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array
+
+from dfine_jax.errors import UserError
+from dfine_jax.models.dfine import DFine
+from dfine_jax.training.checkpoint import Metadata, load_weights, save_weights
+
+__all__ = ["LoadedModel", "Metadata", "Transfer", "load", "load_checkpoint", "save_weights", "transfer"]
+
+EXPECTED = (
+    "a checkpoint folder (metadata.json and weights/), an official .pth, a .safetensors, a Hugging Face folder "
+    "(config.json and model.safetensors) or a published name"
+)
+
+
+_CLASS_ROWS = re.compile(r"/(enc_score_head|dec_score_head_\d+|denoising_class_embed)/")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model, its averaged weights ``{"params", "batch_stats"}``, and what is known about them."""
+
+    model: DFine
+    variables: dict[str, Any]
+    metadata: Metadata
+
+
+def load(source: str | os.PathLike[str]) -> tuple[DFine, dict[str, Any]]:
+    """Model and variables for ``model.apply(variables, images, train=False)``.
+
+    Args:
+      source: checkpoint folder, official ``.pth``, ``.safetensors``, Hugging Face folder or published name
+        (``dfine-s-coco``).
+
+    Raises:
+      UserError: nothing of that kind is there, or it is damaged.
+    """
+    loaded = load_checkpoint(source)
+    return loaded.model, loaded.variables
+
+
+def load_checkpoint(source: str | os.PathLike[str]) -> LoadedModel:
+    """As ``load``, with the description of the weights: classes, input size, origin.
+
+    Raises:
+      UserError: as ``load``.
+    """
+    variables, metadata = _read(str(source))
+    variables = jax.tree.map(jnp.asarray, variables)
+    # float32 as in the evaluation during training, whatever the weights were trained in.
+    model = DFine(dataclasses.replace(metadata.config.model, precision="float32"))
+    return LoadedModel(model, variables, metadata)
+
+
+def _read(source: str) -> tuple[dict[str, Any], Metadata]:
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        return load_weights(path)
+    from converters.importer import import_weights
+    from dfine_jax import hub
+
+    if path.exists():
+        return import_weights(path)
+    if hub.is_published(source):
+        return import_weights(hub.fetch(source), licence=hub.LICENCE)
+    if path.with_name(path.name + ".old").is_dir():
+        return load_weights(path)
+    raise UserError(f"{source} does not exist; expected {EXPECTED} ({', '.join(hub.OFFICIAL)})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """What starting from other weights did to the class-dependent parts."""
+
+    variables: dict[str, Any]
+    copied: tuple[str, ...]  # classes whose rows were taken over
+    fresh: tuple[str, ...]  # classes that start anew
+
+
+def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[str]) -> Transfer:
+    """Weights of ``source`` for a model of other classes; rows of classes with the same name are taken over.
+
+    Args:
+      fresh: initial variables of the new model, which keep the rows of new classes.
+      class_names: classes of the new model, by label.
+
+    Raises:
+      UserError: the models differ in more than their classes.
+    """
+    rows = {name: row for row, name in enumerate(source.metadata.class_names)}
+    pairs = [(new, rows[name]) for new, name in enumerate(class_names) if name in rows]
+    old, new = _by_path(source.variables), _by_path(fresh)
+    problems = sorted(old.keys() ^ new.keys())
+    problems += [k for k in old.keys() & new.keys() if not _CLASS_ROWS.search(k) and old[k].shape != new[k].shape]
+    if problems:
+        raise UserError(
+            f"the weights are of another architecture ({source.metadata.config.model.variant.upper()}); "
+            f"{len(problems)} entries differ, such as {problems[0]}"
+        )
+    out = {k: _with_rows(k, old[k], new[k], pairs) if _CLASS_ROWS.search(k) else old[k] for k in new}
+    known = tuple(name for name in class_names if name in rows)
+    return Transfer(
+        traverse_util.unflatten_dict(out, sep="/"), known, tuple(name for name in class_names if name not in rows)
+    )
+
+
+def _by_path(variables: dict[str, Any]) -> dict[str, Array]:
+    flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(variables))
+    return {"/".join(path): leaf for path, leaf in flat.items()}
+
+
+def _with_rows(path: str, old: Array, new: Array, pairs: Sequence[tuple[int, int]]) -> Array:
+    """``new`` with the rows of known classes from ``old``; of kernels, classes are the last axis."""
+    if not pairs:
+        return new
+    to, source = (np.array(column) for column in zip(*pairs, strict=True))
+    if path.endswith("embedding"):
+        return jnp.asarray(new).at[to].set(jnp.asarray(old)[source])
+    return jnp.asarray(new).at[..., to].set(jnp.asarray(old)[..., source])

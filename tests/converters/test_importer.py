@@ -1,0 +1,136 @@
+"""One entry for every kind of file, and the command around it."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+import dfine_jax
+from converters import torch_pickle
+from converters.importer import import_weights
+from converters.torch_weights import export_state_dict, leaf_shapes
+from dfine_jax import hub
+from dfine_jax.cli import main
+from dfine_jax.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
+from dfine_jax.errors import UserError
+from dfine_jax.training.checkpoint import load_weights
+from dfine_jax.variants import model_config
+
+CONFIG = model_config("n", num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    rng = np.random.default_rng(0)
+    leaves = {path: rng.standard_normal(shape, np.float32) for path, shape in leaf_shapes(CONFIG).items()}
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+@pytest.fixture(scope="module")
+def state(variables):
+    return export_state_dict(CONFIG, variables)
+
+
+def assert_same(found, expected):
+    found, expected = (traverse_util.flatten_dict(tree, sep="/") for tree in (found, expected))
+    assert set(found) == set(expected)
+    assert all(np.array_equal(found[path], expected[path]) for path in expected)
+
+
+@pytest.mark.parametrize("wrapper", ["ema", "model", "bare"])
+def test_wrappers(tmp_path, variables, state, wrapper):
+    other = {key: np.zeros_like(value) for key, value in state.items()}
+    content = {"ema": {"model": other, "ema": {"module": state}}, "model": {"model": state}, "bare": state}[wrapper]
+    torch_pickle.save(tmp_path / "a.pth", content)
+    found, metadata = import_weights(tmp_path / "a.pth")
+    assert_same(found, variables)
+    assert metadata.config.model == CONFIG
+    assert metadata.class_names == ("class_0", "class_1", "class_2") and metadata.category_ids == (0, 1, 2)
+    digest = hashlib.sha256((tmp_path / "a.pth").read_bytes()).hexdigest()
+    assert (metadata.source_file, metadata.source_sha256) == ("a.pth", digest)
+
+
+def test_official_safetensors(tmp_path, variables, state):
+    save_file(state, tmp_path / "a.safetensors")
+    found, metadata = import_weights(tmp_path / "a.safetensors", activation="silu", class_names=["a", "b", "c"])
+    assert_same(found, variables)
+    assert metadata.config.model.decoder_activation == metadata.config.model.mlp_activation == "silu"
+    assert metadata.class_names == ("a", "b", "c")
+
+
+def test_eighty_classes_are_those_of_coco(tmp_path):
+    config = model_config("n")
+    tree = traverse_util.unflatten_dict({p: np.zeros(s, np.float32) for p, s in leaf_shapes(config).items()}, sep="/")
+    torch_pickle.save(tmp_path / "a.pth", {"model": export_state_dict(config, tree)})
+    _, metadata = import_weights(tmp_path / "a.pth")
+    assert (metadata.class_names, metadata.category_ids) == (COCO_NAMES, COCO_CATEGORY_IDS)
+    _, metadata = import_weights(tmp_path / "a.pth", class_names=[f"cell {i}" for i in range(80)])
+    assert metadata.class_names[79] == "cell 79" and metadata.category_ids == tuple(range(80))
+
+
+def test_errors_name_the_file(tmp_path, state):
+    torch_pickle.save(tmp_path / "a.pth", {"model": {k: v for k, v in state.items() if "enc_output" not in k}})
+    with pytest.raises(UserError, match=r"a.pth: the entries do not fit .*4 missing: decoder.enc_output"):
+        import_weights(tmp_path / "a.pth")
+    torch_pickle.save(tmp_path / "b.pth", {"model": state})
+    with pytest.raises(UserError, match="b.pth: 2 class names for 3 classes"):
+        import_weights(tmp_path / "b.pth", class_names=["a", "b"])
+
+
+def test_command_there_and_back(tmp_path, variables, state, capsys):
+    source, names = tmp_path / "a.pth", tmp_path / "names.txt"
+    torch_pickle.save(source, {"model": state})
+    names.write_text("red\n\nwhite\nplatelet\n")
+    assert main(["convert", str(source), str(tmp_path / "out"), "--class-names", str(names)]) == 0
+    assert "D-FINE-N, 3 classes (red, white, platelet)" in capsys.readouterr().out
+    found, metadata = load_weights(tmp_path / "out")
+    assert_same(found, variables)
+    assert metadata.class_names == ("red", "white", "platelet") and metadata.source_file == "a.pth"
+    for name in ("b.pth", "b.safetensors"):
+        assert main(["convert", str(tmp_path / "out"), str(tmp_path / name)]) == 0
+        assert_same(import_weights(tmp_path / name)[0], variables)
+    torch_pickle.save(tmp_path / "same" / "b.pth", {"model": state})
+    assert (tmp_path / "same" / "b.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+
+
+def test_command_errors(tmp_path, state, capsys):
+    source = tmp_path / "a.pth"
+    torch_pickle.save(source, {"model": state})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(b"")
+    (tmp_path / "page.pth").write_text("<html>")
+    cases = {
+        ("convert", str(tmp_path / "nothing.pth"), str(tmp_path / "out")): "no such file, folder or published name",
+        ("convert", str(tmp_path / "page.pth"), str(tmp_path / "out")): "not a PyTorch checkpoint",
+        ("convert", str(tmp_path / "photos"), str(tmp_path / "out")): "is not a checkpoint",
+        ("convert", "dfine-s-coca", str(tmp_path / "out")): "did you mean dfine-s-coco",
+        ("convert", str(source), str(tmp_path / "photos")): "exists; choose another place or add --force",
+        ("convert", str(source), str(tmp_path / "photos"), "--force"): "is a folder but not a checkpoint",
+        ("convert", str(source), str(tmp_path / "out"), "--class-names", str(tmp_path / "no.txt")): "cannot be read",
+    }
+    for arguments, message in cases.items():
+        assert main(list(arguments)) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert (tmp_path / "photos" / "one.jpg").exists() and not (tmp_path / "out").exists()
+
+
+def test_command_with_a_published_name(tmp_path, state, monkeypatch):
+    monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
+    torch_pickle.save(tmp_path / "cache" / hub.OFFICIAL["dfine-n-coco"], {"model": state})
+    assert main(["convert", "dfine-n-coco", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "metadata.json").read_text())["licence"] == "Apache-2.0"
+
+
+def test_load(tmp_path, variables, state, capsys):
+    torch_pickle.save(tmp_path / "a.pth", {"model": state})
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "out")]) == 0
+    for name in ("a.pth", "out"):
+        model, found = dfine_jax.load(tmp_path / name)
+        assert model.config == CONFIG
+        assert_same(found, variables)
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "b.pth"), "--activation", "silu"]) == 2
+    assert "knows its classes and activation" in capsys.readouterr().err
