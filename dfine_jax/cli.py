@@ -1,0 +1,150 @@
+"""The ``dfine`` command. Each subcommand is a module of ``dfine_jax.commands``, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import platform
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+from dfine_jax import __version__
+from dfine_jax.errors import UserError
+
+COMMANDS = {
+    "demo": "whole tour on a synthetic dataset in minutes: data, training, evaluation, pictures, report",
+    "train": "train on a folder of images with COCO annotations",
+    "evaluate": "COCO average precision of a model on a dataset",
+    "predict": "detect objects in images and folders; pictures and COCO results",
+    "convert": "official or Hugging Face weights to a checkpoint, and back",
+    "doctor": "versions, devices, optional parts: what is here and what is missing",
+}
+_FILE_ERRORS = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)  # a path of the user's
+_EXIT_USER_ERROR = 2
+_EXIT_INTERRUPT = 130
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps paragraphs and leaves indented lines, the examples, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = (line if line.startswith(" ") else textwrap.fill(line, width) for line in text.splitlines())
+        return textwrap.indent("\n".join(lines), indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors are one line with the cure."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", _Formatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(*args, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with status 2."""
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            message = self._unknown(unknown[1])
+        self.exit(_EXIT_USER_ERROR, f"dfine: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+    def _unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"unexpected argument {argument!r}"
+        known = re.findall(r"(?<![\w-])--?[a-z][\w-]*", self.format_help())
+        return f"unknown option {argument}{_near(argument.partition('=')[0], known)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 2 for an error of the user, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("dfine_jax").setLevel(logging.INFO)
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"dfine: error: {error}", file=sys.stderr)
+        return _EXIT_USER_ERROR
+    except _FILE_ERRORS as error:
+        print(f"dfine: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return _EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("dfine: interrupted", file=sys.stderr)
+        return _EXIT_INTERRUPT
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    overview = _overview()
+    if not arguments:
+        overview.print_help()
+        return 0
+    name = arguments[0]
+    if name.startswith("-"):
+        overview.parse_args(arguments)
+        overview.error(f"name a command: {', '.join(COMMANDS)}")
+    if name not in COMMANDS:
+        overview.error(f"unknown command {name!r}{_near(name, list(COMMANDS)) or '; one of ' + ', '.join(COMMANDS)}")
+    command = _command(name)
+    commands = Parser(prog="dfine").add_subparsers(parser_class=Parser)
+    command.add_parser(commands)
+    options = commands.choices[name].parse_intermixed_args(arguments[1:])
+    _keep_compiled_programs()
+    return command.run(options)
+
+
+def _keep_compiled_programs() -> None:
+    """Let JAX store compiled programs for a quick next start; an empty JAX_COMPILATION_CACHE_DIR forbids it."""
+    from dfine_jax.hub import cache_dir
+
+    # By host name, because homes are shared between machines whose processors differ.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / f"compiled-{platform.node()}"))
+
+
+def _overview() -> Parser:
+    lines = "\n".join(f"  {name:10s}{summary}" for name, summary in COMMANDS.items())
+    parser = Parser(
+        prog="dfine",
+        usage="dfine COMMAND ...",
+        description="D-FINE real-time object detection in JAX.",
+        epilog=f"commands:\n{lines}\n\nstart here: dfine demo --out demo\nhelp of a command: dfine COMMAND --help",
+    )
+    parser.add_argument("--version", action="version", version=f"dfine-jax {__version__}")
+    return parser
+
+
+def _command(name: str) -> ModuleType:
+    match name:
+        case "demo":
+            from dfine_jax.commands import demo as command
+        case "train":
+            from dfine_jax.commands import train as command
+        case "evaluate":
+            from dfine_jax.commands import evaluate as command
+        case "predict":
+            from dfine_jax.commands import predict as command
+        case "convert":
+            from dfine_jax.commands import convert as command
+        case "doctor":
+            from dfine_jax.commands import doctor as command
+        case _:
+            raise ValueError(name)
+    return command
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

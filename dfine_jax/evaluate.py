@@ -1,0 +1,201 @@
+"""COCO average precision, the same for every runtime: a function that predicts, and batches to feed it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from dfine_jax.data.batch import EvalBatch
+from dfine_jax.errors import UserError
+from dfine_jax.postprocess import AnyArray, to_pixels
+
+# Scores, labels and boxes (cxcywh, fractions of the image) of each image, best first.
+Predictions = tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]
+Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Predictions]
+
+
+class Categories(Protocol):
+    """Classes by label, as ``data.coco.Dataset`` and checkpoints describe them."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Class names."""
+        ...
+
+    @property
+    def category_ids(self) -> Sequence[int]:
+        """Ids in the annotation file."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassList:
+    """Classes by label."""
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """COCO's twelve numbers in [0, 1] (-1: no such ground truth), and AP by class name."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar_1: float
+    ar_10: float
+    ar_100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    per_class: dict[str, float]
+    num_images: int
+
+    def numbers(self) -> dict[str, float]:
+        """The twelve numbers by name."""
+        values = dataclasses.asdict(self)
+        return {name: values[name] for name in list(values)[:12]}
+
+
+def evaluate(
+    predict: Predict, batches: Iterable[EvalBatch], annotation_file: Path | str, categories: Categories
+) -> Metrics:
+    """Predict every image of ``batches`` and compare with the annotations.
+
+    Args:
+      predict: images as the loader makes them to predictions; labels count as in ``categories``.
+      batches: every image of the set once; rows with ``image_id`` -1 are ignored.
+      annotation_file: the COCO file, ground truth as it stands: crowd regions serve to ignore, as COCO does.
+      categories: by label, of the annotation file.
+    """
+    results: list[dict[str, Any]] = []
+    seen: list[int] = []
+    for batch in batches:
+        real = batch.image_id >= 0
+        seen += [int(i) for i in batch.image_id[real]]
+        results += coco_results(predict(batch.images), batch, categories.category_ids)
+    return score(json.loads(Path(annotation_file).read_text()), results, seen, categories)
+
+
+def coco_results(predictions: Predictions, batch: EvalBatch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """COCO result entries: boxes [x, y, width, height] in pixels of the original image, not clipped."""
+    scores, labels, boxes_cxcywh = (np.asarray(value) for value in predictions)
+    boxes = to_pixels(boxes_cxcywh.astype(np.float64), np.asarray(batch.size_px, np.float64))
+    boxes[..., 2:] -= boxes[..., :2]
+    return [
+        {
+            "image_id": int(image_id),
+            "category_id": int(category_ids[label]),
+            "bbox": [float(v) for v in box],
+            "score": float(value),
+        }
+        for row, image_id in enumerate(batch.image_id)
+        if image_id >= 0
+        for value, label, box in zip(scores[row], labels[row], boxes[row], strict=True)
+    ]
+
+
+def score(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], image_ids: Sequence[int], categories: Categories
+) -> Metrics:
+    """COCO metrics of ``results`` on the images named, with pycocotools.
+
+    Differences to feeding it the files: annotations are numbered from 1 (it takes number 0 for "unmatched", which loses
+    a true positive), and missing ``iscrowd`` and ``area`` are filled in (0, width * height).
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth: Any = COCO()
+    found: Any = COCO()
+    truth.dataset = _complete(ground_truth)
+    found.dataset = dict(truth.dataset, annotations=[_as_annotation(r, i) for i, r in enumerate(results, 1)])
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        found.createIndex()
+        run = COCOeval(truth, found, "bbox")
+        run.params.imgIds = sorted(set(image_ids))
+        run.params.catIds = list(categories.category_ids)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    precision = run.eval["precision"][:, :, :, 0, 2]  # [thresholds, recalls, k], all areas, 100 detections
+    names = dict(zip(categories.category_ids, categories.names, strict=True))
+    per_class = {names[i]: _mean_of_present(precision[:, :, k]) for k, i in enumerate(run.params.catIds)}
+    return Metrics(*(float(v) for v in run.stats[:12]), per_class=per_class, num_images=len(run.params.imgIds))
+
+
+def match_categories(model_names: Sequence[str], data: Categories, model: str, dataset: str) -> ClassList:
+    """The dataset's categories in the order of the model's labels, matched by name.
+
+    Args:
+      model, dataset: what to call them in the message.
+
+    Raises:
+      UserError: one has classes that the other has not.
+    """
+    ids = dict(zip(data.names, data.category_ids, strict=True))
+    only = {
+        "the data": [name for name in data.names if name not in model_names],
+        "the model": [name for name in model_names if name not in ids],
+    }
+    if any(only.values()):
+        parts = [f"only in {where}: {_listed(names)}" for where, names in only.items() if names]
+        raise UserError(
+            f"{model} and {dataset} have different classes ({'; '.join(parts)}); use data with the model's classes"
+        )
+    return ClassList(tuple(model_names), tuple(ids[name] for name in model_names))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def table(metrics: Metrics) -> str:
+    """The numbers as text of a few lines."""
+    rows = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AP small", "ap_small"), ("AP medium", "ap_medium")]
+    rows += [("AP large", "ap_large"), ("AR 1", "ar_1"), ("AR 10", "ar_10"), ("AR 100", "ar_100")]
+    rows += [("AR small", "ar_small"), ("AR medium", "ar_medium"), ("AR large", "ar_large")]
+    values = metrics.numbers()
+    lines = [f"{label:<12}{_number(values[name])}" for label, name in rows]
+    width = max((len(name) for name in metrics.per_class), default=0) + 2
+    lines += ["", "AP by class", *(f"{name:<{width}}{_number(v)}" for name, v in metrics.per_class.items())]
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "     -" if value < 0 else f"{value:6.3f}"
+
+
+def _mean_of_present(precision: Float[np.ndarray, "t r"]) -> float:
+    present = precision[precision > -1]
+    return float(present.mean()) if present.size else -1.0
+
+
+def _complete(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    annotations = []
+    for number, annotation in enumerate(ground_truth["annotations"], 1):
+        entry = copy.copy(annotation)
+        entry["id"] = number
+        entry.setdefault("iscrowd", 0)
+        if entry.get("area") is None:
+            entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+        annotations.append(entry)
+    return {"images": ground_truth["images"], "categories": ground_truth["categories"], "annotations": annotations}
+
+
+def _as_annotation(result: dict[str, Any], number: int) -> dict[str, Any]:
+    return {**result, "id": number, "iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]}

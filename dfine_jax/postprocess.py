@@ -1,0 +1,75 @@
+"""From raw model outputs to detections; the one copy that evaluation, prediction and exported graphs share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.special import expit
+
+from dfine_jax.ops.boxes import cxcywh_to_xyxy
+from dfine_jax.typing import Detections
+
+AnyArray = Array | np.ndarray
+
+
+def select(
+    logits: Float[AnyArray, "b q k"], boxes_cxcywh: Float[AnyArray, "b q 4"], num_top: int = 300
+) -> tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]:
+    """Scores, labels and boxes of the ``num_top`` best (query, class) pairs, best first; no threshold, no suppression.
+
+    A query appears once for every class that is among the best (reference: src/zoo/dfine/postprocessor.py). Equal
+    scores keep the order of (query, class). NumPy arrays stay on the host, JAX arrays are traced.
+    """
+    num_classes = logits.shape[-1]
+    num_top = min(num_top, logits.shape[1] * num_classes)
+    if isinstance(logits, np.ndarray):
+        flat = expit(logits.reshape(logits.shape[0], -1))
+        best = _numpy_top(flat, num_top)
+        scores = np.take_along_axis(flat, best, 1)
+        boxes = np.take_along_axis(boxes_cxcywh, (best // num_classes)[..., None], 1)
+        return scores, (best % num_classes).astype(np.int32), boxes
+    scores, best = jax.lax.top_k(jax.nn.sigmoid(logits).reshape(logits.shape[0], -1), num_top)
+    boxes = jnp.take_along_axis(boxes_cxcywh, (best // num_classes)[..., None], 1, mode="promise_in_bounds")
+    return scores, best % num_classes, boxes
+
+
+def to_pixels(boxes_cxcywh: Float[AnyArray, "*b n 4"], size_px: AnyArray) -> Float[AnyArray, "*b n 4"]:
+    """Corners (x1, y1, x2, y2) in pixels of an image of ``size_px`` = (width, height), [*b, 2]; not clipped."""
+    scale = size_px[..., None, [0, 1, 0, 1]]
+    if isinstance(boxes_cxcywh, np.ndarray):
+        centre, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
+        return np.concatenate([centre - half, centre + half], -1) * scale
+    return cxcywh_to_xyxy(boxes_cxcywh) * scale
+
+
+def detections(
+    logits: Float[AnyArray, "q k"],
+    boxes_cxcywh: Float[AnyArray, "q 4"],
+    size_px: tuple[float, float],
+    threshold: float = 0.0,
+    num_top: int = 300,
+) -> Detections:
+    """Detections of one image on the host: those scoring at least ``threshold``, best first.
+
+    Args:
+      size_px: (width, height) of the original image.
+    """
+    scores, labels, boxes = select(
+        np.asarray(logits, np.float32)[None], np.asarray(boxes_cxcywh, np.float32)[None], num_top
+    )
+    boxes_px = to_pixels(boxes[0], np.asarray(size_px, np.float32))
+    keep = np.asarray(scores[0] >= threshold)
+    return Detections(np.asarray(scores[0])[keep], np.asarray(labels[0])[keep], np.asarray(boxes_px)[keep])
+
+
+def _numpy_top(scores: Float[np.ndarray, "b n"], num_top: int) -> Int[np.ndarray, "b k"]:
+    """Indices of the largest values of each row, descending, ties by index; NaN counts as the smallest."""
+    descending = -np.nan_to_num(scores, nan=-1.0)
+    limit = np.partition(descending, num_top - 1, axis=1)[:, num_top - 1]
+    rows = []
+    for row, bound in zip(descending, limit, strict=True):
+        candidates = np.flatnonzero(row <= bound)
+        rows.append(candidates[np.argsort(row[candidates], kind="stable")[:num_top]])
+    return np.stack(rows)

@@ -1,0 +1,69 @@
+"""``dfine evaluate`` from the command line, with a shrunken model."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+import pytest
+from conftest import ROOT
+
+from dfine_jax.cli import main
+from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.models.dfine import init_variables
+from dfine_jax.training.checkpoint import Metadata, save_weights
+
+sys.path.append(str(ROOT / "tests" / "training"))
+from tiny import tiny_config  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=2, num_val=3, size_px=64, seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(data, tmp_path_factory):
+    classes = read_coco(*find_split(data, "val"))
+    config = tiny_config(model={"num_classes": len(classes.names)})
+    path = tmp_path_factory.mktemp("model") / "best"
+    variables = init_variables(config.model, jax.random.key(0))
+    names = tuple(reversed(classes.names))  # matched by name, not by position
+    save_weights(path, variables, Metadata(config, names, tuple(range(len(names)))))
+    return path
+
+
+def test_numbers_are_printed_and_written(data, model, tmp_path, capsys):
+    file = tmp_path / "metrics.json"
+    assert main(["evaluate", str(model), "--data", str(data), "--json", str(file), "--batch-size", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "on 3 images" in out and "64x64" in out and "AP50" in out and "circle" in out
+    numbers = json.loads(file.read_text())
+    assert 0 <= numbers["ap"] < 0.2 and numbers["num_images"] == 3
+    assert set(numbers["per_class"]) == {"circle", "rectangle", "triangle", "star"}
+
+
+def test_other_classes_are_an_error(data, model, tmp_path, capsys):
+    other = make_shapes_dataset(tmp_path / "other", num_train=2, num_val=2, size_px=64, seed=0)
+    file = other / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"][0]["name"] = "blob"
+    file.write_text(json.dumps(content))
+    assert main(["evaluate", str(model), "--data", str(other)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "different classes" in error and "only in the data: blob" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        (["--size", "50"], "sides must be multiples of 32"),
+        (["--json", "no/such/folder/m.json"], "does not exist"),
+    ],
+)
+def test_errors(data, model, capsys, arguments, message):
+    assert main(["evaluate", str(model), "--data", str(data), *arguments]) == 2
+    assert message in capsys.readouterr().err

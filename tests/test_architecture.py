@@ -1,0 +1,143 @@
+"""The rules of the house, checked on the source: who may import whom, where collectives live, how long things get."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("dfine_jax", "converters", "experiments")
+SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+MAX_FILE_LINES = 350
+MAX_FUNCTION_LINES = 60
+
+# Part of the tree -> what it must not import, at module level or inside functions.
+FORBIDDEN = {
+    "dfine_jax": ("torch", "torchvision", "transformers", "tensorflow", "onnx", "openvino", "experiments", "tests"),
+    "dfine_jax/errors.py": ("dfine_jax", "jax", "numpy"),
+    "dfine_jax/config.py": ("dfine_jax.", "jax", "numpy", "flax"),
+    "dfine_jax/variants.py": ("dfine_jax.models", "dfine_jax.data", "dfine_jax.training", "jax", "numpy"),
+    "dfine_jax/typing.py": ("dfine_jax.models", "dfine_jax.config", "dfine_jax.training", "dfine_jax.losses"),
+    "dfine_jax/ops": ("flax", "optax", "dfine_jax.config", "dfine_jax.models", "dfine_jax.losses"),
+    "dfine_jax/models": ("optax", "dfine_jax.losses", "dfine_jax.data", "dfine_jax.training"),
+    "dfine_jax/losses": ("flax.linen", "flax.nnx", "dfine_jax.models", "dfine_jax.data", "dfine_jax.training"),
+    "dfine_jax/data": ("jax", "flax", "optax", "tensorflow", "dfine_jax.models", "dfine_jax.ops", "dfine_jax.training"),
+    "dfine_jax/training": ("converters", "dfine_jax.commands", "dfine_jax.detector"),
+    "dfine_jax/postprocess.py": ("dfine_jax.models", "dfine_jax.losses", "dfine_jax.training"),
+    "dfine_jax/draw.py": ("jax", "flax", "dfine_jax.models"),
+    "converters": ("experiments", "torch", "transformers", "tests"),
+}  # fmt: skip
+COLLECTIVES = {"pmean", "psum", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "axis_index", "axis_size"}
+
+
+@pytest.fixture(scope="module", params=SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def source(request) -> tuple[str, ast.Module, str]:
+    text = request.param.read_text()
+    return request.param.relative_to(ROOT).as_posix(), ast.parse(text), text
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of everything imported, ``from a import b`` as ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_within(name: str, package: str) -> bool:
+    if package == "dfine_jax.":  # anything of the library but errors
+        return name.startswith("dfine_jax.") and not name.startswith("dfine_jax.errors")
+    return name == package or name.startswith(package + ".")
+
+
+def test_imports_point_the_allowed_way(source):
+    path, tree, _ = source
+    for part, forbidden in FORBIDDEN.items():
+        if path == part or path.startswith(part + "/"):
+            bad = [name for name in imports(tree) for package in forbidden if is_within(name, package)]
+            assert not bad, f"{path} imports {bad}"
+
+
+def test_the_rule_sees_a_breach():
+    tree = ast.parse("def f():\n    from jax import numpy\n    import torch.nn\n")
+    assert [n for n in imports(tree) if is_within(n, "jax") or is_within(n, "torch")] == ["jax.numpy", "torch.nn"]
+
+
+def test_the_library_imports_converters_only_inside_functions(source):
+    path, tree, _ = source
+    if path.startswith("dfine_jax/"):
+        top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+        assert not [name for name in imports(top) if is_within(name, "converters")]
+
+
+def test_two_pmaps_and_all_collectives_are_in_the_step(source):
+    path, tree, _ = source
+    attributes = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    if path == "dfine_jax/training/step.py":
+        assert attributes.count("pmap") == 2
+    elif path.startswith("dfine_jax/"):
+        assert "pmap" not in attributes
+        allowed = {"pmean", "axis_size"} if path == "dfine_jax/models/layers.py" else set()  # synchronised batch norm
+        assert COLLECTIVES & set(attributes) <= allowed
+
+
+def test_files_and_functions_are_short(source):
+    path, tree, text = source
+    assert text.count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            documented = ast.get_docstring(node, clean=False) or ""
+            length = node.end_lineno - node.lineno + 1 - (documented.count("\n") + 1 if documented else 0)
+            assert length <= MAX_FUNCTION_LINES, f"{path}: {node.name} has {length} lines"
+
+
+def test_no_broad_except_print_or_leftovers(source):
+    path, tree, text = source
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else ""
+            assert caught not in ("", "Exception", "BaseException"), f"{path}:{node.lineno} catches everything"
+        speaks = path == "dfine_jax/cli.py" or path.startswith(("dfine_jax/commands/", "experiments/"))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            assert speaks, f"{path}:{node.lineno} prints; use logging"
+        if isinstance(node, ast.FunctionDef) and node.name == "__getattr__":
+            assert path == "dfine_jax/__init__.py"
+    assert not [word for word in ("TODO", "FIXME", "XXX") if word in text]
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_import_is_fast_and_starts_no_jax():
+    code = "import sys, time; t = time.perf_counter(); import dfine_jax; s = time.perf_counter() - t; "
+    code += "print(s, 'jax' in sys.modules, 'numpy' in sys.modules)"
+    runs = [run_python(code).split() for _ in range(3)]
+    assert min(float(seconds) for seconds, *_ in runs) < 0.3
+    assert all(flags == ["False", "False"] for _, *flags in runs)
+
+
+def test_public_names_exist():
+    assert run_python("import dfine_jax; print([n for n in dfine_jax.__all__ if not getattr(dfine_jax, n)])") == "[]"
+    assert run_python("import dfine_jax; print(hasattr(dfine_jax, 'Detectr'))") == "False"
+
+
+@pytest.mark.parametrize("module", sorted(p.stem for p in (ROOT / "dfine_jax/data").glob("*.py")))
+def test_loader_processes_never_import_jax(module):
+    name = "dfine_jax.data" if module == "__init__" else f"dfine_jax.data.{module}"
+    assert run_python(f"import sys, {name}; print('jax' in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize("module", ["dfine_jax.detector", "dfine_jax.draw", "dfine_jax.cli"])
+def test_the_detector_can_be_imported_without_jax(module):
+    assert run_python(f"import sys, {module}; print('jax' in sys.modules)") == "False"
