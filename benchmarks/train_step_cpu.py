@@ -1,0 +1,112 @@
+"""One training step on the CPU: this library against transformers' D-FINE in PyTorch (loss, backward, clip, AdamW).
+
+    python benchmarks/train_step_cpu.py --variant n --size 320 --batch 8 --objects 10
+
+Random weights and images; ``--objects`` boxes per image. Both sides train in float32 with 100 denoising queries. Ours
+also keeps the average of the weights, as the recipe asks; PyTorch's side does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import interleave, peers
+from dfine_jax.variants import model_config
+
+
+def _targets(batch: int, objects: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    size = rng.uniform(0.05, 0.4, (batch, objects, 2))
+    centre = rng.uniform(size / 2, 1 - size / 2)
+    return rng.integers(0, 80, (batch, objects)), np.concatenate([centre, size], -1).astype(np.float32)
+
+
+def _jax(args: argparse.Namespace, assignment: str = "scipy") -> Callable[[], object]:
+    import jax
+
+    from dfine_jax.config import Config, LossConfig
+    from dfine_jax.host_memory import keep_freed_memory
+    from dfine_jax.models.dfine import init_variables
+    from dfine_jax.training.optimizer import make_optimizer
+    from dfine_jax.training.state import create_state
+    from dfine_jax.training.step import make_train_step, replicated
+    from dfine_jax.typing import Batch
+
+    keep_freed_memory()  # as `dfine train` does
+    config = Config(model_config(args.variant), LossConfig(assignment=assignment))
+    tx = make_optimizer(config.model, config.optim)
+    step = make_train_step(config, tx)
+    state = replicated(create_state(init_variables(config.model, jax.random.key(0)), tx, jax.random.key(1)))
+    labels, boxes = _targets(args.batch, args.objects)
+    images = np.random.default_rng(1).integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
+    batch = Batch(images, labels.astype(np.int32), boxes, np.ones(labels.shape, bool))
+    batch = Batch(*(field[None] for field in batch))
+
+    def run() -> object:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return float(metrics.loss)
+
+    return run
+
+
+def _torch(args: argparse.Namespace, channels_last: bool) -> Callable[[], object]:
+    import torch
+
+    torch.set_num_threads(2)
+    model = peers.transformers_model(model_config(args.variant)).train()
+    labels, boxes = _targets(args.batch, args.objects)
+    targets = [{"class_labels": torch.tensor(c), "boxes": torch.tensor(b)} for c, b in zip(labels, boxes, strict=True)]
+    images = torch.rand(args.batch, 3, args.size, args.size)
+    if channels_last:
+        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=1e-4)
+
+    def run() -> object:
+        optimizer.zero_grad()
+        loss = model(pixel_values=images, labels=targets).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        return loss.item()
+
+    return run
+
+
+SETUPS = {
+    "dfine_jax": _jax,
+    "dfine_jax device matching": lambda args: _jax(args, "device"),
+    "transformers": lambda args: _torch(args, False),
+    "transformers channels_last": lambda args: _torch(args, True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="n")
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--objects", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--only", nargs="*", help="contenders to run (default: all but device matching)")
+    parser.add_argument("--worker")
+    args = parser.parse_args()
+    if args.worker:
+        interleave.serve(lambda: SETUPS[args.worker](args))
+        return
+    names = args.only or [name for name in SETUPS if "device" not in name]
+    shared = [f"--{key}={getattr(args, key)}" for key in ("variant", "size", "batch", "objects")]
+    title = f"train step {args.variant.upper()} {args.size} px, batch {args.batch}, {args.objects} objects/image, CPU"
+    interleave.compare(__file__, names, shared, args.rounds, args.runs, title)
+
+
+if __name__ == "__main__":
+    main()
