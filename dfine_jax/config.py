@@ -95,18 +95,27 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Images and augmentation."""
+    """Images and augmentation (data/schedule.py says what happens in which epoch)."""
 
     height_px: int = 640
     width_px: int = 640
-    augment: Literal["dfine", "none"] = "dfine"
-    stop_augment_epoch: int = 148  # from this epoch on only flip and resize
+    resize: Literal["stretch", "letterbox"] = "stretch"
+    augment: Literal["dfine", "deim", "none"] = "dfine"  # deim: also mosaic and MixUp
+    start_augment_epoch: int = 0  # e0: before it only flip and resize
+    stop_mosaic_epoch: int = 78  # e1: end of mosaic and MixUp
+    stop_augment_epoch: int = 148  # e2: from it on only flip and resize, and one input size
     photometric_prob: float = 0.5
     zoom_out_prob: float = 0.5
     iou_crop_prob: float = 0.8
     flip_prob: float = 0.5
+    mosaic_prob: float = 0.5  # of an image, with augment=deim
+    mosaic_cache: int = 0  # partners from so many recent images, which are still decoded; 0 = from all images
+    mixup_prob: float = 0.5  # of a batch, with augment=deim
+    multi_scale_repeat: int = 0  # weight of the base size among 0.75 to 1.25 times it; 0 = base size only
+    clip_boxes: bool = True  # False: lose objects at the right and bottom edge to rounding, as the reference does
+    mask_stride: int = 0  # masks at 1/stride of the input size travel with the boxes; 0 = no masks
     workers: int = 2
-    max_objects: int = 0  # slots per image; 0 = the largest count in the training set
+    max_objects: int = 0  # slots per image; 0 = the largest count that the data and the augmentation can give
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +155,12 @@ def validate(config: Config) -> None:
         + ("train.checkpoint_every", "train.log_every", "train.max_skipped_steps", "model.num_queries")
         + ("model.num_classes", "data.height_px", "data.width_px"),
         "not negative": ("train.seed", "train.checkpoint_steps", "data.workers", "data.max_objects")
-        + ("data.stop_augment_epoch", "optim.lr", "optim.backbone_lr", "optim.weight_decay", "optim.warmup_steps")
+        + ("data.start_augment_epoch", "data.stop_mosaic_epoch", "data.stop_augment_epoch")
+        + ("data.mosaic_cache", "data.multi_scale_repeat", "data.mask_stride")
+        + ("optim.lr", "optim.backbone_lr", "optim.weight_decay", "optim.warmup_steps")
         + ("optim.ema_warmup_steps", "loss.num_denoising", "loss.box_noise_scale"),
         "between 0 and 1": ("data.photometric_prob", "data.zoom_out_prob", "data.iou_crop_prob", "data.flip_prob")
+        + ("data.mosaic_prob", "data.mixup_prob")
         + ("loss.label_noise_ratio", "optim.ema_decay", "optim.beta1", "optim.beta2"),
         "above 0": ("optim.clip_norm", "loss.ddf_temperature"),
     }
