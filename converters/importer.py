@@ -13,7 +13,7 @@ import numpy as np
 from converters import huggingface, name_map, torch_pickle
 from converters.pickle_machine import TensorRef
 from converters.torch_weights import convert_state_dict, select_state_dict
-from dfine_jax.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
+from dfine_jax.coco_names import COCO_ALIASES, COCO_CATEGORY_IDS, COCO_NAMES
 from dfine_jax.config import Activation, Config, ModelConfig
 from dfine_jax.errors import UserError
 from dfine_jax.training.checkpoint import Metadata
@@ -62,7 +62,7 @@ def import_weights(
             raise
         raise UserError(f"{source}: {error}") from error
     _log_ignored(tensors)
-    names, category_ids = _classes(source, config.num_classes, class_names)
+    names, category_ids = class_table(source, config.num_classes, class_names)
     metadata = Metadata(
         config=Config(model=config),
         class_names=names,
@@ -91,7 +91,12 @@ def _log_ignored(tensors: Mapping[str, np.ndarray]) -> None:
         logger.debug("%d entries not taken: %s", reasons.count(reason), reason)
 
 
-def _classes(source: Path, count: int, names: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def class_table(source: Path, count: int, names: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Class names and original category ids of ``count`` classes named, or not, by the file.
+
+    Raises:
+      UserError: more or fewer names than classes.
+    """
     coco = count == len(COCO_NAMES)
     if names is None and coco:
         logger.info("%s: 80 classes, taken for those of COCO", source)
@@ -100,6 +105,6 @@ def _classes(source: Path, count: int, names: Sequence[str] | None) -> tuple[tup
         return tuple(f"class_{i}" for i in range(count)), tuple(range(count))
     if len(names) != count:
         raise UserError(f"{source}: {len(names)} class names for {count} classes; give one name per class")
-    # Hugging Face spells some COCO names differently (motorbike, sofa); the order is the same.
-    same = coco and sum(a == b for a, b in zip(names, COCO_NAMES, strict=True)) > count // 2
-    return tuple(names), COCO_CATEGORY_IDS if same else tuple(range(count))
+    if tuple(COCO_ALIASES.get(name, name) for name in names) == COCO_NAMES:
+        return COCO_NAMES, COCO_CATEGORY_IDS
+    return tuple(names), tuple(range(count))

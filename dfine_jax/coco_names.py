@@ -17,6 +17,12 @@ COCO_NAMES: tuple[str, ...] = (
     "hair drier", "toothbrush",
 )  # fmt: skip
 
+# Hugging Face's config.json names six COCO classes as PASCAL VOC does.
+COCO_ALIASES: dict[str, str] = {
+    "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant",
+    "diningtable": "dining table", "tvmonitor": "tv",
+}  # fmt: skip
+
 COCO_CATEGORY_IDS: tuple[int, ...] = (
     *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70, *range(72, 83), *range(84, 91),
 )  # fmt: skip

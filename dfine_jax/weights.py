@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from dfine_jax.errors import UserError
 from dfine_jax.models.dfine import DFine
-from dfine_jax.training.checkpoint import Metadata, load_weights, save_weights
+from dfine_jax.training.checkpoint import Metadata, load_weights, replaced_path, save_weights
 
 __all__ = ["LoadedModel", "Metadata", "Transfer", "load", "load_checkpoint", "save_weights", "transfer"]
 
@@ -77,7 +77,7 @@ def _read(source: str) -> tuple[dict[str, Any], Metadata]:
         return import_weights(path)
     if hub.is_published(source):
         return import_weights(hub.fetch(source), licence=hub.LICENCE)
-    if path.with_name(path.name + ".old").is_dir():
+    if replaced_path(path).is_dir():
         return load_weights(path)
     raise UserError(f"{source} does not exist; expected {EXPECTED} ({', '.join(hub.OFFICIAL)})")
 

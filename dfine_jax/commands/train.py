@@ -168,7 +168,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def _stored_config(options: argparse.Namespace) -> Config:
     """Configuration of the run to resume; nothing that shapes the run can be given again."""
-    from dfine_jax.training.checkpoint import load_metadata
+    from dfine_jax.training.checkpoint import load_metadata, replaced_path
 
     given = [
         f"--{name.replace('_', '-')}" for name in ("weights", "size", "epochs", "batch_size") if getattr(options, name)
@@ -176,9 +176,10 @@ def _stored_config(options: argparse.Namespace) -> Config:
     given += list(options.overrides)
     if given:
         raise UserError(f"--resume continues with the settings of the run; leave out {', '.join(given)}")
-    if not any((options.out / name / "metadata.json").is_file() for name in ("last", "last.old")):
+    last = options.out / "last"
+    if not any((path / "metadata.json").is_file() for path in (last, replaced_path(last))):
         raise UserError(f"{options.out} holds no run to resume; leave out --resume to start one")
-    config = load_metadata(options.out / "last").config
+    config = load_metadata(last).config
     if Path(options.recipe).suffix != ".py" and options.recipe != config.model.variant:
         raise UserError(f"the run in {options.out} is of variant {config.model.variant}, not {options.recipe}")
     return config

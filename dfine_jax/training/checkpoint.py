@@ -8,7 +8,7 @@
       training/       `last` only: everything else a resumed run needs
 
 A directory is written beside its target and swapped in by two renames, so a process killed at any moment leaves a whole
-checkpoint: either under the name, or, between the renames, under the name plus ``.old``, where ``settled`` finds it.
+checkpoint: either under the name, or, between the renames, at ``replaced_path``, where ``settled`` finds it.
 Arrays are stored from the host without device layout: any number of devices of any kind can read them.
 """
 
@@ -47,11 +47,17 @@ class Metadata:
     num_images: int = 0  # of the training set; 0: not known
     epoch: int = 0  # finished epochs
     ap: float | None = None  # COCO AP on the validation set
+    preprocessing: Preprocess | None = None  # as stored; None: the standard one at the size of the configuration
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures become input."""
+        return self.preprocessing or Preprocess(self.config.data.height_px, self.config.data.width_px)
 
     @property
     def input_size_px(self) -> tuple[int, int]:
         """(height, width) the model was trained at."""
-        return self.config.data.height_px, self.config.data.width_px
+        return self.preprocess.height_px, self.preprocess.width_px
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +147,18 @@ def settled(path: str | Path) -> Path:
       UserError: there is none.
     """
     path = Path(path)
-    for candidate in (path, path.with_name(path.name + ".old")):
+    for candidate in (path, replaced_path(path)):
         if (candidate / "metadata.json").is_file():
             return candidate
     inside = [name for name in ("best", "last") if (path / name / "metadata.json").is_file()]
     if inside:
         raise UserError(f"{path} is a run, not a checkpoint; give {' or '.join(str(path / name) for name in inside)}")
     raise UserError(f"{path} is not a checkpoint: expected a folder with metadata.json and weights/")
+
+
+def replaced_path(path: Path) -> Path:
+    """Where the checkpoint stands that is being replaced: hidden, so that it cannot be a folder of the user's."""
+    return path.with_name(f".{path.name}.replaced")
 
 
 def _numbered(tree: PyTree) -> dict[str, Any]:
@@ -157,7 +168,7 @@ def _numbered(tree: PyTree) -> dict[str, Any]:
 
 def _write(path: Path, trees: dict[str, PyTree], metadata: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (path.with_name(path.name + suffix) for suffix in (".new", ".old"))
+    new, old = path.with_name(f".{path.name}.unfinished"), replaced_path(path)
     if old.exists() and not path.exists():
         old.rename(path)
     for leftover in (new, old):
@@ -192,7 +203,7 @@ def _metadata_json(metadata: Metadata, **extra: Any) -> str:
         **dataclasses.asdict(metadata),
         "input_size_px": metadata.input_size_px,
         "activation": metadata.config.model.decoder_activation,
-        "preprocessing": Preprocess(*metadata.input_size_px).to_dict(),
+        "preprocessing": metadata.preprocess.to_dict(),
         **extra,
     }
     return json.dumps(values, indent=2) + "\n"
@@ -207,7 +218,10 @@ def _read_metadata(path: Path) -> tuple[Metadata, dict[str, Any]]:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UserError(f"{file} is not of format {FORMAT}; it was written by another program or a later version")
     fields = {field.name for field in dataclasses.fields(Metadata)}
-    return from_dict(Metadata, {k: v for k, v in raw.items() if k in fields}, f"{file}: "), raw
+    metadata = from_dict(Metadata, {k: v for k, v in raw.items() if k in fields}, f"{file}: ")
+    if metadata.preprocessing == dataclasses.replace(metadata, preprocessing=None).preprocess:
+        metadata = dataclasses.replace(metadata, preprocessing=None)
+    return metadata, raw
 
 
 def _difference(expected: PyTree, found: PyTree) -> str:

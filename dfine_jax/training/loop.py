@@ -304,11 +304,12 @@ def _check(config: Config, train_data: Dataset, val_data: Dataset | None) -> Non
 
 
 def _claim(out_dir: Path, resume: bool) -> None:
-    held = any((out_dir / name).exists() for name in ("last", "last.old", "best", "metrics.csv"))
+    last = out_dir / "last"
+    held = any(path.exists() for path in (last, checkpoint.replaced_path(last), out_dir / "best", out_dir / "metrics.csv"))
     if held and not resume:
         raise UserError(f"{out_dir} holds a run; continue it with --resume or choose another folder")
     if resume:
-        checkpoint.settled(out_dir / "last")
+        checkpoint.settled(last)
     out_dir.mkdir(parents=True, exist_ok=True)
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from converters import huggingface
 from converters.importer import import_weights
 from converters.torch_weights import convert_state_dict, export_state_dict
-from dfine_jax.coco_names import COCO_CATEGORY_IDS
+from dfine_jax.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
 from dfine_jax.errors import UserError
 from dfine_jax.models.dfine import DFine
 from dfine_jax.variants import model_config
@@ -162,12 +162,18 @@ def test_class_names_and_back(tmp_path):
         assert torch.equal(torch.from_numpy(np.array(back[name])).reshape(tensor.shape).to(tensor.dtype), tensor), name
 
 
-def test_coco_order_under_other_spellings(tmp_path):
-    from dfine_jax.coco_names import COCO_NAMES
+def test_coco_classes_under_other_spellings():
+    from converters.importer import class_table
 
-    names = ["motorbike" if name == "motorcycle" else name for name in COCO_NAMES]
-    settings = {"id2label": {str(i): name for i, name in enumerate(names)}}
-    assert huggingface.class_names(settings) == tuple(names)
+    names = {"motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa", "tv": "tvmonitor"}
+    spelled = tuple(names.get(name, name) for name in COCO_NAMES)
+    assert class_table("model", 80, spelled) == (COCO_NAMES, COCO_CATEGORY_IDS)
+    other = (*COCO_NAMES[:-1], "comb")
+    assert class_table("model", 80, other) == (other, tuple(range(80)))
+
+
+def test_names_of_the_configuration():
+    settings = {"id2label": {str(i): name for i, name in enumerate(COCO_NAMES)}}
+    assert huggingface.class_names(settings) == COCO_NAMES
     assert huggingface.class_names({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}) is None
     assert huggingface.class_names({}) is None
-    assert len(COCO_CATEGORY_IDS) == 80

@@ -21,7 +21,7 @@ from dfine_jax.config import Config, OptimConfig
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.training import checkpoint
-from dfine_jax.training.checkpoint import Metadata, Progress
+from dfine_jax.training.checkpoint import Metadata, Progress, replaced_path
 from dfine_jax.training.optimizer import make_optimizer
 from dfine_jax.training.state import create_state
 from dfine_jax.variants import model_config
@@ -85,14 +85,15 @@ def test_description_is_complete_for_other_programs(tmp_path):
 
 def test_an_interrupted_replacement_leaves_the_previous_one(tmp_path):
     checkpoint.save_weights(tmp_path / "last", {"params": {"w": np.zeros(2)}}, METADATA)
-    (tmp_path / "last").rename(tmp_path / "last.old")  # killed between the two renames
-    (tmp_path / "last.new").mkdir()
+    (tmp_path / "last").rename(replaced_path(tmp_path / "last"))  # killed between the two renames
+    (tmp_path / "last.old").mkdir()  # a folder of the user's
+    (tmp_path / ".last.unfinished").mkdir()
     weights, _ = checkpoint.load_weights(tmp_path / "last")
     assert weights["params"]["w"].tolist() == [0, 0]
     checkpoint.save_weights(tmp_path / "last", {"params": {"w": np.ones(2)}}, METADATA)
     weights, _ = checkpoint.load_weights(tmp_path / "last")
     assert weights["params"]["w"].tolist() == [1, 1]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "last.old"]
 
 
 WRITER = """
