@@ -16,9 +16,20 @@ class Batch(NamedTuple):
     valid: np.ndarray  # bool [b, g]
 
 
+class MaskBatch(NamedTuple):
+    """A batch with masks, which ``data.mask_stride`` asks for."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    boxes_cxcywh: np.ndarray
+    valid: np.ndarray
+    masks: np.ndarray  # bool [b, g, h / stride, w / stride]; empty where an object has no mask
+
+
 class EvalBatch(NamedTuple):
     """One host batch for evaluation. Rows that only fill the batch have ``image_id`` -1."""
 
     images: np.ndarray  # uint8 [b, h, w, 3] RGB
     image_id: np.ndarray  # int64 [b]
     size_px: np.ndarray  # float32 [b, 2] original (width, height)
+    view_px: np.ndarray | None = None  # float32 [b, 4] what the input shows (Preprocess.view_px); None: the picture

@@ -9,14 +9,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
 
+from dfine_jax.data.dataset import Category as Category
+from dfine_jax.data.dataset import Dataset, Record, Report, Stored
+from dfine_jax.data.dataset import check_same_categories as check_same_categories  # part of this module's surface
 from dfine_jax.data.images import image_size
-from dfine_jax.data.layout import find_split as find_split  # part of this module's surface
+from dfine_jax.data.layout import find_split as find_split
+from dfine_jax.data.masks import parse_segmentation
 from dfine_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -24,82 +29,16 @@ logger = logging.getLogger(__name__)
 _CLAMP_TOLERANCE_PX = 0.5  # rounding of the annotation tool; not worth a report
 
 
-@dataclasses.dataclass(frozen=True)
-class Category:
-    """One class; its position in ``Dataset.categories`` is the label."""
-
-    id: int  # as in the annotation file
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Record:
-    """One image and its usable objects; boxes are pixels of the image as annotated."""
-
-    image_id: int
-    path: Path
-    width_px: int
-    height_px: int
-    boxes_xyxy_px: Float32[np.ndarray, "g 4"]
-    labels: Int32[np.ndarray, "g"]
-    areas_px: Float32[np.ndarray, "g"]  # as annotated: of the mask where there is one
-    annotation_ids: Int64[np.ndarray, "g"]  # keys of ``read_segmentations``
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What reading an annotation file changed, in annotations."""
-
-    crowd: int = 0  # dropped
-    degenerate: int = 0  # dropped: no area left inside the image
-    unknown_category: int = 0  # dropped: category that the file does not list
-    clamped: int = 0  # kept, cut at the border of the image
-
-    def __str__(self) -> str:
-        """One line, empty when nothing happened."""
-        parts = [
-            f"{self.crowd} crowd regions dropped" * bool(self.crowd),
-            f"{self.degenerate} boxes without area dropped" * bool(self.degenerate),
-            f"{self.unknown_category} annotations of unlisted categories dropped" * bool(self.unknown_category),
-            f"{self.clamped} boxes cut at the image border" * bool(self.clamped),
-        ]
-        return ", ".join(part for part in parts if part)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A split: images (with or without objects) in the order of the file."""
-
-    records: tuple[Record, ...]
-    categories: tuple[Category, ...]
-    annotation_file: Path
-    report: Report
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.records)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Class names by label."""
-        return tuple(category.name for category in self.categories)
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """Original category ids by label."""
-        return tuple(category.id for category in self.categories)
-
-    @property
-    def max_objects(self) -> int:
-        """Largest number of objects in one image."""
-        return max((len(record.labels) for record in self.records), default=0)
-
-
-def read_coco(annotation_file: Path | str, image_dir: Path | str) -> Dataset:
+def read_coco(annotation_file: Path | str, image_dir: Path | str, stored: Sequence[Stored] | None = None) -> Dataset:
     """Read an annotation file and check it against the images.
 
     Rules of the reference: crowd regions are dropped; boxes become corners, are clamped to the image and kept when
     they still have width and height; images without boxes are kept.
+
+    Args:
+      annotation_file: COCO JSON.
+      image_dir: where its ``file_name`` are looked for, with and without their leading folders.
+      stored: the pictures in the order of the file, when they are not files in ``image_dir``.
 
     Raises:
       UserError: the file or folder is missing, is not JSON or not COCO, repeats ids, refers to unknown images, or
@@ -108,7 +47,7 @@ def read_coco(annotation_file: Path | str, image_dir: Path | str) -> Dataset:
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
     content = _read_json(annotation_file)
     categories = _categories(content, annotation_file)
-    images = _images(content, annotation_file, image_dir)
+    images = _images(content, annotation_file, image_dir, stored is not None)
     by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
     seen: set[int] = set()
     for position, annotation in enumerate(content["annotations"]):
@@ -120,6 +59,8 @@ def read_coco(annotation_file: Path | str, image_dir: Path | str) -> Dataset:
     records = tuple(
         _record(image_id, path, size, by_image[image_id], label_of, counts) for image_id, (path, size) in images.items()
     )
+    if stored is not None:
+        records = tuple(dataclasses.replace(r, stored=s) for r, s in zip(records, stored, strict=True))
     dataset = Dataset(records, categories, annotation_file, Report(**counts))
     logger.info(
         "%s: %d images, %d objects, %d classes",
@@ -140,16 +81,14 @@ def read_segmentations(dataset: Dataset) -> dict[int, Any]:
     return {a["id"]: a["segmentation"] for a in annotations if a["id"] in wanted and a.get("segmentation")}
 
 
-def check_same_categories(train: Dataset, val: Dataset) -> None:
-    """UserError unless both splits list the same category ids with the same names."""
-    if train.categories == val.categories:
-        return
-    ours, theirs = ({c.id: c.name for c in d.categories} for d in (train, val))
-    wrong = next(i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i))
-    raise UserError(
-        f"categories differ: id {wrong} is {ours.get(wrong, 'absent')!r} in {train.annotation_file} and "
-        f"{theirs.get(wrong, 'absent')!r} in {val.annotation_file}; give both files the same categories"
-    )
+def with_shapes(dataset: Dataset) -> Dataset:
+    """The dataset with the masks of its objects."""
+    found = {number: parse_segmentation(value) for number, value in read_segmentations(dataset).items()}
+    records = [
+        dataclasses.replace(record, shapes=tuple(found.get(int(i)) for i in record.annotation_ids))
+        for record in dataset.records
+    ]
+    return dataclasses.replace(dataset, records=tuple(records))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -196,10 +135,12 @@ def _without_group_entry(listed: list[dict[str, Any]], annotations: list[Any]) -
     return listed if used else others
 
 
-def _images(content: dict[str, Any], source: Path, image_dir: Path) -> dict[int, tuple[Path, tuple[int, int]]]:
-    if not image_dir.is_dir():
+def _images(
+    content: dict[str, Any], source: Path, image_dir: Path, is_stored: bool
+) -> dict[int, tuple[Path, tuple[int, int]]]:
+    if not is_stored and not image_dir.is_dir():
         raise UserError(f"image folder {image_dir} does not exist")
-    present = {entry.name for entry in image_dir.iterdir()}
+    listings: dict[Path, frozenset[str]] = {}
     out: dict[int, tuple[Path, tuple[int, int]]] = {}
     absent = []
     for entry in content["images"]:
@@ -208,12 +149,10 @@ def _images(content: dict[str, Any], source: Path, image_dir: Path) -> dict[int,
         if entry["id"] in out:
             raise UserError(f"{source}: image id {entry['id']} is listed twice; give each image its own id")
         name = entry["file_name"]
-        path = image_dir / name
-        if name not in present and not path.is_file():
-            path = image_dir / Path(name).name  # some exports repeat the folder in the name
-            if path.name not in present:
-                absent.append(name)
-                continue
+        path = image_dir / name if is_stored else _find_image(image_dir, name, listings)
+        if path is None:
+            absent.append(name)
+            continue
         out[entry["id"]] = path, _size(entry, path)
     if absent:
         raise UserError(
@@ -221,6 +160,19 @@ def _images(content: dict[str, Any], source: Path, image_dir: Path) -> dict[int,
             f"(first: {absent[0]}); copy them there or remove them from the file"
         )
     return out
+
+
+def _find_image(image_dir: Path, name: str, listings: dict[Path, frozenset[str]]) -> Path | None:
+    """The file, where some exports repeat folders in the name; folders are listed once, not each file asked for."""
+    parts = Path(name.replace("\\", "/")).parts
+    for start in range(len(parts)):
+        path = image_dir.joinpath(*parts[start:])
+        folder = path.parent
+        if folder not in listings:
+            listings[folder] = frozenset(entry.name for entry in os.scandir(folder)) if folder.is_dir() else frozenset()
+        if path.name in listings[folder]:
+            return path
+    return None
 
 
 def _size(entry: dict[str, Any], path: Path) -> tuple[int, int]:

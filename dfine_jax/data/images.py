@@ -8,6 +8,7 @@ on what the person sees.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import struct
 import warnings
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from dfine_jax.errors import UserError
@@ -26,8 +27,8 @@ _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
-def open_rgb(path: str | os.PathLike[str], *, apply_exif: bool = True) -> Image.Image:
-    """Decode a picture completely, as an RGB Pillow image.
+def open_rgb(path: str | os.PathLike[str], *, apply_exif: bool = True, encoded: bytes | None = None) -> Image.Image:
+    """Decode a picture completely, as an RGB Pillow image; ``encoded`` is the content when ``path`` is but a name.
 
     Grey, palette, CMYK and alpha pictures are converted (alpha is dropped, as in the reference); 16-bit grey keeps its
     high byte instead of being clipped.
@@ -36,10 +37,10 @@ def open_rgb(path: str | os.PathLike[str], *, apply_exif: bool = True) -> Image.
       UserError: the file is missing, is no picture, is damaged or holds floating point pixels; the message names it.
     """
     path = Path(path)
-    if not path.is_file():
+    if encoded is None and not path.is_file():
         raise UserError(f"image {path} does not exist" if not path.exists() else f"image {path} is not a file")
     try:
-        with Image.open(path) as image:
+        with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image) if apply_exif else image)
     except Image.UnidentifiedImageError:
@@ -69,8 +70,8 @@ def read_image(path: str | os.PathLike[str], *, apply_exif: bool = True) -> UInt
     return np.array(open_rgb(path, apply_exif=apply_exif))
 
 
-def open_annotated(path: Path, width_px: int, height_px: int) -> Image.Image:
-    """A picture of a dataset whose annotations say how large it is; pixels as stored.
+def open_annotated(path: Path, width_px: int, height_px: int, encoded: bytes | None = None) -> Image.Image:
+    """A picture of a dataset whose annotations say how large it is; pixels as stored. ``encoded`` as in ``open_rgb``.
 
     Some annotation tools write boxes for the upright picture. Then the annotated size is the swapped one, and only
     then the orientation is applied.
@@ -78,11 +79,11 @@ def open_annotated(path: Path, width_px: int, height_px: int) -> Image.Image:
     Raises:
       UserError: unreadable, or of another size than annotated (the boxes would not fit).
     """
-    image = open_rgb(path, apply_exif=False)
+    image = open_rgb(path, apply_exif=False, encoded=encoded)
     if image.size == (width_px, height_px):
         return image
-    if image.size == (height_px, width_px) and orientation(path) in _TRANSPOSED:
-        return open_rgb(path, apply_exif=True)
+    if image.size == (height_px, width_px) and orientation(path, encoded) in _TRANSPOSED:
+        return open_rgb(path, apply_exif=True, encoded=encoded)
     raise UserError(
         f"image {path} has {image.width}x{image.height} pixels, its annotations say {width_px}x{height_px}; "
         "annotate the file that is there, or restore the annotated one"
@@ -98,9 +99,9 @@ def image_size(path: Path) -> tuple[int, int]:
         raise UserError(f"image {path} cannot be opened ({error}); replace or remove the file") from error
 
 
-def orientation(path: Path) -> int:
+def orientation(path: Path, encoded: bytes | None = None) -> int:
     """EXIF orientation, 1 (upright) when absent."""
-    with Image.open(path) as image, warnings.catch_warnings():
+    with Image.open(path if encoded is None else io.BytesIO(encoded)) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF blocks, which then count as absent
         return image.getexif().get(_ORIENTATION, 1)
 
@@ -109,23 +110,44 @@ def orientation(path: Path) -> int:
 class Preprocess:
     """From a decoded RGB picture to model input; stored in checkpoints and exported files.
 
-    The host stretches to (height, width); the device multiplies by ``scale``. No mean or deviation is subtracted.
+    The host brings it to (height, width), the device multiplies by ``scale``. No mean or deviation is subtracted.
     """
 
     height_px: int
     width_px: int
-    resize: Literal["stretch"] = "stretch"
+    resize: Literal["stretch", "letterbox"] = "stretch"  # letterbox: aspect kept, centred on black
     interpolation: Literal["bilinear_antialias"] = "bilinear_antialias"  # Pillow's BILINEAR
     channels: Literal["RGB"] = "RGB"
     scale: float = 1 / 255
 
     def __call__(self, image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Stretch one picture; bytes in, bytes out."""
+        """Stretch or letterbox one picture; bytes in, bytes out."""
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise UserError(f"expected a uint8 array [height, width, 3], got {image.dtype} {list(image.shape)}")
             image = Image.fromarray(image)
-        return np.asarray(to_rgb(image).resize((self.width_px, self.height_px), Image.Resampling.BILINEAR))
+        image = to_rgb(image)
+        left, top, width, height = inner_px(image.size, self.height_px, self.width_px, self.resize == "letterbox")
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        if self.resize == "stretch":
+            return np.asarray(image)
+        out = np.zeros((self.height_px, self.width_px, 3), np.uint8)
+        out[top : top + height, left : left + width] = image
+        return out
+
+    def view_px(self, size_px: tuple[int, int]) -> tuple[float, float, float, float]:
+        """What the input shows of a picture of (width, height), in its pixels: (left, top, width, height).
+
+        A point at fractions (x, y) of the input lies at (left + x * width, top + y * height) of the picture. For
+        "stretch" that is (0, 0, width, height); a letterbox shows more than the picture.
+        """
+        left, top, width, height = inner_px(size_px, self.height_px, self.width_px, self.resize == "letterbox")
+        across, down = size_px[0] / width, size_px[1] / height  # picture pixels per input pixel
+        return -left * across, -top * down, self.width_px * across, self.height_px * down
+
+    def to_float(self, images: UInt8[np.ndarray, "*b H W 3"]) -> Float32[np.ndarray, "*b H W 3"]:
+        """Bytes as the network takes them; a division, because multiplying by 1/255 rounds differently."""
+        return np.divide(images, np.float32(1 / self.scale), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -137,8 +159,17 @@ class Preprocess:
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
             raise UserError(f"preprocessing must have the keys {sorted(names)}, got {sorted(values)}")
-        known = {"resize": "stretch", "interpolation": "bilinear_antialias", "channels": "RGB"}
-        for name, value in known.items():
-            if values[name] != value:
-                raise UserError(f"preprocessing {name}={values[name]!r} is not supported, only {value!r}")
+        known = {"resize": ("stretch", "letterbox"), "interpolation": ("bilinear_antialias",), "channels": ("RGB",)}
+        for name, choices in known.items():
+            if values[name] not in choices:
+                raise UserError(f"preprocessing {name}={values[name]!r} is not supported, only {' or '.join(choices)}")
         return cls(**values)
+
+
+def inner_px(size_px: tuple[int, int], height_px: int, width_px: int, letterbox: bool) -> tuple[int, int, int, int]:
+    """(left, top, width, height) that a picture of (width, height) takes up in an input of the given size."""
+    if not letterbox:
+        return 0, 0, width_px, height_px
+    scale = min(width_px / size_px[0], height_px / size_px[1])
+    width, height = (max(1, round(side * scale)) for side in size_px)
+    return (width_px - width) // 2, (height_px - height) // 2, width, height

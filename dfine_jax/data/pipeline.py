@@ -1,141 +1,43 @@
 """From a dataset to host batches: shuffled and augmented for training, in order for evaluation.
 
 Every training row is a function of (seed, epoch, position in the epoch) alone. The batches are the same whatever the
-number of worker processes, and training continues at any step without replaying the steps before.
+number of worker processes and hosts, and training continues at any step without replaying the steps before.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import logging
+import time
 from collections.abc import Iterator
 
-import numpy as np
-from jaxtyping import Int64
-
 from dfine_jax.config import DataConfig
-from dfine_jax.data import transforms, workers
-from dfine_jax.data.batch import Batch, EvalBatch
-from dfine_jax.data.coco import Dataset, Record
-from dfine_jax.data.images import Preprocess, open_annotated
+from dfine_jax.data import workers
+from dfine_jax.data.batch import Batch, EvalBatch, MaskBatch
+from dfine_jax.data.coco import with_shapes
+from dfine_jax.data.dataset import Dataset
+from dfine_jax.data.images import Preprocess
+from dfine_jax.data.plan import Sampling, most_objects, num_slots
+from dfine_jax.data.rows import EvalSource, RecentTiles, TrainSource
+from dfine_jax.data.schedule import announced_sizes_px, batch_size_px
 from dfine_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_SLOT_MULTIPLE = 4
-_SHUFFLE, _AUGMENT = 0, 1  # streams of random numbers under one seed
-
-
-def num_slots(dataset: Dataset, max_objects: int) -> int:
-    """Ground-truth slots per image: ``max_objects``, or for 0 the largest count rounded up to a multiple of four.
-
-    Raises:
-      UserError: an image has more objects than ``max_objects``; nothing is cut off silently.
-    """
-    largest = dataset.max_objects
-    if max_objects == 0:
-        return max(_SLOT_MULTIPLE, -(-largest // _SLOT_MULTIPLE) * _SLOT_MULTIPLE)
-    if largest > max_objects:
-        raise UserError(
-            f"data.max_objects={max_objects}, but an image of {dataset.annotation_file} has {largest} objects; "
-            f"set data.max_objects={largest} or 0 (automatic)"
-        )
-    return max_objects
-
-
-@functools.lru_cache(maxsize=2)
-def epoch_order(num_images: int, length: int, seed: int, epoch: int) -> Int64[np.ndarray, "length"]:
-    """Image index at each position of an epoch: a permutation, cut or continued by further ones to ``length``."""
-    rng = np.random.default_rng((seed, _SHUFFLE, epoch))
-    permutations = [rng.permutation(num_images) for _ in range(-(-length // num_images))]
-    return np.concatenate(permutations)[:length]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSource:
-    """Rows of training batches (workers.Source)."""
-
-    records: tuple[Record, ...]
-    batch_size: int
-    slots: int
-    seed: int
-    config: DataConfig
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in the dataset, at least one."""
-        return max(1, len(self.records) // self.batch_size)
-
-    @property
-    def layout(self) -> workers.Layout:
-        """Arrays of ``Batch``."""
-        b, g = self.batch_size, self.slots
-        image = (b, self.config.height_px, self.config.width_px, 3)
-        return (image, "uint8"), ((b, g), "int32"), ((b, g, 4), "float32"), ((b, g), "bool")
-
-    def fill(self, step: int, row: int, out: workers.Arrays) -> None:
-        """Load, augment and write one image with its objects."""
-        record, epoch, position = self._locate(step, row)
-        image = open_annotated(record.path, record.width_px, record.height_px)
-        rng = np.random.default_rng((self.seed, _AUGMENT, epoch, position))
-        sample = transforms.make_sample(image, record.boxes_xyxy_px, record.labels)
-        sample = transforms.augment(rng, sample, self.config, epoch)
-        images, labels, boxes, valid = (array[row] for array in out)
-        count = len(sample.labels)
-        images[:] = np.asarray(sample.image)
-        labels[:count], labels[count:] = sample.labels, 0
-        boxes[:count], boxes[count:] = transforms.normalised_cxcywh(sample), 0.0
-        valid[:count], valid[count:] = True, False
-
-    def describe(self, step: int, row: int) -> str:
-        """Path of the image."""
-        return str(self._locate(step, row)[0].path)
-
-    def _locate(self, step: int, row: int) -> tuple[Record, int, int]:
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        position = batch * self.batch_size + row
-        order = epoch_order(len(self.records), self.steps_per_epoch * self.batch_size, self.seed, epoch)
-        return self.records[order[position]], epoch, position
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalSource:
-    """Rows of evaluation batches (workers.Source)."""
-
-    records: tuple[Record, ...]
-    batch_size: int
-    preprocess: Preprocess
-
-    @property
-    def layout(self) -> workers.Layout:
-        """Arrays of ``EvalBatch``."""
-        image = (self.batch_size, self.preprocess.height_px, self.preprocess.width_px, 3)
-        return (image, "uint8"), ((self.batch_size,), "int64"), ((self.batch_size, 2), "float32")
-
-    def fill(self, step: int, row: int, out: workers.Arrays) -> None:
-        """Load and stretch one image, or write a row that only fills the batch."""
-        images, image_id, size = out
-        index = step * self.batch_size + row
-        if index >= len(self.records):
-            images[row], image_id[row], size[row] = 0, -1, 1.0
-            return
-        record = self.records[index]
-        images[row] = self.preprocess(open_annotated(record.path, record.width_px, record.height_px))
-        image_id[row], size[row] = record.image_id, (record.width_px, record.height_px)
-
-    def describe(self, step: int, row: int) -> str:
-        """Path of the image, empty for a filling row."""
-        index = step * self.batch_size + row
-        return str(self.records[index].path) if index < len(self.records) else ""
+_NO_LIMIT = 10**9
 
 
 class TrainLoader:
     """Endless training batches of a dataset.
 
     Each epoch visits every image once in a new order; a last incomplete batch is dropped. With fewer images than
-    ``batch_size`` an epoch is one batch in which images repeat (differently augmented).
+    ``batch_size`` an epoch is one batch in which images repeat (differently augmented). Of several hosts each gets its
+    rows of the same global batches.
+
+    Args:
+      batch_size: over all hosts.
+      epochs: length of the run, if known: the slots are counted for its mosaics and mixtures only.
 
     Raises:
       UserError: no images, too few slots, or values out of range.
@@ -152,51 +54,101 @@ class TrainLoader:
         seed: int,
         augment: DataConfig,
         workers: int,
+        epochs: int = _NO_LIMIT,
+        host_index: int = 0,
+        host_count: int = 1,
     ) -> None:
-        _check(dataset, height_px, width_px, batch_size, workers)
+        _check(dataset, height_px, width_px, batch_size, workers, host_index, host_count)
         if seed < 0:
             raise UserError(f"train.seed={seed} must not be negative")
+        if batch_size % host_count:
+            raise UserError(f"train.batch_size={batch_size} must be a multiple of the {host_count} hosts")
         config = dataclasses.replace(augment, height_px=height_px, width_px=width_px)
-        self._source = TrainSource(dataset.records, batch_size, num_slots(dataset, max_objects), seed, config)
+        if config.mask_stride:
+            if height_px % config.mask_stride or width_px % config.mask_stride:
+                raise UserError(f"data.mask_stride={config.mask_stride} must divide the input {height_px}x{width_px}")
+            dataset = with_shapes(dataset)
+        self._sampling = Sampling(len(dataset), batch_size, seed, config)
+        most = most_objects(self._sampling, [len(record.labels) for record in dataset.records], epochs)
+        slots = num_slots(most, max_objects, str(dataset.annotation_file))
+        tiles = RecentTiles(config.mosaic_cache)
+        self._source = TrainSource(dataset.records, slots, self._sampling, host_index, host_count, tiles)
         self._workers = workers
-        if len(dataset) < batch_size:
-            logger.warning("%d images fill a batch of %d: images repeat within a batch", len(dataset), batch_size)
+        self.wait_seconds = 0.0  # spent waiting for batches so far
+        self.notes = _notes(dataset, config, batch_size, slots, most)
+        for note in self.notes:
+            logger.warning(note) if "repeat" in note or "dropped" in note else logger.info(note)
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches per epoch."""
-        return self._source.steps_per_epoch
+        return self._sampling.steps_per_epoch
 
     @property
     def slots(self) -> int:
         """Ground-truth slots per image, ``g``."""
         return self._source.slots
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def size_px(self, step: int) -> tuple[int, int]:
+        """(height, width) at which the step runs; the device brings the batch to it (nearest neighbour)."""
+        return batch_size_px(self._sampling.config, self._sampling.seed, step // self.steps_per_epoch, step)
+
+    def sizes_px(self, epochs: int) -> tuple[tuple[int, int], ...]:
+        """Every size that ``size_px`` can give in so many epochs."""
+        return announced_sizes_px(self._sampling.config, epochs)
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch | MaskBatch]:
         """Batches from global step ``start_step`` on, without end; closing the iterator ends its workers.
+
+        ``MaskBatch`` where ``data.mask_stride`` is set. ``wait_seconds`` grows by the time each one made the caller
+        wait.
 
         Raises:
           UserError: an image cannot be read or a worker ended; the message names the file.
         """
-        for arrays in workers.batches(self._source, itertools.count(start_step), self._workers):
-            yield Batch(*arrays)
+        kind = MaskBatch if self._sampling.config.mask_stride else Batch
+        stream = workers.batches(self._source, itertools.count(start_step), self._workers)
+        try:
+            while True:
+                started = time.perf_counter()
+                arrays = next(stream)
+                self.wait_seconds += time.perf_counter() - started
+                yield kind(*arrays)
+        finally:
+            stream.close()
 
 
 class EvalLoader:
     """Evaluation batches: every image once, in the order of the file; the last batch is filled up.
 
+    Of several hosts each gets every n-th image, and all the same number of batches.
+
     Raises:
       UserError: no images, or values out of range.
     """
 
-    def __init__(self, dataset: Dataset, *, height_px: int, width_px: int, batch_size: int, workers: int = 0) -> None:
-        _check(dataset, height_px, width_px, batch_size, workers)
-        self._source = EvalSource(dataset.records, batch_size, Preprocess(height_px, width_px))
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        height_px: int,
+        width_px: int,
+        batch_size: int,
+        workers: int = 0,
+        resize: str = "stretch",
+        host_index: int = 0,
+        host_count: int = 1,
+    ) -> None:
+        _check(dataset, height_px, width_px, batch_size, workers, host_index, host_count)
+        preprocess = Preprocess.from_dict(Preprocess(height_px, width_px).to_dict() | {"resize": resize})
+        self._source = EvalSource(dataset.records[host_index::host_count], batch_size, preprocess)
+        longest = -(-len(dataset) // host_count)
+        self._length = -(-longest // batch_size)
         self._workers = workers
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-len(self._source.records) // self._source.batch_size)
+        return self._length
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """One pass. Raises UserError as ``TrainLoader.batches``."""
@@ -204,7 +156,29 @@ class EvalLoader:
             yield EvalBatch(*arrays)
 
 
-def _check(dataset: Dataset, height_px: int, width_px: int, batch_size: int, workers: int) -> None:
+def _notes(dataset: Dataset, config: DataConfig, batch_size: int, slots: int, most: int) -> tuple[str, ...]:
+    """What the data makes of the configuration, for the log."""
+    notes = [f"{slots} slots for objects per image: the fullest image has {dataset.max_objects}"]
+    if config.augment == "deim":
+        notes[0] += f", up to {most} meet by mosaic and MixUp"
+    preprocess = Preprocess(config.height_px, config.width_px, config.resize)
+    small = 0
+    for record in dataset.records:
+        *_, width, height = preprocess.view_px((record.width_px, record.height_px))
+        sides = record.boxes_xyxy_px[:, 2:] - record.boxes_xyxy_px[:, :2]
+        small += int((sides * [config.width_px / width, config.height_px / height] < 1).any(1).sum())
+    if small:
+        total = sum(len(record.labels) for record in dataset.records)
+        size = f"{config.height_px}x{config.width_px}"
+        notes.append(f"{small} of {total} objects are thinner than a pixel at {size} and are dropped")
+    if len(dataset) < batch_size:
+        notes.append(f"{len(dataset)} images fill a batch of {batch_size}: images repeat within a batch")
+    return tuple(notes)
+
+
+def _check(
+    dataset: Dataset, height_px: int, width_px: int, batch_size: int, workers: int, host_index: int, host_count: int
+) -> None:
     if not len(dataset):
         raise UserError(f"{dataset.annotation_file} lists no images")
     for name, value, least in (
@@ -212,6 +186,8 @@ def _check(dataset: Dataset, height_px: int, width_px: int, batch_size: int, wor
         ("width_px", width_px, 1),
         ("batch_size", batch_size, 1),
         ("workers", workers, 0),
+        ("host_index", host_index, 0),
+        ("host_count", host_count, host_index + 1),
     ):
         if value < least:
             raise UserError(f"{name}={value} must be at least {least}")

@@ -15,7 +15,11 @@ from jaxtyping import Bool, Float32, Int32
 from PIL import Image, ImageEnhance
 
 from dfine_jax.config import DataConfig
+from dfine_jax.data import masks as object_masks
 from dfine_jax.data.colour import adjust_brightness, adjust_contrast, mean_luma, shift_hue
+from dfine_jax.data.images import inner_px
+from dfine_jax.data.masks import Masks
+from dfine_jax.data.schedule import policy
 
 _IOU_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 _CROP_TRIALS = 40
@@ -49,6 +53,7 @@ class Sample(NamedTuple):
     boxes_xyxy_px: Float32[np.ndarray, "g 4"]
     labels: Int32[np.ndarray, "g"]
     distortion: Distortion | None = None
+    masks: Masks | None = None  # relative to the window's corner, as the boxes; None: not asked for
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -58,25 +63,33 @@ class Sample(NamedTuple):
 
 
 def make_sample(
-    image: Image.Image, boxes_xyxy_px: Float32[np.ndarray, "g 4"], labels: Int32[np.ndarray, "g"]
+    image: Image.Image,
+    boxes_xyxy_px: Float32[np.ndarray, "g 4"],
+    labels: Int32[np.ndarray, "g"],
+    masks: Masks | None = None,
 ) -> Sample:
     """A sample that shows the whole image."""
-    return Sample(image, (0, 0, *image.size), boxes_xyxy_px, labels)
+    return Sample(image, (0, 0, *image.size), boxes_xyxy_px, labels, masks=masks)
 
 
-def augment(rng: np.random.Generator, sample: Sample, config: DataConfig, epoch: int) -> Sample:
-    """All training operations up to the model's input size.
+def augment(
+    rng: np.random.Generator, sample: Sample, config: DataConfig, epoch: int, *, is_mosaic: bool = False
+) -> Sample:
+    """All training operations up to the model's input size; which of them an epoch has, ``schedule.policy`` says.
 
-    From ``config.stop_augment_epoch`` on, photometric distortion, zooming out and cropping are skipped;
-    ``config.augment="none"`` leaves the resize only.
+    A mosaic is neither zoomed out nor cropped.
     """
-    if config.augment == "dfine":
-        if epoch < config.stop_augment_epoch:
-            sample = photometric_distort(rng, sample, config.photometric_prob)
+    allowed = policy(config, epoch)
+    if allowed.strong:
+        sample = photometric_distort(rng, sample, config.photometric_prob)
+        if not is_mosaic:
             sample = zoom_out(rng, sample, config.zoom_out_prob)
             sample = iou_crop(rng, sample, config.iou_crop_prob)
-        sample = flip(rng, sanitize(sample), config.flip_prob)
-    return sanitize(resize(sanitize(sample), config.height_px, config.width_px))
+    sample = sanitize(sample)
+    if allowed.flip:
+        sample = flip(rng, sample, config.flip_prob)
+    letterbox = config.resize == "letterbox"
+    return sanitize(resize(sample, config.height_px, config.width_px, letterbox=letterbox, clip=config.clip_boxes))
 
 
 def photometric_distort(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
@@ -136,7 +149,8 @@ def zoom_out(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
     boxes = sample.boxes_xyxy_px + np.array([left, top, left, top], np.float32)
     x, y = sample.window_px[:2]
     window = (x - left, y - top, x - left + canvas_width, y - top + canvas_height)
-    return sample._replace(window_px=window, boxes_xyxy_px=boxes)
+    masks = object_masks.moved(sample.masks, (1, 1), (left, top))
+    return sample._replace(window_px=window, boxes_xyxy_px=boxes, masks=masks)
 
 
 def iou_crop(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
@@ -198,7 +212,11 @@ def _cut(sample: Sample, crop: tuple[int, int, int, int], inside: Bool[np.ndarra
     boxes = boxes.clip(0, np.array([x1 - x0, y1 - y0] * 2, np.float32))
     boxes[~inside] = 0.0  # no area: the next sanitising drops them
     left, top = sample.window_px[:2]
-    return sample._replace(window_px=(left + x0, top + y0, left + x1, top + y1), boxes_xyxy_px=boxes)
+    return sample._replace(
+        window_px=(left + x0, top + y0, left + x1, top + y1),
+        boxes_xyxy_px=boxes,
+        masks=object_masks.moved(sample.masks, (1, 1), (-x0, -y0)),
+    )
 
 
 def sanitize(sample: Sample) -> Sample:
@@ -206,7 +224,10 @@ def sanitize(sample: Sample) -> Sample:
     boxes = sample.boxes_xyxy_px
     size = boxes[:, 2:] - boxes[:, :2]
     keep = (size >= _MIN_SIZE_PX).all(1) & (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] <= sample.size_px).all(1)
-    return sample if keep.all() else sample._replace(boxes_xyxy_px=boxes[keep], labels=sample.labels[keep])
+    if keep.all():
+        return sample
+    masks = object_masks.select(sample.masks, keep)
+    return sample._replace(boxes_xyxy_px=boxes[keep], labels=sample.labels[keep], masks=masks)
 
 
 def flip(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
@@ -222,15 +243,33 @@ def flip(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
         image=sample.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         window_px=(image_width - right, top, image_width - left, bottom),
         boxes_xyxy_px=boxes,
+        masks=object_masks.moved(sample.masks, (-1, 1), (width, 0)),
     )
 
 
-def resize(sample: Sample, height_px: int, width_px: int) -> Sample:
-    """Render the window at the given size (Pillow's bilinear, antialiased); the aspect is not kept."""
+def resize(sample: Sample, height_px: int, width_px: int, *, letterbox: bool = False, clip: bool = True) -> Sample:
+    """Render the window at the given size (Pillow's bilinear, antialiased).
+
+    Args:
+      letterbox: keep the aspect, in the middle of a black picture; else stretch.
+      clip: keep boxes that touch the right or bottom edge inside the picture. Their scaled corners may exceed it by a
+        rounding error of float32, and ``sanitize`` then drops them: so the reference loses such objects.
+    """
     width, height = sample.size_px
-    scale = np.array([width_px / width, height_px / height] * 2, np.float32)
-    image = render(sample, height_px, width_px)
-    return Sample(image, (0, 0, width_px, height_px), sample.boxes_xyxy_px * scale, sample.labels)
+    left, top, inner_width, inner_height = inner_px((width, height), height_px, width_px, letterbox)
+    scale = inner_width / width, inner_height / height
+    boxes = sample.boxes_xyxy_px * np.array(scale * 2, np.float32)
+    if letterbox:
+        boxes += np.array([left, top] * 2, np.float32)
+    if clip:
+        np.minimum(boxes, np.array([left + inner_width, top + inner_height] * 2, np.float32), out=boxes)
+    image = render(sample, inner_height, inner_width)
+    if image.size != (width_px, height_px):
+        picture = Image.new("RGB", (width_px, height_px))
+        picture.paste(image, (left, top))
+        image = picture
+    masks = object_masks.moved(sample.masks, scale, (left, top))
+    return Sample(image, (0, 0, width_px, height_px), boxes, sample.labels, masks=masks)
 
 
 def render(sample: Sample, height_px: int, width_px: int) -> Image.Image:

@@ -55,6 +55,10 @@ class Source(Protocol):
         """Write one row of batch ``step``; every element of the row. A function of (step, row) alone."""
         ...
 
+    def finish(self, step: int, arrays: Arrays) -> Arrays:
+        """The batch from its filled rows, in new arrays; runs in the main process."""
+        ...
+
     def describe(self, step: int, row: int) -> str:
         """The file behind a row, for error messages."""
         ...
@@ -78,7 +82,7 @@ def _serial(source: Source, steps: Iterable[int], rows: int) -> Iterator[Arrays]
         out = tuple(np.empty(shape, dtype) for shape, dtype in source.layout)
         for row in range(rows):
             source.fill(step, row, out)
-        yield out
+        yield source.finish(step, out)
 
 
 def _parallel(source: Source, steps: Iterable[int], workers: int, rows: int) -> Iterator[Arrays]:
@@ -152,7 +156,7 @@ class _Pool:
                 pass  # it has ended; collecting its answer reports why
 
     def collect(self, step: int, slot: int) -> Arrays:
-        """Wait for a batch and copy it out, so that the slot can be filled again."""
+        """Wait for a batch and take it out, so that the slot can be filled again."""
         for index, process in enumerate(self._processes):
             assert process.stdout is not None
             answer = process.stdout.readline()
@@ -166,7 +170,7 @@ class _Pool:
             message = json.loads(answer)
             if message is not None:
                 raise UserError(message)
-        return tuple(array.copy() for array in self._slots[slot])
+        return self._source.finish(step, self._slots[slot])
 
     def __exit__(self, *exc: object) -> None:
         self._end()

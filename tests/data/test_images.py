@@ -108,8 +108,8 @@ def test_preprocess_is_pillow_bilinear_and_survives_json():
 
 def test_preprocess_refuses_what_it_does_not_execute():
     spec = Preprocess(5, 4).to_dict()
-    with pytest.raises(UserError, match="letterbox"):
-        Preprocess.from_dict({**spec, "resize": "letterbox"})
+    with pytest.raises(UserError, match="crop"):
+        Preprocess.from_dict({**spec, "resize": "crop"})
     with pytest.raises(UserError, match="keys"):
         Preprocess.from_dict({**spec, "mean": 0.5})
     with pytest.raises(UserError, match="uint8"):

@@ -10,7 +10,8 @@ import pytest
 from dfine_jax.config import DataConfig
 from dfine_jax.data.coco import find_split, read_coco
 from dfine_jax.data.images import Preprocess, read_image
-from dfine_jax.data.pipeline import EvalLoader, TrainLoader, epoch_order, num_slots
+from dfine_jax.data.pipeline import EvalLoader, TrainLoader
+from dfine_jax.data.plan import epoch_order, num_slots
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 
@@ -120,11 +121,11 @@ def test_small_datasets_repeat_within_the_batch_and_say_so(train, caplog):
 
 def test_slots_come_from_the_data_and_never_overflow(train):
     largest = train.max_objects
-    assert num_slots(train, 0) % 4 == 0 and largest <= num_slots(train, 0) < largest + 4
-    assert num_slots(train, largest) == largest
-    with pytest.raises(UserError, match=f"max_objects={largest - 1}.*has {largest} objects"):
+    assert num_slots(largest, 0) % 4 == 0 and largest <= num_slots(largest, 0) < largest + 4
+    assert loader(train).slots == num_slots(largest, 0) and loader(train, max_objects=largest).slots == largest
+    with pytest.raises(UserError, match=f"max_objects={largest - 1}.*can have {largest} objects"):
         loader(train, max_objects=largest - 1)
-    assert num_slots(dataclasses.replace(train, records=()), 0) == 4
+    assert num_slots(0, 0) == 4
 
 
 def test_wrong_values_are_named(train):

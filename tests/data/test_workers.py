@@ -56,6 +56,9 @@ class Probe:
         out[0][row] = step, row, os.getpid(), "jax" in sys.modules
         out[1][row] = step + row
 
+    def finish(self, step, arrays):
+        return tuple(array.copy() for array in arrays)
+
     def describe(self, step, row):
         return f"file-{step}-{row}"
 
