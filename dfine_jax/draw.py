@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from dfine_jax.errors import UserError
 
 Colour = tuple[int, int, int]
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
@@ -132,24 +135,25 @@ def _plate_size(text: str, font: ImageFont.FreeTypeFont, style: Style) -> tuple[
     return math.ceil(font.getlength(text)) + 2 * style.pad, ascent + descent + 2 * style.pad
 
 
-def _place(size: tuple[int, int], box: Rect, picture: tuple[int, int], placed: list[Rect]) -> Rect | None:
+def _place(size: tuple[int, int], box: Rect, picture: tuple[int, int], placed: Sequence[Rect]) -> Rect | None:
     """The least covered place of a label around its box, in order of preference; None when it would be hidden."""
     w, h = size
     x0, y0, x1, y1 = box
     above, below, left, right = y0 - h, y1 + 1, x0, x1 - w + 1
-    places = [(left, above), (right, above), (left, y0), (left, below), (right, below), (right, y0), (left, y1 - h)]
-    best: Rect | None = None
-    best_cost, best_covered = math.inf, math.inf
-    for x, y in places:
-        inside_x = min(max(x, 0), max(picture[0] - w, 0))
-        inside_y = min(max(y, 0), max(picture[1] - h, 0))
-        rect = (inside_x, inside_y, inside_x + w - 1, inside_y + h - 1)
-        moved = abs(inside_x - x) + abs(inside_y - y)  # a label pushed off its corner points at its box less clearly
-        covered = sum(_overlap(rect, other) for other in placed) / (w * h)
-        cost = covered + 0.02 * moved / h
-        if cost < best_cost - 1e-6:
-            best, best_cost, best_covered = rect, cost, covered
-    return best if best_covered <= _HIDDEN else None
+    places = np.array(
+        [(left, above), (right, above), (left, y0), (left, below), (right, below), (right, y0), (left, y1 - h)]
+    )
+    inside = np.clip(places, 0, np.maximum(np.subtract(picture, size), 0))
+    rects = np.concatenate([inside, inside + (w - 1, h - 1)], axis=1)
+    others = np.array(placed, float).reshape(-1, 4)
+    shared = np.minimum(rects[:, None, 2:], others[:, 2:]) - np.maximum(rects[:, None, :2], others[:, :2])
+    covered = np.maximum(shared, 0).prod(-1).sum(-1) / (w * h)
+    moved = np.abs(inside - places).sum(1)  # a label pushed off its corner points at its box less clearly
+    best = int(np.argmin((covered + 0.02 * moved / h).round(6)))
+    if covered[best] > _HIDDEN:
+        return None
+    left, top, right, bottom = rects[best].tolist()
+    return left, top, right, bottom
 
 
 def _shorten(name: str, suffix: str, font: ImageFont.FreeTypeFont, room_px: float) -> str:
@@ -158,31 +162,54 @@ def _shorten(name: str, suffix: str, font: ImageFont.FreeTypeFont, room_px: floa
     return next(fitting, "…") + suffix
 
 
-@lru_cache(maxsize=32)
+def check_font(file: str) -> None:
+    """Whether labels can be written with a font, before work is done for them.
+
+    Args:
+      file: path, or the name of an installed font.
+
+    Raises:
+      UserError: missing, or no font.
+    """
+    if _load_font(file, _SMALLEST_FONT_PX) is None:
+        problem = "cannot be read as a font" if os.path.exists(file) else "does not exist"
+        raise UserError(f"font {file} {problem}; give a TrueType or OpenType file, such as DejaVuSans.ttf")
+
+
 def _font(size_px: int, characters: str, font_file: str | None) -> ImageFont.FreeTypeFont:
     """The given font, else the built-in one when it has the characters, else the first system font that does."""
     if font_file is not None:
-        return ImageFont.truetype(font_file, size_px)
-    builtin = ImageFont.load_default(size_px)
-    if not isinstance(builtin, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow was built without FreeType, which labels need; install Pillow from PyPI")
-    if _missing(builtin, characters):
-        for file in _SYSTEM_FONTS:
-            try:
-                font = ImageFont.truetype(file, size_px)
-            except OSError:  # not installed
-                continue
-            if not _missing(font, characters):
-                return font
+        check_font(font_file)
+    for file in (font_file,) if font_file else (None, *_SYSTEM_FONTS):
+        font = _load_font(file, size_px)
+        if font is not None and (font_file or not any(_lacks(font, c) for c in characters)):
+            return font
+    builtin = _load_font(None, size_px)
+    assert builtin is not None
     return builtin
 
 
-def _missing(font: ImageFont.FreeTypeFont, characters: str) -> set[str]:
-    """Characters that the font would show as its empty box."""
-    unknown = _drawn(font, "\uffff")
-    return {c for c in characters if not c.isspace() and _drawn(font, c) == unknown}
+@lru_cache(maxsize=256)
+def _load_font(file: str | None, size_px: int) -> ImageFont.FreeTypeFont | None:
+    """A font file, or for None the built-in font; None when there is no such file or it is no font."""
+    if file is not None:
+        try:
+            return ImageFont.truetype(file, size_px)
+        except OSError:
+            return None
+    font = ImageFont.load_default(size_px)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("Pillow was built without FreeType, which labels need; install Pillow from PyPI")
+    return font
 
 
+@lru_cache(maxsize=8192)
+def _lacks(font: ImageFont.FreeTypeFont, character: str) -> bool:
+    """Whether the font would show the character as its empty box."""
+    return not character.isspace() and _drawn(font, character) == _drawn(font, "\uffff")
+
+
+@lru_cache(maxsize=1024)
 def _drawn(font: ImageFont.FreeTypeFont, character: str) -> bytes:
     side = 2 * int(font.size)
     image = Image.new("L", (side, side))
@@ -192,9 +219,8 @@ def _drawn(font: ImageFont.FreeTypeFont, character: str) -> bytes:
 
 def _writable(font: ImageFont.FreeTypeFont, text: str) -> str:
     """The text with characters the font lacks replaced by their base letters or, failing that, question marks."""
-    missing = _missing(font, text)
-    folded = (unicodedata.normalize("NFKD", c)[0] if c in missing else c for c in text)
-    return "".join("?" if c in missing or not c.isascii() and _missing(font, c) else c for c in folded)
+    folded = (unicodedata.normalize("NFKD", c)[0] if _lacks(font, c) else c for c in text)
+    return "".join("?" if _lacks(font, c) else c for c in folded)
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:
@@ -209,10 +235,6 @@ def _is_visible(box: np.ndarray, width: int, height: int) -> bool:
 def _clip(box: np.ndarray, width: int, height: int) -> Rect:
     x0, y0, x1, y1 = (float(v) for v in box)
     return max(x0, 0.0), max(y0, 0.0), min(x1, width - 1.0), min(y1, height - 1.0)
-
-
-def _overlap(a: Rect, b: Rect) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _oklab_to_linear_rgb(lightness: float, a: float, b: float) -> tuple[float, float, float]:
