@@ -101,9 +101,9 @@ def demo_config(num_classes: int, epochs: int) -> Config:
 
 
 def _read(folder: Path, split: Any) -> Dataset:
-    from dfine_jax.data.coco import find_split, read_coco
+    from dfine_jax.data.sources import read_dataset
 
-    return read_coco(*find_split(folder, split))
+    return read_dataset(folder, split)
 
 
 def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) -> tuple[Metrics, Metrics]:

@@ -36,7 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="n, s, m, l, x, or an experiment file with get_config()")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration values, such as optim.lr=2e-4")
     files = parser.add_argument_group("files")
-    files.add_argument("--data", metavar="DIR", required=True, type=Path, help="folder with images and annotations")
+    files.add_argument(
+        "--data", metavar="DIR", required=True, type=Path, help="COCO or YOLO folder, data.yaml, or tfds:NAME"
+    )
     files.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
     files.add_argument(
         "--weights", metavar="W", help="start from these: checkpoint, .pth, .safetensors, published name"
@@ -55,11 +57,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
-    from dfine_jax.data.coco import check_same_categories, find_split, read_coco
+    from dfine_jax.data.dataset import check_same_categories
+    from dfine_jax.data.sources import read_dataset
 
     _check_options(options)
-    train_data = read_coco(*find_split(options.data, "train"))
-    val_data = read_coco(*find_split(options.data, "val"))
+    train_data = read_dataset(options.data, "train")
+    val_data = read_dataset(options.data, "val")
     check_same_categories(train_data, val_data)
 
     # Here and not above: mistakes in paths and options are told before jax takes its seconds to load.

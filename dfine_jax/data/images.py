@@ -99,6 +99,12 @@ def image_size(path: Path) -> tuple[int, int]:
         raise UserError(f"image {path} cannot be opened ({error}); replace or remove the file") from error
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the picture as a viewer shows it, from the file's header."""
+    width, height = image_size(path)
+    return (height, width) if orientation(path) in _TRANSPOSED else (width, height)
+
+
 def orientation(path: Path, encoded: bytes | None = None) -> int:
     """EXIF orientation, 1 (upright) when absent."""
     with Image.open(path if encoded is None else io.BytesIO(encoded)) as image, warnings.catch_warnings():
@@ -132,7 +138,7 @@ class Preprocess:
         if self.resize == "stretch":
             return np.asarray(image)
         out = np.zeros((self.height_px, self.width_px, 3), np.uint8)
-        out[top : top + height, left : left + width] = image
+        out[top : top + height, left : left + width] = np.asarray(image)
         return out
 
     def view_px(self, size_px: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -48,9 +48,10 @@ def parse_segmentation(segmentation: Any) -> Shape:
         return Polygons(tuple(parts)) if parts else None
     if isinstance(segmentation, dict) and "counts" in segmentation and "size" in segmentation:
         height, width = segmentation["size"]
-        counts = segmentation["counts"]
+        counts: Any = segmentation["counts"]
         if isinstance(counts, list):
-            counts = coco_mask.frPyObjects(segmentation, height, width)["counts"]
+            plain: Any = segmentation
+            counts = coco_mask.frPyObjects(plain, height, width)["counts"]
         return RunLengths(int(height), int(width), counts.encode() if isinstance(counts, str) else bytes(counts))
     return None
 

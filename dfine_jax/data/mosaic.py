@@ -25,7 +25,7 @@ def tile(sample: Sample, short_side_px: int) -> Sample:
     """A whole image, aspect kept, its short side resized: one quarter of a mosaic."""
     width, height = sample.size_px
     short = min(width, height)
-    size = tuple(short_side_px if side == short else int(short_side_px * side / short) for side in (width, height))
+    size = int(short_side_px * width / short), int(short_side_px * height / short)
     scale = size[0] / width, size[1] / height
     return make_sample(
         sample.image.resize(size, Image.Resampling.BILINEAR),

@@ -6,6 +6,7 @@ number of worker processes and hosts, and training continues at any step without
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -107,15 +108,12 @@ class TrainLoader:
           UserError: an image cannot be read or a worker ended; the message names the file.
         """
         kind = MaskBatch if self._sampling.config.mask_stride else Batch
-        stream = workers.batches(self._source, itertools.count(start_step), self._workers)
-        try:
+        with contextlib.closing(workers.batches(self._source, itertools.count(start_step), self._workers)) as stream:
             while True:
                 started = time.perf_counter()
                 arrays = next(stream)
                 self.wait_seconds += time.perf_counter() - started
                 yield kind(*arrays)
-        finally:
-            stream.close()
 
 
 class EvalLoader:

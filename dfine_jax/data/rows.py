@@ -88,7 +88,8 @@ class TrainSource:
         boxes[:count], boxes[count:] = transforms.normalised_cxcywh(sample), 0.0
         valid[:count], valid[count:] = True, False
         if masks and sample.masks is not None:
-            masks[0][:count] = object_masks.rasterised(sample.masks, *masks[0].shape[1:], self.config.mask_stride)
+            _, height, width = masks[0].shape
+            masks[0][:count] = object_masks.rasterised(sample.masks, height, width, self.config.mask_stride)
             masks[0][count:] = False
 
     def sample(self, step: int, row: int) -> Sample:

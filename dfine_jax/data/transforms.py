@@ -223,7 +223,8 @@ def sanitize(sample: Sample) -> Sample:
     """Drop objects narrower or lower than one pixel, or reaching beyond the window."""
     boxes = sample.boxes_xyxy_px
     size = boxes[:, 2:] - boxes[:, :2]
-    keep = (size >= _MIN_SIZE_PX).all(1) & (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] <= sample.size_px).all(1)
+    inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] <= sample.size_px).all(1)
+    keep = np.asarray((size >= _MIN_SIZE_PX).all(1) & inside)
     if keep.all():
         return sample
     masks = object_masks.select(sample.masks, keep)

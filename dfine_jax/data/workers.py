@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -64,7 +64,7 @@ class Source(Protocol):
         ...
 
 
-def batches(source: Source, steps: Iterable[int], workers: int) -> Iterator[Arrays]:
+def batches(source: Source, steps: Iterable[int], workers: int) -> Generator[Arrays]:
     """The batches of ``steps``, freshly allocated each; ``workers=0`` makes them in this process.
 
     Raises:
@@ -77,7 +77,7 @@ def batches(source: Source, steps: Iterable[int], workers: int) -> Iterator[Arra
     return _serial(source, steps, rows) if workers == 0 else _parallel(source, steps, min(workers, rows), rows)
 
 
-def _serial(source: Source, steps: Iterable[int], rows: int) -> Iterator[Arrays]:
+def _serial(source: Source, steps: Iterable[int], rows: int) -> Generator[Arrays]:
     for step in steps:
         out = tuple(np.empty(shape, dtype) for shape, dtype in source.layout)
         for row in range(rows):
@@ -85,7 +85,7 @@ def _serial(source: Source, steps: Iterable[int], rows: int) -> Iterator[Arrays]
         yield source.finish(step, out)
 
 
-def _parallel(source: Source, steps: Iterable[int], workers: int, rows: int) -> Iterator[Arrays]:
+def _parallel(source: Source, steps: Iterable[int], workers: int, rows: int) -> Generator[Arrays]:
     pending: list[int] = []
     upcoming = enumerate(steps)
     with _Pool(source, workers) as pool:

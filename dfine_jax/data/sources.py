@@ -1,0 +1,88 @@
+"""A dataset from wherever it is: the format is recognised by looking."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from dfine_jax.data import layout, tfds, yolo
+from dfine_jax.data.coco import read_coco
+from dfine_jax.data.dataset import Dataset
+from dfine_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def read_dataset(data: Path | str, split: layout.Split) -> Dataset:
+    """A split of a dataset.
+
+    Recognised, in this order: ``tfds:NAME`` (TensorFlow Datasets, prepared as array_record), a YOLO description
+    (``data.yaml``, or the folder it is in), and folders with COCO JSON as in ``layout.find_split``; a folder that has
+    both COCO JSON and YOLO labels is read as COCO JSON. Where there is no validation split, the test split is used.
+
+    Raises:
+      UserError: nothing recognised (the message says what was looked for), or the data is wrong.
+    """
+    text = str(data)
+    if text.startswith(tfds.PREFIX):
+        return _read_tfds(text.removeprefix(tfds.PREFIX), split)
+    if split not in layout.FOLDERS:
+        raise UserError(f"unknown split {split!r}; use train, val or test")
+    root = Path(data)
+    if root.is_file() and root.suffix in (".yaml", ".yml"):
+        return _read_yolo(root, split)
+    found = layout.locate(root, split)
+    if found:
+        return read_coco(*found)
+    description = yolo.find_description(root)
+    if description:
+        return _read_yolo(description, split)
+    raise UserError(
+        f"no {split} annotations recognised in {root}: looked for COCO JSON ({layout.expected(split)}), for Objects365 "
+        f"(zhiyuan_objv2_{split}.json) and for YOLO (data.yaml); TensorFlow Datasets are named like tfds:coco/2017"
+    )
+
+
+def _read_yolo(description: Path, split: str) -> Dataset:
+    content = yolo.read_yolo(description, split)
+    if content is None and split == "val":
+        content = yolo.read_yolo(description, "test")
+        if content:
+            logger.warning("%s has no validation split; evaluating on its test split", description)
+    if content is None:
+        raise UserError(f"{description} names no {split} images; add '{split}: FOLDER' to it")
+    text = json.dumps(content)
+    file = _cache_file(description.absolute().parent.name, split, text)
+    _write(file, text)
+    return read_coco(file, description.absolute().parent)
+
+
+def _read_tfds(name: str, split: str) -> Dataset:
+    stored_split = tfds.find_split(name, split)
+    file = _cache_file(name, stored_split, tfds.identity(name, stored_split))
+    if not file.is_file():
+        _write(file, json.dumps(tfds.read_tfds(name, stored_split)))
+    return read_coco(file, Path(tfds.PREFIX + name) / stored_split, tfds.pictures(name, stored_split))
+
+
+def _cache_file(name: str, split: str, identity: str) -> Path:
+    """Where the annotations are kept as COCO JSON, which evaluation reads like any other."""
+    from dfine_jax.hub import cache_dir
+
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return cache_dir() / "annotations" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{split}-{digest}.json"
+
+
+def _write(file: Path, text: str) -> None:
+    """All of the file or nothing, also when two processes write at once."""
+    if file.is_file():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
+        part.write(text)
+    os.replace(part.name, file)
