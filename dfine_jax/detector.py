@@ -5,49 +5,22 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from dfine_jax.artefact import is_artefact
+from dfine_jax.backends.base import Backend
 from dfine_jax.data.images import Preprocess, read_image, to_rgb
 from dfine_jax.draw import draw_boxes
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.typing import Detections
     from dfine_jax.weights import LoadedModel
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
-
-
-class Backend(Protocol):
-    """Something that runs the network on preprocessed images."""
-
-    def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray]:
-        """Class logits float32 [b, q, k] and boxes_cxcywh float32 [b, q, 4], fractions of the image."""
-        ...
-
-
-class JaxBackend:
-    """The model itself; compiled once for each shape of input."""
-
-    def __init__(self, model: Any, variables: Any) -> None:
-        import jax
-        import jax.numpy as jnp
-
-        def forward(variables: Any, images: Any) -> tuple[Any, Any]:
-            out = model.apply(variables, images.astype(jnp.float32) / 255, train=False)
-            return out.logits, out.boxes_cxcywh
-
-        self._variables = jax.device_put(variables)
-        self._forward = jax.jit(forward)
-
-    def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray]:
-        """Class logits [b, q, k] and boxes_cxcywh [b, q, 4]."""
-        logits, boxes_cxcywh = self._forward(self._variables, images)
-        return np.asarray(logits, np.float32), np.asarray(boxes_cxcywh, np.float32)
 
 
 class Classes(NamedTuple):
@@ -106,12 +79,15 @@ class DetectionResult:
 class Detector:
     """Detects objects in images: ``Detector("runs/cells/best")("photo.jpg")``.
 
+    Exported files (``.onnx``, ``.xml``, ``.engine``) run without importing jax.
+
     Args:
-      model: checkpoint folder, weights file, published name, or the result of ``load_checkpoint``.
+      model: checkpoint folder, weights file, published name, exported file, or the result of ``load_checkpoint``.
       threshold: smallest score of a detection.
-      batch_size: images per run of the network. Every run has this size, a shorter one is padded, so that the network
-        is compiled once.
+      batch_size: images per run of the network (default: the batch an exported file was made for, otherwise 1). In JAX
+        every run has this size, a shorter one is padded, so that the network is compiled once.
       num_top: most detections of an image.
+      runtime, device, threads: of exported files, see ``backends.registry.open_artefact``.
     """
 
     def __init__(
@@ -119,21 +95,24 @@ class Detector:
         model: str | os.PathLike[str] | LoadedModel,
         threshold: float = 0.5,
         *,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         num_top: int = 300,
+        runtime: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> None:
         if not 0 <= threshold <= 1:
             raise UserError(f"threshold={threshold} must lie between 0 and 1")
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
-        loaded = _load(model)
+        opened = open_model(model, runtime=runtime, device=device, threads=threads)
         self.threshold = threshold
-        self.batch_size = batch_size
+        self.batch_size = batch_size or opened.batch or 1
         self.num_top = num_top
-        self.classes = Classes(loaded.metadata.class_names, loaded.metadata.category_ids)
-        self.input_size_px = loaded.metadata.input_size_px
-        self._preprocess = Preprocess(*self.input_size_px)
-        self._backend: Backend = JaxBackend(loaded.model, loaded.variables)
+        self.classes = opened.classes
+        self._preprocess = opened.preprocess
+        self.input_size_px = self._preprocess.height_px, self._preprocess.width_px
+        self._backend = opened.backend
 
     @overload
     def __call__(self, images: ImageSource) -> DetectionResult: ...
@@ -158,33 +137,71 @@ class Detector:
         height, width = self.input_size_px
         for start in range(0, len(sources), self.batch_size):
             pictures = [_pixels(source) for source in sources[start : start + self.batch_size]]
-            batch = np.zeros((self.batch_size, height, width, 3), np.uint8)
+            rows = self.batch_size if self._backend.compiles_per_shape else len(pictures)
+            batch = np.zeros((rows, height, width, 3), np.uint8)
+            views_px = np.ones((rows, 4))
             for row, picture in enumerate(pictures):
                 batch[row] = self._preprocess(picture)
-            logits, boxes_cxcywh = self._backend.predict(batch)
+                views_px[row] = self._preprocess.view_px((picture.shape[1], picture.shape[0]))
+            scores, labels, boxes_px = self._backend.detect(batch, views_px, self.num_top)
             for row, picture in enumerate(pictures):
-                yield self._result(logits[row], boxes_cxcywh[row], (picture.shape[1], picture.shape[0]))
+                keep = scores[row] >= self.threshold
+                size_px = (picture.shape[1], picture.shape[0])
+                yield self._result(scores[row][keep], labels[row][keep], boxes_px[row][keep], size_px)
 
-    def _result(self, logits: np.ndarray, boxes_cxcywh: np.ndarray, size_px: tuple[int, int]) -> DetectionResult:
-        from dfine_jax.postprocess import detections
-
-        found: Detections = detections(logits, boxes_cxcywh, size_px, self.threshold, self.num_top)
+    def _result(
+        self, scores: np.ndarray, labels: np.ndarray, boxes_xyxy_px: np.ndarray, size_px: tuple[int, int]
+    ) -> DetectionResult:
         return DetectionResult(
-            boxes_xyxy_px=found.boxes_xyxy_px,
-            scores=found.scores,
-            labels=found.labels,
-            names=tuple(self.classes.names[i] for i in found.labels),
-            category_ids=tuple(self.classes.category_ids[i] for i in found.labels),
+            boxes_xyxy_px=boxes_xyxy_px,
+            scores=scores,
+            labels=labels,
+            names=tuple(self.classes.names[i] for i in labels),
+            category_ids=tuple(self.classes.category_ids[i] for i in labels),
             size_px=size_px,
         )
 
 
-def _load(model: str | os.PathLike[str] | LoadedModel) -> LoadedModel:
-    if not isinstance(model, (str, os.PathLike)):
-        return model
-    from dfine_jax.weights import load_checkpoint
+class OpenedModel(NamedTuple):
+    """A network that runs, and what its inputs and outputs mean."""
 
-    return load_checkpoint(model)
+    backend: Backend
+    classes: Classes
+    preprocess: Preprocess
+    batch: int | None  # the only one it runs; None: any
+
+
+def open_model(
+    model: str | os.PathLike[str] | LoadedModel,
+    *,
+    runtime: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> OpenedModel:
+    """Anything that detects: an exported file in its runtime, everything else in JAX.
+
+    Raises:
+      UserError: nothing of that kind is there, it is damaged, or its runtime is absent.
+    """
+    if isinstance(model, (str, os.PathLike)) and is_artefact(model):
+        from dfine_jax.backends.registry import open_artefact
+
+        backend = open_artefact(model, runtime=runtime, device=device, threads=threads)
+        described = backend.artefact
+        classes = Classes(described.class_names, described.category_ids)
+        return OpenedModel(backend, classes, described.preprocess, described.input.batch)
+    for name, value in (("runtime", runtime), ("device", device), ("threads", threads)):
+        if value is not None:
+            raise UserError(f"{name}={value} is for exported files; JAX is told by JAX_PLATFORMS and XLA_FLAGS")
+    from dfine_jax.backends.jax_model import JaxBackend
+
+    if isinstance(model, (str, os.PathLike)):
+        from dfine_jax.weights import load_checkpoint
+
+        model = load_checkpoint(model)
+    metadata = model.metadata
+    backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale)
+    return OpenedModel(backend, Classes(metadata.class_names, metadata.category_ids), metadata.preprocess, None)
 
 
 def _pixels(source: ImageSource) -> UInt8[np.ndarray, "h w 3"]:

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
+from dfine_jax.backends.base import PixelPredictions, in_view
 from dfine_jax.data.batch import EvalBatch
 from dfine_jax.errors import UserError
-from dfine_jax.postprocess import AnyArray, to_pixels
+from dfine_jax.postprocess import AnyArray
 
 # Scores, labels and boxes (cxcywh, fractions of the image) of each image, best first.
 Predictions = tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]
 Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Predictions]
+Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
 
 
 class Categories(Protocol):
@@ -77,24 +79,40 @@ def evaluate(
 
     Args:
       predict: images as the loader makes them to predictions; labels count as in ``categories``.
-      batches: every image of the set once; rows with ``image_id`` -1 are ignored.
+      batches: every image of the set once; rows that only fill a batch are ignored.
       annotation_file: the COCO file, ground truth as it stands: crowd regions serve to ignore, as COCO does.
       categories: by label, of the annotation file.
     """
+
+    def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
+        return _in_pixels(predict(images), view_px)
+
+    return evaluate_detections(detect, batches, annotation_file, categories)
+
+
+def evaluate_detections(
+    detect: Detect, batches: Iterable[EvalBatch], annotation_file: Path | str, categories: Categories
+) -> Metrics:
+    """As ``evaluate``, for what answers in pixels: ``Backend.detect`` of any runtime."""
     results: list[dict[str, Any]] = []
     seen: list[int] = []
     for batch in batches:
-        real = batch.image_id >= 0
-        seen += [int(i) for i in batch.image_id[real]]
-        results += coco_results(predict(batch.images), batch, categories.category_ids)
+        seen += [int(i) for i in batch.image_id[_real(batch)]]
+        results += pixel_results(detect(batch.images, _view_px(batch)), batch, categories.category_ids)
     return score(json.loads(Path(annotation_file).read_text()), results, seen, categories)
 
 
 def coco_results(predictions: Predictions, batch: EvalBatch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """COCO result entries: boxes [x, y, width, height] in pixels of the original image, not clipped."""
-    scores, labels, boxes_cxcywh = (np.asarray(value) for value in predictions)
-    boxes = to_pixels(boxes_cxcywh.astype(np.float64), np.asarray(batch.size_px, np.float64))
+    return pixel_results(_in_pixels(predictions, _view_px(batch)), batch, category_ids)
+
+
+def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """As ``coco_results``, from corners in pixels."""
+    scores, labels, corners = (np.asarray(value) for value in predictions)
+    boxes = corners.astype(np.float64)
     boxes[..., 2:] -= boxes[..., :2]
+    real = _real(batch)
     return [
         {
             "image_id": int(image_id),
@@ -103,7 +121,7 @@ def coco_results(predictions: Predictions, batch: EvalBatch, category_ids: Seque
             "score": float(value),
         }
         for row, image_id in enumerate(batch.image_id)
-        if image_id >= 0
+        if real[row]
         for value, label, box in zip(scores[row], labels[row], boxes[row], strict=True)
     ]
 
@@ -114,7 +132,7 @@ def score(
     """COCO metrics of ``results`` on the images named, with pycocotools.
 
     Differences to feeding it the files: annotations are numbered from 1 (it takes number 0 for "unmatched", which loses
-    a true positive), and missing ``iscrowd`` and ``area`` are filled in (0, width * height).
+    a true positive), and ``iscrowd`` and ``area`` that are missing or no numbers are filled in (0, width * height).
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -190,11 +208,36 @@ def _complete(ground_truth: dict[str, Any]) -> dict[str, Any]:
     for number, annotation in enumerate(ground_truth["annotations"], 1):
         entry = copy.copy(annotation)
         entry["id"] = number
-        entry.setdefault("iscrowd", 0)
-        if entry.get("area") is None:
-            entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+        entry["iscrowd"] = int(_as_number(entry.get("iscrowd"), 0))
+        entry["area"] = _as_number(entry.get("area"), entry["bbox"][2] * entry["bbox"][3])
         annotations.append(entry)
     return {"images": ground_truth["images"], "categories": ground_truth["categories"], "annotations": annotations}
+
+
+def _as_number(value: Any, otherwise: float) -> float:
+    """Some tools write numbers as text, or null."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return otherwise
+    return number if np.isfinite(number) else otherwise
+
+
+def _real(batch: EvalBatch) -> Bool[np.ndarray, "b"]:
+    """Rows that hold an image. Those that fill a batch have id -1, which is a legal id too, and one pixel."""
+    return (np.asarray(batch.image_id) != -1) | (np.asarray(batch.size_px) != 1).any(1)
+
+
+def _view_px(batch: EvalBatch) -> Float[np.ndarray, "b 4"]:
+    if batch.view_px is not None:
+        return np.asarray(batch.view_px, np.float64)
+    size_px = np.asarray(batch.size_px, np.float64)
+    return np.concatenate([np.zeros_like(size_px), size_px], 1)
+
+
+def _in_pixels(predictions: Predictions, view_px: Float[np.ndarray, "b 4"]) -> PixelPredictions:
+    scores, labels, boxes_cxcywh = (np.asarray(value) for value in predictions)
+    return scores, labels, in_view(boxes_cxcywh.astype(np.float64), view_px)
 
 
 def _as_annotation(result: dict[str, Any], number: int) -> dict[str, Any]:

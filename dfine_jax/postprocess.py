@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import numpy as np
-from jaxtyping import Array, Float, Int
-from scipy.special import expit
+from jaxtyping import Float, Int
 
-from dfine_jax.ops.boxes import cxcywh_to_xyxy
-from dfine_jax.typing import Detections
+if TYPE_CHECKING:
+    from jaxtyping import Array
 
-AnyArray = Array | np.ndarray
+    AnyArray = Array | np.ndarray
+else:
+    AnyArray = Any  # exported files run without jax
+
+
+class Detections(NamedTuple):
+    """Detections of one image, best first."""
+
+    scores: np.ndarray  # float32 [n]
+    labels: np.ndarray  # int32 [n], 0..k-1
+    boxes_xyxy_px: np.ndarray  # float32 [n, 4] in pixels of the original image
 
 
 def select(
@@ -25,11 +34,14 @@ def select(
     num_classes = logits.shape[-1]
     num_top = min(num_top, logits.shape[1] * num_classes)
     if isinstance(logits, np.ndarray):
-        flat = expit(logits.reshape(logits.shape[0], -1))
+        flat = _expit(logits.reshape(logits.shape[0], -1))
         best = _numpy_top(flat, num_top)
         scores = np.take_along_axis(flat, best, 1)
         boxes = np.take_along_axis(boxes_cxcywh, (best // num_classes)[..., None], 1)
         return scores, (best % num_classes).astype(np.int32), boxes
+    import jax
+    import jax.numpy as jnp
+
     scores, best = jax.lax.top_k(jax.nn.sigmoid(logits).reshape(logits.shape[0], -1), num_top)
     boxes = jnp.take_along_axis(boxes_cxcywh, (best // num_classes)[..., None], 1, mode="promise_in_bounds")
     return scores, best % num_classes, boxes
@@ -41,6 +53,8 @@ def to_pixels(boxes_cxcywh: Float[AnyArray, "*b n 4"], size_px: AnyArray) -> Flo
     if isinstance(boxes_cxcywh, np.ndarray):
         centre, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
         return np.concatenate([centre - half, centre + half], -1) * scale
+    from dfine_jax.ops.boxes import cxcywh_to_xyxy
+
     return cxcywh_to_xyxy(boxes_cxcywh) * scale
 
 
@@ -62,6 +76,11 @@ def detections(
     boxes_px = to_pixels(boxes[0], np.asarray(size_px, np.float32))
     keep = np.asarray(scores[0] >= threshold)
     return Detections(np.asarray(scores[0])[keep], np.asarray(labels[0])[keep], np.asarray(boxes_px)[keep])
+
+
+def _expit(x: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
 
 
 def _numpy_top(scores: Float[np.ndarray, "b n"], num_top: int) -> Int[np.ndarray, "b k"]:

@@ -12,13 +12,12 @@ end in ``_logit`` (``logits`` alone is the class logits).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import flax.struct
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.data.batch import Batch, EvalBatch
+from dfine_jax.postprocess import Detections
 
 __all__ = [
     "Batch",
@@ -97,14 +96,6 @@ class ModelOutput:
     topk_index: Int[Array, "b q"]  # encoder tokens that became queries
     masks_logit: Float[Array, "b q h w"] | None = None
     training: TrainingOutput | None = None
-
-
-class Detections(NamedTuple):
-    """Detections of one image, best first (postprocess.py)."""
-
-    scores: np.ndarray  # float32 [n]
-    labels: np.ndarray  # int32 [n], 0..k-1
-    boxes_xyxy_px: np.ndarray  # float32 [n, 4] in pixels of the original image
 
 
 ClassNames = Sequence[str]

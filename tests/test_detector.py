@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfine_jax.backends.base import Backend
 from dfine_jax.config import Config, DataConfig
 from dfine_jax.data.images import Preprocess
 from dfine_jax.detector import Detector
@@ -67,7 +68,7 @@ def test_all_kinds_of_input_give_the_same(tmp_path):
 
 
 def test_batches_have_one_size_and_are_preprocessed_like_everywhere():
-    class Recorder:
+    class Recorder(Backend):
         def __init__(self):
             self.batches = []
 

@@ -39,7 +39,7 @@ def batch(ids=(1, 2)):
     return EvalBatch(
         images=np.zeros((len(ids), 8, 8, 3), np.uint8),
         image_id=np.array(ids, np.int64),
-        size_px=np.array([[200, 100]] * len(ids), np.float32),
+        size_px=np.array([[1, 1] if i == -1 else [200, 100] for i in ids], np.float32),
     )
 
 
@@ -121,6 +121,21 @@ def test_no_detections_and_no_ground_truth():
     empty = score(ground_truth([]), [], [1, 2], CLASSES)
     assert empty.ap == -1.0 and empty.per_class == {"cat": -1.0, "dog": -1.0}
     assert "-" in table(empty)
+
+
+def test_numbers_written_as_text_or_null_and_negative_image_ids(tmp_path):
+    annotations = [
+        annotation(1, -7, 5, [10, 10, 50, 40], area="2000", iscrowd=None),
+        annotation(2, -7, 2, [0, 0, 100, 100], area=None, iscrowd="0"),
+        annotation(3, -7, 2, [100, 0, 100, 100], area="n/a", iscrowd="1"),
+    ]
+    file = tmp_path / "annotations.json"
+    file.write_text(json.dumps(ground_truth(annotations, (-7,))))
+    boxes = np.array([[[0.175, 0.3, 0.25, 0.4], [0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.2, 0.2]]])
+    metrics = evaluate(lambda _: (np.full((1, 3), 0.9), np.array([[0, 1, 1]]), boxes), [batch((-7,))], file, CLASSES)
+    assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 1.0})
+    assert metrics.ap_medium == pytest.approx(1.0)  # 2000 and 100 * 100 as numbers
+    assert metrics.num_images == 1
 
 
 def test_images_not_predicted_do_not_count():

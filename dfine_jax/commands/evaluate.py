@@ -6,8 +6,12 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dfine_jax.data.images import Preprocess
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -17,14 +21,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="COCO average precision of a model on a dataset",
         description="COCO's twelve numbers and AP by class. Classes are matched by name; boxes are compared in pixels "
         "of the original images.",
-        epilog="example:\n  dfine evaluate runs/cells/best --data cells --json metrics.json",
+        epilog="examples:\n"
+        "  dfine evaluate runs/cells/best --data cells --json metrics.json\n"
+        "  dfine evaluate cells.onnx --data cells --runtime openvino",
     )
-    parser.add_argument("model", metavar="MODEL", help="checkpoint folder, weights file or published name")
-    parser.add_argument("--data", metavar="DIR", required=True, type=Path, help="folder with images and annotations")
+    parser.add_argument(
+        "model", metavar="MODEL", help="checkpoint folder, weights file, published name, .onnx, .xml or .engine"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, type=Path, help="COCO or YOLO folder, data.yaml, or tfds:NAME"
+    )
     parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="default: val")
     parser.add_argument("--size", metavar="HxW", help="input size (default: the one the model was trained at)")
     parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="images per run of the network")
     parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that load images (default: 0)")
+    add_runtime_options(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers here too")
 
 
@@ -36,29 +47,68 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist")
     from tqdm import tqdm
 
-    from dfine_jax.commands.train import parse_size
-    from dfine_jax.data.coco import find_split, read_coco
+    from dfine_jax.artefact import is_artefact
     from dfine_jax.data.pipeline import EvalLoader
-    from dfine_jax.detector import JaxBackend
-    from dfine_jax.evaluate import evaluate, match_categories, table
+    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.detector import open_model
+    from dfine_jax.evaluate import evaluate_detections, match_categories, table
     from dfine_jax.host_memory import keep_freed_memory
-    from dfine_jax.postprocess import select
-    from dfine_jax.weights import load_checkpoint
 
-    keep_freed_memory()
-    data = read_coco(*find_split(options.data, options.split))
-    loaded = load_checkpoint(options.model)
-    categories = match_categories(loaded.metadata.class_names, data, options.model, str(options.data))
-    height, width = parse_size(options.size) if options.size else loaded.metadata.input_size_px
-    if height % 32 or width % 32 or not height or not width:
-        raise UserError(f"--size {options.size}: sides must be multiples of 32, for example 640x640")
-    loader = EvalLoader(data, height_px=height, width_px=width, batch_size=options.batch_size, workers=options.workers)
-    backend = JaxBackend(loaded.model, loaded.variables)
+    if not is_artefact(options.model):
+        keep_freed_memory()
+    data = read_dataset(options.data, options.split)
+    if not any(len(record.labels) for record in data.records):
+        raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; use dfine predict")
+    opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)
+    categories = match_categories(opened.classes.names, data, options.model, str(options.data))
+    height, width = _size(options, opened.preprocess)
+    batch_size = opened.batch or options.batch_size
+    loader = EvalLoader(
+        data,
+        height_px=height,
+        width_px=width,
+        batch_size=batch_size,
+        workers=options.workers,
+        resize=opened.preprocess.resize,
+    )
     bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
-    metrics = evaluate(lambda images: select(*backend.predict(images)), bar, data.annotation_file, categories)
-    print(f"{options.model} on {metrics.num_images} images of {data.annotation_file}, {height}x{width}\n")
+    metrics = evaluate_detections(opened.backend.detect, bar, data.annotation_file, categories)
+    print(f"{options.model} on {metrics.num_images} images of {data.annotation_file}, {height}x{width}")
+    ran = opened.backend.describe()
+    print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}\n")
     print(table(metrics))
     if options.json:
         values = {**dataclasses.asdict(metrics), "model": str(options.model), "annotations": str(data.annotation_file)}
-        options.json.write_text(json.dumps({**values, "input_size_px": [height, width]}, indent=2) + "\n")
+        values |= {"input_size_px": [height, width], "ran_on": ran}
+        options.json.write_text(json.dumps(_defined(values), indent=2) + "\n")
     return 0
+
+
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """Options of commands that run exported files."""
+    group = parser.add_argument_group("exported files")
+    group.add_argument(
+        "--runtime", choices=("onnxruntime", "openvino", "tensorrt"), help="default: by the ending of the file"
+    )
+    group.add_argument("--device", metavar="NAME", help="in the runtime's words: cpu, cuda, tensorrt; CPU, GPU, NPU")
+    group.add_argument("--threads", metavar="N", type=int, help="threads of one run on the CPU")
+
+
+def _size(options: argparse.Namespace, preprocess: Preprocess) -> tuple[int, int]:
+    if not options.size:
+        return preprocess.height_px, preprocess.width_px
+    from dfine_jax.artefact import is_artefact
+    from dfine_jax.commands.train import parse_size
+
+    height, width = parse_size(options.size)
+    if height % 32 or width % 32 or not height or not width:
+        raise UserError(f"--size {options.size}: sides must be multiples of 32, for example 640x640")
+    if is_artefact(options.model):
+        raise UserError(f"--size {options.size}: {options.model} has one input size; export the model with --size")
+    return height, width
+
+
+def _defined(values: dict[str, Any]) -> dict[str, Any]:
+    """COCO's -1, for precision where nothing is annotated, as null."""
+    out = {k: None if isinstance(v, float) and v < 0 else v for k, v in values.items()}
+    return {**out, "per_class": {k: None if v < 0 else v for k, v in values["per_class"].items()}}

@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from dfine_jax import cli, detector
+from dfine_jax.backends.base import Backend
 from dfine_jax.commands import predict
 from dfine_jax.data.images import Preprocess
 from dfine_jax.detector import Classes
 from dfine_jax.errors import UserError
 
 
-class StubBackend:
+class StubBackend(Backend):
     """Two boxes on every image: a certain one and an unlikely one."""
 
     def predict(self, images):

@@ -1,0 +1,89 @@
+"""``.onnx`` in ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfine_jax.artefact import KEY, from_json, missing
+from dfine_jax.errors import UserError
+
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_FAMILIES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that NumPy does not know
+
+
+class OnnxRuntimeSession:
+    """One ONNX file.
+
+    Args:
+      path: the file.
+      device: ``cpu``, ``cuda``, ``tensorrt`` (ONNX Runtime's own TensorRT provider), or None: CUDA where the installed
+        package has it, otherwise the CPU.
+      threads: of one run; None: as many as there are cores.
+
+    Raises:
+      UserError: package or provider absent, or the file is damaged or carries no description.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], device: str | None = None, threads: int | None = None) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise UserError(f"{path} needs ONNX Runtime; pip install onnxruntime (GPU: onnxruntime-gpu)") from error
+        failures: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        self._threads = threads or os.cpu_count() or 1
+        self._version = ort.__version__
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=_providers(ort, device))
+        except (failures.InvalidProtobuf, failures.InvalidGraph, failures.Fail, failures.NoSuchFile) as error:
+            raise UserError(f"{path} cannot be loaded by ONNX Runtime ({str(error).splitlines()[0]})") from error
+        except (failures.NotImplemented, failures.RuntimeException) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} has an operation that this ONNX Runtime cannot run ({reason})") from error
+        if device in ("cuda", "tensorrt") and self._session.get_providers()[0] != _PROVIDERS[device]:
+            raise UserError(f"device {device}: ONNX Runtime could not start it; check the driver and CUDA libraries")
+        text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
+        if text is None:
+            raise missing(path)
+        self.artefact = from_json(text, Path(path))
+        self.input_dtypes = {entry.name: _dtype(entry.type) for entry in self._session.get_inputs()}
+        self._outputs = [entry.name for entry in self._session.get_outputs()]
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """As ``Session.run``."""
+        values = self._session.run(self._outputs, feeds)
+        return {name: np.asarray(value) for name, value in zip(self._outputs, values, strict=True)}
+
+    def describe(self) -> dict[str, Any]:
+        """As ``Session.describe``."""
+        provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
+        return {"runtime": "onnxruntime", "version": self._version, "device": provider, "threads": self._threads}
+
+
+def _providers(ort: Any, device: str | None) -> list[str]:
+    present = ort.get_available_providers()
+    if device is None:
+        device = "cuda" if _PROVIDERS["cuda"] in present else "cpu"
+    if device not in _PROVIDERS:
+        raise UserError(f"device {device!r} is none of ONNX Runtime's: {', '.join(_PROVIDERS)}")
+    if _PROVIDERS[device] not in present:
+        raise UserError(f"device {device}: this ONNX Runtime has no {_PROVIDERS[device]}; pip install onnxruntime-gpu")
+    first = {"cpu": [], "cuda": ["cuda"], "tensorrt": ["tensorrt", "cuda"]}[device]
+    return [_PROVIDERS[name] for name in [*first, "cpu"] if _PROVIDERS[name] in present]
+
+
+def _dtype(name: str) -> np.dtype:
+    inner = name.removeprefix("tensor(").removesuffix(")")
+    return np.dtype(_FAMILIES.get(inner, inner))
