@@ -76,7 +76,7 @@ def backward(model, images, targets):
 
 
 def official_groups(model):
-    """Parameter groups of the reference's N, by its regular expressions on official names (dfine_hgnetv2_n_coco.yml)."""
+    """Parameter groups of the reference's N, by its expressions on official names (dfine_hgnetv2_n_coco.yml)."""
     patterns = {
         r"^(?=.*backbone)(?!.*norm|bn).*$": {"lr": 4e-4},
         r"^(?=.*backbone)(?=.*norm|bn).*$": {"lr": 4e-4, "weight_decay": 0.0},
