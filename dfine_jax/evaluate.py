@@ -1,4 +1,4 @@
-"""COCO average precision, the same for every runtime: a function that predicts, and batches to feed it."""
+"""COCO average precision and counts, the same for every runtime: a function that predicts, and batches to feed it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from dfine_jax.backends.base import PixelPredictions, in_view
 from dfine_jax.data.batch import EvalBatch
 from dfine_jax.errors import UserError
+from dfine_jax.metrics import DetectionReport, detection_report
 from dfine_jax.postprocess import AnyArray
 
 # Scores, labels and boxes (cxcywh, fractions of the image) of each image, best first.
@@ -49,7 +50,7 @@ class ClassList:
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """COCO's twelve numbers in [0, 1] (-1: no such ground truth), and AP by class name."""
+    """COCO's twelve numbers in [0, 1] (-1: no such ground truth), AP by class name, and counts at score thresholds."""
 
     ap: float
     ap50: float
@@ -65,15 +66,28 @@ class Metrics:
     ar_large: float
     per_class: dict[str, float]
     num_images: int
+    report: DetectionReport
 
     def numbers(self) -> dict[str, float]:
         """The twelve numbers by name."""
-        values = dataclasses.asdict(self)
-        return {name: values[name] for name in list(values)[:12]}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:12]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; None where nothing is annotated."""
+        return {
+            **{name: _or_none(value) for name, value in self.numbers().items()},
+            "per_class": {name: _or_none(value) for name, value in self.per_class.items()},
+            "num_images": self.num_images,
+            "report": self.report.to_dict(),
+        }
 
 
 def evaluate(
-    predict: Predict, batches: Iterable[EvalBatch], annotation_file: Path | str, categories: Categories
+    predict: Predict,
+    batches: Iterable[EvalBatch],
+    annotation_file: Path | str,
+    categories: Categories,
+    observe: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> Metrics:
     """Predict every image of ``batches`` and compare with the annotations.
 
@@ -82,16 +96,21 @@ def evaluate(
       batches: every image of the set once; rows that only fill a batch are ignored.
       annotation_file: the COCO file, ground truth as it stands: crowd regions serve to ignore, as COCO does.
       categories: by label, of the annotation file.
+      observe: is given the COCO results of all images.
     """
 
     def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
         return _in_pixels(predict(images), view_px)
 
-    return evaluate_detections(detect, batches, annotation_file, categories)
+    return evaluate_detections(detect, batches, annotation_file, categories, observe)
 
 
 def evaluate_detections(
-    detect: Detect, batches: Iterable[EvalBatch], annotation_file: Path | str, categories: Categories
+    detect: Detect,
+    batches: Iterable[EvalBatch],
+    annotation_file: Path | str,
+    categories: Categories,
+    observe: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> Metrics:
     """As ``evaluate``, for what answers in pixels: ``Backend.detect`` of any runtime."""
     results: list[dict[str, Any]] = []
@@ -99,6 +118,8 @@ def evaluate_detections(
     for batch in batches:
         seen += [int(i) for i in batch.image_id[_real(batch)]]
         results += pixel_results(detect(batch.images, _view_px(batch)), batch, categories.category_ids)
+    if observe is not None:
+        observe(results)
     return score(json.loads(Path(annotation_file).read_text()), results, seen, categories)
 
 
@@ -129,7 +150,7 @@ def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids:
 def score(
     ground_truth: dict[str, Any], results: list[dict[str, Any]], image_ids: Sequence[int], categories: Categories
 ) -> Metrics:
-    """COCO metrics of ``results`` on the images named, with pycocotools.
+    """COCO metrics of ``results`` on the images named, with pycocotools, and counts (metrics.py).
 
     Differences to feeding it the files: annotations are numbered from 1 (it takes number 0 for "unmatched", which loses
     a true positive), and ``iscrowd`` and ``area`` that are missing or no numbers are filled in (0, width * height).
@@ -153,7 +174,12 @@ def score(
     precision = run.eval["precision"][:, :, :, 0, 2]  # [thresholds, recalls, k], all areas, 100 detections
     names = dict(zip(categories.category_ids, categories.names, strict=True))
     per_class = {names[i]: _mean_of_present(precision[:, :, k]) for k, i in enumerate(run.params.catIds)}
-    return Metrics(*(float(v) for v in run.stats[:12]), per_class=per_class, num_images=len(run.params.imgIds))
+    return Metrics(
+        *(float(v) for v in run.stats[:12]),
+        per_class=per_class,
+        num_images=len(run.params.imgIds),
+        report=detection_report(truth.dataset, results, image_ids, categories.names, categories.category_ids),
+    )
 
 
 def match_categories(model_names: Sequence[str], data: Categories, model: str, dataset: str) -> ClassList:
@@ -191,7 +217,12 @@ def table(metrics: Metrics) -> str:
     lines = [f"{label:<12}{_number(values[name])}" for label, name in rows]
     width = max((len(name) for name in metrics.per_class), default=0) + 2
     lines += ["", "AP by class", *(f"{name:<{width}}{_number(v)}" for name, v in metrics.per_class.items())]
+    lines += ["", metrics.report.table()]
     return "\n".join(lines)
+
+
+def _or_none(value: float) -> float | None:
+    return None if value < 0 else value
 
 
 def _number(value: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="COCO average precision of a model on a dataset",
-        description="COCO's twelve numbers and AP by class. Classes are matched by name; boxes are compared in pixels "
-        "of the original images.",
+        description="COCO's twelve numbers, AP by class, the best score threshold with precision, recall and F1, and "
+        "confusions. Classes are matched by name; boxes are compared in pixels of the original images.",
         epilog="examples:\n"
         "  dfine evaluate runs/cells/best --data cells --json metrics.json\n"
         "  dfine evaluate cells.onnx --data cells --runtime openvino",
@@ -37,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that load images (default: 0)")
     add_runtime_options(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers here too")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write the numbers and pictures of confusions here")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--batch-size {options.batch_size} must be at least 1")
     if options.json and not options.json.absolute().parent.is_dir():
         raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist")
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file; give a folder")
     from tqdm import tqdm
 
     from dfine_jax.artefact import is_artefact
@@ -77,10 +79,15 @@ def run(options: argparse.Namespace) -> int:
     ran = opened.backend.describe()
     print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}\n")
     print(table(metrics))
+    origin: dict[str, Any] = {"model": str(options.model), "annotations": str(data.annotation_file)}
+    origin |= {"input_size_px": [height, width], "ran_on": ran}
     if options.json:
-        values = {**dataclasses.asdict(metrics), "model": str(options.model), "annotations": str(data.annotation_file)}
-        values |= {"input_size_px": [height, width], "ran_on": ran}
-        options.json.write_text(json.dumps(_defined(values), indent=2) + "\n")
+        options.json.write_text(json.dumps(metrics.to_dict() | origin, indent=2) + "\n")
+    if options.out:
+        from dfine_jax.plots import save_evaluation
+
+        save_evaluation(metrics, options.out, origin)
+        print(f"\nwritten: {options.out}/metrics.json, confusion.png, thresholds.png")
     return 0
 
 
@@ -106,9 +113,3 @@ def _size(options: argparse.Namespace, preprocess: Preprocess) -> tuple[int, int
     if is_artefact(options.model):
         raise UserError(f"--size {options.size}: {options.model} has one input size; export the model with --size")
     return height, width
-
-
-def _defined(values: dict[str, Any]) -> dict[str, Any]:
-    """COCO's -1, for precision where nothing is annotated, as null."""
-    out = {k: None if isinstance(v, float) and v < 0 else v for k, v in values.items()}
-    return {**out, "per_class": {k: None if v < 0 else v for k, v in values["per_class"].items()}}
