@@ -22,6 +22,7 @@ from dfine_jax.models.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadA
 from dfine_jax.ops import deformable, fdr
 from dfine_jax.ops.anchors import anchors
 from dfine_jax.ops.boxes import inverse_sigmoid
+from dfine_jax.ops.replace import replaceable
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
@@ -69,9 +70,16 @@ def sharpness(corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n f"]:
     return stacked.reshape(*stacked.shape[:2], -1)
 
 
+@replaceable
 def gather_tokens(x: Float[Array, "b n *d"], index: Int[Array, "b q"]) -> Float[Array, "b q *d"]:
     """Tokens by index, which must be in range."""
     return jnp.take_along_axis(x, index[..., None], 1, mode="promise_in_bounds")
+
+
+@replaceable
+def anchors_of(anchors_logit: Float[Array, "n 4"], index: Int[Array, "b q"]) -> Float[Array, "b q 4"]:
+    """Anchors of chosen tokens."""
+    return anchors_logit[index]
 
 
 class DeformableAttention(nn.Module):
@@ -197,7 +205,8 @@ class Decoder(nn.Module):
     ) -> ModelOutput:
         """Only the last layer's class and quality heads run when ``train`` is False; ``denoising`` needs ``train``."""
         sizes = tuple((f.shape[1], f.shape[2]) for f in features)
-        memory = self._memory(features, train)
+        maps = self._maps(features, train)
+        memory = jnp.concatenate([x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3]) for x in maps], 1)
         proposals = self._proposals(memory, sizes)
         content, boxes_logit = stop_gradient((proposals.content, proposals.boxes_logit))
         num_queries = content.shape[1]
@@ -210,7 +219,7 @@ class Decoder(nn.Module):
         elif self.is_initializing():
             embed(jnp.zeros((1, 1), jnp.int32))
 
-        source = Source(deformable.build_table(memory, sizes, self.config.num_heads), sizes)
+        source = Source(deformable.build_table(maps, self.config.num_heads), sizes)
         stages = self._refine(content, jax.nn.sigmoid(boxes_logit), source, blocked, train)
         if isinstance(stages, HeadOutput):
             return ModelOutput(stages.logits, stages.boxes_cxcywh, proposals.index)
@@ -222,9 +231,9 @@ class Decoder(nn.Module):
         )
         return ModelOutput(matching.logits[-1], matching.boxes_cxcywh[-1], proposals.index, training=training)
 
-    def _memory(self, features: Sequence[Float[Array, "b _ _ _"]], train: bool) -> Float[Array, "b n d"]:
-        """Tokens of all levels in the decoder's width, row by row, one level after another."""
-        width, levels = self.config.decoder_width, []
+    def _maps(self, features: Sequence[Float[Array, "b _ _ _"]], train: bool) -> list[Float[Array, "b _ _ d"]]:
+        """All levels in the decoder's width."""
+        width, maps = self.config.decoder_width, []
         for i, x in enumerate(features):
             if x.shape[-1] != width:
                 project = ConvNorm(
@@ -235,8 +244,8 @@ class Decoder(nn.Module):
                     name=f"input_proj_{i}",
                 )
                 x = project(x, train=train)
-            levels.append(x.reshape(x.shape[0], -1, width))
-        return jnp.concatenate(levels, 1)
+            maps.append(x)
+        return maps
 
     def _proposals(self, memory: Float[Array, "b n d"], sizes: tuple[tuple[int, int], ...]) -> Proposals:
         """Tokens with the highest class logit; all of them when there are fewer than ``num_queries``."""
@@ -247,7 +256,7 @@ class Decoder(nn.Module):
         _, index = jax.lax.top_k(logits.max(-1), min(self.config.num_queries, memory.shape[1]))
         content = gather_tokens(x, index)
         offsets = at_least_float32(self._box_head("enc_bbox_head", 4)(content))
-        boxes_logit = offsets + jnp.asarray(anchor_logit, offsets.dtype)[index]
+        boxes_logit = offsets + anchors_of(jnp.asarray(anchor_logit, offsets.dtype), index)
         return Proposals(content, boxes_logit, gather_tokens(logits, index), index)
 
     def _refine(

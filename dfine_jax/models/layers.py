@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from dfine_jax.models.initializers import Initializer, fan_in_uniform, uniform_bias, xavier_uniform
 from dfine_jax.ops.conv import conv2d, project
+from dfine_jax.ops.replace import replaceable
 
 ActivationName = Literal["relu", "silu", "gelu"]
 
@@ -32,11 +33,13 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
+@replaceable
 def activation(name: ActivationName) -> Callable[[Array], Array]:
     """Activation function by name; GELU is the exact one."""
     return _ACTIVATIONS[name]
 
 
+@replaceable
 def upsample2x(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Nearest-neighbour enlargement: every cell becomes 2x2."""
     b, h, w, c = x.shape

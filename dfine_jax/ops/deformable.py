@@ -15,25 +15,24 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dfine_jax.ops.replace import replaceable
+
 MapSizes = Sequence[tuple[int, int]]
 """Height and width of every level, finest first."""
 
 
-def build_table(memory: Float[Array, "b n d"], sizes: MapSizes, num_heads: int) -> Float[Array, "b t m c"]:
+@replaceable
+def build_table(maps: Sequence[Float[Array, "b _ _ d"]], num_heads: int) -> Float[Array, "b t m c"]:
     """Rows of all levels, each map surrounded by one ring of zeros; head ``i`` owns the ``i``-th block of channels.
 
     Args:
-      memory: row-major tokens of all levels, one level after another.
-      sizes: height and width of the levels; their areas add up to ``n``.
+      maps: the levels, finest first.
       num_heads: divides ``d``.
     """
-    batch, _, width = memory.shape
-    maps, start = [], 0
-    for h, w in sizes:
-        grid = memory[:, start : start + h * w].reshape(batch, h, w, width)
-        maps.append(jnp.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(batch, (h + 2) * (w + 2), width))
-        start += h * w
-    return jnp.concatenate(maps, 1).reshape(batch, -1, num_heads, width // num_heads)
+    batch, _, _, width = maps[0].shape
+    bordered = [jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))) for x in maps]
+    rows = jnp.concatenate([x.reshape(batch, x.shape[1] * x.shape[2], width) for x in bordered], 1)
+    return rows.reshape(batch, rows.shape[1], num_heads, width // num_heads)
 
 
 def sample(

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dfine_jax.ops.replace import replaceable
+
 
 def weighting_function(reg_max: int, up: float, reg_scale: float) -> Float[np.ndarray, "r"]:
     """W(n), the non-uniform bin positions of the edge distributions, in units of (box size / reg_scale).
@@ -23,12 +25,14 @@ def weighting_function(reg_max: int, up: float, reg_scale: float) -> Float[np.nd
     return np.concatenate([-outer, -inner[::-1], np.zeros(1, np.float32), inner, outer])
 
 
+@replaceable
 def integral(corners_logit: Float[Array, "*n e r"], project: Float[Array, "r"]) -> Float[Array, "*n e"]:
     """Expected offset of each edge: softmax over bins times W(n), in at least float32."""
     wide = corners_logit.astype(jnp.promote_types(corners_logit.dtype, jnp.float32))
     return jax.nn.softmax(wide, -1) @ jnp.asarray(project, wide.dtype)
 
 
+@replaceable
 def decode(
     reference_cxcywh: Float[Array, "*n 4"], offsets: Float[Array, "*n 4"], reg_scale: float
 ) -> Float[Array, "*n 4"]:

@@ -41,8 +41,14 @@ def _loop(memory, points, weights):
     return out.reshape(b, q, m * c)
 
 
+def _maps(memory):
+    ends = np.cumsum([h * w for h, w in SIZES])
+    levels = jnp.split(jnp.asarray(memory), ends[:-1], 1)
+    return [x.reshape(x.shape[0], h, w, x.shape[2]) for x, (h, w) in zip(levels, SIZES, strict=True)]
+
+
 def _sample(memory, points, weights):
-    return deformable.sample(deformable.build_table(memory, SIZES, HEADS), SIZES, POINTS, points, weights)
+    return deformable.sample(deformable.build_table(_maps(memory), HEADS), SIZES, POINTS, points, weights)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.3, 1.3), (0.2, 0.8), (-9.0, 9.0)])
