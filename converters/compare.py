@@ -1,0 +1,143 @@
+"""How far an exported file is from the model, in detections.
+
+Rows cannot be compared by position: queries are picked by a top-k whose near-ties fall either way, so correct files
+differ by 0.9 row by row and by 1e-6 once rows are paired. And they must not be compared by sorted scores: files with
+wrong boxes pass that. Here the rows of both sides are paired so that the sum of their distances is smallest, a distance
+being the larger of box and score error; then the errors of the pairs are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from dfine_jax.errors import UserError
+
+CONFIDENT = 0.3  # a detection of this score is no near-tie of the query selection
+_CUT_SHARE = 0.02  # rows that may differ because the query selection fell the other way
+
+
+class Rows(NamedTuple):
+    """What one side found in one image: boxes and the score of every class."""
+
+    boxes_cxcywh: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, "n k"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Largest accepted errors. Boxes in pixels of the model input, scores in [0, 1], AP in [0, 1].
+
+    ``*_median`` holds for the median row of each image: a wrong weight moves every row a little. ``*_most`` holds for
+    every confident row, and for all others but 2 % of each image.
+    """
+
+    box_median_px: float
+    box_most_px: float
+    score_median: float
+    score_most: float
+    ap_drop: float
+
+
+LIMITS = {
+    "fp32": Limits(box_median_px=0.01, box_most_px=0.5, score_median=1e-4, score_most=5e-3, ap_drop=0.001),
+    "fp16": Limits(box_median_px=0.5, box_most_px=8.0, score_median=5e-3, score_most=0.08, ap_drop=0.005),
+    "int8": Limits(box_median_px=6.0, box_most_px=np.inf, score_median=0.05, score_most=np.inf, ap_drop=0.02),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Errors of all rows of some images, run in one batch size."""
+
+    batch: int
+    images: int
+    rows: int
+    box_median_px: float  # of the worst image, as the other medians
+    box_p99_px: float
+    box_most_px: float  # largest error among the rows that count
+    score_median: float
+    score_p99: float
+    score_most: float
+    cut_rows: int  # rows that were left out as near-ties
+    worst_image: int
+
+
+def rows_of_detections(
+    scores: Float[np.ndarray, "n"],
+    labels: Int[np.ndarray, "n"],
+    boxes_cxcywh: Float[np.ndarray, "n 4"],
+    num_classes: int,
+) -> Rows:
+    """Selected detections as rows: the score stands in the column of the label."""
+    dense = np.zeros((len(scores), num_classes), np.float32)
+    dense[np.arange(len(scores)), labels] = scores
+    return Rows(boxes_cxcywh, dense)
+
+
+def compare_image(reference: Rows, found: Rows, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Box error (pixels of the input), score error and confidence of each pair of rows.
+
+    Raises:
+      UserError: the sides have different numbers of rows or classes, or a value is not finite.
+    """
+    if reference.boxes_cxcywh.shape != found.boxes_cxcywh.shape or reference.scores.shape != found.scores.shape:
+        raise UserError(
+            f"the file gives {list(found.boxes_cxcywh.shape)} boxes and {list(found.scores.shape)} scores, the model "
+            f"{list(reference.boxes_cxcywh.shape)} and {list(reference.scores.shape)}"
+        )
+    for side, rows in (("file", found), ("model", reference)):
+        if not (np.isfinite(rows.boxes_cxcywh).all() and np.isfinite(rows.scores).all()):
+            raise UserError(f"outputs of the {side} hold values that are not finite")
+    boxes = np.abs(reference.boxes_cxcywh[:, None] - found.boxes_cxcywh[None])
+    scores = np.zeros(boxes.shape[:2], np.float32)
+    for column in range(reference.scores.shape[1]):  # class by class: all at once is [n, n, k]
+        np.maximum(scores, np.abs(reference.scores[:, None, column] - found.scores[None, :, column]), out=scores)
+    left, right = linear_sum_assignment(np.maximum(boxes.max(-1), scores))
+    height, width = size_hw
+    errors_px = (boxes[left, right] * np.array([width, height, width, height])).max(-1)
+    confidence = np.maximum(reference.scores[left].max(-1), found.scores[right].max(-1))
+    return errors_px, scores[left, right], confidence
+
+
+def summarise(batch: int, images: list[tuple[np.ndarray, np.ndarray, np.ndarray]], limits: Limits) -> Comparison:
+    """Errors of several images as one line."""
+    counted: list[tuple[np.ndarray, np.ndarray]] = []
+    cut_rows = 0
+    for boxes_px, scores, confidence in images:
+        over = np.maximum(boxes_px / limits.box_most_px, scores / limits.score_most)
+        free = int(np.ceil(_CUT_SHARE * len(over)))
+        worst = np.argsort(-over, kind="stable")[:free]
+        cut = worst[(over[worst] > 1) & (confidence[worst] < CONFIDENT)]
+        cut_rows += len(cut)
+        counted.append((np.delete(boxes_px, cut), np.delete(scores, cut)))
+    all_boxes, all_scores = (np.concatenate([image[i] for image in images]) for i in (0, 1))
+    medians = [(float(np.median(boxes)), float(np.median(scores))) for boxes, scores, _ in images]
+    return Comparison(
+        batch=batch,
+        images=len(images),
+        rows=len(all_boxes),
+        box_median_px=max(box for box, _ in medians),
+        box_p99_px=float(np.quantile(all_boxes, 0.99)),
+        box_most_px=max(float(boxes.max(initial=0)) for boxes, _ in counted),
+        score_median=max(score for _, score in medians),
+        score_p99=float(np.quantile(all_scores, 0.99)),
+        score_most=max(float(scores.max(initial=0)) for _, scores in counted),
+        cut_rows=cut_rows,
+        worst_image=int(np.argmax([max(b / limits.box_median_px, s / limits.score_median) for b, s in medians])),
+    )
+
+
+def exceeded(comparison: Comparison, limits: Limits) -> list[str]:
+    """What is above its limit, in words."""
+    out = []
+    for name, unit in (("box_median_px", " px"), ("box_most_px", " px"), ("score_median", ""), ("score_most", "")):
+        value, limit = getattr(comparison, name), getattr(limits, name)
+        if not value <= limit:
+            what = name.removesuffix("_px").replace("_", " error, ").replace("most", "all but near-ties")
+            out.append(f"batch {comparison.batch}: {what}: {value:.3g}{unit} > {limit:.3g}{unit}")
+    return out

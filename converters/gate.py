@@ -1,0 +1,308 @@
+"""The gate every exported file passes before it gets its name: it is run, and its detections are those of the model.
+
+``staging`` gives the exporter a place to write, ``check_artefact`` measures, ``release`` moves the file to its name or
+refuses it. Limits by precision are in ``compare.LIMITS``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from converters import compare
+from converters.compare import LIMITS, Comparison, Limits, Rows
+from converters.gate_report import Accuracy, Report, write
+from dfine_jax.artefact import Artefact, sha256
+from dfine_jax.backends.base import ArtefactBackend, Backend
+from dfine_jax.backends.jax_model import JaxBackend
+from dfine_jax.backends.registry import open_artefact
+from dfine_jax.data.images import EXTENSIONS, Preprocess, read_image
+from dfine_jax.errors import UserError
+from dfine_jax.evaluate import Categories
+from dfine_jax.postprocess import select
+
+logger = logging.getLogger(__name__)
+
+BATCHES = (1, 2, 8)
+_REFERENCE_IMAGES = max(BATCHES)
+_SAME_PREPROCESSING = ("height_px", "width_px")  # the file may be made for another size than the model was trained at
+
+Images = UInt8[np.ndarray, "n h w 3"]
+Reference = Callable[[Images], tuple[np.ndarray, np.ndarray]]  # logits [b, q, k], boxes_cxcywh [b, q, 4]
+
+
+def check_artefact(
+    path: Path | str,
+    model: Any,
+    variables: Any,
+    *,
+    classes: Categories | None = None,
+    preprocess: Preprocess | None = None,
+    reference: Reference | None = None,
+    baseline: Reference | None = None,
+    data: Path | str | None = None,
+    split: str = "val",
+    max_images: int = 200,
+    limits: Limits | None = None,
+    max_ap_drop: float | None = None,
+    operating_point: dict[str, Any] | None = None,
+    runtime: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Report:
+    """Run an exported file and compare it with the model it was made from.
+
+    Args:
+      path: the file, wherever it was staged.
+      model, variables: the exported model, ``model.apply(variables, images, train=False)``.
+      classes: what the file must carry as class names and original category ids, by label.
+      preprocess: what the file must carry, except for the size.
+      reference: replaces ``model`` as the answer to compare with, where the file is another function on purpose (fewer
+        layers, pruned queries).
+      baseline: the unreduced model, whose AP is measured beside the reference's to show what the operating point costs.
+      data: dataset with annotations (then AP is compared too), or a folder of images; None: generated pictures.
+      max_images: annotated images that AP is measured on, at most.
+      limits: of errors; None: those of the file's precision.
+      max_ap_drop: replaces the limit on AP.
+      operating_point: what is reduced, for the report.
+      runtime, device, threads: see ``backends.registry.open_artefact``.
+
+    Raises:
+      UserError: the file cannot be loaded, or the data cannot be read. Differences are in the report instead.
+    """
+    backend = open_artefact(path, runtime=runtime, device=device, threads=threads)
+    artefact = backend.artefact
+    limits = limits or LIMITS[artefact.precision]
+    if max_ap_drop is not None:
+        limits = dataclasses.replace(limits, ap_drop=max_ap_drop)
+    answer = reference or JaxBackend(model, variables, artefact.preprocess.scale).predict
+    failures = _description_failures(artefact, classes, preprocess)
+    pictures, origin = _pictures(data, split)
+    images = np.stack([artefact.preprocess(picture) for picture in pictures])
+    sizes_px = np.array([(picture.shape[1], picture.shape[0]) for picture in pictures])
+    comparisons: list[Comparison] = []
+    try:
+        expected = _answers(answer, images)
+        for batch in (artefact.input.batch,) if artefact.input.batch else BATCHES:
+            comparisons.append(_compare(backend, batch, images, sizes_px, expected, limits))
+            failures += compare.exceeded(comparisons[-1], limits)
+    except UserError as error:
+        failures.append(str(error))
+    accuracy = _accuracy(backend, answer, baseline, data, split, max_images) if not failures else None
+    if accuracy is not None and accuracy.drop > limits.ap_drop:
+        failures.append(f"AP {accuracy.artefact:.4f} is {accuracy.drop:.4f} below the model's, limit {limits.ap_drop}")
+    divergence = None
+    if failures and model is not None:
+        from converters.layers import first_divergence
+
+        worst = images[comparisons[-1].worst_image] if comparisons else images[0]
+        divergence = first_divergence(path, model, variables, worst, artefact)
+    return Report(
+        file=Path(path).name,
+        sha256=sha256(path),
+        graph=artefact.graph,
+        precision=artefact.precision,
+        input=dataclasses.asdict(artefact.input),
+        operating_point=operating_point or {},
+        ran_on=backend.describe(),
+        images=origin,
+        limits=limits,
+        comparisons=tuple(comparisons),
+        accuracy=accuracy,
+        failures=tuple(failures),
+        first_divergence=divergence,
+    )
+
+
+@contextlib.contextmanager
+def staging(final: Path | str) -> Iterator[Path]:
+    """A path of the same name in a folder of its own beside ``final``; the folder is gone afterwards."""
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        yield folder / final.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def release(staged: Path, final: Path, report: Report) -> None:
+    """Move a file that passed, with all that was written beside it, to its name; the report goes there in any case.
+
+    Raises:
+      UserError: it did not pass. Nothing is left at the final name, whatever was there before.
+    """
+    companions = sorted(staged.parent.iterdir())
+    write(report, final)
+    if report.failures:
+        for file in companions:
+            final.with_name(file.name).unlink(missing_ok=True)
+        raise UserError(f"{final} was refused: {report.summary()} (see {final.name}.report.txt)")
+    for file in companions:
+        file.replace(final.with_name(file.name))
+
+
+def _description_failures(artefact: Artefact, classes: Categories | None, preprocess: Preprocess | None) -> list[str]:
+    """What the file says about itself that the model contradicts."""
+    out = []
+    if classes is not None:
+        ours = list(zip(classes.names, classes.category_ids, strict=True))
+        theirs = list(zip(artefact.class_names, artefact.category_ids, strict=True))
+        wrong = [i for i, pair in enumerate(ours) if i >= len(theirs) or theirs[i] != pair]
+        if len(ours) != len(theirs):
+            out.append(f"class map: {len(theirs)} classes in the file, {len(ours)} in the model")
+        elif wrong:
+            out.append(f"class map: class {wrong[0]} is {theirs[wrong[0]]} in the file, {ours[wrong[0]]} in the model")
+    if preprocess is not None:
+        ours, theirs = preprocess.to_dict(), artefact.preprocess.to_dict()
+        out += [
+            f"preprocessing: {key} is {theirs[key]!r} in the file, {ours[key]!r} in the model"
+            for key in ours
+            if key not in _SAME_PREPROCESSING and ours[key] != theirs[key]
+        ]
+    return out
+
+
+def _pictures(data: Path | str | None, split: str) -> tuple[list[np.ndarray], str]:
+    """Pictures to compare on, all different, and where they are from."""
+    found: list[np.ndarray] = []
+    if data is not None:
+        found = [read_image(path) for path in _image_files(Path(data), split)[:_REFERENCE_IMAGES]]
+        if not found:
+            raise UserError(f"{data} holds no images ({', '.join(EXTENSIONS)})")
+    from dfine_jax.data.synthetic import draw_scene
+
+    drawn = [
+        np.asarray(draw_scene(np.random.default_rng((7, i)), 320)[0])[: 320 - 24 * i]  # no two of one size
+        for i in range(_REFERENCE_IMAGES - len(found))
+    ]
+    origin = " and ".join(
+        [f"{len(found)} of {data}"] * bool(found) + [f"{len(drawn)} generated pictures"] * bool(drawn)
+    )
+    return found + drawn, origin
+
+
+def _image_files(data: Path, split: str) -> list[Path]:
+    from dfine_jax.data.coco import find_split, read_coco
+
+    if annotated(data, split):
+        return [record.path for record in read_coco(*find_split(data, split)).records]  # type: ignore[arg-type]
+    return sorted(p for p in data.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+
+
+def annotated(data: Path | str | None, split: str) -> bool:
+    """Whether ``data`` is a dataset with annotations, and not just a folder of images."""
+    from dfine_jax.data.coco import find_split
+
+    if data is None:
+        return False
+    try:
+        find_split(data, split)  # type: ignore[arg-type]
+    except UserError:
+        if not Path(data).is_dir():
+            raise
+        return False
+    return True
+
+
+def _answers(answer: Reference, images: Images) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The model's logits and boxes of each image; one by one, so that it is compiled for one shape."""
+    out = []
+    for image in images:
+        logits, boxes_cxcywh = answer(image[None])
+        out.append((np.asarray(logits[0]), np.asarray(boxes_cxcywh[0])))
+    return out
+
+
+def _compare(
+    backend: ArtefactBackend,
+    batch: int,
+    images: Images,
+    sizes_px: np.ndarray,
+    expected: Sequence[tuple[np.ndarray, np.ndarray]],
+    limits: Limits,
+) -> Comparison:
+    """Errors when the file runs in batches of one size, every image at every place of a batch being another one."""
+    size_hw = backend.artefact.input.size_hw
+    errors = []
+    for start in range(0, len(images), batch):
+        part = slice(start, start + batch)
+        found = _found(backend, images[part], sizes_px[part])
+        for rows, (logits, boxes_cxcywh) in zip(found, expected[part], strict=True):
+            model = _model_rows(logits, boxes_cxcywh, len(rows.scores), backend.artefact.graph)
+            errors.append(compare.compare_image(model, rows, size_hw))
+    return compare.summarise(batch, errors, limits)
+
+
+def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> list[Rows]:
+    if backend.artefact.graph == "raw":
+        logits, boxes_cxcywh = backend.predict(images)
+        return [Rows(b, s) for b, s in zip(boxes_cxcywh, _sigmoid(logits), strict=True)]
+    views_px = np.concatenate([np.zeros_like(sizes_px), sizes_px], 1)
+    scores, labels, corners_px = backend.detect(images, views_px)
+    corners = corners_px / sizes_px[:, None, [0, 1, 0, 1]]
+    boxes_cxcywh = np.concatenate([(corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] - corners[..., :2]], -1)
+    count = len(backend.artefact.class_names)
+    rows = zip(scores, labels, boxes_cxcywh.astype(np.float32), strict=True)
+    return [compare.rows_of_detections(*row, count) for row in rows]
+
+
+def _model_rows(logits: np.ndarray, boxes_cxcywh: np.ndarray, count: int, graph: str) -> Rows:
+    if graph == "raw":
+        return Rows(boxes_cxcywh, _sigmoid(logits))
+    scores, labels, boxes = (np.asarray(x)[0] for x in select(logits[None], boxes_cxcywh[None], count))
+    return compare.rows_of_detections(scores, labels, boxes, logits.shape[-1])
+
+
+def _sigmoid(logits: np.ndarray) -> Float[np.ndarray, "..."]:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-np.asarray(logits, np.float32)))
+
+
+def _accuracy(
+    backend: ArtefactBackend,
+    answer: Reference,
+    baseline: Reference | None,
+    data: Path | str | None,
+    split: str,
+    max_images: int,
+) -> Accuracy | None:
+    """AP of the file and of the model on the same images; None without annotations."""
+    if not annotated(data, split):
+        return None
+    assert data is not None
+    from converters.accuracy import average_precision
+
+    artefact = backend.artefact
+    names, preprocess = artefact.class_names, artefact.preprocess
+    batch = artefact.input.batch or 1
+
+    def ap(of: Backend, size: int) -> tuple[float, int]:
+        return average_precision(of, names, preprocess, Path(data), split, max_images, size)
+
+    file, images = ap(backend, batch)
+    if file < 0:
+        return None
+    full = None if baseline is None else ap(FunctionBackend(baseline), 1)[0]
+    return Accuracy(model=ap(FunctionBackend(answer), 1)[0], artefact=file, images=images, baseline=full)
+
+
+class FunctionBackend(Backend):
+    """A function of images as a backend."""
+
+    def __init__(self, function: Reference) -> None:
+        self._function = function
+
+    def predict(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
+        """As ``Backend.predict``."""
+        logits, boxes_cxcywh = self._function(images)
+        return np.asarray(logits, np.float32), np.asarray(boxes_cxcywh, np.float32)
