@@ -1,0 +1,61 @@
+"""The pictures beside each other: which images, and which boxes on which side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.draw import class_colour
+from dfine_jax.training.examples import Examples
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=2, num_val=9, size_px=400, seed=0)
+    return read_coco(*find_split(root, "val"))
+
+
+def has_colour(picture, colour):
+    return bool(np.all(np.asarray(picture) == colour, -1).any())
+
+
+def test_images_are_spread_and_never_more_than_there_are(data):
+    annotated = [record.path.stem for record in data.records if len(record.labels)]
+    shown = list(Examples(data, 3).draw(0.5))
+    assert shown[0] == annotated[0] and shown[-1] == annotated[-1] and len(shown) == 3
+    assert list(Examples(data, 99).draw(0.5)) == annotated
+    assert Examples(data, 0).draw(0.5) == {}
+
+
+def test_annotations_left_and_good_detections_right(data):
+    examples = Examples(data, 1)
+    record = next(record for record in data.records if len(record.labels))
+    absent = next(label for label in range(len(data.names)) if label not in record.labels)
+    result = {"image_id": record.image_id, "category_id": data.category_ids[absent], "bbox": [100, 100, 80, 60]}
+    elsewhere = {**result, "image_id": -5, "score": 0.9}
+    examples.observe([{**result, "score": 0.6}, elsewhere])
+    (picture,) = examples.draw(0.5).values()
+    assert picture.size == (808, 400)
+    left, right = picture.crop((0, 0, 400, 400)), picture.crop((408, 0, 808, 400))
+    assert has_colour(left, class_colour(int(record.labels[0])))
+    assert not has_colour(left, class_colour(absent)) and has_colour(right, class_colour(absent))
+    edge = np.asarray(right)[100:160, 100:104]  # the left edge of the box
+    assert np.all(edge == class_colour(absent), -1).any(1).all()
+    (without,) = examples.draw(0.7).values()
+    assert not has_colour(without.crop((408, 0, 808, 400)), class_colour(absent))
+
+
+def test_large_pictures_are_reduced(data, tmp_path):
+    root = make_shapes_dataset(tmp_path, num_train=1, num_val=1, size_px=300, seed=1)
+    large = read_coco(*find_split(root, "val"))
+    path = large.records[0].path
+    Image.open(path).resize((1600, 1200)).save(path)
+    file = large.annotation_file
+    file.write_text(
+        file.read_text().replace('"width": 300', '"width": 1600').replace('"height": 300', '"height": 1200')
+    )
+    (picture,) = Examples(read_coco(*find_split(root, "val")), 1).draw(0.5).values()
+    assert picture.size == (2 * 800 + 8, 600)
