@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,12 +158,12 @@ def _write_report(
     out: Path, config: Config, minutes: float, before: Metrics, after: Metrics, figures: list[Figure]
 ) -> None:
     from dfine_jax.report import Chart, Curve, Section, Table, page
+    from dfine_jax.training.log import read_metrics
 
-    with (out / "run" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_metrics(out / "run")
 
     def curve(name: str, column: str, start: list[tuple[float, float]]) -> Curve:
-        return Curve(name, start + [(float(r["epoch"]), float(r[column])) for r in rows if r[column]])
+        return Curve(name, start + [(row["epoch"], row[column]) for row in rows if column in row])
 
     precision = Chart(
         "Precision on the validation pictures, averaged weights",
