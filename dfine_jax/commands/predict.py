@@ -1,49 +1,52 @@
-"""``dfine predict``: detect objects in images and folders."""
+"""``dfine predict``: detect objects in images, folders, videos, streams and cameras."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
+from dfine_jax.commands.evaluate import add_runtime_options
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from dfine_jax.detector import DetectionResult, Detector
+    from dfine_jax.prediction import Plan, Tally
+    from dfine_jax.tiling import Tiling
 
 _LISTED = 20  # runs over at most this many images print a line for each
-
-
-class Picture(NamedTuple):
-    """An image to detect in."""
-
-    path: Path
-    name: str  # path below the given folder, or the file name
+_INTERRUPTED = 130
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add ``predict`` to the command line."""
     parser = subparsers.add_parser(
         "predict",
-        help="detect objects in images and folders",
-        description="Detect objects in images and folders; write pictures with boxes, and COCO results.",
+        help="detect objects in images, folders, videos, streams and cameras",
+        description="Detect objects; write pictures and videos with boxes, COCO results, or cut-out objects. All "
+        "options work alike for every kind of model.",
         epilog="examples:\n"
         "  dfine predict runs/cells/best photo.jpg\n"
-        "  dfine predict runs/cells/best images/ --out drawn --json results.json --threshold 0.3",
+        "  dfine predict runs/cells/best images/ --out drawn --json results.json --threshold 0.3\n"
+        "  dfine predict traffic.onnx drive.mp4 --classes car,truck --every 5\n"
+        "  dfine predict traffic.onnx rtsp://camera/1 --seconds 60 --json results.json\n"
+        "  dfine predict runs/ships/best harbour.tif --tile auto --crops ships",
     )
-    parser.add_argument("model", metavar="MODEL", help="checkpoint folder, weights file or published name")
-    parser.add_argument("source", metavar="SOURCE", nargs="+", help="image, or folder (searched with its subfolders)")
+    parser.add_argument(
+        "model", metavar="MODEL", help="checkpoint folder, weights file, published name, .onnx, .xml or .engine"
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", nargs="+",
+        help="image, video, folder (searched with its subfolders), address of a stream, or number of a camera",
+    )  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", metavar="DIR", type=Path, help="pictures (default: predictions, unless --json is given)"
-    )
+        "--out", metavar="DIR", type=Path,
+        help="pictures and videos (default: predictions, unless --json or --crops is given)",
+    )  # fmt: skip
     output.add_argument("--json", metavar="FILE", type=Path, help="COCO results, boxes in pixels of the original image")
+    output.add_argument("--crops", metavar="DIR", type=Path, help="cut out every object, in a folder for its class")
     output.add_argument(
         "--annotations", metavar="FILE", type=Path,
         help="COCO annotations whose image ids go into --json; without it the id is the file name",
@@ -52,154 +55,124 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     detection = parser.add_argument_group("detection")
     detection.add_argument("--threshold", metavar="T", type=float, default=0.5, help="smallest score (default: 0.5)")
     detection.add_argument(
-        "--batch-size", metavar="N", type=int, default=1, help="images per run of the network (default: 1)"
+        "--classes", metavar="NAMES", action="append", help="only these, by name or category id, separated by commas"
     )
+    detection.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=int,
+        help="images per run of the network (default: 1, or what it was made for)",
+    )
+    detection.add_argument(
+        "--tile", metavar="SIZE",
+        help="detect in overlapping tiles, for small objects in large images: auto (the input size), 800 or 600x800 "
+        "(height x width)",
+    )  # fmt: skip
+    detection.add_argument("--overlap", metavar="SHARE", type=float, default=0.2, help="of tiles (default: 0.2)")
+    videos = parser.add_argument_group("videos")
+    videos.add_argument("--every", metavar="N", type=int, default=1, help="only every Nth frame (default: 1, all)")
+    videos.add_argument("--seconds", metavar="S", type=float, help="end after this time of each video")
+    add_runtime_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Detect in every image. The status is 1 when some could not be read; those are named at the end."""
-    out = options.out or (None if options.json else Path("predictions"))
-    pictures = find_pictures(options.source, exclude=out)
-    ids = image_ids(pictures, options.annotations)
-    targets = target_files(pictures, out) if out else [None] * len(pictures)
-    if options.json:
-        _check_parent(options.json)
+    """Detect in everything. The status is 1 when something could not be read, which is named at the end."""
+    tiling = _tiling(options)
+    plan = _plan(options)
 
-    from tqdm import tqdm
-
+    from dfine_jax.class_filter import class_labels
     from dfine_jax.detector import Detector
+    from dfine_jax.outputs import ResultsFile
+    from dfine_jax.prediction import Prediction
 
-    detector = Detector(options.model, options.threshold, batch_size=options.batch_size)
-    entries: list[dict[str, Any]] = []
-    failures: list[str] = []
-    summaries: list[str] = []
-    total = 0
-    with tqdm(total=len(pictures), unit="image", desc="predict", disable=None) as bar:
-        for i, image, result in _results(detector, pictures, failures, bar):
-            total += len(result)
-            entries += result.to_coco(ids[i])
-            summaries.append(f"{pictures[i].path}: {_summary(result)}")
-            target = targets[i]
-            if target is not None:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                result.draw(image, options.font).save(target, quality=92)
-    if len(failures) == len(pictures) == 1:
-        raise UserError(failures[0])
-    if options.json:
-        options.json.write_text(json.dumps(entries))
-    _report(summaries, total, out, options.json)
-    for failure in failures:
-        print(f"dfine: error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
-
-
-def find_pictures(sources: Sequence[str], exclude: Path | None = None) -> list[Picture]:
-    """Images of the sources: files as given, folders searched recursively in order of their paths.
-
-    Args:
-      exclude: folder left out of the search, so that drawn pictures are not taken for input.
-
-    Raises:
-      UserError: a source is missing, or a folder holds no image.
-    """
-    from dfine_jax.data.images import EXTENSIONS
-
-    pictures: list[Picture] = []
-    for source in map(Path, sources):
-        if not source.exists():
-            raise UserError(f"{source} does not exist; give images or folders")
-        if source.is_file():
-            pictures.append(Picture(source, source.name))
-            continue
-        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if exclude is not None and exclude.resolve() != source.resolve():
-            files = [p for p in files if not p.resolve().is_relative_to(exclude.resolve())]
-        if not files:
-            raise UserError(f"folder {source} holds no images ({', '.join(EXTENSIONS)})")
-        pictures += [Picture(p, p.relative_to(source).as_posix()) for p in files]
-    return pictures
-
-
-def image_ids(pictures: Sequence[Picture], annotations: Path | None) -> list[int | str]:
-    """Image id of each picture: its name, or what the annotation file says.
-
-    Raises:
-      UserError: the file is no COCO annotation, or lacks a picture.
-    """
-    if annotations is None:
-        return [picture.name for picture in pictures]
-    try:
-        known = {image["file_name"]: image["id"] for image in json.loads(annotations.read_text())["images"]}
-    except OSError as error:
-        raise UserError(f"{annotations} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{annotations} is not a COCO annotation file (images with file_name and id)") from error
-    absent = [p.name for p in pictures if p.name not in known and p.path.name not in known]
-    if absent:
-        raise UserError(f"{annotations} has no image {absent[0]!r} ({len(absent)} of {len(pictures)} are absent)")
-    return [known[p.name] if p.name in known else known[p.path.name] for p in pictures]
-
-
-def target_files(pictures: Sequence[Picture], out: Path) -> list[Path]:
-    """Where each drawn picture goes: its name below ``out``, numbered where names repeat.
-
-    Raises:
-      UserError: a drawn picture would replace an original.
-    """
-    originals = {picture.path.resolve() for picture in pictures}
-    taken: set[Path] = set()
-    targets = []
-    for picture in pictures:
-        name = Path(picture.name)
-        suffix = ".jpg" if name.suffix.lower() in (".jpg", ".jpeg") else ".png"
-        target = out / name.with_suffix(suffix)
-        number = 2
-        while target in taken:
-            target = out / name.with_name(f"{name.stem}_{number}{suffix}")
-            number += 1
-        if target.resolve() in originals:
-            raise UserError(f"the drawn picture would replace {target}; choose another --out")
-        taken.add(target)
-        targets.append(target)
-    return targets
-
-
-def _results(
-    detector: Detector, pictures: Sequence[Picture], failures: list[str], bar: Any
-) -> Iterator[tuple[int, np.ndarray, DetectionResult]]:
-    """Index, pixels and detections of each readable image; the others are added to ``failures``."""
-    from dfine_jax.data.images import read_image
-
-    readable: list[tuple[int, np.ndarray]] = []
-    for i, picture in enumerate(pictures):
+    detector = Detector(
+        options.model, options.threshold, batch_size=options.batch_size,
+        runtime=options.runtime, device=options.device, threads=options.threads,
+    )  # fmt: skip
+    labels = class_labels(options.classes, detector.classes) if options.classes else None
+    if tiling and options.tile == "auto":
+        tiling = dataclasses.replace(tiling, height_px=detector.input_size_px[0], width_px=detector.input_size_px[1])
+    interrupted = False
+    with ResultsFile(options.json) as results:
+        done = Prediction(plan, detector, results, tiling, labels)
         try:
-            readable.append((i, read_image(picture.path)))
-        except UserError as error:
-            failures.append(str(error))
-            bar.update()
-        if len(readable) == detector.batch_size or i + 1 == len(pictures):
-            for (index, image), result in zip(readable, detector([image for _, image in readable]), strict=True):
-                yield index, image, result
-                bar.update()
-            readable = []
+            done.run()
+        except KeyboardInterrupt:  # what was done until now is kept
+            interrupted = True
+        if len(done.failures) == 1 and not done.tallies and not interrupted:
+            raise UserError(done.failures[0])
+    _report(done.tallies, plan, options.json)
+    for note in done.notes:
+        print(f"dfine: {note}", file=sys.stderr)
+    for failure in done.failures:
+        print(f"dfine: error: {failure}", file=sys.stderr)
+    if interrupted:
+        print("dfine: interrupted; the files hold what was done until then", file=sys.stderr)
+        return _INTERRUPTED
+    return 1 if done.failures else 0
 
 
-def _summary(result: DetectionResult) -> str:
-    counts = Counter(result.names)
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing found"
+def _plan(options: argparse.Namespace) -> Plan:
+    """Everything that can be found wrong before the model is loaded."""
+    from dfine_jax.draw import check_font
+    from dfine_jax.inputs import find_inputs, image_ids, refuse_overwriting, result_files
+    from dfine_jax.prediction import Plan
+    from dfine_jax.video import require_av
+
+    if options.font:
+        check_font(options.font)
+    if options.every < 1:
+        raise UserError(f"--every {options.every} must be at least 1, which is each frame")
+    if options.seconds is not None and not options.seconds > 0:
+        raise UserError(f"--seconds {options.seconds:g} must be positive")
+    out = options.out or (None if options.json or options.crops else Path("predictions"))
+    for option, folder in (("--out", out), ("--crops", options.crops)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise UserError(f"{option} {folder} is a file; give a folder")
+    if options.json is not None and options.json.is_dir():
+        raise UserError(f"--json {options.json} is a folder; give a file")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist; create it first")
+    inputs = find_inputs(options.source, exclude=[folder for folder in (out, options.crops) if folder])
+    if inputs.clips:
+        require_av()
+        if options.annotations:
+            raise UserError("--annotations gives ids to images only; leave it away for videos, or the videos away")
+    picture_files, clip_files = result_files(inputs)
+    if out is not None:
+        refuse_overwriting(inputs, [out / file for file in picture_files + clip_files])
+    ids = image_ids(inputs.pictures, options.annotations)
+    return Plan(
+        inputs, ids, picture_files, clip_files, out, options.crops, options.font, options.every, options.seconds
+    )
 
 
-def _report(summaries: Sequence[str], total: int, out: Path | None, results: Path | None) -> None:
-    if len(summaries) <= _LISTED:
-        for line in summaries:
-            print(line)
-    print(f"{total} objects in {len(summaries)} images")
-    if out and summaries:
-        print(f"pictures: {out}")
-    if results:
-        print(f"COCO results: {results}")
+def _tiling(options: argparse.Namespace) -> Tiling | None:
+    """The tiling asked for; of ``auto`` the size is filled in when the model is known."""
+    if not options.tile:
+        return None
+    from PIL import Image
+
+    from dfine_jax.tiling import Tiling
+
+    Image.MAX_IMAGE_PIXELS = None  # very large pictures are what tiles are for
+    if options.tile == "auto":
+        return Tiling(640, 640, options.overlap)
+    parts = options.tile.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"--tile {options.tile} is no size; write auto, 800, or height x width as in 600x800")
+    return Tiling(int(parts[0]), int(parts[-1]), options.overlap)
 
 
-def _check_parent(file: Path) -> None:
-    if not file.parent.is_dir():
-        raise UserError(f"folder {file.parent} of {file} does not exist; create it first")
+def _report(tallies: list[Tally], plan: Plan, results: Path | None) -> None:
+    pictures = [tally for tally in tallies if not tally.is_clip]
+    clips = [tally for tally in tallies if tally.is_clip]
+    for tally in (pictures if len(pictures) <= _LISTED else []) + clips:
+        print(tally)
+    total = sum(tally.objects.total() for tally in tallies)
+    places = [f"{len(pictures)} images"] if pictures or not clips else []
+    places += [f"{sum(tally.frames for tally in clips)} frames"] if clips else []
+    print(f"{total} objects in {' and '.join(places)}")
+    for what, path in (("drawn", plan.drawn), ("cut out", plan.crops), ("COCO results", results)):
+        if path and tallies:
+            print(f"{what}: {path}")

@@ -1,79 +1,249 @@
-"""``dfine predict``: which images, which ids, what is written, what is reported."""
+"""``dfine predict``: which images and videos, which ids, what is written, what is reported."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rectangles import RectangleBackend, opened, scene
+from videos import write_video
 
 from dfine_jax import cli, detector
-from dfine_jax.backends.base import Backend
-from dfine_jax.commands import predict
-from dfine_jax.data.images import Preprocess
-from dfine_jax.detector import Classes
 from dfine_jax.errors import UserError
+from dfine_jax.inputs import find_inputs, result_files
+from dfine_jax.video import VideoReader
 
-
-class StubBackend(Backend):
-    """Two boxes on every image: a certain one and an unlikely one."""
-
-    def predict(self, images):
-        logits = np.full((len(images), 2, 2), -9.0, np.float32)
-        logits[:, 0, 1], logits[:, 1, 0] = 3.0, -1.0
-        boxes = np.array([[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.2, 0.2]], np.float32)
-        return logits, np.broadcast_to(boxes, (len(images), 2, 4))
+TESTS = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def stub_detector(monkeypatch):
-    class StubDetector(detector.Detector):
-        def __init__(self, model, threshold, *, batch_size):
-            if model != "model":
-                raise UserError(f"{model} is no model")
-            self.threshold, self.batch_size, self.num_top = threshold, batch_size, 300
-            self.classes = Classes(("dog", "cat"), (18, 17))
-            self.input_size_px = (64, 64)
-            self._preprocess, self._backend = Preprocess(64, 64), StubBackend()
+def backend(monkeypatch):
+    backend = RectangleBackend()
 
-    monkeypatch.setattr(detector, "Detector", StubDetector)
+    def open_model(model, **_):
+        if model != "model":
+            raise UserError(f"{model} is no model")
+        return opened(backend, (160, 160))
+
+    monkeypatch.setattr(detector, "open_model", open_model)
+    return backend
 
 
 @pytest.fixture
 def folder(tmp_path):
     root = tmp_path / "images"
-    for name, size in (("b.png", (400, 300)), ("a.jpg", (320, 320)), ("sub/a.jpg", (640, 480))):
+    scenes = {
+        "b.png": scene(400, 300, ("blue", 100, 75, 300, 225)),
+        "a.jpg": scene(320, 320, ("red", 20, 40, 120, 100), ("green", 200, 200, 260, 300)),
+        "sub/a.jpg": scene(640, 480, ("green", 40, 60, 240, 180)),
+    }
+    for name, image in scenes.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (120, 130, 140)).save(root / name)
+        Image.fromarray(image).save(root / name, quality=95)
     (root / "notes.txt").write_text("not an image")
     return root
+
+
+def moving(count: int) -> list[np.ndarray]:
+    """A red rectangle that goes right, and a green one in every second frame."""
+    frames = []
+    for i in range(count):
+        green = [("green", 200, 100, 280, 140)] if i % 2 else []
+        frames.append(scene(320, 160, ("red", 20 + 8 * i, 20, 60 + 8 * i, 60), *green))
+    return frames
+
+
+@pytest.fixture
+def clip(tmp_path):
+    pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    write_video(path, moving(10))
+    return path
 
 
 def run(*arguments) -> int:
     return cli.main(["predict", *map(str, arguments)])
 
 
-def test_folder_to_pictures_and_results(folder, tmp_path, capsys):
+def files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*"))
+
+
+def errors(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("dfine: error:")]
+
+
+def test_folder_to_pictures_and_results(folder, tmp_path, capsys, backend):
     out, results = tmp_path / "out", tmp_path / "results.json"
     assert run("model", folder, "--out", out, "--json", results, "--batch-size", 2) == 0
-    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == ["a.jpg", "b.png", "sub/a.jpg"]
+    assert backend.batches == [2, 2]  # the second one is filled up
+    assert files(out) == ["a.jpg", "b.png", "sub/a.jpg"]
     drawn = np.asarray(Image.open(out / "b.png"))
     assert drawn.shape == (300, 400, 3)
-    assert tuple(drawn[150, 100]) != (120, 130, 140)  # left edge of the box
+    assert tuple(drawn[150, 100]) not in [(0, 0, 255), (20, 20, 20)]  # the frame on the left edge
     entries = json.loads(results.read_text())
-    assert [e["image_id"] for e in entries] == ["a.jpg", "b.png", "sub/a.jpg"]
-    assert entries[1] == {"image_id": "b.png", "category_id": 17, "bbox": [100, 75, 200, 150], "score": 0.95257}
+    assert [e["image_id"] for e in entries] == ["a.jpg", "a.jpg", "b.png", "sub/a.jpg"]
+    assert entries[2] == {"image_id": "b.png", "category_id": 90, "bbox": [100, 75, 200, 150], "score": 0.98201}
     printed = capsys.readouterr().out
-    assert f"{folder / 'a.jpg'}: 1 cat\n" in printed
-    assert "3 objects in 3 images\n" in printed
+    assert f"{folder / 'a.jpg'}: 1 red, 1 green\n" in printed
+    assert "4 objects in 3 images\n" in printed
 
 
-def test_threshold(folder, tmp_path):
+def test_threshold_and_json_alone(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("model", folder / "a.jpg", "--json", "r.json", "--threshold", 0.99) == 0
+    assert json.loads((tmp_path / "r.json").read_text()) == []
+    assert not (tmp_path / "predictions").exists()
+    assert run("model", folder / "a.jpg") == 0
+    assert files(tmp_path / "predictions") == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "ids"),
+    [
+        (["red"], {7}),
+        (["3"], {3}),
+        (["red, 90"], {7, 90}),
+        (["green", "--classes", "blue"], {3, 90}),
+    ],
+)
+def test_class_filter(folder, tmp_path, classes, ids):
+    assert run("model", folder, "--json", tmp_path / "r.json", "--classes", *classes) == 0
+    assert {e["category_id"] for e in json.loads((tmp_path / "r.json").read_text())} == ids
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("gren", "the model has no class 'gren'; did you mean green?"),
+        ("BLUE", "no class 'BLUE'; did you mean blue?"),
+        ("red,12", "no class '12'; give names or ids of: red (7), green (3), blue (90)"),
+        (",", "no class is named"),
+    ],
+)
+def test_unknown_classes(folder, tmp_path, capsys, classes, message):
+    assert run("model", folder, "--json", tmp_path / "r.json", "--classes", classes) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_crops(folder, tmp_path):
+    crops = tmp_path / "crops"
+    assert run("model", folder, "--crops", crops) == 0
+    assert files(crops) == ["blue/b_0.png", "green/a_1.jpg", "green/sub/a_0.jpg", "red/a_0.jpg"]
+    blue = np.asarray(Image.open(crops / "blue" / "b_0.png"))
+    assert blue.shape == (150, 200, 3)
+    assert (blue == (0, 0, 255)).all()  # cut from the picture without frames
+
+
+def test_tiles_find_what_the_shrunk_picture_hides(tmp_path):
+    spots = [("red", x, 301, x + 9, 309) for x in range(20, 1600, 130)]
+    Image.fromarray(scene(1640, 700, *spots)).save(tmp_path / "wide.png")
     results = tmp_path / "r.json"
-    assert run("model", folder / "a.jpg", "--json", results, "--threshold", 0.1) == 0
-    assert [e["category_id"] for e in json.loads(results.read_text())] == [17, 18]
-    assert not (tmp_path / "predictions").exists()  # --json alone draws nothing
+    assert run("model", tmp_path / "wide.png", "--json", results) == 0
+    assert json.loads(results.read_text()) == []
+    for tile in ("auto", "200", "160x320"):
+        assert run("model", tmp_path / "wide.png", "--json", results, "--tile", tile, "--batch-size", 4) == 0
+        boxes = sorted(e["bbox"] for e in json.loads(results.read_text()))
+        np.testing.assert_allclose(boxes, [[x0, y0, x1 - x0, y1 - y0] for _, x0, y0, x1, y1 in spots], atol=2)
+
+
+def test_video_to_video_and_results(clip, tmp_path, capsys):
+    out, results = tmp_path / "out", tmp_path / "r.json"
+    assert run("model", clip, "--out", out, "--json", results, "--batch-size", 4) == 0
+    entries = json.loads(results.read_text())
+    reds = [e for e in entries if e["category_id"] == 7]
+    assert [e["frame"] for e in reds] == list(range(10))
+    assert [e["time_s"] for e in reds] == [i / 10 for i in range(10)]
+    assert [e["image_id"] for e in reds] == [f"clip.mp4#{i}" for i in range(10)]
+    np.testing.assert_allclose([e["bbox"] for e in reds], [[20 + 8 * i, 20, 40, 40] for i in range(10)], atol=2)
+    assert [e["frame"] for e in entries if e["category_id"] == 3] == [1, 3, 5, 7, 9]
+    with VideoReader(str(out / "clip.mp4")) as reader:
+        frames = list(reader)
+    np.testing.assert_allclose([f.time_s for f in frames], np.arange(10) / 10, atol=1e-3)
+    assert np.abs(frames[0].image[40, 20].astype(int) - (255, 0, 0)).max() > 40  # a frame is drawn on the edge
+    assert np.abs(frames[0].image[40, 40].astype(int) - (255, 0, 0)).max() < 40  # and not inside
+    printed = capsys.readouterr().out
+    assert "clip.mp4: 10 frames at " in printed
+    assert "10 red, 5 green\n" in printed
+    assert "15 objects in 10 frames\n" in printed
+
+
+def test_frames_are_skipped_and_keep_their_times(clip, tmp_path):
+    arguments = ("--json", tmp_path / "r.json", "--out", tmp_path, "--crops", tmp_path / "crops", "--classes", "red")
+    (tmp_path / "in").mkdir()
+    clip = clip.rename(tmp_path / "in" / "clip.mp4")
+    assert run("model", clip, "--every", 3, "--seconds", 0.8, *arguments) == 0
+    entries = json.loads((tmp_path / "r.json").read_text())
+    assert [(e["frame"], e["time_s"]) for e in entries] == [(0, 0.0), (3, 0.3), (6, 0.6)]
+    assert files(tmp_path / "crops") == [f"red/clip_{i:06d}_0.jpg" for i in (0, 3, 6)]
+    with VideoReader(str(tmp_path / "clip.mp4")) as reader:
+        np.testing.assert_allclose([f.time_s for f in reader], [0, 0.3, 0.6], atol=1e-3)
+
+
+def test_a_folder_of_both_with_a_damaged_video(folder, clip, tmp_path, capsys):
+    clip.rename(folder / "clip.mp4")
+    (folder / "broken.avi").write_text("no video")
+    assert run("model", folder, "--json", tmp_path / "r.json") == 1
+    ids = {str(e["image_id"]).partition("#")[0] for e in json.loads((tmp_path / "r.json").read_text())}
+    assert ids == {"a.jpg", "b.png", "sub/a.jpg", "clip.mp4"}
+    captured = capsys.readouterr()
+    assert "19 objects in 3 images and 10 frames\n" in captured.out
+    assert f"{folder / 'broken.avi'} cannot be opened" in captured.err
+
+
+def test_a_single_unreadable_video_is_the_error(tmp_path, capsys):
+    pytest.importorskip("av")
+    (tmp_path / "broken.avi").write_text("no video")
+    assert run("model", tmp_path / "broken.avi", "--json", tmp_path / "r.json") == 2
+    assert "broken.avi cannot be opened" in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
+def test_ctrl_c_leaves_complete_files(clip, tmp_path):
+    """A run in its own process, interrupted by a real signal once frames are done."""
+    program = f"""
+        import sys, time
+        sys.path.insert(0, {str(TESTS)!r})
+        import rectangles
+        from dfine_jax import cli, detector
+
+        class Slow(rectangles.RectangleBackend):
+            def predict(self, images):
+                time.sleep(0.15)
+                if len(self.batches) == 3:
+                    print("go", flush=True)
+                return super().predict(images)
+
+        detector.open_model = lambda *_, **__: rectangles.opened(Slow(), (160, 160))
+        sys.exit(cli.main(sys.argv[1:]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), "predict", "model", str(clip), "--out", "out"]
+    with subprocess.Popen(
+        [*command, "--json", "r.json"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted; the files hold what was done until then" in err
+    assert "Traceback" not in err
+    frames = {e["frame"] for e in json.loads((tmp_path / "r.json").read_text())}
+    assert frames == set(range(len(frames)))
+    assert 3 <= len(frames) < 10
+    with VideoReader(str(tmp_path / "out" / "clip.mp4")) as reader:
+        assert len(list(reader)) == len(frames)
+    assert f"clip.mp4: {len(frames)} frames" in out
 
 
 def test_ids_from_annotations(folder, tmp_path):
@@ -81,7 +251,7 @@ def test_ids_from_annotations(folder, tmp_path):
     images = [{"file_name": "a.jpg", "id": 5}, {"file_name": "sub/a.jpg", "id": 6}, {"file_name": "b.png", "id": 9}]
     annotations.write_text(json.dumps({"images": images}))
     assert run("model", folder, "--json", results, "--annotations", annotations) == 0
-    assert [e["image_id"] for e in json.loads(results.read_text())] == [5, 9, 6]
+    assert [e["image_id"] for e in json.loads(results.read_text())] == [5, 5, 9, 6]
 
 
 @pytest.mark.parametrize(
@@ -103,10 +273,9 @@ def test_a_corrupt_image_among_others_is_named_and_the_rest_is_done(folder, tmp_
     (folder / "aa.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
     results = tmp_path / "r.json"
     assert run("model", folder, "--json", results, "--batch-size", 2) == 1
-    assert [e["image_id"] for e in json.loads(results.read_text())] == ["a.jpg", "b.png", "sub/a.jpg"]
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dfine: error:")]
-    assert len(errors) == 1
-    assert str(folder / "aa.jpg") in errors[0]
+    assert [e["image_id"] for e in json.loads(results.read_text())] == ["a.jpg", "a.jpg", "b.png", "sub/a.jpg"]
+    (error,) = errors(capsys)
+    assert str(folder / "aa.jpg") in error
 
 
 def test_a_single_corrupt_image_is_the_error(tmp_path, capsys):
@@ -119,10 +288,21 @@ def test_a_single_corrupt_image_is_the_error(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model", "{f}/none.jpg"], "{f}/none.jpg does not exist"),
+        (["model", "{f}/none.jpg"], "{f}/none.jpg does not exist; give an image, a folder, a video"),
         (["model", "{f}/empty"], "folder {f}/empty holds no images"),
-        (["model", "{f}", "--out", "{f}"], "the drawn picture would replace {f}/a.jpg; choose another --out"),
-        (["model", "{f}", "--json", "{f}/no/r.json"], "folder {f}/no of {f}/no/r.json does not exist"),
+        (["model", "{f}", "--out", "{f}"], "the drawn result would replace {f}/a.jpg; choose another --out"),
+        (["model", "{f}", "--out", "{f}/b.png"], "--out {f}/b.png is a file; give a folder"),
+        (["model", "{f}", "--crops", "{f}/b.png"], "--crops {f}/b.png is a file; give a folder"),
+        (["model", "{f}", "--json", "{f}/no/r.json"], "--json {f}/no/r.json: folder {f}/no does not exist; create it"),
+        (["model", "{f}", "--json", "{f}"], "--json {f} is a folder; give a file"),
+        (["moddel", "{f}", "--font", "{f}/no.ttf"], "font {f}/no.ttf does not exist; give a TrueType"),
+        (["moddel", "{f}", "--font", "{f}/notes.txt"], "font {f}/notes.txt cannot be read as a font"),
+        (["moddel", "{f}", "--tile", "big"], "--tile big is no size; write auto, 800, or height x width"),
+        (["moddel", "{f}", "--tile", "8"], "8x8 pixels is too small"),
+        (["moddel", "{f}", "--tile", "auto", "--overlap", "1"], "overlap=1.0 of tiles must lie between 0 and 0.8"),
+        (["moddel", "{f}", "--every", "0"], "--every 0 must be at least 1"),
+        (["moddel", "{f}", "--seconds", "-1"], "--seconds -1 must be positive"),
+        (["moddel", "{f}", "--annotations", "{f}/no.json"], "annotation file {f}/no.json cannot be read"),
         (["moddel", "{f}"], "moddel is no model"),
     ],
 )
@@ -132,10 +312,18 @@ def test_errors(folder, capsys, arguments, message):
     assert message.format(f=folder) in capsys.readouterr().err
 
 
-def test_a_second_run_does_not_detect_in_its_own_pictures(folder):
+def test_annotations_and_videos_do_not_go_together(clip, capsys):
+    assert run("model", clip, "--annotations", "a.json") == 2
+    assert "--annotations gives ids to images only" in capsys.readouterr().err
+
+
+def test_a_second_run_does_not_detect_in_its_own_results(folder, clip):
     out = folder / "drawn"
-    assert run("model", folder, "--out", out) == 0
-    assert [p.name for p in predict.find_pictures([str(folder)], exclude=out)] == ["a.jpg", "b.png", "sub/a.jpg"]
+    clip.rename(folder / "clip.mp4")
+    assert run("model", folder, "--out", out, "--crops", folder / "crops") == 0
+    inputs = find_inputs([str(folder)], exclude=[out, folder / "crops"])
+    assert [p.name for p in inputs.pictures] == ["a.jpg", "b.png", "sub/a.jpg"]
+    assert [c.name for c in inputs.clips] == ["clip.mp4"]
 
 
 def test_same_names_from_several_sources_do_not_overwrite_each_other(folder, tmp_path):
@@ -143,3 +331,14 @@ def test_same_names_from_several_sources_do_not_overwrite_each_other(folder, tmp
     assert run("model", folder / "a.jpg", folder / "sub" / "a.jpg", "--out", out) == 0
     assert sorted(p.name for p in out.iterdir()) == ["a.jpg", "a_2.jpg"]
     assert Image.open(out / "a_2.jpg").size == (640, 480)
+
+
+def test_names_of_streams_hide_passwords_and_are_files():
+    sources = ["rtsp://me:secret@10.0.0.7:554/live.sdp?token=1", "http://host/a/b.mp4", "0", "/dev/video0"]
+    inputs = find_inputs(sources)
+    assert [c.name for c in inputs.clips] == [
+        "rtsp://10.0.0.7:554/live.sdp?token=1", "http://host/a/b.mp4", "camera0", "camera0",
+    ]  # fmt: skip
+    assert [p.as_posix() for p in result_files(inputs)[1]] == [
+        "10.0.0.7_554_live.sdp.mp4", "host_a_b.mp4.mp4", "camera0.mp4", "camera0_2.mp4",
+    ]  # fmt: skip

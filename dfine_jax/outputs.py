@@ -1,0 +1,79 @@
+"""Detections into files, as they come: a run that is interrupted leaves complete files of what it did."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+if TYPE_CHECKING:
+    from dfine_jax.detector import DetectionResult
+
+
+class ResultsFile:
+    """COCO results, a line for each detection; a context manager. Without a path it takes entries and keeps none."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+        self._separator = "\n"
+
+    def __enter__(self) -> Self:
+        """Itself; the file is made with the first results."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the list."""
+        if error is None:
+            self.add([])
+        if self._file is not None:
+            self._file.write("\n]\n")
+            self._file.close()
+
+    def add(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Append entries, as from ``DetectionResult.to_coco``."""
+        if self.path is None:
+            return
+        if self._file is None:
+            self._file = open(self.path, "w", encoding="utf-8")
+            self._file.write("[")
+        for entry in entries:
+            self._file.write(self._separator + json.dumps(entry))
+            self._separator = ",\n"
+
+
+def frame_entries(result: DetectionResult, clip: str, index: int, time_s: float) -> list[dict[str, Any]]:
+    """COCO entries of a video frame: as of an image, and the frame's number and time in seconds."""
+    place = {"frame": index, "time_s": round(time_s, 4)}
+    return [{**entry, **place} for entry in result.to_coco(f"{clip}#{index}")]
+
+
+def save_crops(image: UInt8[np.ndarray, "h w 3"], result: DetectionResult, folder: Path, name: Path) -> None:
+    """The part of the image in each box, in a folder for its class.
+
+    Args:
+      name: relative path of the picture; ``sub/a.jpg`` gives ``FOLDER/CLASS/sub/a_0.jpg`` for the best detection.
+    """
+    height, width = image.shape[:2]
+    for number, (class_name, box) in enumerate(zip(result.names, result.boxes_xyxy_px, strict=True)):
+        x0, y0 = max(math.floor(box[0]), 0), max(math.floor(box[1]), 0)
+        x1, y1 = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
+        if x0 < x1 and y0 < y1:
+            path = folder / _folder_name(class_name) / name.with_name(f"{name.stem}_{number}{name.suffix}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[y0:y1, x0:x1]).save(path, quality=95)
+
+
+def _folder_name(class_name: str) -> str:
+    """A class name that is one folder on every system."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]+', "_", class_name).strip(" .") or "_"
