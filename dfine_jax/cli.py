@@ -21,7 +21,7 @@ COMMANDS = {
     "demo": "whole tour on a synthetic dataset in minutes: data, training, evaluation, pictures, report",
     "train": "train on a folder of images with COCO annotations",
     "evaluate": "COCO average precision of a model on a dataset",
-    "predict": "detect objects in images and folders; pictures and COCO results",
+    "predict": "detect objects in images, folders, videos and streams; pictures, videos, COCO results, crops",
     "convert": "official or Hugging Face weights to a checkpoint, and back",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }

@@ -61,7 +61,7 @@ def test_version(capsys):
         (["--vresion"], "unknown option --vresion; did you mean --version? (see dfine --help)"),
         (
             ["predict", "m", "s", "--treshold", "1"],
-            "unknown option --treshold; did you mean --threshold? (see dfine predict --help)",
+            "unknown option --treshold; did you mean --threshold or --threads? (see dfine predict --help)",
         ),
         (["predict", "m", "s", "--qqq=1"], "unknown option --qqq=1 (see dfine predict --help)"),
         (["predict", "m"], "the following arguments are required: SOURCE (see dfine predict --help)"),
@@ -70,7 +70,10 @@ def test_version(capsys):
             "argument --threshold: invalid float value: 'high' (see dfine predict --help)",
         ),
         (["doctor", "now"], "unexpected argument 'now' (see dfine doctor --help)"),
-        (["predict", "m", "nothing.jpg"], "nothing.jpg does not exist; give images or folders"),
+        (
+            ["predict", "m", "nothing.jpg"],
+            "nothing.jpg does not exist; give an image, a folder, a video, an address (rtsp://...) or a camera (0)",
+        ),
     ],
 )
 def test_errors_are_one_line_with_the_cure(capsys, arguments, message):

@@ -13,6 +13,7 @@ CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", 
 OPTIONAL = (
     # import name, distribution, what it is for, how to get it
     ("jax_cuda13_plugin", "jax-cuda13-plugin", "NVIDIA GPU", "pip install 'dfine-jax[cuda]'"),
+    ("av", "av", "dfine predict on videos", "pip install 'dfine-jax[video]'"),
     ("supervision", "supervision", "Detections.to_supervision()", "pip install supervision"),
     ("torch", "torch", "comparison tests only", "pip install 'dfine-jax[parity]'"),
     ("transformers", "transformers", "comparison tests only", "pip install 'dfine-jax[parity]'"),
