@@ -85,7 +85,8 @@ def check_artefact(
     if max_ap_drop is not None:
         limits = dataclasses.replace(limits, ap_drop=max_ap_drop)
     answer = reference or JaxBackend(model, variables, artefact.preprocess.scale).predict
-    failures = _description_failures(artefact, classes, preprocess)
+    wrong_description = _description_failures(artefact, classes, preprocess)
+    failures: list[str] = []
     pictures, origin = _pictures(data, split)
     images = np.stack([artefact.preprocess(picture) for picture in pictures])
     sizes_px = np.array([(picture.shape[1], picture.shape[0]) for picture in pictures])
@@ -97,7 +98,8 @@ def check_artefact(
             failures += compare.exceeded(comparisons[-1], limits)
     except UserError as error:
         failures.append(str(error))
-    accuracy = _accuracy(backend, answer, baseline, data, split, max_images) if not failures else None
+    known = not failures and not wrong_description
+    accuracy = _accuracy(backend, answer, baseline, data, split, max_images) if known else None
     if accuracy is not None and accuracy.drop > limits.ap_drop:
         failures.append(f"AP {accuracy.artefact:.4f} is {accuracy.drop:.4f} below the model's, limit {limits.ap_drop}")
     divergence = None
@@ -118,7 +120,7 @@ def check_artefact(
         limits=limits,
         comparisons=tuple(comparisons),
         accuracy=accuracy,
-        failures=tuple(failures),
+        failures=(*wrong_description, *failures),
         first_divergence=divergence,
     )
 

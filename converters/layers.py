@@ -19,6 +19,7 @@ from dfine_jax.artefact import Artefact
 
 _TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 1.0}  # largest difference, in root mean squares of the tensor
 _SMALLEST = 16  # elements; smaller tensors are equal by chance
+_OUTPUT = "output "
 _ROW_SHARE = 0.95  # of the queries that must agree: near-ties of the selection may fall either way
 
 
@@ -29,6 +30,11 @@ class Module(NamedTuple):
     order: int  # position of the operation that made it
     depends_on: int  # bit set over modules
     value: np.ndarray
+
+    @property
+    def depth(self) -> int:
+        """Modules around it; of several with one output the innermost is named."""
+        return 0 if self.name.startswith(_OUTPUT) else 1 + self.name.count("/")
 
 
 def first_divergence(
@@ -68,7 +74,7 @@ def locate(modules: list[Module], tensors: list[np.ndarray], num_queries: int, t
                 good |= module.depends_on | 1 << i
         bad = [i for i in range(len(modules)) if not good >> i & 1]
         if bad:
-            first = min(bad, key=lambda i: (modules[i].order, -modules[i].name.count("/")))
+            first = min(bad, key=lambda i: (modules[i].order, -modules[i].depth))
             matched = sum(value <= limit for value in distance)
             away = f"; the nearest tensor there differs by {distance[first]:.2g} of its magnitude"
             found = f"{matched} of {len(modules)} layers found in the file"
@@ -116,8 +122,8 @@ def _renumbered(bits: int, position: dict[int, int]) -> int:
 
 def _name(path: Any) -> str:
     parts = [str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path]
-    inner = [part for part in parts if part != "__call__" and not part.isdigit()]
-    return "/".join(inner) or "the whole model"
+    inner = "/".join(part for part in parts if part != "__call__" and not part.isdigit())
+    return _OUTPUT + inner if parts[0] == "__call__" else inner
 
 
 def _nearest(value: np.ndarray, tensors: list[np.ndarray], num_queries: int) -> float:

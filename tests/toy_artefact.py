@@ -40,7 +40,10 @@ class Toy(nn.Module):
 def toy_model() -> tuple[Toy, dict[str, Any]]:
     model = Toy()
     variables = model.init(jax.random.key(0), np.zeros((1, HEIGHT, WIDTH, 3), np.float32), train=False)
-    return model, jax.tree.map(lambda x: np.asarray(x) * 3, variables)
+    rng = np.random.default_rng(1)
+    return model, jax.tree.map(
+        lambda x: (np.asarray(x) * 3 + rng.normal(0, 0.1, x.shape)).astype(np.float32), variables
+    )
 
 
 def description(**changes: Any) -> dict[str, Any]:

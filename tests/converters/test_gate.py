@@ -1,0 +1,308 @@
+"""The gate accepts what computes the same and refuses what does not, however it is broken."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+
+import jax
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT
+from onnx import numpy_helper
+from PIL import Image
+
+from converters import compare, gate, layers
+from converters.compare import LIMITS, Rows
+from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.errors import UserError
+from dfine_jax.evaluate import ClassList
+
+sys.path.append(str(ROOT / "tests"))
+import toy_artefact as toy  # noqa: E402
+
+CLASSES = ClassList(toy.NAMES, toy.IDS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy.toy_model()
+
+
+@pytest.fixture(scope="module")
+def answers(model):
+    """The model, run once for all tests: the gate's pictures are always the same."""
+    from dfine_jax.backends.jax_model import JaxBackend
+
+    known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+    backend = JaxBackend(*model)
+
+    def answer(images):
+        key = images.tobytes()
+        if key not in known:
+            known[key] = backend.predict(images)
+        return known[key]
+
+    return answer
+
+
+def changed(variables, *path, by):
+    """The variables with one number changed."""
+    out = copy.deepcopy(jax.tree.map(np.array, variables))
+    leaf = out["params"]
+    for name in path[:2]:
+        leaf = leaf[name]
+    leaf[path[2]] += by
+    return out
+
+
+KINDS = [
+    {},
+    {"input": {"layout": "NHWC"}},
+    {"input": {"dtype": "uint8"}},
+    {"input": {"batch": 2}},
+    {"graph": "complete"},
+    {"graph": "complete", "input": {"batch": 8, "dtype": "uint8", "layout": "NHWC"}},
+]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_same_function_passes_in_every_form(tmp_path, model, answers, kind, runtime):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    path = toy.write_toy(tmp_path / "toy.onnx", model[1], **copy.deepcopy(kind))
+    report = gate.check_artefact(path, *model, classes=CLASSES, reference=answers, runtime=runtime)
+    assert report.passed, report.table()
+    batch = kind.get("input", {}).get("batch")
+    assert [c.batch for c in report.comparisons] == ([batch] if batch else [1, 2, 8])
+    rows = toy.QUERIES if kind.get("graph") != "complete" else toy.TOP
+    assert all(c.rows == 8 * rows and c.box_most_px < 1e-3 and c.score_most < 1e-5 for c in report.comparisons)
+    assert report.ran_on["runtime"] == runtime
+
+
+FAULTS = {
+    "stem": ("stem", "kernel", (0, 0, 0, 3), 0.02),
+    "score_head": ("score_head", "bias", (1,), 0.01),
+    "box_head": ("box_head", "kernel", (2, 1), 0.02),
+}
+
+
+@pytest.mark.parametrize("where", FAULTS)
+def test_one_changed_weight_is_refused_and_found(tmp_path, model, answers, where):
+    *path, index, by = FAULTS[where]
+    file = toy.write_toy(tmp_path / "toy.onnx", changed(model[1], *path, index, by=by))
+    report = gate.check_artefact(file, *model, reference=answers)
+    assert not report.passed
+    assert report.first_divergence and report.first_divergence.startswith(where)
+
+
+def test_layers_are_found_in_openvino_files_too(tmp_path, model, answers):
+    ov = pytest.importorskip("openvino")
+    file = toy.write_toy(tmp_path / "toy.onnx", changed(model[1], "box_head", "bias", (0,), by=0.05))
+    loaded = ov.Core().read_model(file)
+    loaded.set_rt_info(json.dumps(toy.description()), ["dfine_jax"])
+    ov.save_model(loaded, tmp_path / "toy.xml", compress_to_fp16=False)
+    report = gate.check_artefact(tmp_path / "toy.xml", *model, reference=answers)
+    assert report.first_divergence and report.first_divergence.startswith("box_head")
+
+
+def edited(path, edit):
+    loaded = onnx.load(path)
+    edit(loaded.graph)
+    onnx.save(loaded, path)
+    return path
+
+
+def swap_boxes(graph):
+    """Boxes as (y, x, height, width)."""
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 0, 3, 2]), "order"))
+    graph.node[-1].output[0] = "straight"
+    graph.node.append(onnx.helper.make_node("Gather", ["straight", "order"], ["boxes"], axis=2))
+
+
+def roll_classes(graph):
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 0]), "order"))
+    node = next(n for n in graph.node if n.output[0] == "logits")
+    node.output[0] = "straight"
+    graph.node.append(onnx.helper.make_node("Gather", ["straight", "order"], ["logits"], axis=2))
+
+
+def mix_batch(graph):
+    """Every image gets the boxes of the first: right in batch 1."""
+    graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+    graph.node[-1].output[0] = "own"
+    graph.node.append(onnx.helper.make_node("Gather", ["own", "first"], ["one"], axis=0))
+    graph.node.append(onnx.helper.make_node("Shape", ["own"], ["shape"]))
+    graph.node.append(onnx.helper.make_node("Expand", ["one", "shape"], ["boxes"]))
+
+
+@pytest.mark.parametrize("fault", [swap_boxes, roll_classes, mix_batch], ids=lambda f: f.__name__)
+def test_outputs_in_another_order_are_refused(tmp_path, model, answers, fault):
+    file = edited(toy.write_toy(tmp_path / "toy.onnx", model[1]), fault)
+    report = gate.check_artefact(file, *model, reference=answers)
+    assert not report.passed
+    if fault is mix_batch:
+        assert report.failures[0].startswith("batch 2")
+    else:
+        assert report.failures[0].startswith("batch 1")
+        assert "every layer agrees" in str(report.first_divergence)
+
+
+def test_transposed_outputs_are_refused(tmp_path, model, answers):
+    def transpose(graph):
+        graph.node[-1].output[0] = "straight"
+        graph.node.append(onnx.helper.make_node("Transpose", ["straight"], ["boxes"], perm=[0, 2, 1]))
+
+    file = edited(toy.write_toy(tmp_path / "toy.onnx", model[1]), transpose)
+    report = gate.check_artefact(file, *model, reference=answers)
+    assert "outputs have shapes" in report.failures[0] and not report.passed
+
+
+def test_a_wrong_class_map_and_other_preprocessing_are_refused(tmp_path, model, answers):
+    file = toy.write_toy(tmp_path / "toy.onnx", model[1], class_names=["bee", "ant", "cat"])
+    report = gate.check_artefact(file, *model, classes=CLASSES, reference=answers)
+    assert report.failures == ("class map: class 0 is ('bee', 7) in the file, ('ant', 7) in the model",)
+    file = toy.write_toy(tmp_path / "toy.onnx", model[1], category_ids=[1, 2, 3])
+    assert not gate.check_artefact(file, *model, classes=CLASSES, reference=answers).passed
+    letterbox = {**toy.description()["preprocess"], "resize": "letterbox"}
+    file = toy.write_toy(tmp_path / "toy.onnx", model[1], preprocess=letterbox)
+    stored = toy.Preprocess(640, 640)
+    report = gate.check_artefact(file, *model, classes=CLASSES, preprocess=stored, reference=answers)
+    assert "preprocessing: resize is 'letterbox' in the file, 'stretch' in the model" in report.failures
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path, model, answers):
+    file = toy.write_toy(tmp_path / "toy.onnx", changed(model[1], "box_head", "bias", (0,), by=np.nan))
+    report = gate.check_artefact(file, *model, reference=answers)
+    assert "outputs of the file hold values that are not finite" in report.failures
+
+
+def test_average_precision_is_compared_where_there_are_annotations(tmp_path, model, answers):
+    data = make_shapes_dataset(tmp_path / "data", num_train=1, num_val=6, size_px=64, seed=0)
+    content = json.loads((data / "annotations" / "instances_val.json").read_text())
+    names = [category["name"] for category in sorted(content["categories"], key=lambda c: c["id"])]
+    _, variables = model
+    wide = copy.deepcopy(jax.tree.map(np.array, variables))
+    head = wide["params"]["score_head"]  # a fourth class, for the four shapes
+    head["kernel"], head["bias"] = (np.concatenate([x, x[..., :1]], -1) for x in (head["kernel"], head["bias"]))
+    file = toy.write_toy(tmp_path / "toy.onnx", wide, class_names=names, category_ids=[1, 2, 3, 4])
+    truth = {a["image_id"]: a["bbox"] for a in content["annotations"]}
+    assert truth
+
+    def reference(images):
+        logits, boxes = answers(images)
+        return np.concatenate([logits, logits[..., :1]], -1), boxes
+
+    report = gate.check_artefact(file, *model, reference=reference, baseline=reference, data=data)
+    assert report.passed, report.table()
+    assert report.images == f"6 of {data} and 2 generated pictures"
+    accuracy = report.accuracy
+    assert accuracy and accuracy.images == 6 and accuracy.drop == pytest.approx(0, abs=1e-6)
+    assert "this operating point costs" in report.table()
+    refused = gate.check_artefact(file, *model, reference=reference, data=data, max_ap_drop=-0.5)
+    assert refused.failures and refused.failures[0].startswith("AP ")
+
+
+def test_folder_of_images_without_annotations(tmp_path, model, answers):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(3):
+        picture = np.random.default_rng(i).integers(0, 255, (40 + i, 70, 3), np.uint8)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    file = toy.write_toy(tmp_path / "toy.onnx", model[1])
+    report = gate.check_artefact(file, *model, reference=answers, data=folder)
+    assert report.passed and report.images == f"3 of {folder} and 5 generated pictures" and report.accuracy is None
+    with pytest.raises(UserError, match="does not exist"):
+        gate.check_artefact(file, *model, reference=answers, data=tmp_path / "nowhere")
+
+
+def test_what_passes_gets_its_name_and_a_report(tmp_path, model, answers):
+    final = tmp_path / "out" / "toy.onnx"
+    with gate.staging(final) as staged:
+        toy.write_toy(staged, model[1])
+        (staged.parent / "toy.bin").write_bytes(b"companion")
+        gate.release(staged, final, gate.check_artefact(staged, *model, reference=answers))
+    names = sorted(p.name for p in final.parent.iterdir())
+    assert names == ["toy.bin", "toy.onnx", "toy.onnx.report.json", "toy.onnx.report.txt"]
+    numbers = json.loads((final.parent / "toy.onnx.report.json").read_text())
+    assert numbers["passed"] and numbers["comparisons"][2]["batch"] == 8
+    assert numbers["limits"]["box_median_px"] == LIMITS["fp32"].box_median_px
+    assert "PASSED" in (final.parent / "toy.onnx.report.txt").read_text()
+
+
+def test_what_fails_keeps_no_name(tmp_path, model, answers):
+    final = tmp_path / "toy.onnx"
+    final.write_text("an earlier one")
+    wrong = changed(model[1], "box_head", "bias", (0,), by=0.5)
+    with gate.staging(final) as staged:
+        toy.write_toy(staged, wrong)
+        report = gate.check_artefact(staged, *model, reference=answers)
+        with pytest.raises(UserError, match=r"was refused: batch 1: box error, median.*first difference: box_head"):
+            gate.release(staged, final, report)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.onnx.report.json", "toy.onnx.report.txt"]
+    assert "REFUSED" in (tmp_path / "toy.onnx.report.txt").read_text()
+
+
+def rows(seed, n=50, k=4, confident=0):
+    rng = np.random.default_rng(seed)
+    scores = rng.uniform(0, 0.1, (n, k)).astype(np.float32)
+    scores[:confident, 0] = 0.9
+    return Rows(rng.uniform(0.2, 0.6, (n, 4)).astype(np.float32), scores)
+
+
+def summary(reference, found, precision="fp32"):
+    return compare.summarise(1, [compare.compare_image(reference, found, (480, 640))], LIMITS[precision])
+
+
+def test_rows_are_paired_whatever_their_order():
+    reference = rows(0)
+    order = np.random.default_rng(1).permutation(50)
+    result = summary(reference, Rows(reference.boxes_cxcywh[order], reference.scores[order]))
+    assert result.box_most_px == 0 and result.score_most == 0 and result.cut_rows == 0
+
+
+def test_errors_are_pixels_of_the_input():
+    reference = rows(0)
+    moved = reference.boxes_cxcywh.copy()
+    moved[:, 1] += 0.001  # of 480
+    result = summary(reference, Rows(moved, reference.scores))
+    assert result.box_median_px == pytest.approx(0.48, abs=1e-3)
+    assert compare.exceeded(result, LIMITS["fp32"]) == ["batch 1: box error, median: 0.48 px > 0.01 px"]
+
+
+def test_a_near_tie_of_the_selection_is_left_out_but_no_confident_detection():
+    reference, other = rows(0, confident=10), rows(5)
+    for row, cut in ((40, 1), (3, 0)):  # an unlikely query, a sure one
+        boxes, scores = reference.boxes_cxcywh.copy(), reference.scores.copy()
+        boxes[row], scores[row] = other.boxes_cxcywh[row], other.scores[row]
+        result = summary(reference, Rows(boxes, scores))
+        assert result.cut_rows == cut
+        assert bool(compare.exceeded(result, LIMITS["fp32"])) == (not cut)
+
+
+def test_sorted_scores_alone_would_pass_what_is_refused():
+    reference = rows(0, confident=5)
+    shuffled = reference.boxes_cxcywh[::-1]
+    assert compare.exceeded(summary(reference, Rows(shuffled, reference.scores)), LIMITS["fp32"])
+
+
+def test_the_first_layer_is_named_although_later_ones_diverge_too():
+    rng = np.random.default_rng(0)
+    values = [rng.standard_normal((1, 20, 8)).astype(np.float32) for _ in range(4)]
+    modules = [
+        layers.Module("a", 0, 0b0001, values[0]),
+        layers.Module("b/inner", 1, 0b0011, values[1]),  # folded into b: nowhere in the file
+        layers.Module("b", 2, 0b0111, values[2]),
+        layers.Module("c", 3, 0b1111, values[3]),
+    ]
+    found = [values[0].transpose(0, 2, 1), values[2]]
+    assert layers.locate(modules, [*found, values[3] + 0.1], 300, 1e-3).startswith("c (2 of 4 layers found")
+    assert layers.locate(modules, [values[0], values[2] + 0.1, values[3] + 0.2], 300, 1e-3).startswith(
+        "b/inner (1 of 4"
+    )
+    shuffled = values[3][:, rng.permutation(20)]
+    assert layers.locate(modules, [*found, shuffled], 300, 1e-3).startswith("c (")
+    assert layers.locate(modules, [*found, shuffled], 20, 1e-3).startswith("every layer agrees")
