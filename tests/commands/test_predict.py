@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,10 @@ from PIL import Image
 from rectangles import RectangleBackend, opened, scene
 from videos import write_video
 
-from dfine_jax import cli, detector
+from dfine_jax import cli, detector, video
+from dfine_jax.backends.jax_model import JaxBackend
+from dfine_jax.data.images import Preprocess
+from dfine_jax.detector import Classes, OpenedModel
 from dfine_jax.errors import UserError
 from dfine_jax.inputs import find_inputs, result_files
 from dfine_jax.video import VideoReader
@@ -244,6 +250,71 @@ def test_ctrl_c_leaves_complete_files(clip, tmp_path):
     with VideoReader(str(tmp_path / "out" / "clip.mp4")) as reader:
         assert len(list(reader)) == len(frames)
     assert f"clip.mp4: {len(frames)} frames" in out
+
+
+def test_ctrl_c_is_how_a_live_stream_ends(tmp_path, backend, monkeypatch, capsys):
+    pytest.importorskip("av")
+    monkeypatch.setattr(video, "_TIMEOUT_S", (10.0, 0.5))
+    buffer = io.BytesIO()
+    write_video(buffer, moving(30), container="mpegts")
+    listener = socket.create_server(("127.0.0.1", 0))
+    clients = []
+
+    def send() -> None:
+        clients.append(listener.accept()[0])
+        clients[0].sendall(buffer.getvalue())  # and stays connected
+
+    detect = backend.detect
+
+    def detect_and_press(images, *arguments):
+        if len(backend.batches) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return detect(images, *arguments)
+
+    monkeypatch.setattr(backend, "detect", detect_and_press)
+    threading.Thread(target=send, daemon=True).start()
+    with listener:
+        source = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        assert run("model", source, "--out", tmp_path / "out", "--json", tmp_path / "r.json") == 0
+        clients[0].close()
+    (path,) = (tmp_path / "out").iterdir()
+    with VideoReader(str(path)) as reader:
+        assert len(list(reader)) == 3
+    assert len({e["frame"] for e in json.loads((tmp_path / "r.json").read_text())}) == 3
+    assert f"{source}: 3 frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--tile", "32x40", "--batch-size", "3"], ["--classes", "bee,90"]])
+def test_every_backend_gives_the_same_with_the_same_options(tmp_path, monkeypatch, arguments):
+    """A network in JAX and its hand-written ONNX graph in two runtimes, on a picture and a video."""
+    for module in ("onnx", "onnxruntime", "openvino", "av"):
+        pytest.importorskip(module)
+    from toy_artefact import HEIGHT, IDS, NAMES, WIDTH, toy_model, write_toy
+
+    monkeypatch.undo()
+    model, variables = toy_model()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (90, 70, 3), np.uint8)).save(tmp_path / "noise.png")
+    frames = [np.kron(rng.integers(0, 256, (8, 10, 3), np.uint8), np.ones((8, 8, 1), np.uint8)) for _ in range(3)]
+    write_video(tmp_path / "noise.mp4", frames)
+    file = write_toy(tmp_path / "toy.onnx", variables)
+    inputs = [file, tmp_path / "noise.png", tmp_path / "noise.mp4", "--threshold", 0.3, *arguments]
+
+    assert run(*inputs, "--json", tmp_path / "ort.json") == 0
+    assert run(*inputs, "--json", tmp_path / "ov.json", "--runtime", "openvino", "--threads", 1) == 0
+    in_jax = OpenedModel(JaxBackend(model, variables), Classes(NAMES, IDS), Preprocess(HEIGHT, WIDTH), None)
+    monkeypatch.setattr(detector, "open_model", lambda *_, **__: in_jax)
+    assert run(*inputs, "--json", tmp_path / "jax.json") == 0
+
+    expected = json.loads((tmp_path / "jax.json").read_text())
+    assert {e["image_id"] for e in expected} == {"noise.png", "noise.mp4#0", "noise.mp4#1", "noise.mp4#2"}
+    for name in ("ort", "ov"):
+        entries = json.loads((tmp_path / f"{name}.json").read_text())
+        assert [(e["image_id"], e["category_id"]) for e in entries] == [
+            (e["image_id"], e["category_id"]) for e in expected
+        ]
+        for key, atol in (("bbox", 0.05), ("score", 1e-4)):
+            np.testing.assert_allclose([e[key] for e in entries], [e[key] for e in expected], atol=atol)
 
 
 def test_ids_from_annotations(folder, tmp_path):
