@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "COCO average precision of a model on a dataset",
     "predict": "detect objects in images, folders, videos and streams; pictures, videos, COCO results, crops",
     "convert": "official or Hugging Face weights to a checkpoint, and back",
+    "check": "find what is wrong with a dataset; --overfit proves that it can be learnt",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
 _FILE_ERRORS = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)  # a path of the user's
@@ -134,6 +135,8 @@ def _command(name: str) -> ModuleType:
             from dfine_jax.commands import predict as command
         case "convert":
             from dfine_jax.commands import convert as command
+        case "check":
+            from dfine_jax.commands import check as command
         case "doctor":
             from dfine_jax.commands import doctor as command
         case _:

@@ -1,0 +1,204 @@
+"""``dfine check``: what is wrong with a dataset, what the model sees of it, and whether it can be learnt at all."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfine_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dfine_jax.config import Config
+    from dfine_jax.data.dataset import Dataset
+    from dfine_jax.data.doctor import Finding, ImageCheck
+
+NUM_SHOWN = 16
+OVERFIT_AP = 0.9
+OVERFIT_STEPS = 200
+OVERFIT_BATCH = 8
+OVERFIT_SIZE = (320, 320)
+_MOST_CLASSES = 30  # printed
+_FOUND_ERRORS = 1  # exit status
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add ``check`` to the command line."""
+    parser = subparsers.add_parser(
+        "check",
+        help="find what is wrong with a dataset before training on it",
+        description="Read all splits, decode every picture, and report counts, class balance, broken, duplicate and "
+        "out-of-range boxes, unreadable and repeated pictures. Two grids of pictures are written: as annotated, and "
+        "augmented as the model sees them. The exit status is 1 if there are errors.",
+        epilog="examples:\n"
+        "  dfine check --data cells\n"
+        "  dfine check --data cells --out check --size 320x320 data.augment=deim\n"
+        "  dfine check --data cells --overfit 8     trains on 8 images; they must be learnt by heart",
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the data, such as data.augment=deim")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, type=Path, help="COCO or YOLO folder, data.yaml, or tfds:NAME"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("check"), help="pictures (default: check)")
+    parser.add_argument("--size", metavar="HxW", help="input size of the model (default: 640x640, overfitting 320x320)")
+    parser.add_argument(
+        "--overfit", metavar="N", type=int,
+        help=f"train the smallest variant on N images; they must reach AP {OVERFIT_AP} (minutes)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Report; 0 when there is nothing that keeps training from working."""
+    if options.overfit is not None and options.overfit < 1:
+        raise UserError(f"--overfit {options.overfit} must be at least 1")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file; give a folder for the pictures")
+    splits = _read(options.data)
+    findings = _report(splits, _size(options, (640, 640)))
+    unusable = any(finding.level == "error" for finding in findings)
+    if unusable:
+        print("\nthere are errors: training on this data fails or learns wrong things")
+        return _FOUND_ERRORS
+    _draw(options, splits["train"])
+    if options.overfit:
+        return _overfit(options, splits["train"])
+    return 0
+
+
+def _read(data: Path) -> dict[str, Dataset]:
+    """The splits there are; the training split must exist, and validation must have its classes."""
+    from dfine_jax.data.dataset import check_same_categories
+    from dfine_jax.data.sources import read_dataset
+
+    splits = {"train": read_dataset(data, "train")}
+    try:
+        splits["val"] = read_dataset(data, "val")
+    except UserError as error:
+        print(f"no validation split: {error}")
+    else:
+        check_same_categories(splits["train"], splits["val"])
+    return splits
+
+
+def _report(splits: dict[str, Dataset], size_px: tuple[int, int]) -> list[Finding]:
+    from tqdm import tqdm
+
+    from dfine_jax.data import doctor
+
+    findings = []
+    checks: dict[str, list[ImageCheck]] = {}
+    for split, dataset in splits.items():
+        lines = doctor.summary(dataset)
+        print(f"\n{split}: {dataset.annotation_file}")
+        for line in lines[: 5 + _MOST_CLASSES]:
+            print(f"  {line}" if line else "")
+        if len(lines) > 5 + _MOST_CLASSES:
+            print(f"  and {len(lines) - 5 - _MOST_CLASSES} rarer classes")
+        own = [*doctor.inspect_annotations(dataset), *doctor.inspect_content(dataset, size_px)]
+        if own:
+            print()
+        for finding in own:
+            print(f"  {finding}")
+        findings += own
+        bar = tqdm(doctor.inspect_images(dataset.records), total=len(dataset), desc=f"decode {split}", disable=None)
+        checks[split] = list(bar)
+    print(f"\nall {sum(map(len, checks.values()))} pictures were decoded")
+    pictures = doctor.image_findings(checks)
+    for finding in pictures:
+        print(f"  {finding}")
+    return findings + pictures
+
+
+def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
+    """Grids of the training split: as annotated, and in the middle of the training as configured."""
+    from dfine_jax.config import Config, DataConfig, override, validate
+    from dfine_jax.data.grid import annotated_grid, batch_grid
+    from dfine_jax.data.pipeline import TrainLoader
+    from dfine_jax.variants import model_config
+
+    height, width = _size(options, (640, 640))
+    config: Config = override(
+        Config(model_config("n"), data=DataConfig(height_px=height, width_px=width, start_augment_epoch=0)),
+        options.overrides,
+    )
+    validate(config)
+    options.out.mkdir(parents=True, exist_ok=True)
+    shown = dataset.records[:: max(1, len(dataset) // NUM_SHOWN)][:NUM_SHOWN]
+    annotated_grid(shown, dataset.names).save(options.out / "annotated.jpg", quality=90)
+
+    data = config.data
+    loader = TrainLoader(
+        dataset,
+        height_px=data.height_px,
+        width_px=data.width_px,
+        batch_size=NUM_SHOWN,
+        max_objects=data.max_objects,
+        seed=config.train.seed,
+        augment=data,
+        workers=0,
+    )
+    batches = loader.batches(data.start_augment_epoch * loader.steps_per_epoch)
+    batch_grid([next(batches)], dataset.names, NUM_SHOWN).save(options.out / "augmented.jpg", quality=90)
+    print(f"\npictures: {options.out / 'annotated.jpg'} and, as the model sees them, {options.out / 'augmented.jpg'}")
+
+
+def _overfit(options: argparse.Namespace, dataset: Dataset) -> int:
+    """Train on a few images and evaluate on the same; the status says whether they were learnt."""
+    import shutil
+
+    from dfine_jax.host_memory import keep_freed_memory
+    from dfine_jax.training.loop import train
+
+    keep_freed_memory()
+    few = few_images(dataset, options.overfit)
+    config = overfit_config(few, _size(options, OVERFIT_SIZE), options.overrides)
+    out = options.out / "overfit"
+    if out.exists():
+        shutil.rmtree(out)
+    print(f"\ntraining on {len(few)} images for {config.train.epochs} epochs, to learn them by heart")
+    result = train(config, few, few, out)
+    if not result.finished:
+        raise KeyboardInterrupt
+    if result.best_ap >= OVERFIT_AP:
+        print(f"AP {result.best_ap:.3f} on the {len(few)} images it was trained on: the data can be learnt")
+        return 0
+    size = f"{config.data.height_px}x{config.data.width_px}"
+    print(
+        f"AP {result.best_ap:.3f} on the {len(few)} images it was trained on; {OVERFIT_AP} was expected. Look at "
+        f"{options.out / 'annotated.jpg'}: are boxes and classes right? Objects may also be too small for {size} "
+        "(--size)"
+    )
+    return _FOUND_ERRORS
+
+
+def few_images(dataset: Dataset, count: int) -> Dataset:
+    """So many images with objects, spread over the dataset."""
+    full = [record for record in dataset.records if len(record.labels)]
+    step = max(1, len(full) // count)
+    return dataclasses.replace(dataset, records=tuple(full[::step][:count]))
+
+
+def overfit_config(data: Dataset, size_px: tuple[int, int], overrides: list[str]) -> Config:
+    """Variant N with a high rate, no augmentation and a short memory of the average."""
+    from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig, override
+    from dfine_jax.variants import model_config
+
+    batch = min(OVERFIT_BATCH, len(data))
+    epochs = -(-OVERFIT_STEPS // max(1, len(data) // batch))
+    config = Config(
+        model=model_config("n", num_classes=len(data.names)),
+        optim=OptimConfig(lr=8e-4, backbone_lr=4e-4, warmup_steps=20, ema_decay=0.97, ema_warmup_steps=20),
+        data=DataConfig(height_px=size_px[0], width_px=size_px[1], augment="none", workers=1),
+        train=TrainConfig(
+            epochs=epochs, batch_size=batch, eval_batch_size=batch, eval_every=epochs, checkpoint_every=epochs
+        ),
+    )
+    kept = [text for text in overrides if not text.startswith("data.augment")]
+    return override(config, kept)
+
+
+def _size(options: argparse.Namespace, default: tuple[int, int]) -> tuple[int, int]:
+    from dfine_jax.commands.train import parse_size
+
+    return parse_size(options.size) if options.size else default
