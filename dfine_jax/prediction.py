@@ -19,7 +19,7 @@ from dfine_jax.data.images import read_image
 from dfine_jax.detector import DetectionResult, Detector
 from dfine_jax.errors import UserError
 from dfine_jax.inputs import Clip, Inputs, Picture
-from dfine_jax.outputs import ResultsFile, frame_entries, save_crops
+from dfine_jax.outputs import ResultsFile, frame_entries, save_crops, uninterrupted
 from dfine_jax.tiling import Tiling, detect_tiled
 from dfine_jax.video import VideoReader, VideoWriter
 
@@ -99,9 +99,10 @@ class Prediction:
             for batch in _batches(self._readable(ahead, bar), self._detector.batch_size):
                 found = self._detect([image for _, image in batch], bar)
                 for (i, image), result in zip(batch, found, strict=True):
-                    self._results.add(result.to_coco(self._plan.ids[i]))
-                    self._keep(image, result, self._plan.picture_files[i])
-                    self.tallies.append(Tally(str(pictures[i].path), Counter(result.names)))
+                    with uninterrupted():
+                        self._results.add(result.to_coco(self._plan.ids[i]))
+                        self._keep(image, result, self._plan.picture_files[i])
+                        self.tallies.append(Tally(str(pictures[i].path), Counter(result.names)))
                     bar.update()
 
     def _clip(self, clip: Clip, file: Path) -> None:
@@ -133,12 +134,13 @@ class Prediction:
         ):
             for frames in _batches(ahead, size):
                 for frame, result in zip(frames, self._detect([f.image for f in frames], bar), strict=True):
-                    self._results.add(frame_entries(result, clip.name, frame.index, frame.time_s))
-                    if writer is not None:
-                        writer.write(result.draw(frame.image, self._plan.font), frame.time_s)
-                    self._crop(frame.image, result, file.with_name(f"{file.stem}_{frame.index:06d}.jpg"))
-                    tally.objects.update(result.names)
-                    tally.frames += 1
+                    with uninterrupted():
+                        self._results.add(frame_entries(result, clip.name, frame.index, frame.time_s))
+                        if writer is not None:
+                            writer.write(result.draw(frame.image, self._plan.font), frame.time_s)
+                        self._crop(frame.image, result, file.with_name(f"{file.stem}_{frame.index:06d}.jpg"))
+                        tally.objects.update(result.names)
+                        tally.frames += 1
                     bar.update()
                 if first:
                     tally.rate = (tally.frames - first) / (time.perf_counter() - started)
