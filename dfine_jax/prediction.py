@@ -81,6 +81,7 @@ class Prediction:
         self.notes: list[str] = []
         self._plan, self._detector, self._results = plan, detector, results
         self._tiling, self._labels = tiling, labels
+        self._at_once = 1 if tiling else detector.batch_size  # pictures in memory: as many again are read ahead
 
     def run(self) -> None:
         """Pictures first, then videos; a KeyboardInterrupt passes through and leaves complete files."""
@@ -94,9 +95,9 @@ class Prediction:
             return
         with (
             tqdm(total=len(pictures), unit="image", desc="predict", disable=None) as bar,
-            Ahead(_read(pictures), self._detector.batch_size + 2) as ahead,
+            Ahead(_read(pictures), self._at_once) as ahead,
         ):
-            for batch in _batches(self._readable(ahead, bar), self._detector.batch_size):
+            for batch in _batches(self._readable(ahead, bar), self._at_once):
                 found = self._detect([image for _, image in batch], bar)
                 for (i, image), result in zip(batch, found, strict=True):
                     with uninterrupted():
@@ -123,16 +124,15 @@ class Prediction:
             self.failures.append(str(error))
 
     def _frames(self, reader: VideoReader, clip: Clip, file: Path, tally: Tally) -> None:
-        size = self._detector.batch_size
         target = self._plan.drawn / file if self._plan.drawn else None
         rate = reader.rate / self._plan.every
         started, first = 0.0, 0
         with (
             VideoWriter(target, rate, reader.pixel_aspect) if target else nullcontext() as writer,
             tqdm(total=reader.expected_frames, unit="frame", desc=clip.name, disable=None) as bar,
-            Ahead(reader, size + 2, newest=reader.live) as ahead,
+            Ahead(reader, self._at_once, newest=reader.live) as ahead,
         ):
-            for frames in _batches(ahead, size):
+            for frames in _batches(ahead, self._at_once):
                 for frame, result in zip(frames, self._detect([f.image for f in frames], bar), strict=True):
                     with uninterrupted():
                         self._results.add(frame_entries(result, clip.name, frame.index, frame.time_s))

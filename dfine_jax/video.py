@@ -43,7 +43,9 @@ class Frame(NamedTuple):
 
 def is_stream(source: str) -> bool:
     """Whether a source is a URL or a camera (a number, or /dev/video0), rather than a file."""
-    return bool(_URL.match(source)) or bool(_CAMERA.fullmatch(source)) and not Path(source).is_file()
+    if _CAMERA.fullmatch(source):
+        return source.startswith("/dev/") or not Path(source).exists()
+    return bool(_URL.match(source))
 
 
 def public_name(source: str) -> str:

@@ -278,7 +278,8 @@ def test_what_is_a_stream(tmp_path, monkeypatch):
     assert is_stream("rtsp://camera/1") and is_stream("0") and is_stream("/dev/video2")
     assert not is_stream("clip.mp4") and not is_stream("C:/clip.mp4") and not is_stream("2024")
     (tmp_path / "0").touch()
-    assert not is_stream("0")
+    (tmp_path / "12").mkdir()
+    assert not is_stream("0") and not is_stream("12")
     assert public_name("rtsp://me:pass@host/1") == "rtsp://host/1"
 
 
