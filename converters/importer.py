@@ -13,7 +13,7 @@ import numpy as np
 from converters import huggingface, name_map, torch_pickle
 from converters.pickle_machine import TensorRef
 from converters.torch_weights import convert_state_dict, select_state_dict
-from dfine_jax.coco_names import COCO_ALIASES, COCO_CATEGORY_IDS, COCO_NAMES
+from dfine_jax.coco_names import COCO_ALIASES, COCO_CATEGORY_IDS, COCO_NAMES, OBJECTS365_CLASSES, objects365_names
 from dfine_jax.config import Activation, Config, ModelConfig
 from dfine_jax.errors import UserError
 from dfine_jax.training.checkpoint import Metadata
@@ -101,6 +101,9 @@ def class_table(source: Path, count: int, names: Sequence[str] | None) -> tuple[
     if names is None and coco:
         logger.info("%s: 80 classes, taken for those of COCO", source)
         return COCO_NAMES, COCO_CATEGORY_IDS
+    if names is None and count == OBJECTS365_CLASSES:
+        logger.info("%s: %d classes, taken for those of Objects365", source, count)
+        return objects365_names(), tuple(range(count))
     if names is None:
         return tuple(f"class_{i}" for i in range(count)), tuple(range(count))
     if len(names) != count:

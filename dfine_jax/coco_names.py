@@ -30,6 +30,7 @@ COCO_CATEGORY_IDS: tuple[int, ...] = (
 # Row of the Objects365 score heads (366 rows; row 0 is unused, hence one above the 0-based class index) that stands for
 # each COCO class. Loose matches: bird is Wild Bird, suitcase Luggage, skis Skating and Skiing Shoes, sports ball
 # Baseball, tv Monitor/TV, teddy bear Stuffed Toy.
+OBJECTS365_CLASSES = 366
 OBJECTS365_ROWS: tuple[int, ...] = tuple(
     1 + index
     for index in (
@@ -39,3 +40,16 @@ OBJECTS365_ROWS: tuple[int, ...] = tuple(
         98, 153, 37, 73, 115, 132, 106, 61, 163, 134, 277, 81, 133, 18, 94, 30, 169, 70, 328, 226,
     )
 )  # fmt: skip
+
+# What Objects365 calls them, in lower case, where the spelling differs.
+OBJECTS365_ALIASES: dict[str, str] = {
+    "wild bird": "bird", "luggage": "suitcase", "skating and skiing shoes": "skis", "baseball": "sports ball",
+    "monitor/tv": "tv", "moniter/tv": "tv", "stuffed toy": "teddy bear", "handbag/satchel": "handbag",
+    "bowl/basin": "bowl", "orange/tangerine": "orange", "dinning table": "dining table", "hair dryer": "hair drier",
+}  # fmt: skip
+
+
+def objects365_names() -> tuple[str, ...]:
+    """Names for the 366 rows of Objects365 weights: COCO's where a row stands for one of its classes."""
+    coco = dict(zip(OBJECTS365_ROWS, COCO_NAMES, strict=True))
+    return tuple(coco.get(row, f"objects365_{row}") for row in range(OBJECTS365_CLASSES))

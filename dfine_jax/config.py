@@ -63,13 +63,16 @@ class LossConfig:
     cost_giou: float = 2.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    weight_vfl: float = 1.0
+    class_loss: Literal["vfl", "mal", "focal"] = "vfl"  # mal: DEIM
+    weight_class: float = 1.0
     weight_bbox: float = 5.0
     weight_giou: float = 2.0
     weight_fgl: float = 0.15
     weight_ddf: float = 1.5
-    vfl_alpha: float = 0.75
+    vfl_alpha: float = 0.75  # of vfl and focal
     vfl_gamma: float = 2.0
+    mal_gamma: float = 1.5
+    mal_alpha: float = 1.0  # weight of the background in mal
     ddf_temperature: float = 5.0
     num_denoising: int = 100
     label_noise_ratio: float = 0.5
@@ -79,10 +82,14 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up, global-norm clipping and an exponential moving average of the weights."""
+    """AdamW with a schedule, global-norm clipping and an exponential moving average of the weights."""
 
     lr: float = 8e-4
     backbone_lr: float = 4e-4
+    schedule: Literal["constant", "flat_cosine"] = "constant"  # after the warm-up; flat_cosine: DEIM
+    flat_epochs: int = 0  # flat_cosine: end of the flat part
+    final_epochs: int = 0  # flat_cosine: so many last epochs at the smallest rate
+    min_lr_ratio: float = 1.0  # flat_cosine: smallest rate over the full one
     weight_decay: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -90,7 +97,12 @@ class OptimConfig:
     warmup_steps: int = 500
     ema_decay: float = 0.9999
     ema_warmup_steps: int = 1000
+    ema_restart: Literal["apply", "ignore"] = "apply"  # ignore: stage 2 leaves the decay alone, as the reference does
+    ema_restart_decay: float = 0.9999  # from the start of stage 2 on
+    ema_restart_step: float = 1e-4  # taken off the decay at every return to the best weights in stage 2
     decay_bias: bool = False  # weight decay on biases outside the backbone, as the reference does for L and X
+    backbone_bn: Literal["backbone", "base"] = "backbone"  # base: full rate and no weight decay, DEIM's S and M
+    freeze: tuple[str, ...] = ()  # regular expressions; parameters whose path matches stay as they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +134,13 @@ class DataConfig:
 class TrainConfig:
     """The run."""
 
+    method: Literal["dfine", "deim"] = "dfine"  # whose recipe; kept with the weights
     epochs: int = 160
+    stage2_epoch: int = 0  # first epoch (from 0) of the second stage, which starts from the best weights; 0 = none
     batch_size: int = 128  # global, over all devices
+    accumulate: int = 1  # parts a batch is computed in, one after another, to save memory
+    remat: tuple[Literal["backbone", "encoder", "decoder"], ...] = ()  # computed again backwards, to save memory
+    patience: int = 0  # evaluations without a new best after which training ends; 0 = never
     eval_batch_size: int = 16
     eval_every: int = 1  # epochs
     checkpoint_every: int = 1  # epochs
@@ -131,6 +148,15 @@ class TrainConfig:
     max_skipped_steps: int = 20  # consecutive non-finite steps after which training stops
     seed: int = 0
     log_every: int = 10  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Where numbers and pictures go besides the run folder."""
+
+    tensorboard: bool = False  # event files in OUT/tensorboard
+    wandb: str = ""  # Weights & Biases: name of the project; empty: off
+    pictures: int = 4  # validation images drawn with their detections after each evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +168,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    log: LogConfig = LogConfig()
 
 
 def validate(config: Config) -> None:
@@ -153,15 +180,17 @@ def validate(config: Config) -> None:
     rules = {
         "at least 1": ("train.epochs", "train.batch_size", "train.eval_batch_size", "train.eval_every")
         + ("train.checkpoint_every", "train.log_every", "train.max_skipped_steps", "model.num_queries")
-        + ("model.num_classes", "data.height_px", "data.width_px"),
-        "not negative": ("train.seed", "train.checkpoint_steps", "data.workers", "data.max_objects")
+        + ("model.num_classes", "data.height_px", "data.width_px", "train.accumulate"),
+        "not negative": ("train.seed", "log.pictures", "train.checkpoint_steps", "data.workers", "data.max_objects")
         + ("data.start_augment_epoch", "data.stop_mosaic_epoch", "data.stop_augment_epoch")
         + ("data.mosaic_cache", "data.multi_scale_repeat", "data.mask_stride")
         + ("optim.lr", "optim.backbone_lr", "optim.weight_decay", "optim.warmup_steps")
-        + ("optim.ema_warmup_steps", "loss.num_denoising", "loss.box_noise_scale"),
+        + ("optim.ema_warmup_steps", "loss.num_denoising", "loss.box_noise_scale", "loss.mal_gamma", "loss.mal_alpha")
+        + ("optim.flat_epochs", "optim.final_epochs", "train.stage2_epoch", "train.patience"),
         "between 0 and 1": ("data.photometric_prob", "data.zoom_out_prob", "data.iou_crop_prob", "data.flip_prob")
         + ("data.mosaic_prob", "data.mixup_prob")
-        + ("loss.label_noise_ratio", "optim.ema_decay", "optim.beta1", "optim.beta2"),
+        + ("loss.label_noise_ratio", "optim.ema_decay", "optim.beta1", "optim.beta2")
+        + ("optim.min_lr_ratio", "optim.ema_restart_decay", "optim.ema_restart_step"),
         "above 0": ("optim.clip_norm", "loss.ddf_temperature"),
     }
     holds = {

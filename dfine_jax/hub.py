@@ -30,6 +30,7 @@ OFFICIAL: dict[str, str] = {
     **{f"dfine-{v}-obj2coco": f"dfine_{v}_obj2coco.pth" for v in "smx"},
     "dfine-l-obj2coco": "dfine_l_obj2coco_e25.pth",
 }
+BACKBONES: dict[str, str] = {f"B{i}": f"PPHGNetV2_B{i}_stage1.pth" for i in range(7)}  # trained on ImageNet
 _HUGGINGFACE = re.compile(r"(?:hf:(?P<any>[\w.-]+/[\w.-]+)|(?P<known>ustc-community/[\w.-]+))")
 _HUGGINGFACE_FILES = ("config.json", "model.safetensors")
 _TIMEOUT_S = 30
@@ -62,6 +63,17 @@ def fetch(name: str, *, progress: bool | None = None) -> Path:
     for file in _HUGGINGFACE_FILES:
         _cached(f"{root}/{repository}/resolve/main/{file}", folder / file, progress)
     return folder
+
+
+def fetch_backbone(name: str, *, progress: bool | None = None) -> Path:
+    """Path of the HGNetv2 (``B0`` to ``B6``) trained on ImageNet, downloaded when not in the cache.
+
+    Raises:
+      UserError: unknown name, no connection, or a cached file that is not the one downloaded before.
+    """
+    if name not in BACKBONES:
+        raise UserError(f"unknown backbone {name!r}; published: {', '.join(BACKBONES)}")
+    return _cached(f"{OFFICIAL_URL}/{BACKBONES[name]}", cache_dir() / BACKBONES[name], progress)
 
 
 def cache_dir() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,21 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array
 
+from dfine_jax.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
 from dfine_jax.errors import UserError
 from dfine_jax.models.dfine import DFine
 from dfine_jax.training.checkpoint import Metadata, load_weights, replaced_path, save_weights
 
-__all__ = ["LoadedModel", "Metadata", "Transfer", "load", "load_checkpoint", "save_weights", "transfer"]
+__all__ = [
+    "LoadedModel",
+    "Metadata",
+    "Transfer",
+    "load",
+    "load_checkpoint",
+    "save_weights",
+    "transfer",
+    "with_backbone",
+]
 
 EXPECTED = (
     "a checkpoint folder (metadata.json and weights/), an official .pth, a .safetensors, a Hugging Face folder "
@@ -87,12 +98,23 @@ class Transfer:
     """What starting from other weights did to the class-dependent parts."""
 
     variables: dict[str, Any]
-    copied: tuple[str, ...]  # classes whose rows were taken over
-    fresh: tuple[str, ...]  # classes that start anew
+    origins: dict[str, str | None]  # new class -> class whose rows it takes over; None: it starts anew
+
+    def table(self) -> list[str]:
+        """Lines that say where each class comes from."""
+        same = [name for name, origin in self.origins.items() if origin == name]
+        renamed = [f"{name} <- {origin}" for name, origin in self.origins.items() if origin not in (None, name)]
+        fresh = [name for name, origin in self.origins.items() if origin is None]
+        parts = (("taken over by name", same), ("taken over", renamed), ("that start anew", fresh))
+        texts = [f"classes {kind} ({len(names)}): {', '.join(names)}" for kind, names in parts if names]
+        return [line for text in texts for line in textwrap.wrap(text, 116, subsequent_indent="  ")]
 
 
 def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[str]) -> Transfer:
     """Weights of ``source`` for a model of other classes; rows of classes with the same name are taken over.
+
+    Names are compared without regard to case, dashes and underscores, and what other sets call COCO's classes counts as
+    COCO's names.
 
     Args:
       fresh: initial variables of the new model, which keep the rows of new classes.
@@ -101,8 +123,11 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
     Raises:
       UserError: the models differ in more than their classes.
     """
-    rows = {name: row for row, name in enumerate(source.metadata.class_names)}
-    pairs = [(new, rows[name]) for new, name in enumerate(class_names) if name in rows]
+    names = source.metadata.class_names
+    rows = {_key(name): row for row, name in reversed(list(enumerate(names)))}
+    rows |= {name: row for row, name in reversed(list(enumerate(names)))}  # the exact name first
+    origin = {new: rows.get(name, rows.get(_key(name))) for new, name in enumerate(class_names)}
+    pairs = [(new, row) for new, row in origin.items() if row is not None]
     old, new = _by_path(source.variables), _by_path(fresh)
     problems = sorted(old.keys() ^ new.keys())
     problems += [k for k in old.keys() & new.keys() if not _CLASS_ROWS.search(k) and old[k].shape != new[k].shape]
@@ -112,10 +137,27 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
             f"{len(problems)} entries differ, such as {problems[0]}"
         )
     out = {k: _with_rows(k, old[k], new[k], pairs) if _CLASS_ROWS.search(k) else old[k] for k in new}
-    known = tuple(name for name in class_names if name in rows)
-    return Transfer(
-        traverse_util.unflatten_dict(out, sep="/"), known, tuple(name for name in class_names if name not in rows)
-    )
+    origins = {class_names[new]: None if row is None else names[row] for new, row in origin.items()}
+    return Transfer(traverse_util.unflatten_dict(out, sep="/"), origins)
+
+
+def _key(name: str) -> str:
+    """What two spellings of a class have in common."""
+    plain = " ".join(re.split(r"[\s_-]+", name.strip().lower()))
+    return OBJECTS365_ALIASES.get(plain, COCO_ALIASES.get(plain, plain))
+
+
+def with_backbone(variables: dict[str, Any], backbone: dict[str, Any]) -> dict[str, Any]:
+    """Variables whose backbone is another one's, for example one trained on ImageNet.
+
+    Raises:
+      UserError: it is of another size.
+    """
+    old, new = _by_path(backbone), _by_path({name: tree["backbone"] for name, tree in variables.items()})
+    wrong = sorted(old.keys() ^ new.keys()) or [path for path in new if old[path].shape != new[path].shape]
+    if wrong:
+        raise UserError(f"the backbone is of another size: {len(wrong)} entries differ, such as {wrong[0]}")
+    return {name: {**tree, "backbone": backbone[name]} for name, tree in variables.items()}
 
 
 def _by_path(variables: dict[str, Any]) -> dict[str, Array]:

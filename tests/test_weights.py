@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from dfine_jax import weights
+from dfine_jax.coco_names import COCO_NAMES, OBJECTS365_ROWS, objects365_names
 from dfine_jax.config import Config
 from dfine_jax.errors import UserError
 from dfine_jax.variants import model_config
-from dfine_jax.weights import LoadedModel, Metadata, load, load_checkpoint, save_weights, transfer
+from dfine_jax.weights import LoadedModel, Metadata, load, load_checkpoint, save_weights, transfer, with_backbone
 
 
 def variables(classes, fill):
@@ -60,13 +61,14 @@ def test_the_same_classes_copy_everything():
     source, fresh = loaded(("cat", "dog")), variables(2, 0.0)
     moved = transfer(source, fresh, ("cat", "dog"))
     jax.tree.map(np.testing.assert_array_equal, moved.variables, source.variables)
-    assert moved.copied == ("cat", "dog") and moved.fresh == ()
+    assert moved.origins == {"cat": "cat", "dog": "dog"}
 
 
 def test_rows_follow_the_names():
     moved = transfer(loaded(("cat", "dog", "bird")), variables(2, 0.0), ("bird", "horse"))
     decoder = moved.variables["params"]["decoder"]
-    assert moved.copied == ("bird",) and moved.fresh == ("horse",)
+    assert moved.origins == {"bird": "bird", "horse": None}
+    assert moved.table() == ["classes taken over by name (1): bird", "classes that start anew (1): horse"]
     assert np.asarray(decoder["enc_score_head"]["bias"]).tolist() == [102.0, 1.0]
     assert np.asarray(decoder["dec_score_head_0"]["kernel"]).tolist() == [[102.0, 1.0]] * 4
     assert np.asarray(decoder["denoising_class_embed"]["embedding"])[:, 0].tolist() == [102.0, 1.0, 0.0]
@@ -76,8 +78,31 @@ def test_rows_follow_the_names():
 
 def test_unknown_classes_all_start_anew():
     moved = transfer(loaded(("cat",)), variables(2, 0.0), ("car", "bus"))
-    assert moved.copied == () and moved.fresh == ("car", "bus")
+    assert moved.origins == {"car": None, "bus": None}
     assert np.asarray(moved.variables["params"]["decoder"]["enc_score_head"]["bias"]).tolist() == [0.0, 1.0]
+
+
+def test_spellings_of_a_name_meet():
+    moved = transfer(loaded(("Wild Bird", "hot-dog", "Hot Dog")), variables(3, 0.0), ("bird", "hot_dog", "Hot Dog"))
+    assert moved.origins == {"bird": "Wild Bird", "hot_dog": "hot-dog", "Hot Dog": "Hot Dog"}
+    assert np.asarray(moved.variables["params"]["decoder"]["enc_score_head"]["bias"]).tolist() == [100.0, 101.0, 102.0]
+
+
+def test_objects365_rows_become_those_of_coco():
+    """The rows of the reference's table, which is a list of numbers in its source."""
+    moved = transfer(loaded(objects365_names()), variables(80, 0.0), COCO_NAMES)
+    bias = np.asarray(moved.variables["params"]["decoder"]["enc_score_head"]["bias"])
+    assert bias.tolist() == [100.0 + row for row in OBJECTS365_ROWS]
+    assert None not in moved.origins.values() and len(objects365_names()) == 366
+
+
+def test_a_backbone_takes_the_place_of_the_fresh_one():
+    new, backbone = variables(2, 0.0), {name: tree["backbone"] for name, tree in variables(2, 50.0).items()}
+    out = with_backbone(new, backbone)
+    assert out["params"]["backbone"] is backbone["params"] and out["params"]["decoder"] is new["params"]["decoder"]
+    backbone["params"]["conv"]["kernel"] = np.zeros((5, 5))
+    with pytest.raises(UserError, match="backbone is of another size: 1 entries differ, such as params/conv/kernel"):
+        with_backbone(new, backbone)
 
 
 def test_another_architecture_is_refused():

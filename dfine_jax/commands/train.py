@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,10 +31,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog="examples:\n"
         "  dfine train n --data cells --out runs/cells --size 320x320 --epochs 60 --batch-size 8\n"
         "  dfine train s --data cells --out runs/cells --weights dfine-s-coco\n"
+        "  dfine train s --method deim --data cells --out runs/cells --backbone imagenet\n"
+        "  dfine train experiments/deim_coco.py:m --data coco --out runs/m --backbone imagenet\n"
         "  dfine train n --data cells --out runs/cells optim.lr=4e-4 data.augment=none\n"
         "  dfine train n --data cells --out runs/cells --resume",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="n, s, m, l, x, or an experiment file with get_config()")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="n, s, m, l, x; an experiment file with get_config(), as FILE.py or FILE.py:VARIANT; a plan (.json)",
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration values, such as optim.lr=2e-4")
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -43,8 +50,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     files.add_argument(
         "--weights", metavar="W", help="start from these: checkpoint, .pth, .safetensors, published name"
     )
+    files.add_argument(
+        "--backbone", metavar="W", help="pretrained backbone: an official HGNetv2 file, or imagenet to download it"
+    )
     files.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
     run_options = parser.add_argument_group("run")
+    run_options.add_argument(
+        "--method", choices=("dfine", "deim"), help="whose recipe (default: that of the weights, else dfine)"
+    )
     run_options.add_argument("--size", metavar="HxW", help="input size in pixels, multiples of 32 (default: 640x640)")
     run_options.add_argument("--epochs", metavar="N", type=int, help="default: the recipe's")
     run_options.add_argument(
@@ -53,23 +66,32 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=int,
         help="images per step over all devices (default: 8 on CPU, else the recipe's)",
     )
+    run_options.add_argument("--max-hours", metavar="H", type=float, help="stop in good order after this time")
+    run_options.add_argument("--save-plan", metavar="FILE", type=Path, help="write the configuration as .json")
+    run_options.add_argument("--dry-run", action="store_true", help="print the plan and end")
+    hosts = parser.add_argument_group("several hosts", "start the same command on each, with its own --process")
+    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="of the machine with --process 0")
+    hosts.add_argument("--processes", metavar="N", type=int, help="how many there are")
+    hosts.add_argument("--process", metavar="I", type=int, help="which one this is, from 0")
 
 
 def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
-    from dfine_jax.data.dataset import check_same_categories
-    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.data.coco import check_same_categories, find_split, read_coco
 
     _check_options(options)
-    train_data = read_dataset(options.data, "train")
-    val_data = read_dataset(options.data, "val")
+    train_data = read_coco(*find_split(options.data, "train"))
+    val_data = read_coco(*find_split(options.data, "val"))
     check_same_categories(train_data, val_data)
 
     # Here and not above: mistakes in paths and options are told before jax takes its seconds to load.
     from dfine_jax.host_memory import keep_freed_memory
+    from dfine_jax.training import hosts
     from dfine_jax.training.loop import train
 
     keep_freed_memory()
+    if options.processes is not None:
+        hosts.join(options.coordinator, options.processes, options.process)
     stored = _stored_config(options) if options.resume else None
     loaded = None
     if options.weights:
@@ -77,8 +99,25 @@ def run(options: argparse.Namespace) -> int:
 
         loaded = load_checkpoint(options.weights)
     config, notes = (stored, []) if stored else plan(options, train_data, loaded)
-    start = start_weights(config, loaded, train_data, notes) if loaded else None
-    result = train(config, train_data, val_data, options.out, resume=options.resume, start=start, notes=notes)
+    if options.save_plan:
+        from dfine_jax.config import to_json
+
+        options.save_plan.parent.mkdir(parents=True, exist_ok=True)
+        options.save_plan.write_text(to_json(config) + "\n")
+    if options.dry_run:
+        print("\n".join(notes))
+        return 0
+    start = None if stored else start_weights(config, options, loaded, train_data, notes)
+    result = train(
+        config,
+        train_data,
+        val_data,
+        options.out,
+        resume=options.resume,
+        start=start,
+        notes=notes,
+        max_hours=options.max_hours,
+    )
     if not result.finished:
         print(f"stopped; the same command with --resume continues ({options.out / 'last'})")
     elif result.best_ap >= 0:
@@ -89,39 +128,59 @@ def run(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> tuple[Config, list[str]]:
     """Configuration of a new run, and a line for each value that was derived."""
     from dfine_jax.config import override
-    from dfine_jax.training.recipes import default_config
 
-    size = parse_size(options.size) if options.size else None
     classes = len(data.names)
-    if Path(options.recipe).suffix == ".py":
-        config, notes = _experiment(options.recipe, classes), []
-        if size:
-            config = dataclasses.replace(
-                config, data=dataclasses.replace(config.data, height_px=size[0], width_px=size[1])
-            )
-        changes = {"epochs": options.epochs, "batch_size": options.batch_size}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+    recipe, _, variant = options.recipe.rpartition(".py:")
+    if recipe or options.recipe.endswith((".py", ".json")):
+        file = f"{recipe}.py" if recipe else options.recipe
+        config, notes = _with_given(_from_file(file, variant if recipe else None, classes), options), []
+        notes.append(f"recipe {options.recipe}: {config.train.epochs} epochs of batches of {config.train.batch_size}")
     else:
-        config, notes = default_config(
-            options.recipe,
-            classes,
-            len(data),
-            batch_size=options.batch_size or _default_batch_size(),
-            epochs=options.epochs,
-            size_px=size or (640, 640),
-            from_scratch=loaded is None,
-        )
+        config, notes = _derived(options, data, loaded)
     if loaded:
         stored = loaded.metadata.config.model
         activations = {name: getattr(stored, name) for name in ("decoder_activation", "mlp_activation")}
+        if activations != {name: getattr(config.model, name) for name in activations}:
+            notes.append(f"activations as in the weights: {', '.join(sorted(set(activations.values())))}")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, **activations))
     config = override(config, options.overrides)
+    notes += [f"{text} (given)" for text in options.overrides]
     if config.model.num_classes != classes:
         raise UserError(
             f"model.num_classes={config.model.num_classes}, but the data has {classes} classes; leave it out"
         )
     return config, notes
+
+
+def _derived(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> tuple[Config, list[str]]:
+    import jax
+
+    from dfine_jax.training.recipes import default_config
+
+    accelerator = jax.default_backend() != "cpu"
+    return default_config(
+        options.recipe,
+        len(data.names),
+        len(data),
+        method=options.method or (loaded.metadata.config.train.method if loaded else "dfine"),
+        batch_size=options.batch_size or (None if accelerator else min(_CPU_BATCH_SIZE, len(data))),
+        epochs=options.epochs,
+        size_px=parse_size(options.size) if options.size else (640, 640),
+        start="detector" if loaded else "backbone" if options.backbone else "nothing",
+        accelerator=accelerator,
+        batch_multiple=jax.device_count(),
+    )
+
+
+def _with_given(config: Config, options: argparse.Namespace) -> Config:
+    """The configuration of a file with the options of the command line."""
+    if options.size:
+        height_px, width_px = parse_size(options.size)
+        data = dataclasses.replace(config.data, height_px=height_px, width_px=width_px)
+        config = dataclasses.replace(config, data=data)
+    changes = {"epochs": options.epochs, "batch_size": options.batch_size}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -130,6 +189,15 @@ def _check_options(options: argparse.Namespace) -> None:
             raise UserError(f"{name} {value} must be at least 1")
     if options.size:
         parse_size(options.size)
+    if options.max_hours is not None and not options.max_hours > 0:
+        raise UserError(f"--max-hours {options.max_hours:g} must be above 0")
+    if options.weights and options.backbone:
+        raise UserError("--weights has a backbone of its own; leave out --backbone")
+    if options.method and "." in options.recipe:
+        raise UserError(f"{options.recipe} says itself whose recipe it is; leave out --method")
+    together = [options.coordinator, options.processes, options.process]
+    if None in together and together != [None] * 3:
+        raise UserError("--coordinator, --processes and --process are given together or not at all")
     derived_from = {
         "train.epochs": "--epochs N",
         "train.batch_size": "--batch-size N",
@@ -144,21 +212,33 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out} is a file; give a folder for the run")
 
 
-def start_weights(config: Config, loaded: LoadedModel, data: Dataset, notes: list[str]) -> Start:
+def start_weights(
+    config: Config, options: argparse.Namespace, loaded: LoadedModel | None, data: Dataset, notes: list[str]
+) -> Start | None:
     """The given weights, class-dependent rows matched by class name; what happened is added to ``notes``."""
+    if not loaded and not options.backbone:
+        return None
     import jax
 
     from dfine_jax.models.dfine import init_variables
     from dfine_jax.training.loop import Start
-    from dfine_jax.weights import transfer
+    from dfine_jax.weights import transfer, with_backbone
 
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
-    moved = transfer(loaded, init_variables(config.model, key), data.names)
-    origin = loaded.metadata.source_file or "the checkpoint"
-    notes.append(f"weights from {origin}: {len(moved.copied)} of {len(data.names)} classes known by name")
-    if moved.fresh:
-        notes.append(f"classes that start anew: {', '.join(moved.fresh[:10])}{' …' if len(moved.fresh) > 10 else ''}")
-    return Start(moved.variables, loaded.metadata)
+    if loaded:
+        moved = transfer(loaded, init_variables(config.model, key), data.names)
+        known = sum(origin is not None for origin in moved.origins.values())
+        origin = loaded.metadata.source_file or "the checkpoint"
+        notes.append(f"weights from {origin}: {known} of {len(data.names)} classes known by name")
+        notes += moved.table()
+        return Start(moved.variables, loaded.metadata)
+    from converters.backbone import import_backbone
+    from dfine_jax.hub import fetch_backbone
+
+    file = fetch_backbone(config.model.backbone) if options.backbone == "imagenet" else Path(options.backbone)
+    backbone = import_backbone(file, config.model)
+    notes.append(f"backbone from {file.name}")
+    return Start(with_backbone(init_variables(config.model, key), backbone))
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -173,9 +253,8 @@ def _stored_config(options: argparse.Namespace) -> Config:
     """Configuration of the run to resume; nothing that shapes the run can be given again."""
     from dfine_jax.training.checkpoint import load_metadata, replaced_path
 
-    given = [
-        f"--{name.replace('_', '-')}" for name in ("weights", "size", "epochs", "batch_size") if getattr(options, name)
-    ]
+    names = ("weights", "backbone", "method", "size", "epochs", "batch_size")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     given += list(options.overrides)
     if given:
         raise UserError(f"--resume continues with the settings of the run; leave out {', '.join(given)}")
@@ -183,25 +262,27 @@ def _stored_config(options: argparse.Namespace) -> Config:
     if not any((path / "metadata.json").is_file() for path in (last, replaced_path(last))):
         raise UserError(f"{options.out} holds no run to resume; leave out --resume to start one")
     config = load_metadata(last).config
-    if Path(options.recipe).suffix != ".py" and options.recipe != config.model.variant:
+    if "." not in options.recipe and options.recipe != config.model.variant:
         raise UserError(f"the run in {options.out} is of variant {config.model.variant}, not {options.recipe}")
     return config
 
 
-def _default_batch_size() -> int | None:
-    """A batch that fits the memory of a common computer without accelerator; otherwise the recipe's."""
-    import jax
-
-    return _CPU_BATCH_SIZE if jax.default_backend() == "cpu" else None
-
-
-def _experiment(file: str, classes: int) -> Config:
-    from dfine_jax.config import Config
+def _from_file(file: str, variant: str | None, classes: int) -> Config:
+    from dfine_jax.config import Config, from_dict
 
     if not Path(file).is_file():
         raise UserError(f"experiment file {file} does not exist")
-    get_config = runpy.run_path(file).get("get_config")
-    config = get_config() if callable(get_config) else None
-    if not isinstance(config, Config):
-        raise UserError(f"{file} must define get_config() that returns a dfine_jax.config.Config")
+    if file.endswith(".json"):
+        try:
+            config = from_dict(Config, json.loads(Path(file).read_text()))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"{file} is not a plan written by --save-plan ({error})") from error
+    else:
+        get_config = runpy.run_path(file).get("get_config")
+        try:
+            config = get_config(*([variant] if variant else [])) if callable(get_config) else None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{file}: get_config({variant or ''}) fails: {error}") from error
+        if not isinstance(config, Config):
+            raise UserError(f"{file} must define get_config() that returns a dfine_jax.config.Config")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))

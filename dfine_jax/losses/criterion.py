@@ -1,6 +1,6 @@
 """The training loss: every term of every output, weighted and named as in the reference (dfine_criterion.py).
 
-| output        | suffix  | vfl            | bbox, giou | fgl   | ddf   |
+| output        | suffix  | class          | bbox, giou | fgl   | ddf   |
 |---------------|---------|----------------|------------|-------|-------|
 | last layer    |         | own assignment | union      | union |       |
 | layer i       | _aux_i  | own assignment | union      | union | union |
@@ -9,12 +9,13 @@
 | denoising i   | _dn_i   | known pairs, for all terms             ||||
 | denoising pre | _dn_pre | known pairs    | known      |       |       |
 
-"union" is the cross-layer union of all assignments (losses/matcher.py).
+"class" is vfl, mal or focal. "union" is the cross-layer union of all assignments (losses/matcher.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +41,13 @@ def detection_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Sum of all weighted terms, and the terms by name (8 + 10 * layers with denoising).
 
-    Without objects the terms are exactly zero except the background parts of vfl and ddf. A non-finite term stays
-    non-finite, where the reference turns it into zero or the largest float: it must not pass unseen.
+    Without objects the terms are exactly zero except the background parts of the class loss and ddf. A non-finite term
+    stays non-finite, where the reference turns it into zero or the largest float: it must not pass unseen.
 
     Args:
       output: of a training forward pass.
       denoising: the queries the model ran with; None without denoising (the ``_dn`` terms are absent).
-      mean_over_replicas: averages the object counts (int array [2]) over devices; the reference normalises all but the
+      mean_over_replicas: averages the object counts [2] over devices; the reference normalises all but the
         denoising group count and the distillation term by these averages.
 
     Raises:
@@ -60,8 +61,7 @@ def detection_loss(
 
     matches = match_outputs(training, targets, config)
     union = union_match(matches, targets.valid.shape[1])
-    dtype = jnp.promote_types(training.matching.logits.dtype, jnp.float32)
-    counts = jnp.stack([jnp.sum(targets.valid), jnp.sum(union >= 0)]).astype(dtype)
+    counts = _counts(targets, union, training.matching.logits.dtype)
     num_boxes, num_union = jnp.maximum(mean_over_replicas(counts), 1.0)
     union_truth = terms.gather_truth(targets, union)
     sides = terms.ddf_sides(union_truth.matched)
@@ -69,7 +69,7 @@ def detection_loss(
     named = {}
     layers = training.matching.logits.shape[0]
     stage_truth = terms.gather_truth(targets, matches[:layers])
-    values = _vfl(training.matching, stage_truth, num_boxes, config)
+    values = _classes(training.matching, stage_truth, num_boxes, config)
     values |= _boxes(training.matching, union_truth, num_union)
     values |= _distributions(training.matching, union_truth, num_union, sides, config, model)
     named |= _by_layer(values, [f"_aux_{i}" for i in range(layers - 1)] + [""])
@@ -77,13 +77,30 @@ def detection_loss(
         (training.matching.pre, matches[layers], "_pre"),
         (training.encoder, matches[layers + 1], "_enc_0"),
     ):
-        values = _vfl(head, terms.gather_truth(targets, match), num_boxes, config)
+        values = _classes(head, terms.gather_truth(targets, match), num_boxes, config)
         named |= _named(values | _boxes(head, union_truth, num_union), suffix)
     if denoising is not None and training.denoising is not None:
         named |= _denoising(training.denoising, denoising, targets, num_boxes, sides, config, model)
 
     named = {name: _weight(name, config) * value for name, value in named.items()}
     return jnp.sum(jnp.stack(list(named.values()))), named
+
+
+def object_counts(output: ModelOutput, targets: Targets, config: LossConfig) -> Float[Array, "2"]:
+    """What ``detection_loss`` gives to ``mean_over_replicas``: objects, and queries of the union with one.
+
+    Raises:
+      ValueError: ``output`` has no training part.
+    """
+    if output.training is None:
+        raise ValueError("the output has no training part; run the model with train=True")
+    union = union_match(match_outputs(output.training, targets, config), targets.valid.shape[1])
+    return _counts(targets, union, output.training.matching.logits.dtype)
+
+
+def _counts(targets: Targets, union: Int[Array, "b q"], dtype: Any) -> Float[Array, "2"]:
+    counts = jnp.stack([jnp.sum(targets.valid), jnp.sum(union >= 0)])
+    return counts.astype(jnp.promote_types(dtype, jnp.float32))
 
 
 def match_outputs(training: TrainingOutput, targets: Targets, config: LossConfig) -> Int[Array, "t b q"]:
@@ -107,25 +124,31 @@ def _denoising(
 ) -> Terms:
     truth = terms.gather_truth(targets, queries.match)
     normalizer = jnp.maximum(num_boxes * queries.num_groups, 1.0)
-    values = _vfl(stages, truth, normalizer, config, queries.exists) | _boxes(stages, truth, normalizer)
+    values = _classes(stages, truth, normalizer, config, queries.exists) | _boxes(stages, truth, normalizer)
     values |= _distributions(stages, truth, normalizer, sides, config, model, queries.exists)
     layers = stages.logits.shape[0]
     last_ddf = {f"loss_ddf_dn_{layers - 1}": jnp.zeros_like(normalizer)}  # the teacher itself
-    pre = _vfl(stages.pre, truth, normalizer, config, queries.exists) | _boxes(stages.pre, truth, normalizer)
+    pre = _classes(stages.pre, truth, normalizer, config, queries.exists) | _boxes(stages.pre, truth, normalizer)
     return _by_layer(values, [f"_dn_{i}" for i in range(layers)]) | last_ddf | _named(pre, "_dn_pre")
 
 
-def _vfl(
+def _classes(
     head: HeadOutput | StageOutput,
     truth: terms.Truth,
     normalizer: Float[Array, ""],
     config: LossConfig,
     exists: Bool[Array, "q"] | None = None,
 ) -> Terms:
-    value = terms.vfl_loss(
-        head.logits, head.boxes_cxcywh, truth, normalizer, config.vfl_alpha, config.vfl_gamma, exists
-    )
-    return {"vfl": value}
+    alpha, gamma = config.vfl_alpha, config.vfl_gamma
+    match config.class_loss:
+        case "vfl":
+            value = terms.vfl_loss(head.logits, head.boxes_cxcywh, truth, normalizer, alpha, gamma, exists)
+        case "mal":
+            alpha, gamma = config.mal_alpha, config.mal_gamma
+            value = terms.mal_loss(head.logits, head.boxes_cxcywh, truth, normalizer, alpha, gamma, exists)
+        case "focal":
+            value = terms.focal_loss(head.logits, truth, normalizer, alpha, gamma, exists)
+    return {config.class_loss: value}
 
 
 def _boxes(head: HeadOutput | StageOutput, truth: terms.Truth, normalizer: Float[Array, ""]) -> Terms:
@@ -169,7 +192,7 @@ def _named(values: Terms, suffix: str) -> Terms:
 def _weight(name: str, config: LossConfig) -> float:
     kind = name.split("_")[1]
     weights = {
-        "vfl": config.weight_vfl,
+        config.class_loss: config.weight_class,
         "bbox": config.weight_bbox,
         "giou": config.weight_giou,
         "fgl": config.weight_fgl,

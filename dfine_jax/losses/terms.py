@@ -10,6 +10,8 @@ without an object can become NaN. A sum over nothing is exactly zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -68,16 +70,80 @@ def vfl_loss(
     Args:
       exists: rows that take part, matched or not; None means all.
     """
-    logits = _wide(logits)
-    iou = jax.lax.stop_gradient(overlaps(boxes_cxcywh, truth)[0])
-    is_class = jax.nn.one_hot(truth.labels, logits.shape[-1], dtype=bool) & truth.matched[..., None]
-    target = jnp.where(is_class, iou[..., None], 0.0)
-    present = True if exists is None else exists[:, None]
-    logits = jnp.where(present, logits, 0.0)
+    is_class, target = _class_target(logits, boxes_cxcywh, truth)
+    weight = lambda p: jnp.where(is_class, target, alpha * p**gamma)  # noqa: E731
+    return _weighted_entropy(logits, target, weight, normalizer, exists)
+
+
+def mal_loss(
+    logits: Float[Array, "*s b q k"],
+    boxes_cxcywh: Float[Array, "*s b q 4"],
+    truth: Truth,
+    normalizer: Float[Array, ""] | float,
+    alpha: float = 1.0,
+    gamma: float = 1.5,
+    exists: Bool[Array, "q"] | None = None,
+) -> Float[Array, "*s"]:
+    """Matchability-aware loss (DEIM, arXiv 2412.04234): the target is the overlap to the power ``gamma``.
+
+    Unlike in :func:`vfl_loss`, a matched query has weight 1 however small the overlap.
+
+    Args:
+      alpha: weight of the background.
+      exists: rows that take part, matched or not; None means all.
+    """
+    is_class, overlap = _class_target(logits, boxes_cxcywh, truth)
+    weight = lambda p: jnp.where(is_class, 1.0, alpha * p**gamma)  # noqa: E731
+    return _weighted_entropy(logits, overlap**gamma, weight, normalizer, exists)
+
+
+def focal_loss(
+    logits: Float[Array, "*s b q k"],
+    truth: Truth,
+    normalizer: Float[Array, ""] | float,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    exists: Bool[Array, "q"] | None = None,
+) -> Float[Array, "*s"]:
+    """Focal loss (arXiv 1708.02002); here the gradient also flows through the modulating score."""
+    logits = _present(_wide(logits), exists)
+    is_class = _is_class(logits, truth)
+    score = jax.nn.sigmoid(logits)
+    weight = jnp.where(is_class, alpha * (1.0 - score) ** gamma, (1.0 - alpha) * score**gamma)
+    entropy = jax.nn.softplus(logits) - logits * is_class
+    return jnp.sum(_present(weight * entropy, exists), (-3, -2, -1)) / normalizer
+
+
+def _is_class(logits: Float[Array, "*s b q k"], truth: Truth) -> Bool[Array, "*s b q k"]:
+    return jax.nn.one_hot(truth.labels, logits.shape[-1], dtype=bool) & truth.matched[..., None]
+
+
+def _class_target(
+    logits: Float[Array, "*s b q k"], boxes_cxcywh: Float[Array, "*s b q 4"], truth: Truth
+) -> tuple[Bool[Array, "*s b q k"], Float[Array, "*s b q k"]]:
+    """Where a query has its class, and there the overlap with its object, without gradient; 0 elsewhere."""
+    overlap = jax.lax.stop_gradient(overlaps(boxes_cxcywh, truth)[0])
+    is_class = _is_class(logits, truth)
+    return is_class, jnp.where(is_class, overlap[..., None], 0.0)
+
+
+def _weighted_entropy(
+    logits: Float[Array, "*s b q k"],
+    target: Float[Array, "*s b q k"],
+    weight: Callable[[Array], Array],
+    normalizer: Float[Array, ""] | float,
+    exists: Bool[Array, "q"] | None,
+) -> Float[Array, "*s"]:
+    """Sum of cross-entropies, each times ``weight`` of the detached score."""
+    logits = _present(_wide(logits), exists)
     score = jax.lax.stop_gradient(jax.nn.sigmoid(logits))
-    weight = jnp.where(is_class, target, alpha * score**gamma)
     entropy = jax.nn.softplus(logits) - logits * target
-    return jnp.sum(jnp.where(present, weight * entropy, 0.0), (-3, -2, -1)) / normalizer
+    return jnp.sum(_present(weight(score) * entropy, exists), (-3, -2, -1)) / normalizer
+
+
+def _present(x: Float[Array, "*s b q k"], exists: Bool[Array, "q"] | None) -> Float[Array, "*s b q k"]:
+    """Zero in rows that do not exist."""
+    return x if exists is None else jnp.where(exists[:, None], x, 0.0)
 
 
 def l1_loss(

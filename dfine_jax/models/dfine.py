@@ -27,6 +27,11 @@ class DFine(nn.Module):
 
     config: ModelConfig
     bn_axis_name: str | None = None  # replicas that share batch-norm statistics
+    remat: tuple[
+        str, ...
+    ] = ()  # parts (backbone, encoder, decoder) computed again in the backward pass, to save memory
+    keep_queries: tuple[int, ...] = ()  # queries that go on after each of the first decoder layers at inference
+    compute_dtype: Any = None  # in place of the configuration's precision
 
     @nn.compact
     def __call__(
@@ -42,8 +47,8 @@ class DFine(nn.Module):
             raise ValueError(f"images must be [b, h, w, 3] with h and w multiples of {STRIDE}, not {images.shape}")
         if denoising is not None and not train:
             raise ValueError("denoising queries are for training; pass train=True or leave them out")
-        dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
-        features = HGNetV2(
+        dtype = self.compute_dtype or (jnp.bfloat16 if config.precision == "bfloat16" else None)
+        backbone = HGNetV2(
             config.backbone,
             config.backbone_lab,
             config.backbone_frozen_bn,
@@ -52,8 +57,8 @@ class DFine(nn.Module):
             self.bn_axis_name,
             dtype,
             name="backbone",
-        )(images, train=train)
-        features = HybridEncoder(
+        )
+        encoder = HybridEncoder(
             config.encoder_width,
             config.encoder_ffn,
             config.encoder_expansion,
@@ -62,8 +67,17 @@ class DFine(nn.Module):
             self.bn_axis_name,
             dtype,
             name="encoder",
-        )(features, train=train)
-        return Decoder(config, self.bn_axis_name, dtype, name="decoder")(features, denoising, train=train)
+        )
+        decoder = Decoder(config, self.bn_axis_name, dtype, self.keep_queries, name="decoder")
+        features = self._call(encoder, self._call(backbone, images, train=train), train=train)
+        return self._call(decoder, features, denoising, train=train)
+
+    def _call(self, part: nn.Module, *inputs: Any, train: bool) -> Any:
+        def call(part: nn.Module, *inputs: Any) -> Any:
+            return part(*inputs, train=train)  # type: ignore[operator]
+
+        again = train and part.name in self.remat and not self.is_initializing()
+        return nn.remat(call)(part, *inputs) if again else call(part, *inputs)
 
 
 def init_variables(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from dfine_jax import __version__
 from dfine_jax.config import Config, from_dict
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
+from dfine_jax.training import hosts
+from dfine_jax.training.stages import Progress
 from dfine_jax.training.state import TrainState, ema_variables
 
 PyTree = Any
@@ -52,22 +54,13 @@ class Metadata:
     @property
     def preprocess(self) -> Preprocess:
         """How pictures become input."""
-        return self.preprocessing or Preprocess(self.config.data.height_px, self.config.data.width_px)
+        data = self.config.data
+        return self.preprocessing or Preprocess(data.height_px, data.width_px, data.resize)
 
     @property
     def input_size_px(self) -> tuple[int, int]:
         """(height, width) the model was trained at."""
         return self.preprocess.height_px, self.preprocess.width_px
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run stands; with the arrays of the state, all that exact continuation needs."""
-
-    epoch: int = 0  # finished epochs, evaluation included; the step is in the state
-    best_ap: float = -1.0
-    best_epoch: int = 0
-    skipped: int = 0  # non-finite steps so far
 
 
 def save_weights(path: str | Path, variables: dict[str, PyTree], metadata: Metadata) -> None:
@@ -82,6 +75,8 @@ def save_training(path: str | Path, state: TrainState, metadata: Metadata, progr
         "params": state.params,
         "batch_stats": state.batch_stats,
         "opt_state": _numbered(state.opt_state),
+        "ema_updates": state.ema_updates,
+        "ema_shift": state.ema_shift,
         "key": jax.random.key_data(state.key),
     }
     text = _metadata_json(metadata, progress=dataclasses.asdict(progress))
@@ -131,6 +126,8 @@ def load_training(path: str | Path, template: TrainState) -> tuple[TrainState, M
         opt_state=opt_state,
         ema_params=weights["params"],
         ema_batch_stats=weights["batch_stats"],
+        ema_updates=training["ema_updates"],
+        ema_shift=training["ema_shift"],
         key=jax.random.wrap_key_data(training["key"]),
     )
     if difference := _difference(template, state):
@@ -175,9 +172,8 @@ def _write(path: Path, trees: dict[str, PyTree], metadata: str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir()
     for name, tree in trees.items():
-        host = jax.tree.map(np.asarray, jax.device_get(tree))
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save((new / name).absolute(), host)
+        with _checkpointer() as checkpointer:
+            checkpointer.save((new / name).absolute(), hosts.on_host(tree))
     (new / "metadata.json").write_text(metadata)
     if path.exists():
         path.rename(old)
@@ -185,11 +181,23 @@ def _write(path: Path, trees: dict[str, PyTree], metadata: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """For this process alone: without waiting for the other hosts, if there are any."""
+    here = hosts.index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"host{here}"
+    )
+    if hosts.count() == 1:
+        return ocp.PyTreeCheckpointer()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _restore(path: Path) -> dict[str, PyTree]:
     if not path.is_dir():
         raise UserError(f"{path.parent} is damaged: {path.name}/ is missing; take another checkpoint")
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             return checkpointer.restore(path.absolute())
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -202,6 +210,7 @@ def _metadata_json(metadata: Metadata, **extra: Any) -> str:
         "library_version": __version__,
         **dataclasses.asdict(metadata),
         "input_size_px": metadata.input_size_px,
+        "method": metadata.config.train.method,
         "activation": metadata.config.model.decoder_activation,
         "preprocessing": metadata.preprocess.to_dict(),
         **extra,

@@ -1,58 +1,49 @@
-"""A training run: steps, evaluation, checkpoints, logs; started, stopped and continued without loss."""
+"""A training run: steps, evaluation, stages, checkpoints, logs; started, stopped and continued without loss."""
 
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
-from dfine_jax.config import Config, validate
-from dfine_jax.data.batch import EvalBatch
-from dfine_jax.data.coco import Dataset, check_same_categories
+from dfine_jax.config import Config
+from dfine_jax.data.batch import Batch, EvalBatch
+from dfine_jax.data.dataset import Dataset
 from dfine_jax.data.pipeline import EvalLoader, TrainLoader
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import Metrics, evaluate
 from dfine_jax.models.dfine import init_variables
-from dfine_jax.training import checkpoint
-from dfine_jax.training.checkpoint import Metadata, Progress
+from dfine_jax.training import checkpoint, hosts, stages
+from dfine_jax.training.checkpoint import Metadata
+from dfine_jax.training.epoch_log import epoch_line, epoch_row
 from dfine_jax.training.log import RunLog
-from dfine_jax.training.meter import Meter, by_kind
-from dfine_jax.training.optimizer import make_optimizer, warmup_factor
+from dfine_jax.training.meter import Meter
+from dfine_jax.training.optimizer import check_freeze, make_optimizer
+from dfine_jax.training.programs import TrainPrograms
+from dfine_jax.training.schedule import make_schedule
+from dfine_jax.training.setup import START, Start, check, check_same_data, claim
+from dfine_jax.training.skipped import keep_batch
+from dfine_jax.training.stages import Progress
 from dfine_jax.training.state import TrainState, create_state, ema_variables
-from dfine_jax.training.step import (
-    StepMetrics,
-    make_eval_step,
-    make_train_step,
-    predict_function,
-    replicated,
-    split_over_devices,
-)
+from dfine_jax.training.step import StepMetrics, make_eval_step, predict_function, replicated, split_over_devices
+from dfine_jax.training.stop import Stop, stop_on_signals
 
-_LOSSES = ["loss", "loss_vfl", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf", "grad_norm"]
-_NUMBERS = [field.name for field in dataclasses.fields(Metrics)][:12]
+__all__ = ["Result", "Start", "train"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Weights a run starts from, made for the classes of the data, and where they come from."""
-
-    variables: dict[str, Any]
-    source: Metadata | None = None
+_ASK_HOSTS_EVERY = 10  # steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
     """How a run ended."""
 
-    finished: bool  # False: stopped by a signal, to be resumed
+    finished: bool  # False: stopped by a signal or the clock, to be resumed
     best_ap: float  # -1: never evaluated
     best_epoch: int
     metrics: Metrics | None  # of the last evaluation in this process
@@ -67,6 +58,7 @@ def train(
     resume: bool = False,
     start: Start | None = None,
     notes: Sequence[str] = (),
+    max_hours: float | None = None,
 ) -> Result:
     """Train, and keep ``last`` (all that resuming needs) and ``best`` (averaged weights of the best AP) in ``out_dir``.
 
@@ -79,28 +71,45 @@ def train(
       out_dir: must not hold a run unless ``resume``.
       start: weights to start from instead of fresh ones.
       notes: lines for the log, such as how the configuration was chosen.
+      max_hours: stop as by a signal after so much time.
 
     Raises:
       UserError: the folder holds a run (or, to resume, none), or data, configuration and devices do not fit.
     """
     out_dir = Path(out_dir)
-    _check(config, train_data, val_data)
-    _claim(out_dir, resume)
-    with _stop_on_signals() as stop:
-        return _Run(config, train_data, val_data, out_dir, start).run(resume, stop, notes)
+    check(config, train_data, val_data)
+    claim(out_dir, resume)
+    with stop_on_signals(max_hours) as stop:
+        return _Run(config, train_data, val_data, out_dir, start, stop).run(resume, notes)
 
 
 class _StopError(Exception):
     """A signal came during evaluation."""
 
 
+class _Taken(NamedTuple):
+    """A step that the devices may still be working on."""
+
+    step: int  # from 0
+    size_px: tuple[int, int]
+    batch: Batch  # [d, b, ...]
+    metrics: StepMetrics
+
+
 class _Run:
     def __init__(
-        self, config: Config, train_data: Dataset, val_data: Dataset | None, out_dir: Path, start: Start | None
+        self,
+        config: Config,
+        train_data: Dataset,
+        val_data: Dataset | None,
+        out_dir: Path,
+        start: Start | None,
+        stop: Stop,
     ) -> None:
-        self.config, self.out_dir, self.val_data = config, out_dir, val_data
+        self.config, self.out_dir, self.val_data, self.stop = config, out_dir, val_data, stop
         data, train = config.data, config.train
-        size = {"height_px": data.height_px, "width_px": data.width_px}
+        size: dict[str, Any] = {"height_px": data.height_px, "width_px": data.width_px, "workers": data.workers}
+        size |= {"host_index": hosts.index(), "host_count": hosts.count()}
         self.loader = TrainLoader(
             train_data,
             **size,
@@ -108,15 +117,18 @@ class _Run:
             max_objects=data.max_objects,
             seed=train.seed,
             augment=data,
-            workers=data.workers,
+            epochs=train.epochs,
         )
         devices = jax.local_device_count()
-        eval_batch = -(-train.eval_batch_size // devices) * devices
-        self.eval_loader = (
-            None if val_data is None else EvalLoader(val_data, **size, batch_size=eval_batch, workers=data.workers)
-        )
+        eval_batch = -(-train.eval_batch_size // (devices * hosts.count())) * devices
+        self.eval_loader = None
+        if val_data is not None:
+            self.eval_loader = EvalLoader(val_data, **size, batch_size=eval_batch, resize=data.resize)
+        self.steps = self.loader.steps_per_epoch
+        self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
-        self.step = make_train_step(config, self.tx)
+        self.schedule = make_schedule(config, self.steps)
+        self.programs = TrainPrograms(config, self.tx, self.loader.sizes_px(train.epochs), self.steps)
         self.eval_step = make_eval_step(config.model)
         init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda: start.variables if start else init_variables(config.model, init_key)
@@ -134,204 +146,200 @@ class _Run:
         self.metrics: Metrics | None = None
         self.skipped_in_a_row = 0
 
-    def run(self, resume: bool, stop: threading.Event, notes: Sequence[str]) -> Result:
+    def run(self, resume: bool, notes: Sequence[str]) -> Result:
         """From the first or the next step to the last, or to a signal."""
-        epochs, steps = self.config.train.epochs, self.loader.steps_per_epoch
         state = self._resumed() if resume else create_state(self.init_variables(), self.tx, self.key)
+        held, whole = check_freeze(state.params, self.config.optim)
         state, step = replicated(state), int(state.step)
         self.first_step = self.recorded = step
-        self.log = RunLog(self.out_dir, self.progress.epoch)
-        for note in notes:
+        first = hosts.index() == 0
+        self.log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
+        self.log_dir.mkdir(exist_ok=True)
+        self.log = RunLog(self.log_dir, self.progress.epoch)
+        for note in (*notes, *self.loader.notes):
             self.log.line(note)
+        if held:
+            self.log.line(f"optim.freeze holds {held:,} of {whole:,} parameters")
         if resume:
-            self.log.line(f"resumed at step {step} of {epochs * steps}, epoch {step // steps + 1}")
+            self.log.line(f"resumed at step {step} of {self.total}, epoch {step // self.steps + 1}")
         batches = iter(self.loader.batches(step))
-        every = self.config.train.checkpoint_steps
-        with tqdm(total=epochs * steps, initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
-            meter, pending = Meter(), None
-            while not stop.is_set():
-                if step and step % steps == 0 and self.progress.epoch < step // steps:
-                    self._record(meter, pending, bar)
-                    pending = None
-                    meter.stop()
-                    if not self._finish_epoch(state, step // steps, meter, stop):
-                        break
-                    meter = Meter()
-                if step >= epochs * steps:
-                    break
-                state, metrics = self.step(state, split_over_devices(next(batches)))
-                step += 1
-                self._record(meter, pending, bar)  # the step before: the device is at work meanwhile
-                pending = metrics
-                if every and step % every == 0 and step % steps:
-                    self._record(meter, pending, bar)
-                    pending = None
-                    self._save(state)
-            self._record(meter, pending, bar)
-        if stop.is_set():
+        with tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
+            state, step = self._steps(state, step, batches, bar)
+        finished = step >= self.total or self.progress.ended_early
+        if not finished:
             self._save(state)
-            self.log.line(f"stopped at step {step} of {epochs * steps}; continue with --resume")
-        return Result(not stop.is_set(), self.progress.best_ap, self.progress.best_epoch, self.metrics)
+            why = f" ({self.stop.reason})" if self.stop.reason else ""
+            self.log.line(f"stopped at step {step} of {self.total}{why}; continue with --resume")
+        elif first:
+            shutil.rmtree(self.out_dir / START, ignore_errors=True)
+        return Result(finished, self.progress.best_ap, self.progress.best_epoch, self.metrics)
+
+    def _steps(self, state: TrainState, step: int, batches: Iterator[Any], bar: tqdm) -> tuple[TrainState, int]:
+        every = self.config.train.checkpoint_steps
+        meter, pending, compiled = Meter(), None, False
+        while not self._stops(step):
+            if step and step % self.steps == 0 and self.progress.epoch < step // self.steps:
+                self._record(meter, pending, bar)
+                pending = None
+                meter.stop()
+                next_state = self._finish_epoch(state, step // self.steps, meter)
+                if next_state is None:
+                    break
+                state, meter = next_state, Meter()
+            if step >= self.total or self.progress.ended_early:
+                break
+            state = self._second_stage(state, step)
+            waited = self.loader.wait_seconds
+            split, size = split_over_devices(next(batches)), self.loader.size_px(step)
+            meter.waited(self.loader.wait_seconds - waited)
+            if not compiled:
+                self.programs.compile(state, split, self.log.line)
+                compiled = True
+            state, metrics = self.programs(size, state, split)
+            step += 1
+            self._record(meter, pending, bar)  # the step before: the device is at work meanwhile
+            pending = _Taken(step - 1, size, split, metrics)
+            if every and step % every == 0 and step % self.steps:
+                self._record(meter, pending, bar)
+                pending = None
+                self._save(state)
+        self._record(meter, pending, bar)
+        return state, step
+
+    def _stops(self, step: int) -> bool:
+        if hosts.count() == 1:
+            return self.stop.is_set()
+        return step % _ASK_HOSTS_EVERY == 0 and self.stop.agreed()
+
+    def _load(self, name: str) -> tuple[TrainState, Metadata, Progress]:
+        shapes = jax.eval_shape(lambda: create_state(self.init_variables(), self.tx, self.key))
+        return checkpoint.load_training(self.out_dir / name, shapes)
 
     def _resumed(self) -> TrainState:
-        shapes = jax.eval_shape(lambda: create_state(self.init_variables(), self.tx, self.key))
-        state, metadata, self.progress = checkpoint.load_training(self.out_dir / "last", shapes)
-        self._check_same_data(metadata)
+        state, metadata, self.progress = self._load("last")
+        check_same_data(self.metadata, metadata, self.out_dir)
         self.metadata = dataclasses.replace(metadata, config=self.config)
         return state
 
-    def _check_same_data(self, stored: Metadata) -> None:
-        now, folder = self.metadata, self.out_dir
-        cure = f"resume with the same data, or start a new run with --weights {folder / 'last'}"
-        if (now.class_names, now.category_ids) != (stored.class_names, stored.category_ids):
-            raise UserError(f"the data has other classes than the run in {folder} was started with; {cure}")
-        if stored.num_images and now.num_images != stored.num_images:
-            raise UserError(
-                f"the data has {now.num_images} training images, the run in {folder} had {stored.num_images}; {cure}"
-            )
+    def _second_stage(self, state: TrainState, step: int) -> TrainState:
+        first = self.config.train.stage2_epoch
+        if self.progress.stage == 2 or not first or step != first * self.steps:
+            return state
+        self.progress = stages.second_stage(self.progress)
+        self.log.line(f"stage 2 begins with epoch {first + 1}")
+        return self._from_start(state)
 
-    def _record(self, meter: Meter, metrics: StepMetrics | None, bar: tqdm) -> None:
-        if metrics is None:
+    def _from_start(self, state: TrainState) -> TrainState:
+        """The best state of stage 1, at the step of now."""
+        shift = np.float32(stages.ema_shift(self.progress, self.config.optim))
+        if not (self.out_dir / START).is_dir():
+            self.log.line("no evaluated epoch to return to: training goes on from here")
+            return replicated(dataclasses.replace(state, ema_shift=shift))
+        best, metadata, _ = self._load(START)
+        decay = self.config.optim.ema_decay + shift
+        self.log.line(f"back to the weights of epoch {metadata.epoch}; decay of the average {decay:.6g}")
+        return replicated(dataclasses.replace(best, step=np.asarray(hosts.on_host(state.step)), ema_shift=shift))
+
+    def _record(self, meter: Meter, taken: _Taken | None, bar: tqdm) -> None:
+        if taken is None:
             return
-        host: StepMetrics = jax.device_get(metrics)
+        host: StepMetrics = hosts.on_host(taken.metrics)
         bar.update()
         self.recorded += 1  # a disabled bar does not count
         if self.recorded == self.first_step + 1:
-            meter.restart()  # the first step was mostly compilation
+            meter.restart()
+        values = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
+        values |= {k: float(v) for k, v in host.terms.items()}
         if host.finite:
             self.skipped_in_a_row = 0
-            values = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
-            meter.add(self.config.train.batch_size, values | {k: float(v) for k, v in host.terms.items()})
+            meter.add(self.config.train.batch_size, values)
         else:
-            self._skipped(host)
             meter.add(self.config.train.batch_size, None)
+            self._skipped(taken, values)
         if self.recorded % self.config.train.log_every == 0 or self.recorded == self.first_step + 1:
-            epoch = min((self.recorded - 1) // self.loader.steps_per_epoch + 1, self.config.train.epochs)
-            bar.set_description(f"epoch {epoch}/{self.config.train.epochs}", refresh=False)
+            epochs = self.config.train.epochs
+            bar.set_description(f"epoch {taken.step // self.steps + 1}/{epochs}", refresh=False)
             shown = {"loss": f"{host.loss:.2f}", "images/s": f"{meter.images_per_second():.1f}"}
             if self.progress.best_ap >= 0:
                 shown["AP"] = f"{self.metrics.ap if self.metrics else self.progress.best_ap:.3f}"
             bar.set_postfix(shown, refresh=False)
 
-    def _skipped(self, metrics: StepMetrics) -> None:
+    def _skipped(self, taken: _Taken, values: dict[str, float]) -> None:
         self.skipped_in_a_row += 1
         self.progress = dataclasses.replace(self.progress, skipped=self.progress.skipped + 1)
-        self.log.line(f"a step was skipped: loss {metrics.loss:g}, gradient norm {metrics.grad_norm:g}")
+        bad = [name for name, value in values.items() if not np.isfinite(value)]
+        file = keep_batch(self.log_dir, taken.step, taken.size_px, taken.batch)
+        kept = f"; its batch is in {file}" if file else ""
+        self.log.line(f"step {taken.step} was skipped: {', '.join(bad[:4])} not finite{kept}")
         if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
             raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient; lower optim.lr, or check "
                 f"the data and the starting weights (the state before them is in {self.out_dir / 'last'})"
             )
 
-    def _finish_epoch(self, state: TrainState, epoch: int, meter: Meter, stop: threading.Event) -> bool:
-        """Evaluate, log and save; False if a signal came before the evaluation was done."""
+    def _finish_epoch(self, state: TrainState, epoch: int, meter: Meter) -> TrainState | None:
+        """Evaluate, log and save; the state to continue from, None if a signal came before the evaluation was done."""
         train = self.config.train
         evaluated = self.val_data is not None and (epoch % train.eval_every == 0 or epoch == train.epochs)
-        if evaluated:
-            self.metrics = self._evaluate(state, stop)
-            if self.metrics is None:
-                return False
-        best = evaluated and self.metrics is not None and self.metrics.ap > self.progress.best_ap
-        if best and self.metrics is not None:
-            self.progress = dataclasses.replace(self.progress, best_ap=self.metrics.ap, best_epoch=epoch)
-        self.progress = dataclasses.replace(self.progress, epoch=epoch)
+        self.metrics = self._evaluate(state) if evaluated else self.metrics
+        if evaluated and self.metrics is None:
+            return None
         ap = self.metrics.ap if evaluated and self.metrics else None
         self.metadata = dataclasses.replace(self.metadata, epoch=epoch, ap=ap)
-        if best:
-            checkpoint.save_weights(self.out_dir / "best", ema_variables(state), self.metadata)
-        # With every new best, so that the record of the best is never older than the best itself.
-        if best or epoch % train.checkpoint_every == 0 or epoch == train.epochs:
-            self._save(state)
+        has_start = 0 < train.stage2_epoch < train.epochs
+        verdict = stages.Verdict(self.progress, False, False, False)
+        if ap is not None:
+            has_start &= self.progress.stage == 1 or (self.out_dir / START).is_dir()
+            verdict = stages.judge(self.progress, ap, epoch, has_start=has_start, patience=train.patience)
+        self.progress = dataclasses.replace(verdict.progress, epoch=epoch)
         self._log_epoch(state, epoch, meter, evaluated)
-        return True
+        if verdict.is_best:
+            self._write("best", state, weights_only=True)
+        if verdict.is_start:
+            self._write(START, state)
+        if self.progress.ended_early and epoch < train.epochs:
+            self.log.line(f"no new best in {self.progress.without_best} evaluations: training ends (train.patience)")
+        elif verdict.go_back and epoch < train.epochs:
+            state = self._from_start(state)
+        # With every new best, so that the record of the best is never older than the best itself.
+        if (
+            any(verdict[1:])
+            or epoch % train.checkpoint_every == 0
+            or epoch == train.epochs
+            or self.progress.ended_early
+        ):
+            self._save(state)
+        return state
 
-    def _evaluate(self, state: TrainState, stop: threading.Event) -> Metrics | None:
+    def _evaluate(self, state: TrainState) -> Metrics | None:
         assert self.val_data is not None and self.eval_loader is not None
         loader: EvalLoader = self.eval_loader
         predict = predict_function(self.eval_step, ema_variables(state))
 
         def until_stopped() -> Iterator[EvalBatch]:
             for batch in tqdm(loader, total=len(loader), unit="batch", desc="evaluate", leave=False, disable=None):
-                if stop.is_set():
+                if self.stop.agreed():
                     raise _StopError
                 yield batch
 
         try:
-            return evaluate(predict, until_stopped(), self.val_data.annotation_file, self.val_data)
+            return evaluate(*hosts.shared(predict, until_stopped()), self.val_data.annotation_file, self.val_data)
         except _StopError:
             return None
 
     def _log_epoch(self, state: TrainState, epoch: int, meter: Meter, evaluated: bool) -> None:
-        means = by_kind(meter.means())
-        metrics = self.metrics if evaluated else None
-        numbers = metrics.numbers() if metrics else dict.fromkeys(_NUMBERS)
-        self.log.row(
-            {
-                "epoch": epoch,
-                "step": int(state.step),
-                "lr": self.config.optim.lr * float(warmup_factor(state.step - 1, self.config.optim.warmup_steps)),
-                **{name: means.get(name) for name in _LOSSES},
-                "images_per_s": meter.images_per_second(),
-                "skipped": self.progress.skipped,
-                **numbers,
-            }
-        )
-        parts = [f"epoch {epoch}/{self.config.train.epochs}"]
-        parts += [f"{name} {means[name]:.3f}" for name in _LOSSES if name in means]
-        if metrics:
-            parts.append(f"AP {metrics.ap:.4f} AP50 {metrics.ap50:.4f}")
-            parts.append(f"best {self.progress.best_ap:.4f} (epoch {self.progress.best_epoch})")
-        self.log.line("  ".join([*parts, f"{meter.images_per_second():.1f} images/s"]))
+        step, metrics = int(state.step), self.metrics if evaluated else None
+        lr = self.config.optim.lr * float(self.schedule(step - 1))
+        self.log.row(epoch_row(self.config, meter, self.progress, metrics, epoch=epoch, step=step, lr=lr))
+        self.log.line(epoch_line(self.config, meter, self.progress, metrics, epoch=epoch))
 
     def _save(self, state: TrainState) -> None:
-        checkpoint.save_training(self.out_dir / "last", state, self.metadata, self.progress)
+        self._write("last", state)
 
-
-def _check(config: Config, train_data: Dataset, val_data: Dataset | None) -> None:
-    validate(config)
-    if val_data is not None:
-        check_same_categories(train_data, val_data)
-    if config.model.num_classes != len(train_data.names):
-        raise UserError(
-            f"model.num_classes={config.model.num_classes}, but {train_data.annotation_file} has "
-            f"{len(train_data.names)} classes; set model.num_classes={len(train_data.names)}"
-        )
-    devices = jax.local_device_count()
-    if config.train.batch_size % devices:
-        raise UserError(
-            f"train.batch_size={config.train.batch_size} must be a multiple of the {devices} devices it is split over"
-        )
-
-
-def _claim(out_dir: Path, resume: bool) -> None:
-    last = out_dir / "last"
-    held = any(path.exists() for path in (last, checkpoint.replaced_path(last), out_dir / "best", out_dir / "metrics.csv"))
-    if held and not resume:
-        raise UserError(f"{out_dir} holds a run; continue it with --resume or choose another folder")
-    if resume:
-        checkpoint.settled(last)
-    out_dir.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; the second signal acts as usual. Outside the main thread, an idle event."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    # A handler that was not set from Python reads as None.
-    previous: dict[int, Any] = {n: signal.getsignal(n) or signal.SIG_DFL for n in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def _write(self, name: str, state: TrainState, weights_only: bool = False) -> None:
+        if hosts.index() == 0:
+            if weights_only:
+                checkpoint.save_weights(self.out_dir / name, ema_variables(state), self.metadata)
+            else:
+                checkpoint.save_training(self.out_dir / name, state, self.metadata, self.progress)
+        hosts.wait_for_all(f"{name} written")

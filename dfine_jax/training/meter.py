@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 
-_KIND = re.compile(r"loss_(vfl|bbox|giou|fgl|ddf)")
+_KIND = re.compile(r"loss_(vfl|mal|focal|bbox|giou|fgl|ddf)")
 
 
 class Meter:
@@ -21,6 +21,7 @@ class Meter:
     def restart(self) -> None:
         """Measure the speed from here on."""
         self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+        self._wait_seconds = 0.0
 
     def stop(self) -> None:
         """Time from here on does not count."""
@@ -35,6 +36,14 @@ class Meter:
             for name, value in values.items():
                 self._sums[name] += value
 
+    def waited(self, seconds: float) -> None:
+        """Count time in which there was no batch."""
+        self._wait_seconds += seconds
+
+    def wait_share(self) -> float:
+        """Share of the time up to now in which there was no batch."""
+        return min(1.0, self._wait_seconds / max(self._elapsed(), 1e-9))
+
     def means(self) -> dict[str, float]:
         """Mean of each value."""
         return {name: total / self._count for name, total in self._sums.items()}
@@ -48,7 +57,8 @@ class Meter:
 
 
 def by_kind(terms: Mapping[str, float]) -> dict[str, float]:
-    """Weighted loss terms summed over layers: ``loss_vfl``, ``loss_bbox``, ``loss_giou``, ``loss_fgl``, ``loss_ddf``.
+    """Weighted loss terms summed over layers: ``loss_vfl`` (or ``loss_mal``, ``loss_focal``), ``loss_bbox``,
+    ``loss_giou``, ``loss_fgl``, ``loss_ddf``.
 
     Other names stay as they are.
     """

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 PyTree = Any
 
@@ -27,6 +27,8 @@ class TrainState:
     opt_state: optax.OptState
     ema_params: PyTree
     ema_batch_stats: PyTree
+    ema_updates: Int[Array, ""]  # steps the average has seen since its start
+    ema_shift: Float[Array, ""]  # added to the configured decay; stage 2 changes it
     key: PRNGKeyArray
 
 
@@ -44,6 +46,8 @@ def create_state(variables: dict[str, PyTree], tx: optax.GradientTransformation,
         opt_state=tx.init(params),
         ema_params=copy(params),
         ema_batch_stats=copy(batch_stats),
+        ema_updates=jnp.zeros((), jnp.int32),
+        ema_shift=jnp.zeros((), jnp.float32),
         key=key,
     )
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+from conftest import ROOT
 
 from dfine_jax.cli import main
 from dfine_jax.config import Config
 from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.models.dfine import DFine
 from dfine_jax.training import loop
 from dfine_jax.training.checkpoint import Metadata, save_weights
+from dfine_jax.training.tables import published
 from dfine_jax.variants import model_config
+from dfine_jax.weights import LoadedModel
 
 EXPERIMENT = """
 from dfine_jax.config import Config, OptimConfig
+from dfine_jax.training.tables import published
 from dfine_jax.variants import model_config
+from dfine_jax.weights import LoadedModel
 
 def get_config():
     return Config(model_config("s"), optim=OptimConfig(lr=0.5))
@@ -48,7 +55,7 @@ def test_a_variant_is_adapted_to_the_data(data, planned, tmp_path, capsys):
     assert (config.data.height_px, config.data.width_px, config.data.augment) == (64, 96, "none")
     assert (config.train.epochs, config.train.batch_size, config.optim.lr) == (4, 2, 0.25)
     assert options["start"] is None and not options["resume"]
-    assert options["notes"][0] == "N, 4 classes, 5 images: 4 epochs of 2 steps of 2 images"
+    assert options["notes"][0] == "N, 4 classes, 5 images: 4 epochs of 2 steps of 2 images (table dfine_custom)"
     assert "AP 0.500 in epoch 3" in capsys.readouterr().out
 
 
@@ -59,6 +66,57 @@ def test_an_experiment_file_is_taken_as_it_is(data, planned, tmp_path):
     config = planned[0][0]
     assert config.model == model_config("s", num_classes=4)
     assert (config.optim.lr, config.train.epochs, config.train.batch_size) == (0.5, 7, 128)
+
+
+def test_a_file_of_variants_and_the_published_recipes(data, planned, tmp_path):
+    recipe = f"{ROOT / 'experiments' / 'deim_coco.py'}:m"
+    assert main(["train", recipe, "--data", str(data), "--out", str(tmp_path / "run")]) == 0
+    expected = published("deim_coco", "m")
+    assert planned[0][0] == dataclasses.replace(expected, model=dataclasses.replace(expected.model, num_classes=4))
+
+
+def test_the_method_chooses_the_recipe_and_is_found_in_the_weights(data, planned, tmp_path, monkeypatch):
+    where = ["--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2"]
+    assert main(["train", "s", "--method", "deim", *where, "--max-hours", "2"]) == 0
+    config, options = planned[0][0], planned[0][3]
+    assert (config.train.method, config.loss.class_loss, config.data.augment) == ("deim", "mal", "deim")
+    assert config.model.decoder_activation == config.model.mlp_activation == "silu" and options["max_hours"] == 2
+    stored = LoadedModel(DFine(config.model), {}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
+    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source: stored)
+    monkeypatch.setattr("dfine_jax.commands.train.start_weights", lambda *rest: None)
+    assert main(["train", "s", "--weights", "own", *where]) == 0
+    assert planned[1][0].train.method == "deim" and planned[1][0].model.mlp_activation == "silu"
+    assert main(["train", "s", "--weights", "own", "--method", "dfine", *where]) == 0
+    assert planned[2][0].train.method == "dfine" and planned[2][0].model.mlp_activation == "silu"
+    assert "activations as in the weights: silu" in planned[2][3]["notes"]
+
+
+def test_a_plan_is_printed_saved_and_taken_up_again(data, planned, tmp_path, capsys):
+    plan = tmp_path / "plans" / "cells.json"
+    where = ["--data", str(data), "--out", str(tmp_path / "run")]
+    command = ["train", "n", "optim.lr=0.25", "--epochs", "4", *where, "--save-plan", str(plan), "--dry-run"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "N, 4 classes, 5 images" in printed and "train.stage2_epoch = 4 (table: 200)" in printed
+    assert "optim.lr=0.25 (given)" in printed and not planned and not (tmp_path / "run").exists()
+    assert main(["train", str(plan), *where]) == 0
+    config = planned[0][0]
+    assert (config.optim.lr, config.train.epochs, config.train.stage2_epoch) == (0.25, 4, 4)
+
+
+def test_the_backbone_of_a_file(data, planned, tmp_path, monkeypatch):
+    backbone = {"params": {"stem": 1}, "batch_stats": {"stem": 2}}
+    monkeypatch.setattr(
+        "dfine_jax.models.dfine.init_variables",
+        lambda *rest: {"params": {"backbone": {"stem": 0}, "decoder": 0}, "batch_stats": {"backbone": {"stem": 0}}},
+    )
+    monkeypatch.setattr("dfine_jax.weights.with_backbone", lambda fresh, new: {"fresh": fresh, "new": new})
+    monkeypatch.setattr("converters.backbone.import_backbone", lambda file, config: backbone)
+    where = ["--data", str(data), "--out", str(tmp_path / "run")]
+    assert main(["train", "l", "--backbone", "B4.pth", *where]) == 0
+    config, _, _, options = planned[0]
+    assert options["start"].variables["new"] is backbone and "backbone from B4.pth" in options["notes"]
+    assert config.model.backbone_frozen_bn and config.optim.backbone_lr == pytest.approx(1.25e-5 * (5 / 32) ** 0.5)
 
 
 def test_resuming_takes_the_stored_configuration(data, planned, tmp_path):
@@ -82,6 +140,13 @@ def test_resuming_takes_the_stored_configuration(data, planned, tmp_path):
         (["n", "--resume"], "holds no run to resume"),
         (["n", "--resume", "--epochs", "3"], "leave out --epochs"),
         (["n", "model.num_classes=9"], "the data has 4 classes"),
+        (["n", "--backbone", "absent.pth"], "absent.pth does not exist; give a backbone file"),
+        (["n", "--backbone", "a", "--weights", "b"], "leave out --backbone"),
+        (["mine.py", "--method", "deim"], "mine.py says itself whose recipe it is"),
+        (["n", "--max-hours", "0"], "--max-hours 0 must be above 0"),
+        (["n", "--processes", "2"], "are given together or not at all"),
+        (["n", "--coordinator", "localhost:1", "--processes", "2", "--process", "2"], "give 0 to 1, each once"),
+        (["n", "optim.freeze=[1]"], "optim.freeze=1 must be of type str"),
         (["n", "--wieghts", "x"], "unknown option --wieghts; did you mean --weights"),
     ],
 )

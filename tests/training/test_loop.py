@@ -14,7 +14,7 @@ from tiny import tiny_config
 from dfine_jax.data.coco import find_split, read_coco
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.training import checkpoint, loop
+from dfine_jax.training import checkpoint, loop, skipped
 from dfine_jax.training.log import read_metrics
 from dfine_jax.training.optimizer import make_optimizer
 from dfine_jax.training.state import create_state
@@ -99,7 +99,8 @@ def test_a_run_leaves_what_it_promises(uninterrupted, config, data):
     assert metadata.class_names == data[0].names and metadata.category_ids == data[0].category_ids
     assert metadata.config == config
     assert checkpoint.load_metadata(uninterrupted / "best").ap == progress.best_ap
-    assert "epoch 2/2" in (uninterrupted / "log.txt").read_text()
+    log = (uninterrupted / "log.txt").read_text()
+    assert "epoch 2/2" in log and "compiled the train step in" in log and "GiB per device" in log
 
 
 def test_stopped_by_a_signal_in_mid_epoch_and_resumed(uninterrupted, data, config, tmp_path, monkeypatch):
@@ -181,7 +182,76 @@ def test_repeated_non_finite_steps_end_the_run(data, config, tmp_path, monkeypat
     strict = dataclasses.replace(config, train=dataclasses.replace(config.train, max_skipped_steps=2))
     with pytest.raises(UserError, match="2 steps in a row had a non-finite loss or gradient; lower optim.lr"):
         loop.train(strict, *data, tmp_path)
-    assert (tmp_path / "log.txt").read_text().count("a step was skipped") == 2
+    assert (tmp_path / "log.txt").read_text().count("was skipped: loss") == 2
+
+
+def test_the_batch_of_a_skipped_step_can_be_computed_again(data, config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        poisoned(patch, [2])
+        interrupt(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        loop.train(config, *data, tmp_path)
+    (file,) = (tmp_path / "skipped").iterdir()
+    batch, step, size_px = skipped.load_batch(file)
+    assert step == 1 and size_px == (64, 64) and batch.images.shape == (4, 64, 64, 3)
+    assert np.isnan(batch.boxes_cxcywh).all() and f"its batch is in {file}" in (tmp_path / "log.txt").read_text()
+    metrics = skipped.replay(tmp_path, file)
+    assert not metrics.finite and np.isnan(metrics.terms["loss_bbox"])
+    with pytest.raises(UserError, match="is not a batch kept by a run"):
+        skipped.load_batch(tmp_path / "log.txt")
+
+
+def scored(monkeypatch, aps):
+    """Evaluations after the 1-based epochs have these results."""
+    original = loop.stages.judge
+    monkeypatch.setattr(loop.stages, "judge", lambda p, ap, epoch, **rest: original(p, aps[epoch - 1], epoch, **rest))
+
+
+def test_the_second_stage_survives_every_stop(data, config, tmp_path, monkeypatch):
+    """Epochs 3 to 5 are stage 2: the first improves, the second does not and is undone, so the third repeats it."""
+    staged = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, epochs=5, stage2_epoch=2, checkpoint_steps=0),
+        optim=dataclasses.replace(config.optim, ema_restart_decay=0.8, ema_restart_step=0.1),
+        data=dataclasses.replace(config.data, augment="none"),
+    )
+    scored(monkeypatch, [0.3, 0.2, 0.4, 0.1, 0.05])
+    assert loop.train(staged, *data, tmp_path / "whole").finished
+    log = (tmp_path / "whole" / "log.txt").read_text()
+    assert "stage 2 begins with epoch 3" in log
+    assert log.count("back to the weights of epoch 1; decay of the average 0.8") == 1
+    assert log.count("back to the weights of epoch 1; decay of the average 0.7") == 1
+    state, progress = leaves(tmp_path / "whole" / "last", staged)
+    assert (progress.stage, progress.returns, progress.best_ap, progress.best_epoch) == (2, 1, 0.4, 3)
+    assert progress.stage_best_ap == 0.05  # epoch 5 is the first after a return
+    assert state[".ema_updates"] == 6 and state[".step"] == 15  # one epoch to the kept weights, one after the return
+    assert not (tmp_path / "whole" / "stage1").exists()
+    for step in (4, 8, 11):
+        with monkeypatch.context() as patch:
+            interrupt(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            out = tmp_path / f"stopped{step}"
+            assert not loop.train(staged, *data, out).finished
+        assert loop.train(staged, *data, out, resume=True).finished
+        found, found_progress = leaves(out / "last", staged)
+        assert not [path for path in state if not np.array_equal(found[path], state[path])], step
+        assert found_progress == progress
+
+
+def test_patience_ends_the_run_for_good(data, config, tmp_path, monkeypatch):
+    patient = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=9, patience=2))
+    scored(monkeypatch, [0.3, 0.2, 0.3, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])
+    result = loop.train(patient, *data, tmp_path)
+    assert result.finished and result.best_epoch == 1
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    assert "no new best in 2 evaluations: training ends" in (tmp_path / "log.txt").read_text()
+    assert loop.train(patient, *data, tmp_path, resume=True).finished
+    assert leaves(tmp_path / "last", patient)[0][".step"] == 9
+
+
+def test_the_clock_stops_a_run_as_a_signal_does(uninterrupted, data, config, tmp_path):
+    result = loop.train(config, *data, tmp_path, max_hours=0.0)
+    assert not result.finished and "--max-hours is up" in (tmp_path / "log.txt").read_text()
+    assert loop.train(config, *data, tmp_path, resume=True).finished
+    assert_same_end(tmp_path, uninterrupted, config)
 
 
 def test_errors_come_before_any_work(data, config, uninterrupted, tmp_path):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from golden_weights import variables_from_state_dict
 
-from dfine_jax.config import OptimConfig
+from dfine_jax.config import ConfigError, OptimConfig
 from dfine_jax.training import optimizer
-from dfine_jax.training.recipes import CUSTOM
+from dfine_jax.training.schedule import Constant
+from dfine_jax.training.tables import published
 from dfine_jax.variants import model_config
 
 # Specification 1.6, measured on the reference: (tensors, elements) of backbone, no-decay and remaining parameters.
@@ -42,7 +43,7 @@ def test_groups_are_those_of_the_reference(golden_dir, variant):
     if not keys.is_dir():
         pytest.skip("key lists of the official models not found")
     params = official_params(keys, variant)
-    optim = OptimConfig(decay_bias=CUSTOM[variant].decay_bias)
+    optim = published("dfine_custom", variant).optim
     rules = optimizer.match_rules(params, optimizer.parameter_rules(model_config(variant), optim))
     counts = {}
     jax.tree.map(lambda r, p: counts.setdefault((r.lr, r.decay), []).append(p.size), rules, params)
@@ -53,6 +54,59 @@ def test_groups_are_those_of_the_reference(golden_dir, variant):
     backbone = jax.tree_util.tree_leaves_with_path(params["backbone"])
     norms = sum("bn" in jax.tree_util.keystr(path) for path, _ in backbone)
     assert sum(p.ndim == 1 for p in frozen) == (norms if FROZEN_STEM[variant] else 0)
+
+
+# DEIM's effective groups: tensors of the backbone's rate, of the base rate without decay, and of the base rate with it.
+@pytest.mark.parametrize(
+    ("variant", "backbone_bn", "no_decay"),
+    [
+        ("n", "backbone", r"(norm\d?/scale|bias)$"),
+        ("s", "base", r"norm\d?/(scale|bias)$"),
+        ("l", "backbone", r"norm\d?/(scale|bias)$"),
+    ],
+)
+def test_groups_of_deim_are_the_effective_ones(golden_dir, variant, backbone_bn, no_decay):
+    keys = golden_dir.parent / "spec" / "keys"
+    if not keys.is_dir():
+        pytest.skip("key lists of the official models not found")
+    params = official_params(keys, variant)
+    config = published("deim_coco", variant)
+    rules = optimizer.match_rules(params, optimizer.parameter_rules(config.model, config.optim))
+    for path, rule in jax.tree_util.tree_leaves_with_path(rules):
+        name = "/".join(key.key for key in path)
+        if name.startswith("backbone/"):
+            norm = "/bn/" in name and backbone_bn == "base"
+            assert (rule.lr, rule.decay) == (("base", False) if norm else ("backbone", True)), name
+        else:
+            assert (rule.lr, rule.decay) == ("base", not re.search(no_decay, name)), name
+
+
+def test_frozen_by_rule():
+    optim = OptimConfig(lr=1.0, backbone_lr=1.0, weight_decay=0.5, freeze=("^backbone/", "head/bias$"))
+    params = jax.tree.map(jnp.asarray, small_params())
+    tx = optimizer.make_optimizer(model_config("n"), optim)
+    grads = optimizer.zero_frozen(params, optimizer.parameter_rules(model_config("n"), optim))
+    updates, _ = tx.update(grads, tx.init(params), params)
+    moved = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): bool(np.any(u))
+        for path, u in jax.tree.leaves_with_path(updates)
+    }
+    held = {name for name, moves in moved.items() if not moves}
+    assert held == {name for name in moved if name.startswith("backbone/")} | {"decoder/head/bias"}
+    assert optimizer.check_freeze(params, optim)[0] == sum(np.size(p) for p in jax.tree.leaves(params["backbone"])) + 2
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"),
+    [
+        (("^neck/",), r"'\^neck/' matches no parameter; they are named like "),
+        (("(",), "is not a regular expression"),
+        (("",), "holds all parameters"),
+    ],
+)
+def test_freezing_by_a_wrong_rule(freeze, message):
+    with pytest.raises(ConfigError, match=message):
+        optimizer.check_freeze(small_params(), OptimConfig(freeze=freeze))
 
 
 def test_a_rule_that_matches_nothing_is_an_error():
@@ -116,6 +170,8 @@ def test_update_is_torch_adamw(variant, decay_bias):
             np.testing.assert_allclose(ours, norm.item(), rtol=1e-12)
             grads = jax.tree.map(lambda g, n=ours: g * optimizer.clip_coefficient(n, 0.1), grads)
             updates, state = tx.update(grads, state, params)
+            share = Constant(optim.warmup_steps)(jnp.asarray(step))
+            updates = jax.tree.map(lambda u, share=share: share * u, updates)
             params = jax.tree.map(jnp.add, params, updates)
             for p, w in zip(jax.tree.leaves(params), weights, strict=True):
                 np.testing.assert_allclose(p, w.detach().numpy(), rtol=1e-9, atol=1e-12)
@@ -123,16 +179,6 @@ def test_update_is_torch_adamw(variant, decay_bias):
         assert np.array_equal(frozen, small_params()["backbone"]["stages_0"]["bn"]["scale"]) == (variant == "l")
 
 
-def test_warmup_counts_from_one():
-    factors = [float(optimizer.warmup_factor(jnp.asarray(k), 4)) for k in range(6)]
-    assert factors == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert optimizer.warmup_factor(jnp.asarray(0), 0) == 1.0
-
-
-def test_average_follows_the_reference():
-    optim = OptimConfig(ema_decay=0.9999, ema_warmup_steps=1000)
-    np.testing.assert_allclose(optimizer.ema_decay(jnp.asarray(1), optim), 0.9999 * (1 - np.exp(-1 / 1000)), rtol=1e-4)
-    constant = OptimConfig(ema_decay=0.9, ema_warmup_steps=0)
-    np.testing.assert_allclose(optimizer.ema_decay(jnp.asarray(1), constant), 0.9, rtol=1e-6)
+def test_average_moves_by_the_rest_of_the_decay():
     out = optimizer.ema_update({"w": jnp.asarray(2.0)}, {"w": jnp.asarray(4.0)}, jnp.asarray(0.75))
     assert float(out["w"]) == 2.5

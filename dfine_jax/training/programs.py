@@ -1,0 +1,82 @@
+"""The compiled train steps of a run, one per input size, made before the first step; and what memory they take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from dfine_jax.config import Config
+from dfine_jax.training.state import TrainState
+from dfine_jax.training.step import StepMetrics, make_train_step, spread
+from dfine_jax.typing import Batch
+
+Size = tuple[int, int]
+_GIB = 1 << 30
+
+
+class TrainPrograms:
+    """``programs(size_px, state, batch)`` takes a step at that size."""
+
+    def __init__(self, config: Config, tx: optax.GradientTransformation, sizes_px: Sequence[Size], steps: int) -> None:
+        base = (config.data.height_px, config.data.width_px)
+        self._steps: dict[Size, Any] = {
+            size: make_train_step(config, tx, steps_per_epoch=steps, size_px=None if size == base else size)
+            for size in sizes_px
+        }
+        self.peak_bytes = 0  # of a device, over all sizes; known after compile
+
+    def __call__(self, size_px: Size, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """State and metrics after the step; the state given is consumed."""
+        return self._steps[size_px](state, spread(batch))
+
+    def compile(self, state: TrainState, batch: Batch, say: Callable[[str], None]) -> None:
+        """Compile for all sizes with a progress bar, and say how long it took and what memory a device will need.
+
+        Args:
+          batch: as the steps will get it.
+        """
+        started = time.perf_counter()
+        names = ", ".join(f"{height}x{width}" for height, width in self._steps)
+        if len(self._steps) > 1:
+            say(f"input sizes of this run: {names}; each is compiled once, now")
+        with tqdm(self._steps, unit="size", desc="compile", leave=False, disable=None) as bar:
+            for size in bar:
+                bar.set_postfix_str(f"{size[0]}x{size[1]}")
+                compiled = self._steps[size].lower(state, batch).compile()
+                self.peak_bytes = max(self.peak_bytes, peak_bytes(compiled))
+                self._steps[size] = compiled
+        say(f"compiled the train step in {time.perf_counter() - started:.0f} s ({names})")
+        say(memory_line(self.peak_bytes, state))
+
+
+def peak_bytes(compiled: Any) -> int:
+    """Largest memory of a device while the program runs, in- and outputs included; 0 when the backend does not tell."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return 0
+    whole = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return int(whole - stats.alias_size_in_bytes)
+
+
+def memory_line(peak: int, state: TrainState) -> str:
+    """The need of a device in words, with a warning and the cures when it exceeds what the device has."""
+    held = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(dataclass_arrays(state)))
+    text = f"memory of a train step: {peak / _GIB:.2f} GiB per device, {held / _GIB:.2f} of it weights and optimiser"
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    if limit and peak > limit:
+        text += (
+            f"; the device has {limit / _GIB:.2f} GiB, so this will not fit: take a smaller --batch-size, or "
+            'train.accumulate=2, or train.remat=["backbone","encoder","decoder"]'
+        )
+    return text
+
+
+def dataclass_arrays(state: TrainState) -> list[Any]:
+    """The large parts of the state."""
+    return [state.params, state.batch_stats, state.opt_state, state.ema_params, state.ema_batch_stats]

@@ -1,0 +1,79 @@
+"""Checks before a run: configuration, data, devices and the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dfine_jax.config import Config, validate
+from dfine_jax.data.coco import check_same_categories
+from dfine_jax.data.dataset import Dataset
+from dfine_jax.errors import UserError
+from dfine_jax.training import checkpoint, hosts
+from dfine_jax.training.checkpoint import Metadata
+
+START = "stage1"  # folder of the state that stage 2 starts from, in the run's
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Weights a run starts from, made for the classes of the data, and where they come from."""
+
+    variables: dict[str, Any]
+    source: Metadata | None = None
+
+
+def check(config: Config, train_data: Dataset, val_data: Dataset | None) -> None:
+    """Configuration, data and devices fit.
+
+    Raises:
+      UserError: they do not; the message names the value and the cure.
+    """
+    validate(config)
+    if val_data is not None:
+        check_same_categories(train_data, val_data)
+    if config.model.num_classes != len(train_data.names):
+        raise UserError(
+            f"model.num_classes={config.model.num_classes}, but {train_data.annotation_file} has "
+            f"{len(train_data.names)} classes; set model.num_classes={len(train_data.names)}"
+        )
+    devices, batch, parts = jax.device_count(), config.train.batch_size, config.train.accumulate
+    if batch % (devices * parts):
+        over = f"the {devices} devices it is split over" + (f", times train.accumulate={parts}" if parts > 1 else "")
+        raise UserError(f"train.batch_size={batch} must be a multiple of {over}")
+
+
+def claim(out_dir: Path, resume: bool) -> None:
+    """Make the folder ready for a run.
+
+    Raises:
+      UserError: it holds a run, or, to resume, none.
+    """
+    last = out_dir / "last"
+    held = any(
+        path.exists() for path in (last, checkpoint.replaced_path(last), out_dir / "best", out_dir / "metrics.csv")
+    )
+    hosts.wait_for_all("look at the run folder")  # before the first host changes anything
+    if held and not resume:
+        raise UserError(f"{out_dir} holds a run; continue it with --resume or choose another folder")
+    if resume:
+        checkpoint.settled(last)
+    out_dir.mkdir(parents=True, exist_ok=True)
+
+
+def check_same_data(now: Metadata, stored: Metadata, folder: Path) -> None:
+    """A resumed run has the data it was started with.
+
+    Raises:
+      UserError: it has not.
+    """
+    cure = f"resume with the same data, or start a new run with --weights {folder / 'last'}"
+    if (now.class_names, now.category_ids) != (stored.class_names, stored.category_ids):
+        raise UserError(f"the data has other classes than the run in {folder} was started with; {cure}")
+    if stored.num_images and now.num_images != stored.num_images:
+        raise UserError(
+            f"the data has {now.num_images} training images, the run in {folder} had {stored.num_images}; {cure}"
+        )

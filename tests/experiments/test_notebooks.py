@@ -1,0 +1,105 @@
+"""The notebooks run from top to bottom, on small sizes, and show what their texts say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.models.dfine import init_variables
+from dfine_jax.training.checkpoint import Metadata, save_weights
+
+sys.path.append(str(ROOT / "tests" / "training"))
+from tiny import tiny_config  # noqa: E402
+
+NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
+
+
+def cells(path):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def run(name, parameters):
+    """Names that the notebook leaves behind, run with other values in its cell of parameters."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    values = {"__name__": "notebook"}
+    for number, cell in enumerate(cells(ROOT / "experiments" / "notebooks" / name)):
+        exec(compile("".join(cell["source"]), f"{name}, code cell {number}", "exec"), values)
+        if "parameters" in cell["metadata"].get("tags", []):
+            assert parameters.keys() <= values.keys()
+            values.update(parameters)
+    matplotlib.pyplot.close("all")
+    return values
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=12, num_val=9, size_px=96, seed=0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data, tmp_path_factory):
+    """A shrunken model that knows two of the four shapes."""
+    names = read_coco(*find_split(data, "val")).names[:2]
+    config = tiny_config(model={"num_classes": 2})
+    path = tmp_path_factory.mktemp("model") / "best"
+    save_weights(path, init_variables(config.model, jax.random.key(0)), Metadata(config, names, (0, 1)))
+    return path
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_notebooks_are_stored_without_outputs(path: Path):
+    assert len(NOTEBOOKS) == 2
+    for cell in cells(path):
+        assert not cell["outputs"] and cell["execution_count"] is None
+
+
+def test_loss_terms(data, checkpoint, capsys):
+    values = run("loss_terms.ipynb", {"CHECKPOINT": str(checkpoint), "DATA": str(data)})
+    edges, slopes = np.asarray(values["edges"]), {k: np.asarray(v) for k, v in values["slopes"].items()}
+    inside = edges < 0.69
+    np.testing.assert_allclose(-slopes["bbox"][inside], 5 * 1.5, rtol=1e-3)  # width moves by 1, the centre by 1/2
+    np.testing.assert_allclose(-slopes["giou"][inside], 2 / 0.4, rtol=1e-3)  # IoU is width / 0.4
+    assert all((-slope[inside] > 0).all() and (slope[edges > 0.72] > 0).all() for slope in slopes.values())
+    assert all(not np.any(gradient) for gradient in values["pull_of_class_loss"].values())
+    push = {name: np.asarray(value) for name, value in values["push"].items()}
+    assert int(np.argmax(push["fgl"])) == int(np.argmax(values["wanted"]))
+    assert all(abs(value.sum()) < 1e-5 for value in push.values())  # a softmax only moves probability around
+
+    layers = values["layers"]
+    assert len(values["refinement_figure"].axes) == 4 * layers
+    norms = values["norms"]
+    assert norms["loss_bbox_aux_0"][0][0] > 0 and norms["loss_bbox_aux_0"][0][1] == 0
+    assert norms["loss_fgl"][1][1] > 0 and norms["loss_fgl"][1][0] == 0
+    assert norms["loss_ddf_aux_0"][1][0] > 0 and norms["loss_ddf_aux_0"][1][1] == 0  # the teacher learns nothing
+    assert all(not np.any(norms["loss_vfl"][i]) for i in range(2))
+    assert "loss_ddf_aux_0" in capsys.readouterr().out
+
+    widths, scores = np.asarray(values["WIDTHS"]), np.asarray(values["SCORES"])
+    for name, power in (("vfl", 1.0), ("mal", 1.5)):
+        pull = np.asarray(values["pulls"][name])
+        expected = widths[:, None] ** power - scores
+        weight = widths[:, None] if name == "vfl" else 1.0
+        np.testing.assert_allclose(pull, weight * expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_fine_tune(data, checkpoint, tmp_path, capsys):
+    parameters = {"DATA": str(data), "WEIGHTS": str(checkpoint), "OUT": str(tmp_path / "run")}
+    values = run("fine_tune.ipynb", {**parameters, "EPOCHS": 2, "SIZE_PX": 64, "BATCH_SIZE": 4})
+    assert values["result"].finished and (tmp_path / "run" / "best" / "metadata.json").is_file()
+    printed = capsys.readouterr().out
+    assert "train: 12 images; circle" in printed and "AP by class" in printed
+    assert values["moved"].origins["star"] is None or values["moved"].origins["circle"] is None
+    titles = [axis.get_title() for axis in values["curves_figure"].axes]
+    assert any("Average precision" in title for title in titles)
+    assert len(values["detections_figure"].axes) == 6

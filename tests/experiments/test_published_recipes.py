@@ -1,0 +1,139 @@
+"""Every experiments file resolves to exactly the published table."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from conftest import ROOT
+
+from dfine_jax.config import validate
+from dfine_jax.training.schedule import make_schedule
+from dfine_jax.training.tables import recipes
+
+# lr, backbone lr, weight decay, batch, evaluation batch, epochs, stop epoch, restart decay, repeat, warm-up of lr, of EMA
+DFINE = """
+coco n        8e-4   4e-4    1e-4    128 256 160 148 .9999 0  500 1000
+coco s        2e-4   1e-4    1e-4    32  64  132 120 .9999 20 500 1000
+coco m        2e-4   2e-5    1e-4    32  64  132 120 .9999 6  500 1000
+coco l        2.5e-4 1.25e-5 1.25e-4 32  64  80  72  .9999 4  500 1000
+coco x        2.5e-4 2.5e-6  1.25e-4 32  64  80  72  .9998 3  500 1000
+objects365 n  8e-4   4e-4    1e-4    128 256 48  500 .9999 0  500 1000
+objects365 s  2.5e-4 1.25e-4 1.25e-4 32  64  36  500 .9999 20 500 1000
+objects365 m  2.5e-4 2.5e-5  1.25e-4 32  64  36  500 .9999 6  500 1000
+objects365 l  2.5e-4 1.25e-5 1.25e-4 32  64  24  500 .9999 4  500 1000
+objects365 x  2.5e-4 2.5e-6  1.25e-4 32  64  24  500 .9999 3  500 1000
+obj2coco n    8e-4   4e-4    1e-4    128 256 64  56  .9999 0  0   0
+obj2coco s    2.5e-4 1.25e-4 1.25e-4 32  64  64  56  .9999 10 0   0
+obj2coco m    2.5e-4 2.5e-5  1.25e-4 32  64  56  48  .9999 6  0   0
+obj2coco l    2.5e-4 1.25e-5 1.25e-4 32  64  36  30  .9999 4  0   0
+obj2coco x    2.5e-4 2.5e-6  1.25e-4 32  64  36  30  .9999 3  0   0
+custom n      8e-4   4e-4    1e-4    128 256 220 200 .9999 0  500 1000
+custom s      4e-4   2e-4    1e-4    64  128 220 200 .9999 20 500 1000
+custom m      2.5e-4 2.5e-5  1.25e-4 32  64  132 120 .9999 6  500 1000
+custom l      2.5e-4 1.25e-5 1.25e-4 32  64  80  72  .9999 4  500 1000
+custom x      2.5e-4 2.5e-6  1.25e-4 32  64  80  72  .9998 3  500 1000
+crowdhuman n  8e-4   4e-4    1e-4    128 256 220 200 .9999 0  500 1000
+crowdhuman s  4e-4   2e-4    1e-4    64  128 220 200 .9999 20 500 1000
+crowdhuman m  2.5e-4 2.5e-5  1.25e-4 32  64  220 200 .9999 6  500 1000
+crowdhuman l  2.5e-4 1.25e-5 1.25e-4 32  64  140 120 .9999 4  500 1000
+crowdhuman x  2.5e-4 2.5e-6  1.25e-4 32  64  140 120 .9998 3  500 1000
+"""
+# the same columns, then smallest rate, flat epochs, last epochs without augmentation, e0, e1, e2
+DEIM = """
+coco n     8e-4   4e-4   1e-4    128 256 160 148 .9999 0  2000 1000 1.0 7800  12 4 78 148
+coco s     4e-4   2e-4   1e-4    32  64  132 120 .9999 20 2000 1000 .5  64    12 4 64 120
+coco m     4e-4   4e-5   1e-4    32  64  102 90  .9999 6  2000 1000 .5  49    12 4 49 90
+coco l     5e-4   2.5e-5 1.25e-4 32  64  58  50  .9999 4  2000 1000 .5  29    8  4 29 50
+coco x     5e-4   5e-6   1.25e-4 32  64  58  50  .9998 3  2000 1000 .5  29    8  4 29 50
+obj2coco x 2.5e-4 2.5e-6 1.25e-4 32  64  24  20  .9999 3  0    0    1.0 12000 4  2 12 20
+"""
+CLASSES = {"coco": 80, "obj2coco": 80, "objects365": 366, "custom": 777, "crowdhuman": 1}
+
+
+def rows(text):
+    return [line.split() for line in text.strip().splitlines()]
+
+
+def resolved(method, data, variant):
+    return importlib.import_module(f"experiments.{method}_{data}").get_config(variant)
+
+
+def common(config):
+    optim, train, data = config.optim, config.train, config.data
+    return [
+        *(optim.lr, optim.backbone_lr, optim.weight_decay, train.batch_size, train.eval_batch_size, train.epochs),
+        *(train.stage2_epoch, optim.ema_restart_decay, data.multi_scale_repeat, optim.warmup_steps),
+        optim.ema_warmup_steps,
+    ]
+
+
+def check_what_all_share(config, data):
+    optim, loss = config.optim, config.loss
+    validate(config)
+    assert (optim.beta1, optim.beta2, optim.clip_norm, optim.ema_decay) == (0.9, 0.999, 0.1, 0.9999)
+    assert (loss.cost_class, loss.cost_bbox, loss.cost_giou, loss.focal_alpha, loss.focal_gamma) == (2, 5, 2, 0.25, 2)
+    weights = (loss.weight_class, loss.weight_bbox, loss.weight_giou, loss.weight_fgl, loss.weight_ddf)
+    assert weights == (1, 5, 2, 0.15, 1.5) and loss.ddf_temperature == 5
+    assert (loss.num_denoising, loss.label_noise_ratio, loss.box_noise_scale) == (100, 0.5, 1.0)
+    pipeline = config.data
+    assert (pipeline.height_px, pipeline.width_px, pipeline.resize) == (640, 640, "stretch")
+    probabilities = (pipeline.photometric_prob, pipeline.zoom_out_prob, pipeline.iou_crop_prob, pipeline.flip_prob)
+    assert probabilities == (0.5, 0.5, 0.8, 0.5)
+    assert config.model.num_classes == CLASSES[data] and config.model.num_queries == 300
+
+
+@pytest.mark.parametrize("row", rows(DFINE), ids=lambda row: "-".join(row[:2]))
+def test_dfine(row):
+    data, variant, *numbers = row
+    config = resolved("dfine", data, variant)
+    assert common(config) == [float(n) for n in numbers]
+    check_what_all_share(config, data)
+    assert config.data.augment == "dfine" and config.data.stop_augment_epoch == config.train.stage2_epoch
+    assert config.data.start_augment_epoch == 0 and config.train.method == "dfine"
+    assert (config.loss.class_loss, config.loss.vfl_alpha, config.loss.vfl_gamma) == ("vfl", 0.75, 2.0)
+    assert config.optim.schedule == "constant" and config.optim.backbone_bn == "backbone"
+    assert config.optim.decay_bias == (variant in "lx")
+    model = config.model
+    assert (model.decoder_activation, model.mlp_activation) == ("relu", "relu")
+    assert model.backbone_frozen_bn == model.backbone_frozen_stem == (variant in "lx")
+
+
+@pytest.mark.parametrize("row", rows(DEIM), ids=lambda row: "-".join(row[:2]))
+def test_deim(row):
+    data, variant, *numbers = row
+    config = resolved("deim", data, variant)
+    optim, policy = config.optim, config.data
+    dense = [optim.min_lr_ratio, optim.flat_epochs, optim.final_epochs]
+    dense += [policy.start_augment_epoch, policy.stop_mosaic_epoch, policy.stop_augment_epoch]
+    assert common(config) + dense == [float(n) for n in numbers]
+    check_what_all_share(config, data)
+    assert (policy.augment, policy.mosaic_prob, policy.mosaic_cache, policy.mixup_prob) == ("deim", 0.5, 0, 0.5)
+    loss = config.loss
+    assert (loss.class_loss, loss.mal_gamma, loss.mal_alpha) == ("mal", 1.5, 1.0) and config.train.method == "deim"
+    assert optim.schedule == "flat_cosine" and optim.decay_bias == (variant != "n")
+    assert optim.backbone_bn == ("base" if variant in "sm" else "backbone")
+    model, tuned = config.model, data == "obj2coco"
+    assert (model.decoder_activation, model.mlp_activation) == (("relu",) * 2 if tuned else ("silu",) * 2)
+    assert model.backbone_frozen_bn == model.backbone_frozen_stem == tuned
+
+
+def test_no_table_is_missing_or_without_a_file():
+    known = {f"{m}_{row[0]}": set() for m, text in (("dfine", DFINE), ("deim", DEIM)) for row in rows(text)}
+    for method, text in (("dfine", DFINE), ("deim", DEIM)):
+        for data, variant, *_ in rows(text):
+            known[f"{method}_{data}"].add(variant)
+    assert {name: set(variants) for name, variants in recipes().items()} == known
+    files = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}
+    assert set(known) <= files
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_the_notes_name_their_command_and_a_default(name):
+    module = importlib.import_module(f"experiments.{name}")
+    assert f"dfine train experiments/{name}.py" in module.__doc__
+    config = module.get_config()
+    make_schedule(config, 100)
+    assert config.model.variant in recipes()[name]
+    with pytest.raises(ValueError, match="no published recipe"):
+        module.get_config("q")
