@@ -21,6 +21,7 @@ class Session(Protocol):
 
     artefact: Artefact
     input_dtypes: dict[str, np.dtype]  # as the graph declares them
+    max_batch: int | None  # largest batch of one run where the file accepts several; None: no limit
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name for inputs by name; the arrays returned are the caller's."""
@@ -129,7 +130,7 @@ class ArtefactBackend(Backend):
         return {name: value.astype(declared[name], copy=False) for name, value in out.items()}
 
     def _run(self, images: np.ndarray, size_px: np.ndarray | None) -> dict[str, np.ndarray]:
-        step = self.artefact.input.batch or max(len(images), 1)
+        step = self.artefact.input.batch or min(max(len(images), 1), self.session.max_batch or len(images))
         parts = [
             self._run_one(images[i : i + step], None if size_px is None else size_px[i : i + step], step)
             for i in range(0, len(images), step)

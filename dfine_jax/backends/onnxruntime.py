@@ -59,6 +59,7 @@ class OnnxRuntimeSession:
             raise missing(path)
         self.artefact = from_json(text, Path(path))
         self.input_dtypes = {entry.name: _dtype(entry.type) for entry in self._session.get_inputs()}
+        self.max_batch: int | None = None
         self._outputs = [entry.name for entry in self._session.get_outputs()]
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -57,6 +57,7 @@ class OpenVinoSession:
             ) from error
         self._request = self._compiled.create_infer_request()
         self.input_dtypes = {port.get_any_name(): port.get_element_type().to_dtype() for port in self._compiled.inputs}
+        self.max_batch: int | None = None
         self._outputs = {port.get_any_name(): port for port in self._compiled.outputs}
         self._version = ov.get_version().split("-")[0]
 

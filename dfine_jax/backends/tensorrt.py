@@ -55,6 +55,8 @@ class TensorRtSession:
         self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == mode]
         self._outputs = [name for name in names if name not in self._inputs]
         self.input_dtypes = {name: self._dtype(name) for name in self._inputs}
+        profile = built.get("profile", {}).get(self.artefact.input.name)
+        self.max_batch = profile[2][0] if profile else None
         self._plans: dict[tuple[tuple[int, ...], ...], _Plan] = {}
         self._held: list[int] = []  # device and pinned host memory, alternating
         weakref.finalize(self, _free, self._cuda, self._held)
