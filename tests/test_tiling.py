@@ -199,3 +199,35 @@ def test_nothing_found(detector):
 def test_wrong_tilings_are_refused(values, message):
     with pytest.raises(UserError, match=message):
         Tiling(*values)
+
+
+def test_thousands_of_objects_seen_with_errors_through_a_hundred_tiles():
+    """Objects of three classes that overlap each other, each view with its own errors of about a pixel."""
+    rng = np.random.default_rng(0)
+    side, count = 5000, 4000
+    corner = rng.uniform(0, side - 10, (count, 2))
+    truth = np.concatenate([corner, np.minimum(corner + rng.uniform(10, 120, (count, 2)), side)], 1)
+    labels = rng.integers(0, 3, count)
+    tiling = Tiling(640, 640, 0.2)
+    views = tiling.tiles(side, side)
+    results = []
+    for view in views:
+        seen = np.concatenate([np.maximum(truth[:, :2], view[:2]), np.minimum(truth[:, 2:], view[2:])], 1)
+        rows = np.flatnonzero(((seen[:, 2:] - seen[:, :2]) > 3).all(1))
+        boxes = seen[rows] - np.tile(view[:2], 2) + rng.normal(0, 0.7, (len(rows), 4))
+        results.append(result(*zip(labels[rows], rng.uniform(0.5, 1, len(rows)), boxes, strict=True), size=(640, 640)))
+    assert sum(len(r) for r in results) > 1.8 * count
+    out = merge(results, views, (side, side))
+    found = 0
+    for label in range(3):
+        boxes, true = out.boxes_xyxy_px[out.labels == label], truth[labels == label]
+        found += len(set(np.argwhere(iou(boxes, true) > 0.8)[:, 1]))
+    assert found / count > 0.985  # 0.994; non-maximum suppression at 0.5 finds 0.92 with a precision of 0.74
+    assert found / len(out) > 0.985
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
+    shared = np.maximum(high - low, 0).prod(-1)
+    area_a, area_b = ((x[:, 2:] - x[:, :2]).prod(-1) for x in (a, b))
+    return shared / (area_a[:, None] + area_b - shared)

@@ -61,7 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--batch-size",
         metavar="N",
         type=int,
-        help="images per run of the network (default: 1, or what it was made for)",
+        help="images per run of the network (default: 1, or as exported)",
     )
     detection.add_argument(
         "--tile", metavar="SIZE",
