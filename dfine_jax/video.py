@@ -29,7 +29,8 @@ _DEFAULT_RATE = Fraction(25)
 _TICKS = Fraction(1, 90_000)  # time base of written videos: fits all usual frame rates
 _JUMP_S = 1.0  # a timestamp this far behind the last one starts a new count
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
-_BT709 = 1  # number of this colour space in H.264
+_BT709, _UNTAGGED = 1, 2  # numbers of colour spaces in H.264
+_HD_PX = 720  # from this height on untagged videos are BT.709, as players take them
 _MPEG_RANGE = 1
 
 
@@ -149,7 +150,7 @@ class VideoReader:
             if self._seconds is not None and time_s >= self._seconds:
                 return
             if index % self._every == 0:
-                yield Frame(index, time_s, _upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame)))
+                yield Frame(index, time_s, _upright(_rgb(frame), _display_matrix(frame)))
 
     def _decoded(self) -> Iterator[Any]:
         packets = self._container.demux(self._stream)
@@ -303,6 +304,11 @@ class _Clock:
         else:
             self._now_s = now_s
         return self._now_s
+
+
+def _rgb(frame: Any) -> UInt8[np.ndarray, "h w 3"]:
+    untagged_hd = frame.colorspace == _UNTAGGED and frame.height >= _HD_PX
+    return frame.reformat(format="rgb24", src_colorspace="ITU709" if untagged_hd else None).to_ndarray()
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:

@@ -133,6 +133,15 @@ def test_written_videos_have_the_colours_size_and_aspect_of_the_pictures(tmp_pat
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
 
 
+@pytest.mark.parametrize(("height", "colours"), [(480, "ITU601"), (720, "ITU709")])
+def test_videos_that_do_not_name_their_colours_are_read_as_players_do(tmp_path, height, colours):
+    image = np.full((height, 640, 3), (200, 60, 20), np.uint8)
+    write_video(tmp_path / "a.mp4", [image], colours=colours)
+    with VideoReader(str(tmp_path / "a.mp4")) as reader:
+        (frame,) = reader
+    np.testing.assert_allclose(frame.image[100, 100], (200, 60, 20), atol=3)
+
+
 def test_a_writer_without_frames_leaves_no_file(tmp_path):
     with VideoWriter(tmp_path / "no" / "out.mp4"):
         pass

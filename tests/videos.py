@@ -21,9 +21,10 @@ def write_video(
     mirror: bool = False,
     aspect: Fraction | None = None,
     container: str | None = None,
+    colours: str | None = None,
 ) -> None:
     """H.264 frames shown at ``times_s`` (default: 10 per second), turned by the container by ``rotation`` degrees
-    counter-clockwise after mirroring."""
+    counter-clockwise after mirroring; ``colours`` are those of the conversion, the file does not name them."""
     import av
 
     frames = list(frames)
@@ -38,7 +39,7 @@ def write_video(
         if rotation or mirror:
             stream.set_display_rotation(rotation, hflip=mirror)
         for image, time_s in zip(frames, times, strict=True):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p", dst_colorspace=colours)
             frame.pts, frame.time_base = round(time_s / TICKS), TICKS
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
