@@ -317,6 +317,20 @@ def test_every_backend_gives_the_same_with_the_same_options(tmp_path, monkeypatc
             np.testing.assert_allclose([e[key] for e in entries], [e[key] for e in expected], atol=atol)
 
 
+def test_exported_files_are_predicted_with_without_jax(folder, clip, tmp_path):
+    for module in ("onnx", "onnxruntime"):
+        pytest.importorskip(module)
+    from toy_artefact import toy_model, write_toy
+
+    file = write_toy(tmp_path / "toy.onnx", toy_model()[1])
+    code = "import sys; from dfine_jax import cli; status = cli.main(sys.argv[1:]); "
+    code += "print(status, [m for m in ('jax', 'flax', 'torch') if m in sys.modules])"
+    command = [sys.executable, "-c", code, "predict", file, folder, clip, "--out", tmp_path / "out", "--tile", "40x50"]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert files(tmp_path / "out") == ["a.jpg", "b.png", "clip.mp4", "sub/a.jpg"]
+
+
 def test_ids_from_annotations(folder, tmp_path):
     annotations, results = tmp_path / "a.json", tmp_path / "r.json"
     images = [{"file_name": "a.jpg", "id": 5}, {"file_name": "sub/a.jpg", "id": 6}, {"file_name": "b.png", "id": 9}]
