@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dfine_jax.config import Config
 from dfine_jax.data.batch import Batch, EvalBatch
 from dfine_jax.data.dataset import Dataset
-from dfine_jax.data.pipeline import EvalLoader, TrainLoader
+from dfine_jax.data.pipeline import EvalLoader
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import Metrics, evaluate
 from dfine_jax.models.dfine import init_variables
@@ -27,7 +27,7 @@ from dfine_jax.training.meter import Meter
 from dfine_jax.training.optimizer import check_freeze, make_optimizer
 from dfine_jax.training.programs import TrainPrograms
 from dfine_jax.training.schedule import make_schedule
-from dfine_jax.training.setup import START, Start, check, check_same_data, claim
+from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
 from dfine_jax.training.skipped import keep_batch
 from dfine_jax.training.stages import Progress
 from dfine_jax.training.state import TrainState, create_state, ema_variables
@@ -107,23 +107,8 @@ class _Run:
         stop: Stop,
     ) -> None:
         self.config, self.out_dir, self.val_data, self.stop = config, out_dir, val_data, stop
-        data, train = config.data, config.train
-        size: dict[str, Any] = {"height_px": data.height_px, "width_px": data.width_px, "workers": data.workers}
-        size |= {"host_index": hosts.index(), "host_count": hosts.count()}
-        self.loader = TrainLoader(
-            train_data,
-            **size,
-            batch_size=train.batch_size,
-            max_objects=data.max_objects,
-            seed=train.seed,
-            augment=data,
-            epochs=train.epochs,
-        )
-        devices = jax.local_device_count()
-        eval_batch = -(-train.eval_batch_size // (devices * hosts.count())) * devices
-        self.eval_loader = None
-        if val_data is not None:
-            self.eval_loader = EvalLoader(val_data, **size, batch_size=eval_batch, resize=data.resize)
+        train = config.train
+        self.loader, self.eval_loader = make_loaders(config, train_data, val_data)
         self.steps = self.loader.steps_per_epoch
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
@@ -132,16 +117,7 @@ class _Run:
         self.eval_step = make_eval_step(config.model)
         init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda: start.variables if start else init_variables(config.model, init_key)
-        source = start.source if start else None
-        self.metadata = Metadata(
-            config,
-            train_data.names,
-            train_data.category_ids,
-            source_file=source.source_file if source else "",
-            source_sha256=source.source_sha256 if source else "",
-            licence=source.licence if source else "",
-            num_images=len(train_data),
-        )
+        self.metadata = describe(config, train_data, start)
         self.progress = Progress()
         self.metrics: Metrics | None = None
         self.skipped_in_a_row = 0
@@ -231,12 +207,12 @@ class _Run:
 
     def _from_start(self, state: TrainState) -> TrainState:
         """The best state of stage 1, at the step of now."""
-        shift = np.float32(stages.ema_shift(self.progress, self.config.optim))
+        shift = np.asarray(stages.ema_shift(self.progress, self.config.optim), state.ema_shift.dtype)
         if not (self.out_dir / START).is_dir():
             self.log.line("no evaluated epoch to return to: training goes on from here")
             return replicated(dataclasses.replace(state, ema_shift=shift))
         best, metadata, _ = self._load(START)
-        decay = self.config.optim.ema_decay + shift
+        decay = self.config.optim.ema_decay + float(shift)
         self.log.line(f"back to the weights of epoch {metadata.epoch}; decay of the average {decay:.6g}")
         return replicated(dataclasses.replace(best, step=np.asarray(hosts.on_host(state.step)), ema_shift=shift))
 

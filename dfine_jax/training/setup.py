@@ -1,4 +1,4 @@
-"""Checks before a run: configuration, data, devices and the folder."""
+"""Before a run: checks of configuration, data, devices and folder; loaders; what its checkpoints say."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 from dfine_jax.config import Config, validate
 from dfine_jax.data.coco import check_same_categories
 from dfine_jax.data.dataset import Dataset
+from dfine_jax.data.pipeline import EvalLoader, TrainLoader
 from dfine_jax.errors import UserError
 from dfine_jax.training import checkpoint, hosts
 from dfine_jax.training.checkpoint import Metadata
@@ -77,3 +78,44 @@ def check_same_data(now: Metadata, stored: Metadata, folder: Path) -> None:
         raise UserError(
             f"the data has {now.num_images} training images, the run in {folder} had {stored.num_images}; {cure}"
         )
+
+
+def make_loaders(
+    config: Config, train_data: Dataset, val_data: Dataset | None
+) -> tuple[TrainLoader, EvalLoader | None]:
+    """Batches of this host for training and, where there is validation data, evaluation.
+
+    Raises:
+      UserError: the data does not fit the configuration.
+    """
+    data, train = config.data, config.train
+    common: dict[str, Any] = {"height_px": data.height_px, "width_px": data.width_px, "workers": data.workers}
+    common |= {"host_index": hosts.index(), "host_count": hosts.count()}
+    loader = TrainLoader(
+        train_data,
+        **common,
+        batch_size=train.batch_size,
+        max_objects=data.max_objects,
+        seed=train.seed,
+        augment=data,
+        epochs=train.epochs,
+    )
+    if val_data is None:
+        return loader, None
+    devices = jax.local_device_count()
+    rows = -(-train.eval_batch_size // jax.device_count()) * devices
+    return loader, EvalLoader(val_data, **common, batch_size=rows, resize=data.resize)
+
+
+def describe(config: Config, train_data: Dataset, start: Start | None) -> Metadata:
+    """What the checkpoints of a new run say about it."""
+    source = start.source if start else None
+    return Metadata(
+        config,
+        train_data.names,
+        train_data.category_ids,
+        source_file=source.source_file if source else "",
+        source_sha256=source.source_sha256 if source else "",
+        licence=source.licence if source else "",
+        num_images=len(train_data),
+    )

@@ -47,7 +47,7 @@ def create_state(variables: dict[str, PyTree], tx: optax.GradientTransformation,
         ema_params=copy(params),
         ema_batch_stats=copy(batch_stats),
         ema_updates=jnp.zeros((), jnp.int32),
-        ema_shift=jnp.zeros((), jnp.float32),
+        ema_shift=jnp.zeros(()),
         key=key,
     )
 
