@@ -1,39 +1,80 @@
-"""What a run writes down: a readable log, one CSV row per epoch, a progress bar."""
+"""What a run writes down: a readable log, a table and a CSV row per epoch, curves, examples, TensorBoard."""
 
 from __future__ import annotations
 
 import csv
-import logging
+import re
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-logger = logging.getLogger("dfine_jax.training")
+from dfine_jax.training.sinks import Sink
 
+if TYPE_CHECKING:
+    from dfine_jax.evaluate import Metrics
+    from dfine_jax.training.examples import Examples
 
-def duration(seconds: float) -> str:
-    """Seconds as ``1:02:03`` or ``2:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+Row = Mapping[str, float | int | None]
+
+_HEADER_EVERY = 20  # lines of the table
+# Heading, the row's values that may stand there (the first that is present does), format.
+_COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("epoch", ("epoch",), "5.0f"),
+    ("loss", ("loss",), "7.2f"),
+    ("class", ("loss_vfl", "loss_mal", "loss_focal"), "6.2f"),
+    ("bbox", ("loss_bbox",), "6.2f"),
+    ("giou", ("loss_giou",), "6.2f"),
+    ("fgl", ("loss_fgl",), "6.2f"),
+    ("ddf", ("loss_ddf",), "6.2f"),
+    ("grad", ("grad_norm",), "7.2f"),
+    ("lr", ("lr",), "8.1e"),
+    ("img/s", ("images_per_s",), "6.1f"),
+    ("wait", ("data_wait",), "4.0%"),
+    ("AP", ("ap",), "6.3f"),
+    ("AP50", ("ap50",), "6.3f"),
+    ("F1", ("f1",), "6.3f"),
+    ("at", ("best_threshold",), "5.2f"),
+)
+_TERM = re.compile(r"loss_([a-z]+)_?(.*)")
+_GROUPS = {"lr": "optim", "backbone_lr": "optim", "grad_norm": "optim", "images_per_s": "speed", "data_wait": "speed"}
+_PER_EPOCH = ("epoch", "step", "skipped", "stage")  # count; no curves of their own
 
 
 class RunLog:
-    """``log.txt`` and ``metrics.csv`` of a run folder."""
+    """``log.txt``, ``metrics.csv`` and pictures of a run folder, and the sinks."""
 
-    def __init__(self, out_dir: Path, finished_epochs: int) -> None:
-        """Open for appending; CSV rows of epochs after ``finished_epochs`` (lost in a crash, run again) are dropped."""
+    def __init__(
+        self,
+        out_dir: Path,
+        finished_epochs: int,
+        sinks: Sequence[Sink] = (),
+        every: int = 10,
+        rates: Callable[[int], Mapping[str, float]] | None = None,
+        examples: Examples | None = None,
+    ) -> None:
+        """Open for appending; CSV rows of epochs after ``finished_epochs`` (lost in a crash, run again) are dropped.
+
+        Args:
+          every: steps whose mean is one point of the sinks' curves.
+          rates: learning rates at a 0-based step, for the sinks.
+          examples: images to draw after each evaluation.
+        """
+        self.out_dir, self._sinks, self._every, self._rates, self._examples = out_dir, sinks, every, rates, examples
         self._text = out_dir / "log.txt"
         self._csv = out_dir / "metrics.csv"
         self._columns: list[str] = []
+        self._table_lines = 0
+        self._best_ap = -1.0
+        self._window: dict[str, list[float]] = defaultdict(list)
         if self._csv.exists():
-            with self._csv.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            kept = [row for row in rows if int(row["epoch"]) <= finished_epochs]
+            kept = [row for row in _read_rows(self._csv) if int(row["epoch"]) <= finished_epochs]
             if kept:
                 self._columns = list(kept[0])
+                self._best_ap = max((float(row["ap"]) for row in kept if row.get("ap")), default=-1.0)
                 self._write(kept)
             else:
                 self._csv.unlink()
@@ -44,8 +85,29 @@ class RunLog:
         with self._text.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
-    def row(self, values: Mapping[str, float | int | None]) -> None:
-        """Add an epoch to the CSV; the columns are those of the first row."""
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Loss terms by layer and gradient norm of the 1-based ``step``, for the sinks."""
+        if not self._sinks:
+            return
+        for name, value in values.items():
+            self._window[name].append(value)
+        if step % self._every == 0:
+            means = {tag(name): sum(seen) / len(seen) for name, seen in self._window.items()}
+            means |= {tag(name): rate for name, rate in (self._rates(step - 1) if self._rates else {}).items()}
+            self._window.clear()
+            for sink in self._sinks:
+                sink.scalars(step, means)
+
+    def row(self, values: Row) -> None:
+        """Add an epoch to the table, the CSV (its columns are those of the first row) and the sinks."""
+        if self._table_lines % _HEADER_EVERY == 0:
+            self.line(table_header())
+        ap = values.get("ap")
+        is_best = ap is not None and ap > self._best_ap
+        if ap is not None:
+            self._best_ap = max(ap, self._best_ap)
+        self.line(table_line(values) + "  best" * is_best)
+        self._table_lines += 1
         text = {name: "" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for name, v in values.items()}
         if not self._columns:
             self._columns = list(text)
@@ -53,6 +115,36 @@ class RunLog:
         else:
             with self._csv.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns, restval="", extrasaction="ignore").writerow(text)
+        known = {name: float(v) for name, v in values.items() if v is not None and name not in _PER_EPOCH}
+        for sink in self._sinks:
+            sink.scalars(int(values["step"] or 0), {epoch_tag(name): value for name, value in known.items()})
+
+    def observe(self, results: Iterable[Mapping[str, Any]]) -> None:
+        """Take the COCO results of an evaluation, for the examples."""
+        if self._examples is not None:
+            self._examples.observe(results)
+
+    def evaluated(self, step: int, metrics: Metrics, best: bool) -> None:
+        """Keep what an evaluation showed, after its row: curves, examples, and the whole of the best so far."""
+        from dfine_jax.plots import save_evaluation, save_png, training_figure
+
+        examples = self._examples.draw(metrics.report.best_threshold) if self._examples is not None else {}
+        save_png(training_figure(read_metrics(self.out_dir)), self.out_dir / "curves.png")
+        folder = self.out_dir / "examples"
+        if examples:
+            folder.mkdir(exist_ok=True)
+        for name, picture in examples.items():
+            picture.save(folder / f"{name}.jpg", quality=90)
+        if best:
+            save_evaluation(metrics, self.out_dir / "best_evaluation")
+        for sink in self._sinks:
+            sink.scalars(step, {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0})
+            sink.pictures(step, {f"examples/{name}": picture for name, picture in examples.items()})
+
+    def close(self) -> None:
+        """Finish the sinks."""
+        for sink in self._sinks:
+            sink.close()
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         with self._csv.open("w", newline="") as file:
@@ -61,7 +153,45 @@ class RunLog:
             writer.writerows(rows)
 
 
-def read_metrics(out_dir: Path) -> list[dict[str, float]]:
-    """Rows of ``metrics.csv``; empty cells are left out."""
-    with (out_dir / "metrics.csv").open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+def table_header() -> str:
+    """Headings of the table."""
+    return "  ".join(f"{heading:>{_width(form)}}" for heading, _, form in _COLUMNS)
+
+
+def table_line(values: Row) -> str:
+    """An epoch as a line of the table; a dash where there is no number."""
+    cells = []
+    for _, names, form in _COLUMNS:
+        value = next((values[name] for name in names if values.get(name) is not None), None)
+        cells.append(f"{'-':>{_width(form)}}" if value is None else f"{value:>{form}}")
+    return "  ".join(cells)
+
+
+def tag(name: str) -> str:
+    """Name of a step's value with its group: ``loss_vfl_aux_0`` is ``vfl/aux_0``, ``loss_vfl`` is ``vfl/last``."""
+    term = _TERM.fullmatch(name)
+    if term:
+        return f"{term[1]}/{term[2] or 'last'}"
+    return f"{_GROUPS[name]}/{name}" if name in _GROUPS else f"loss/{name}"
+
+
+def epoch_tag(name: str) -> str:
+    """Name of an epoch's value with its group: mean losses, optimiser, speed, and the rest from the evaluation."""
+    if name.startswith("loss"):
+        return f"epoch_loss/{name.removeprefix('loss_')}"
+    return f"epoch_{_GROUPS[name]}/{name}" if name in _GROUPS else f"validation/{name}"
+
+
+def read_metrics(out_dir: Path | str) -> list[dict[str, float]]:
+    """Rows of a run's ``metrics.csv``; empty cells are left out."""
+    rows = _read_rows(Path(out_dir) / "metrics.csv")
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _width(form: str) -> int:
+    return int(re.split(r"\D", form)[0])

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
+import json
+import struct
+import sys
+import time
 
-from dfine_jax.training.log import RunLog, duration, read_metrics
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_config
+
+from dfine_jax.config import LogConfig
+from dfine_jax.errors import UserError
+from dfine_jax.evaluate import ClassList, score
+from dfine_jax.training.log import RunLog, epoch_tag, read_metrics, table_header, table_line, tag
 from dfine_jax.training.meter import Meter, by_kind
+from dfine_jax.training.sinks import open_sinks
 
 
 def test_terms_are_summed_by_kind():
@@ -52,5 +65,188 @@ def test_lines_are_kept_with_their_time(tmp_path):
     assert [line.split(None, 2)[2] for line in lines] == ["first", "second"]
 
 
-def test_durations_read_like_a_clock():
-    assert (duration(59.6), duration(3601)) == ("1:00", "1:00:01")
+class Kept:
+    """A sink that remembers."""
+
+    def __init__(self):
+        self.numbers, self.shown, self.closed = [], [], False
+
+    def scalars(self, step, values):
+        self.numbers.append((step, dict(values)))
+
+    def pictures(self, step, values):
+        self.shown.append((step, dict(values)))
+
+    def close(self):
+        self.closed = True
+
+
+def test_the_table_is_aligned_and_shows_what_there_is(tmp_path):
+    row = {
+        "epoch": 7,
+        "loss": 31.234,
+        "loss_mal": 2.0,
+        "lr": 8e-4,
+        "data_wait": 0.034,
+        "ap": None,
+        "images_per_s": 9.87,
+    }
+    header, line = table_header(), table_line(row)
+    assert len(header) == len(line)
+    cells = dict(zip(header.split(), line.split(), strict=True))
+    assert (cells["epoch"], cells["loss"], cells["class"], cells["lr"]) == ("7", "31.23", "2.00", "8.0e-04")
+    assert (cells["wait"], cells["img/s"], cells["AP"], cells["bbox"]) == ("3%", "9.9", "-", "-")
+
+
+def test_headings_come_back_and_the_best_is_marked_also_after_resuming(tmp_path, capsys):
+    log = RunLog(tmp_path, 0)
+    for epoch in range(1, 23):
+        log.row({"epoch": epoch, "step": epoch, "ap": 0.3 if epoch == 2 else None if epoch == 3 else 0.1})
+    lines = capsys.readouterr().out.splitlines()
+    assert [i for i, line in enumerate(lines) if "epoch" in line] == [0, 21]
+    assert [line.split()[0] for line in lines if line.endswith("best")] == ["1", "2"]
+    log = RunLog(tmp_path, 22)
+    log.row({"epoch": 23, "step": 23, "ap": 0.2})
+    log.row({"epoch": 24, "step": 24, "ap": 0.4})
+    assert [line.endswith("best") for line in capsys.readouterr().out.splitlines()] == [False, False, True]
+
+
+def test_names_of_curves():
+    assert (tag("loss_vfl"), tag("loss_vfl_aux_0"), tag("loss_ddf_dn_1")) == ("vfl/last", "vfl/aux_0", "ddf/dn_1")
+    assert (tag("loss"), tag("lr"), tag("grad_norm")) == ("loss/loss", "optim/lr", "optim/grad_norm")
+    assert (epoch_tag("loss"), epoch_tag("loss_giou"), epoch_tag("ap50")) == (
+        "epoch_loss/loss", "epoch_loss/giou", "validation/ap50",
+    )  # fmt: skip
+    assert epoch_tag("data_wait") == "epoch_speed/data_wait"
+
+
+def test_steps_are_averaged_and_epochs_passed_on(tmp_path):
+    sink = Kept()
+    log = RunLog(tmp_path, 0, [sink], every=3, rates=lambda step: {"lr": 10.0 * step})
+    for step in range(1, 8):
+        log.step(step, {"loss": float(step), **({"grad_norm": 0.5} if step > 3 else {})})
+    first, second = sink.numbers
+    assert first == (3, {"loss/loss": 2.0, "optim/lr": 20.0})
+    assert second == (6, {"loss/loss": 5.0, "optim/grad_norm": 0.5, "optim/lr": 50.0})
+    log.row({"epoch": 1, "step": 7, "ap": 0.25, "ap50": None, "skipped": 0})
+    assert sink.numbers[-1] == (7, {"validation/ap": 0.25})
+    log.close()
+    assert sink.closed
+
+
+class RedPicture:
+    """One picture in place of a dataset's examples."""
+
+    def observe(self, results):
+        self.results = list(results)
+
+    def draw(self, threshold):
+        return {"first": Image.new("RGB", (20, 10), (200, 0, 0))} if threshold == 0.8 else {}
+
+
+def evaluated_run(folder, sinks=()):
+    truth = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 99, "height": 99}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50]}],
+    }
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 48], "score": 0.8}]
+    metrics = score(truth, found, [1], ClassList(("cat",), (1,)))
+    log = RunLog(folder, 0, sinks, every=1, rates=lambda step: {"lr": 1e-4 + step}, examples=RedPicture())
+    log.observe(found)
+    log.step(1, {"loss": 3.0, "loss_vfl_aux_0": 0.5})
+    log.row({"epoch": 1, "step": 1, "loss": 3.0, "ap": metrics.ap})
+    return log, metrics
+
+
+def test_an_evaluation_leaves_curves_examples_and_the_whole_of_the_best(tmp_path):
+    log, metrics = evaluated_run(tmp_path)
+    log.evaluated(1, metrics, best=False)
+    assert Image.open(tmp_path / "curves.png").size[0] > 400
+    assert Image.open(tmp_path / "examples" / "first.jpg").size == (20, 10)
+    assert not (tmp_path / "best_evaluation").exists()
+    log.evaluated(1, metrics, best=True)
+    values = json.loads((tmp_path / "best_evaluation" / "metrics.json").read_text())
+    assert values["ap"] == pytest.approx(metrics.ap) and values["report"]["best_threshold"] == 0.8
+    assert values["report"]["iou"] == pytest.approx(0.96)
+    assert {p.name for p in (tmp_path / "best_evaluation").iterdir()} == {
+        "metrics.json", "confusion.png", "thresholds.png",
+    }  # fmt: skip
+
+
+def events(folder):
+    """Scalars {tag: [(step, value)]} and pictures {tag: PNG bytes} of the event files, records read by hand."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    scalars, pictures, starts = {}, {}, []
+    for file in sorted(folder.glob("events.*")):
+        content = file.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            if event.HasField("session_log"):
+                starts.append(event.step)
+            for value in event.summary.value:
+                if value.HasField("image"):
+                    pictures[value.tag] = value.image.encoded_image_string
+                else:
+                    scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return scalars, pictures, starts
+
+
+def logged_to(**where):
+    return dataclasses.replace(tiny_config(), log=LogConfig(**where))
+
+
+def test_tensorboard_files(tmp_path):
+    pytest.importorskip("tensorboardX")
+    (sink,) = open_sinks(logged_to(tensorboard=True), tmp_path, 0)
+    log, metrics = evaluated_run(tmp_path, [sink])
+    log.evaluated(1, metrics, best=False)
+    log.close()
+    scalars, pictures, starts = events(tmp_path / "tensorboard")
+    assert scalars["loss/loss"] == [(1, 3.0)] and scalars["vfl/aux_0"] == [(1, 0.5)]
+    assert scalars["optim/lr"] == [(1, pytest.approx(1e-4))]
+    assert scalars["validation/ap"] == scalars["ap_by_class/cat"] == [(1, pytest.approx(metrics.ap))]
+    (tmp_path / "first.png").write_bytes(pictures["examples/first"])
+    assert np.asarray(Image.open(tmp_path / "first.png"))[5, 5].tolist() == [200, 0, 0]
+    assert starts == []
+    (again,) = open_sinks(logged_to(tensorboard=True), tmp_path, 4)
+    again.scalars(5, {"a/b": 1.0})
+    again.close()
+    assert events(tmp_path / "tensorboard")[2] == [5]  # TensorBoard drops what the lost steps wrote
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for _ in range(2):  # the second time as a resumed run
+        (sink,) = open_sinks(logged_to(wandb="cells"), tmp_path, 0)
+        log, metrics = evaluated_run(tmp_path, [sink])
+        log.evaluated(1, metrics, best=False)
+        ids.append((wandb.run.project, wandb.run.id))
+        assert wandb.run.summary["validation/ap"] == pytest.approx(metrics.ap)
+        assert wandb.run.config["model"]["variant"] == "n"
+        log.close()
+    assert ids[0] == ids[1] and ids[0][0] == "cells"
+    files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    deadline = time.monotonic() + 30  # a process of its own writes them
+    while not all(b"vfl/aux_0" in file.read_bytes() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(("where", "module"), [({"tensorboard": True}, "tensorboardX"), ({"wandb": "p"}, "wandb")])
+def test_missing_packages_are_named(tmp_path, monkeypatch, where, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    extra = next(iter(where))
+    with pytest.raises(UserError, match=f"log.{extra} needs a package .* pip install 'dfine-jax\\[{extra}\\]'"):
+        open_sinks(logged_to(**where), tmp_path, 0)
+
+
+def test_nothing_is_opened_that_was_not_asked_for(tmp_path):
+    assert open_sinks(tiny_config(), tmp_path, 0) == []
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,107 @@
+"""Where a run's numbers and pictures go besides its own files: TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from dfine_jax.config import Config
+from dfine_jax.errors import UserError
+
+_WANDB_ID = "wandb_run.txt"
+
+
+class Sink(Protocol):
+    """Takes what a run reports; ``step`` is the number of training steps done."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by name; the part before a slash groups them."""
+        ...
+
+    def pictures(self, step: int, values: Mapping[str, Image.Image]) -> None:
+        """Pictures by name."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        ...
+
+
+def open_sinks(config: Config, out_dir: Path, step: int) -> list[Sink]:
+    """The sinks that ``config.log`` asks for, of a run that has done ``step`` steps.
+
+    Raises:
+      UserError: a package they need is not installed.
+    """
+    sinks: list[Sink] = []
+    if config.log.tensorboard:
+        sinks.append(TensorBoard(out_dir, step))
+    if config.log.wandb:
+        sinks.append(WeightsAndBiases(config, out_dir))
+    return sinks
+
+
+class TensorBoard:
+    """Event files in ``OUT/tensorboard``, written by tensorboardX, which needs no TensorFlow."""
+
+    def __init__(self, out_dir: Path, step: int) -> None:
+        """Continue after ``step``: what an interrupted run wrote for later steps is marked as void."""
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise _missing("log.tensorboard", "tensorboard", "log.tensorboard=false") from error
+        self._writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def pictures(self, step: int, values: Mapping[str, Image.Image]) -> None:
+        for name, picture in values.items():
+            self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run in the project ``config.log.wandb``; a resumed one continues it. ``WANDB_MODE=offline`` sends nothing."""
+
+    def __init__(self, config: Config, out_dir: Path) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise _missing("log.wandb", "wandb", 'log.wandb=""') from error
+        self._image: Any = wandb.Image
+        noted = out_dir / _WANDB_ID
+        self._run: Any = wandb.init(
+            project=config.log.wandb,
+            name=out_dir.resolve().name,
+            dir=str(out_dir),
+            id=noted.read_text().strip() if noted.exists() else None,
+            resume="allow",
+            config=dataclasses.asdict(config),
+        )
+        noted.write_text(self._run.id + "\n")
+        # Our step and not theirs: theirs only grows, ours falls back when a run is resumed from an earlier checkpoint.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({**values, "step": step})
+
+    def pictures(self, step: int, values: Mapping[str, Image.Image]) -> None:
+        self._run.log({**{name: self._image(picture) for name, picture in values.items()}, "step": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _missing(key: str, extra: str, off: str) -> UserError:
+    return UserError(f"{key} needs a package that is not installed: pip install 'dfine-jax[{extra}]', or set {off}")
