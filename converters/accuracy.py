@@ -11,35 +11,41 @@ from tqdm import tqdm
 
 from dfine_jax.backends.base import Backend
 from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.dataset import Record
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.pipeline import EvalLoader
 from dfine_jax.evaluate import evaluate_detections, match_categories
 
 
-def average_precision(
-    backend: Backend,
-    class_names: Sequence[str],
-    preprocess: Preprocess,
-    data: Path,
-    split: Any,
-    max_images: int,
-    batch: int = 1,
-) -> tuple[float, int]:
-    """COCO AP (-1: nothing annotated) and the number of images.
+class AveragePrecision:
+    """COCO AP of a backend: ``AveragePrecision(...)(backend)``; -1 where nothing is annotated.
 
     Args:
-      max_images: the images are spread evenly over the dataset.
+      class_names, preprocess: of the model.
+      max_images: at most so many, spread evenly over the dataset.
 
     Raises:
       UserError: no such dataset, or one with other classes.
     """
-    dataset = read_coco(*find_split(data, split))
-    categories = match_categories(class_names, dataset, "the model", str(data))
-    step = max(1, -(-len(dataset) // max_images))
-    part = dataclasses.replace(dataset, records=dataset.records[::step])
-    loader = EvalLoader(
-        part, height_px=preprocess.height_px, width_px=preprocess.width_px, batch_size=batch, resize=preprocess.resize
-    )
-    bar = tqdm(loader, total=len(loader), unit="batch", desc="AP", leave=False, disable=None)
-    metrics = evaluate_detections(backend.detect, bar, dataset.annotation_file, categories)
-    return metrics.ap, metrics.num_images
+
+    def __init__(
+        self, data: Path | str, split: Any, class_names: Sequence[str], preprocess: Preprocess, max_images: int
+    ) -> None:
+        self._dataset = read_coco(*find_split(data, split))
+        self._categories = match_categories(class_names, self._dataset, "the model", str(data))
+        self._preprocess = preprocess
+        step = max(1, -(-len(self._dataset) // max_images))
+        self.records: tuple[Record, ...] = self._dataset.records[::step]
+
+    def __call__(self, backend: Backend, batch: int = 1, records: Sequence[Record] | None = None) -> float:
+        """AP on all images, or on some of them."""
+        part = dataclasses.replace(self._dataset, records=tuple(self.records if records is None else records))
+        loader = EvalLoader(
+            part,
+            height_px=self._preprocess.height_px,
+            width_px=self._preprocess.width_px,
+            batch_size=batch,
+            resize=self._preprocess.resize,
+        )
+        bar = tqdm(loader, total=len(loader), unit="batch", desc="AP", leave=False, disable=None)
+        return evaluate_detections(backend.detect, bar, part.annotation_file, self._categories).ap

@@ -283,20 +283,15 @@ def _accuracy(
     if not annotated(data, split):
         return None
     assert data is not None
-    from converters.accuracy import average_precision
+    from converters.accuracy import AveragePrecision
 
     artefact = backend.artefact
-    names, preprocess = artefact.class_names, artefact.preprocess
-    batch = artefact.input.batch or 1
-
-    def ap(of: Backend, size: int) -> tuple[float, int]:
-        return average_precision(of, names, preprocess, Path(data), split, max_images, size)
-
-    file, images = ap(backend, batch)
+    ap = AveragePrecision(data, split, artefact.class_names, artefact.preprocess, max_images)
+    file = ap(backend, artefact.input.batch or 1)
     if file < 0:
         return None
-    full = None if baseline is None else ap(FunctionBackend(baseline), 1)[0]
-    return Accuracy(model=ap(FunctionBackend(answer), 1)[0], artefact=file, images=images, baseline=full)
+    full = None if baseline is None else ap(FunctionBackend(baseline))
+    return Accuracy(model=ap(FunctionBackend(answer)), artefact=file, images=len(ap.records), baseline=full)
 
 
 class FunctionBackend(Backend):

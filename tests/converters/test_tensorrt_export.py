@@ -53,8 +53,8 @@ def test_engines_are_built_with_their_description(tmp_path, variables, form):
 def test_the_kind_of_gpu_can_be_chosen(tmp_path, variables):
     pytest.importorskip("tensorrt_rtx")
     source = toy.write_toy(tmp_path / "toy.onnx", variables, input={"batch": 1})
-    EngineBuilder("tensorrt_rtx", compute_capabilities=("SM75", "SM89")).build(source, tmp_path / "two.engine")
-    assert json.loads((tmp_path / "two.engine.json").read_text())["engine"]["device"] == "SM75, SM89"
+    EngineBuilder("tensorrt_rtx", compute_capabilities=("SM86", "SM89")).build(source, tmp_path / "two.engine")
+    assert json.loads((tmp_path / "two.engine.json").read_text())["engine"]["device"] == "SM86, SM89"
     with pytest.raises(UserError, match="compute capability 'SM10' is none of"):
         EngineBuilder("tensorrt_rtx", compute_capabilities=("SM10",)).build(source, tmp_path / "no.engine")
 
