@@ -325,7 +325,7 @@ def test_exported_files_are_predicted_with_without_jax(folder, clip, tmp_path):
     file = write_toy(tmp_path / "toy.onnx", toy_model()[1])
     code = "import sys; from dfine_jax import cli; status = cli.main(sys.argv[1:]); "
     code += "print(status, [m for m in ('jax', 'flax', 'torch') if m in sys.modules])"
-    command = [sys.executable, "-c", code, "predict", file, folder, clip, "--out", tmp_path / "out", "--tile", "40x50"]
+    command = [sys.executable, "-c", code, "predict", file, folder, clip, "--out", tmp_path / "out", "--tile", "200"]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
     assert files(tmp_path / "out") == ["a.jpg", "b.png", "clip.mp4", "sub/a.jpg"]
