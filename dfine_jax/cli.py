@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "detect objects in images, folders, videos and streams; pictures, videos, COCO results, crops",
     "convert": "official or Hugging Face weights to a checkpoint, and back",
     "check": "find what is wrong with a dataset; --overfit proves that it can be learnt",
+    "benchmark": "latency, throughput, memory and accuracy of models in one interleaved run",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
 _FILE_ERRORS = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)  # a path of the user's
@@ -137,6 +138,8 @@ def _command(name: str) -> ModuleType:
             from dfine_jax.commands import convert as command
         case "check":
             from dfine_jax.commands import check as command
+        case "benchmark":
+            from dfine_jax.commands import benchmark as command
         case "doctor":
             from dfine_jax.commands import doctor as command
         case _:

@@ -82,7 +82,8 @@ class Detector:
     Exported files (``.onnx``, ``.xml``, ``.engine``) run without importing jax.
 
     Args:
-      model: checkpoint folder, weights file, published name, exported file, or the result of ``load_checkpoint``.
+      model: checkpoint folder, weights file, published name, exported file, or the result of ``load_checkpoint``
+        or ``open_model``.
       threshold: smallest score of a detection.
       batch_size: images per run of the network (default: the batch an exported file was made for, otherwise 1). In JAX
         every run has this size, a shorter one is padded, so that the network is compiled once.
@@ -92,7 +93,7 @@ class Detector:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | LoadedModel,
+        model: str | os.PathLike[str] | LoadedModel | OpenedModel,
         threshold: float = 0.5,
         *,
         batch_size: int | None = None,
@@ -105,14 +106,15 @@ class Detector:
             raise UserError(f"threshold={threshold} must lie between 0 and 1")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
-        opened = open_model(model, runtime=runtime, device=device, threads=threads)
+        if not isinstance(model, OpenedModel):
+            model = open_model(model, runtime=runtime, device=device, threads=threads)
         self.threshold = threshold
-        self.batch_size = batch_size or opened.batch or 1
+        self.batch_size = batch_size or model.batch or 1
         self.num_top = num_top
-        self.classes = opened.classes
-        self._preprocess = opened.preprocess
+        self.classes = model.classes
+        self._preprocess = model.preprocess
         self.input_size_px = self._preprocess.height_px, self._preprocess.width_px
-        self._backend = opened.backend
+        self._backend = model.backend
 
     @overload
     def __call__(self, images: ImageSource) -> DetectionResult: ...

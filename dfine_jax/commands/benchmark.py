@@ -1,0 +1,141 @@
+"""``dfine benchmark``: latency, throughput, memory and accuracy of several models in one interleaved run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfine_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dfine_jax.data.dataset import Dataset
+    from dfine_jax.latency import Contender, Picture
+
+_GENERATED = 20
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add ``benchmark`` to the command line."""
+    parser = subparsers.add_parser(
+        "benchmark",
+        help="latency, throughput, memory and accuracy of models, interleaved",
+        description="Every model runs in a process of its own; blocks of runs take turns. End to end is from the image "
+        "file to the detections, raw is the network alone. With annotated data, AP is that of the timed detections.",
+        epilog="examples:\n"
+        "  dfine benchmark cells.onnx cells.onnx@openvino cells.xml --data cells --out bench\n"
+        "  dfine benchmark runs/cells/best cells.onnx --images 50 --batches 1,2,8 --throughput-threads 1,2",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="+", help="anything dfine evaluate takes; .onnx@openvino names the runtime"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", type=Path, help="images with annotations (default: generated pictures)"
+    )
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="default: val")
+    parser.add_argument("--images", metavar="N", type=int, default=100, help="images at most (default: 100)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=10, help="turns of each model (default: 10)")
+    parser.add_argument("--runs", metavar="N", type=int, default=10, help="raw runs in each turn (default: 10)")
+    parser.add_argument("--batches", metavar="N,N", default="1,8", help="for throughput (default: 1,8)")
+    parser.add_argument("--throughput-threads", metavar="N,N", default="", help="default: the runtime's own number")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads of a run on the CPU, for latency")
+    parser.add_argument("--device", metavar="NAME", help="in the runtime's words: cpu, cuda, tensorrt; CPU, GPU, NPU")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write table, JSON and picture here")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, write."""
+    from dfine_jax import latency, latency_report
+
+    for name in ("images", "rounds", "runs"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
+    batches = _numbers("--batches", options.batches)
+    threads = _numbers("--throughput-threads", options.throughput_threads)
+    contenders = [_contender(text, options) for text in options.model]
+    hardware = latency.hardware()
+    data = _read(options) if options.data else None
+    from tqdm import tqdm
+
+    with _pictures(data, options.images) as (pictures, described):
+        plan = latency.Plan(pictures, options.rounds, options.runs, batches, threads)
+        total = latency.num_blocks(len(contenders), plan)
+        with tqdm(total=total, unit="block", desc="benchmark", disable=None) as bar:
+            measured = latency.measure(contenders, plan, bar.update)
+    if data is not None:
+        for each in measured:
+            each.ap = latency.average_precision(each, data)
+    text = latency_report.table(measured, hardware, described)
+    print(text, end="")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        values = latency_report.to_dict(measured, hardware, described)
+        (options.out / "benchmark.json").write_text(json.dumps(values, indent=2) + "\n")
+        (options.out / "benchmark.txt").write_text(text)
+        if data is not None:
+            from dfine_jax.plots import save_png
+
+            title = f"{described}; {hardware.get('gpu', hardware['cpu'])}"
+            save_png(latency_report.figure(measured, title), options.out / "benchmark.png")
+        print(f"\nwritten to {options.out}")
+    return 0
+
+
+def _contender(text: str, options: argparse.Namespace) -> Contender:
+    from dfine_jax.artefact import is_artefact
+    from dfine_jax.latency import Contender
+
+    model, at, runtime = text.rpartition("@")
+    if not at or not is_artefact(model):
+        model, runtime = text, None
+    if not is_artefact(model):
+        return Contender(model)
+    return Contender(model, runtime, options.device, options.threads)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    parts = [part for part in text.split(",") if part]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"{option} {text}: give positive numbers, for example 1,2,8")
+    return tuple(int(part) for part in parts)
+
+
+def _read(options: argparse.Namespace) -> Dataset:
+    from dfine_jax.data.sources import read_dataset
+
+    data = read_dataset(options.data, options.split)
+    if not any(len(record.labels) for record in data.records):
+        raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; leave --data out")
+    return data
+
+
+@contextlib.contextmanager
+def _pictures(data: Dataset | None, most: int) -> Iterator[tuple[tuple[Picture, ...], str]]:
+    """Images to detect in, and what to call them."""
+    from dfine_jax.latency import Picture
+
+    if data is not None:
+        records = data.records[:: max(1, -(-len(data) // most))]
+        pictures = tuple(Picture(str(r.path), r.image_id, (r.width_px, r.height_px)) for r in records)
+        yield pictures, f"{len(pictures)} images of {data.annotation_file.name}"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield _generated(Path(folder), min(most, _GENERATED)), "generated pictures of 640x480"
+
+
+def _generated(folder: Path, count: int) -> tuple[Any, ...]:
+    import numpy as np
+
+    from dfine_jax.data.synthetic import draw_scene
+    from dfine_jax.latency import Picture
+
+    out = []
+    for i in range(count):
+        file = folder / f"{i}.jpg"
+        draw_scene(np.random.default_rng(i), 640)[0].crop((0, 80, 640, 560)).save(file, quality=90)
+        out.append(Picture(str(file), i))
+    return tuple(out)

@@ -1,0 +1,113 @@
+"""``dfine benchmark`` on graphs that run in microseconds: what is measured, counted and written."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from dfine_jax.cli import main
+from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.latency import Contender, Measurement, Picture, Plan, measure, num_blocks, percentiles
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+sys.path.append(str(ROOT / "tests"))
+import toy_artefact as toy  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return toy.toy_model()[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Shapes under the toy's class names."""
+    root = make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=1, num_val=7, size_px=64, seed=3)
+    file = root / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    ids = [category["id"] for category in content["categories"]][:3]
+    content["categories"] = [{"id": i, "name": name} for i, name in zip(ids, toy.NAMES, strict=True)]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in ids]
+    file.write_text(json.dumps(content))
+    return root
+
+
+def test_table_json_and_picture(tmp_path, variables, data, capsys):
+    raw = toy.write_toy(tmp_path / "raw.onnx", variables)
+    pair = toy.write_toy(tmp_path / "pair.onnx", variables, graph="complete", input={"batch": 2})
+    out = tmp_path / "bench"
+    arguments = ["benchmark", raw, f"{raw}@openvino", pair, "--data", data, "--out", out, "--images", 7]
+    pytest.importorskip("openvino")
+    given = ["--rounds", 2, "--runs", 3, "--batches", "1,2", "--throughput-threads", "1,2"]
+    assert main([str(a) for a in [*arguments, *given]]) == 0
+    printed = capsys.readouterr().out
+    assert "raw.onnx@openvino" in printed and "runtime openvino" in printed and "cores" in printed
+    values = json.loads((out / "benchmark.json").read_text())
+    assert values["images"] == "7 images of instances_val.json" and values["hardware"]["cores"] >= 1
+    first, second, third = values["models"]
+    assert first["end_to_end_ms"]["runs"] == 7 and first["raw_ms"]["runs"] == 6
+    assert first["raw_ratio_to_first"] == 1.0
+    assert third["raw_ms"]["batch"] == 2
+    cells = {(c["threads"], c["batch"]) for c in first["throughput"]}
+    assert cells == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert {c["batch"] for c in third["throughput"]} == {2}
+    assert first["load_s"] > 0 and first["peak_memory_mib"] > 20 and first["file_mb"] > 0
+    assert first["end_to_end_ms"]["p50"] <= first["end_to_end_ms"]["p95"] <= first["end_to_end_ms"]["p99"]
+    with Image.open(out / "benchmark.png") as picture:
+        assert min(picture.size) > 300
+
+    evaluated = tmp_path / "evaluate.json"
+    assert main(["evaluate", str(raw), "--data", str(data), "--json", str(evaluated)]) == 0
+    ap = json.loads(evaluated.read_text())["ap"]
+    assert first["ap"] == pytest.approx(ap, abs=1e-9) and second["ap"] == pytest.approx(ap, abs=1e-4)
+
+
+def test_models_take_turns_and_every_picture_is_detected_in_once(tmp_path, variables):
+    raw = toy.write_toy(tmp_path / "raw.onnx", variables)
+    pictures = []
+    for i in range(5):
+        Image.fromarray(np.full((20 + i, 30, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        pictures.append(Picture(str(tmp_path / f"{i}.png"), 10 + i))
+    plan = Plan(tuple(pictures), rounds=2, raw_runs=2, batches=(1,))
+    contenders = [Contender(str(raw)), Contender(str(raw), threads=1)]
+    calls = []
+    measured = measure(contenders, plan, lambda: calls.append(1))
+    assert len(calls) == num_blocks(2, plan) == 8
+    for each in measured:
+        assert sorted(each.detections) == [10, 11, 12, 13, 14]
+        assert len(each.end_to_end_ms) == 5 and len(each.raw_ms) == 4 and len(each.block_ms) == 2
+    assert measured[1].ran_on["threads"] == 1
+    scores, labels, corners = measured[0].detections[12]
+    assert len(scores) == len(labels) == len(corners) == toy.QUERIES * 3 and scores[0] >= scores[-1]
+
+
+def test_ratios_are_formed_round_by_round():
+    def measurement(blocks):
+        values = {"load_s": 0, "first_run_s": 0, "memory_mib": 0, "file_mb": 0, "precision": "fp32", "raw_batch": 1}
+        empty = {"ran_on": {}, "input_size_px": (1, 1), "class_names": ()}
+        return Measurement(Contender("m"), **values, **empty, block_ms=blocks)  # pyright: ignore
+
+    calm, other = measurement([10.0, 100.0, 10.0]), measurement([12.0, 120.0, 12.0])
+    assert other.ratio(calm) == pytest.approx(1.2)
+    assert percentiles([float(i) for i in range(101)]) == {"p50": 50.0, "p95": 95.0, "p99": 99.0}
+    assert percentiles([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.onnx"], "absent.onnx: absent.onnx does not exist"),
+        (["absent.onnx", "--rounds", "0"], "--rounds 0 must be at least 1"),
+        (["absent.onnx", "--batches", "1,x"], "--batches 1,x: give positive numbers"),
+        (["absent.onnx", "--data", "nowhere"], "data folder nowhere does not exist"),
+    ],
+)
+def test_errors(capsys, arguments, message):
+    assert main(["benchmark", *arguments]) == 2
+    assert message in capsys.readouterr().err
