@@ -148,6 +148,11 @@ class EvalLoader:
         """Number of batches."""
         return self._length
 
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the images of every batch."""
+        return self._source.layout[0][0]
+
     def __iter__(self) -> Iterator[EvalBatch]:
         """One pass. Raises UserError as ``TrainLoader.batches``."""
         for arrays in workers.batches(self._source, range(len(self)), self._workers):

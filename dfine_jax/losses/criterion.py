@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,18 @@ from dfine_jax.ops.fdr import weighting_function
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, Targets, TrainingOutput
 
 Terms = dict[str, Float[Array, "*s"]]
-Sides = tuple[Float[Array, ""], Float[Array, ""]]
+
+
+class Shares(NamedTuple):
+    """Counts in a larger batch, as means over the parts it is computed in."""
+
+    matched: Float[Array, ""]  # queries of the union with an object
+    denoised: Float[Array, ""]  # denoising queries with an object
+
+
+class _Distillation(NamedTuple):
+    sides: tuple[Float[Array, ""], Float[Array, ""]]
+    num_matched: Float[Array, ""] | None  # None: those at hand
 
 
 def detection_loss(
@@ -38,6 +49,7 @@ def detection_loss(
     config: LossConfig,
     model: ModelConfig,
     mean_over_replicas: Callable[[jax.Array], jax.Array] = lambda x: x,
+    shares: Shares | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Sum of all weighted terms, and the terms by name (8 + 10 * layers with denoising).
 
@@ -49,6 +61,7 @@ def detection_loss(
       denoising: the queries the model ran with; None without denoising (the ``_dn`` terms are absent).
       mean_over_replicas: averages the object counts [2] over devices; the reference normalises all but the
         denoising group count and the distillation term by these averages.
+      shares: where this is a part of a larger batch: the mean of the parts' losses is then that of the whole.
 
     Raises:
       ValueError: ``output`` has no training part, or ``denoising`` does not fit it.
@@ -64,14 +77,15 @@ def detection_loss(
     counts = _counts(targets, union, training.matching.logits.dtype)
     num_boxes, num_union = jnp.maximum(mean_over_replicas(counts), 1.0)
     union_truth = terms.gather_truth(targets, union)
-    sides = terms.ddf_sides(union_truth.matched)
+    sides = terms.ddf_sides(union_truth.matched, shares.matched if shares else None)
+    distillation = _Distillation(sides, shares.matched if shares else None)
 
     named = {}
     layers = training.matching.logits.shape[0]
     stage_truth = terms.gather_truth(targets, matches[:layers])
     values = _classes(training.matching, stage_truth, num_boxes, config)
     values |= _boxes(training.matching, union_truth, num_union)
-    values |= _distributions(training.matching, union_truth, num_union, sides, config, model)
+    values |= _distributions(training.matching, union_truth, num_union, distillation, config, model)
     named |= _by_layer(values, [f"_aux_{i}" for i in range(layers - 1)] + [""])
     for head, match, suffix in (
         (training.matching.pre, matches[layers], "_pre"),
@@ -80,7 +94,8 @@ def detection_loss(
         values = _classes(head, terms.gather_truth(targets, match), num_boxes, config)
         named |= _named(values | _boxes(head, union_truth, num_union), suffix)
     if denoising is not None and training.denoising is not None:
-        named |= _denoising(training.denoising, denoising, targets, num_boxes, sides, config, model)
+        distillation = _Distillation(sides, shares.denoised if shares else None)
+        named |= _denoising(training.denoising, denoising, targets, num_boxes, distillation, config, model)
 
     named = {name: _weight(name, config) * value for name, value in named.items()}
     return jnp.sum(jnp.stack(list(named.values()))), named
@@ -118,14 +133,14 @@ def _denoising(
     queries: DenoisingQueries,
     targets: Targets,
     num_boxes: Float[Array, ""],
-    sides: Sides,
+    distillation: _Distillation,
     config: LossConfig,
     model: ModelConfig,
 ) -> Terms:
     truth = terms.gather_truth(targets, queries.match)
     normalizer = jnp.maximum(num_boxes * queries.num_groups, 1.0)
     values = _classes(stages, truth, normalizer, config, queries.exists) | _boxes(stages, truth, normalizer)
-    values |= _distributions(stages, truth, normalizer, sides, config, model, queries.exists)
+    values |= _distributions(stages, truth, normalizer, distillation, config, model, queries.exists)
     layers = stages.logits.shape[0]
     last_ddf = {f"loss_ddf_dn_{layers - 1}": jnp.zeros_like(normalizer)}  # the teacher itself
     pre = _classes(stages.pre, truth, normalizer, config, queries.exists) | _boxes(stages.pre, truth, normalizer)
@@ -162,7 +177,7 @@ def _distributions(
     stages: StageOutput,
     truth: terms.Truth,
     normalizer: Float[Array, ""],
-    sides: Sides,
+    distillation: _Distillation,
     config: LossConfig,
     model: ModelConfig,
     exists: Bool[Array, "q"] | None = None,
@@ -172,7 +187,15 @@ def _distributions(
     project = jnp.asarray(weighting_function(model.reg_max, model.up, model.reg_scale))
     fgl = terms.fgl_loss(corners, boxes, stages.reference_cxcywh, truth, project, model.reg_scale, normalizer)
     ddf = terms.ddf_loss(
-        corners[:-1], boxes[:-1], corners[-1], stages.logits[-1], truth, sides, config.ddf_temperature, exists
+        corners[:-1],
+        boxes[:-1],
+        corners[-1],
+        stages.logits[-1],
+        truth,
+        distillation.sides,
+        config.ddf_temperature,
+        exists,
+        distillation.num_matched,
     )
     return {"fgl": fgl, "ddf": ddf}
 

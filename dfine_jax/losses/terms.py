@@ -195,12 +195,17 @@ def fgl_loss(
     return jnp.sum(jnp.where(truth.matched, iou * entropy, 0.0), (-2, -1)) / normalizer
 
 
-def ddf_sides(matched: Bool[Array, "b q"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def ddf_sides(
+    matched: Bool[Array, "b q"], num_matched: Float[Array, ""] | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weights of the matched and unmatched part of :func:`ddf_loss`: square roots of their numbers of edges.
 
     The reference also scales both by 8 / batch under the root; the factor cancels.
+
+    Args:
+      num_matched: how many are matched, where ``matched`` is a part of a larger batch: the mean over its parts.
     """
-    positive = jnp.sum(matched)
+    positive = jnp.sum(matched) if num_matched is None else num_matched
     dtype = jnp.result_type(float)
     return jnp.sqrt((4 * positive).astype(dtype)), jnp.sqrt((4 * (matched.size - positive)).astype(dtype))
 
@@ -214,11 +219,15 @@ def ddf_loss(
     sides: tuple[Float[Array, ""], Float[Array, ""]],
     temperature: float = 5.0,
     exists: Bool[Array, "q"] | None = None,
+    num_matched: Float[Array, ""] | None = None,
 ) -> Float[Array, "*s"]:
     """Decoupled distillation of the last layer's edge distributions into earlier ones (equation 7).
 
     Matched queries are weighted by the student's overlap, the others by the teacher's best score; the means of both
     kinds are combined by ``sides``. Exactly zero, with zero gradient, where student and teacher are equal everywhere.
+
+    Args:
+      num_matched: as in :func:`ddf_sides`.
     """
     student, teacher = _wide(corners_logit), jax.lax.stop_gradient(_wide(teacher_corners_logit))
     present = jnp.ones(teacher.shape[1], bool) if exists is None else exists
@@ -232,7 +241,10 @@ def ddf_loss(
     divergence = jnp.sum(jnp.exp(teacher_log) * (teacher_log - student_log), (-2, -1))
     value = weight * temperature**2 * divergence  # summed over the four edges
     matched, unmatched = truth.matched & present, ~truth.matched & present
-    positive, negative = _edge_mean(value, matched), _edge_mean(value, unmatched)
+    positives, negatives = jnp.sum(matched, (-2, -1)), jnp.sum(unmatched, (-2, -1))
+    if num_matched is not None:
+        positives, negatives = num_matched, positives + negatives - num_matched
+    positive, negative = _edge_mean(value, matched, positives), _edge_mean(value, unmatched, negatives)
     positive_side, negative_side = sides[0].astype(value.dtype), sides[1].astype(value.dtype)
     total = positive_side + negative_side
     loss = (positive * positive_side + negative * negative_side) / jnp.where(total > 0, total, 1.0)
@@ -240,9 +252,8 @@ def ddf_loss(
     return jnp.where(equal, 0.0, loss)
 
 
-def _edge_mean(value: Float[Array, "*s b q"], mask: Bool[Array, "*s b q"]) -> Float[Array, "*s"]:
-    count = jnp.sum(mask, (-2, -1))
-    return jnp.sum(jnp.where(mask, value, 0.0), (-2, -1)) / (4 * jnp.maximum(count, 1))
+def _edge_mean(value: Float[Array, "*s b q"], mask: Bool[Array, "*s b q"], count: Array) -> Float[Array, "*s"]:
+    return jnp.sum(jnp.where(mask, value, 0.0), (-2, -1)) / (4 * jnp.where(count > 0, count, 1))
 
 
 def _wide(x: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -15,6 +15,8 @@ from dfine_jax.data.pipeline import EvalLoader, TrainLoader
 from dfine_jax.errors import UserError
 from dfine_jax.training import checkpoint, hosts
 from dfine_jax.training.checkpoint import Metadata
+from dfine_jax.training.schedule import make_schedule
+from dfine_jax.training.sinks import check_installed
 
 START = "stage1"  # folder of the state that stage 2 starts from, in the run's
 
@@ -34,6 +36,8 @@ def check(config: Config, train_data: Dataset, val_data: Dataset | None) -> None
       UserError: they do not; the message names the value and the cure.
     """
     validate(config)
+    make_schedule(config, 1)
+    check_installed(config)
     if val_data is not None:
         check_same_categories(train_data, val_data)
     if config.model.num_classes != len(train_data.names):

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from dfine_jax.config import Config, ModelConfig
 from dfine_jax.evaluate import Predict, Predictions
-from dfine_jax.losses.criterion import detection_loss, object_counts
+from dfine_jax.losses.criterion import Shares, detection_loss, object_counts
 from dfine_jax.models.denoising import make_denoising_queries, num_slots, sample_noise
 from dfine_jax.models.dfine import DFine
 from dfine_jax.ops.resize import resize_nearest
@@ -72,7 +72,7 @@ class _Part(NamedTuple):
 
     images: Float[Array, "b h w 3"]
     targets: Targets
-    key: Array
+    denoising: DenoisingQueries | None
 
 
 def make_train_step(
@@ -87,8 +87,8 @@ def make_train_step(
     Devices average gradients, as DistributedDataParallel does, and share batch statistics. A step with a non-finite
     loss or gradient changes nothing but the step counter. The state given is consumed (its memory is reused).
 
-    With ``config.train.accumulate`` = n a device computes its images in n parts, one after another, as n devices would
-    side by side, except that batch norm sees one part at a time. The parts are run forwards once more beforehand: the
+    With ``config.train.accumulate`` = n a device computes its images in n parts, one after another. The step is that of
+    the whole, except that batch norm sees one part at a time. The parts are run forwards once more beforehand: the
     number of assigned queries in the whole batch divides the box losses of each.
 
     Args:
@@ -101,18 +101,18 @@ def make_train_step(
     mean = functools.partial(jax.lax.pmean, axis_name=AXIS)
     parts = config.train.accumulate
 
-    def loss_fn(params: PyTree, batch_stats: PyTree, part: _Part, normalizers: Callable[[Array], Array]) -> Any:
-        denoising = draw_denoising(part.key, part.targets, config)
+    def forward(params: PyTree, batch_stats: PyTree, part: _Part) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
-        output, changed = apply(variables, part.images, denoising, train=True, mutable=["batch_stats"])
-        loss, terms = detection_loss(output, part.targets, denoising, config.loss, config.model, normalizers)
-        return loss, (changed["batch_stats"], terms)
+        return apply(variables, part.images, part.denoising, train=True, mutable=["batch_stats"])
 
-    def count(state: TrainState, part: _Part) -> Array:
-        denoising = draw_denoising(part.key, part.targets, config)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        output, _ = apply(variables, part.images, denoising, train=True, mutable=["batch_stats"])
-        return object_counts(output, part.targets, config.loss)
+    def loss_fn(
+        params: PyTree, batch_stats: PyTree, part: _Part, normalizers: Callable[[Array], Array], shares: Shares | None
+    ) -> Any:
+        output, changed = forward(params, batch_stats, part)
+        loss, terms = detection_loss(
+            output, part.targets, part.denoising, config.loss, config.model, normalizers, shares
+        )
+        return loss, (changed["batch_stats"], terms)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -120,14 +120,22 @@ def make_train_step(
         """Loss, terms, gradient and batch statistics of the device's images."""
         if parts == 1:
             only = jax.tree.map(lambda x: x[0], all_parts)
-            (loss, (batch_stats, terms)), grads = gradient(state.params, state.batch_stats, only, mean)
+            (loss, (batch_stats, terms)), grads = gradient(state.params, state.batch_stats, only, mean, None)
             return loss, terms, grads, batch_stats
-        normalizers = mean(jnp.mean(jax.lax.map(lambda part: count(state, part), all_parts), 0))
+
+        def count(part: _Part) -> Array:
+            output, _ = forward(state.params, state.batch_stats, part)
+            return object_counts(output, part.targets, config.loss)
+
+        counts = jnp.mean(jax.lax.map(count, all_parts), 0)
+        normalizers, queries = mean(counts), all_parts.denoising
+        denoised = jnp.zeros(()) if queries is None else jnp.sum(queries.match >= 0) / parts
+        shares = Shares(counts[1], denoised.astype(counts.dtype))
 
         def add(carry: PyTree, part: _Part) -> tuple[PyTree, tuple[Array, dict[str, Array]]]:
-            total, batch_stats = carry
-            (loss, (batch_stats, terms)), grads = gradient(state.params, batch_stats, part, lambda _: normalizers)
-            return (jax.tree.map(jnp.add, total, grads), batch_stats), (loss, terms)
+            total, stats = carry
+            (loss, (stats, terms)), grads = gradient(state.params, stats, part, lambda _: normalizers, shares)
+            return (jax.tree.map(jnp.add, total, grads), stats), (loss, terms)
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
         (total, batch_stats), (loss, terms) = jax.lax.scan(add, start, all_parts)
@@ -137,7 +145,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), jax.lax.axis_index(AXIS))
         dtype = jax.tree.leaves(state.params)[0].dtype
-        loss, terms, grads, batch_stats = loss_and_gradient(state, _split(batch, key, parts, size_px, dtype))
+        loss, terms, grads, batch_stats = loss_and_gradient(state, _split(batch, key, config, size_px, dtype))
         loss, terms, grads = mean((loss, terms, zero_frozen(grads, rules)))
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -162,16 +170,27 @@ def make_train_step(
     return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
 
 
-def _split(batch: Batch, key: Array, parts: int, size_px: tuple[int, int] | None, dtype: Any) -> _Part:
-    """A device's rows in parts, stacked, as the model takes them."""
-    images, labels, boxes_cxcywh, valid = (
-        jnp.asarray(x).reshape(parts, -1, *x.shape[1:])
-        for x in (batch.images, batch.labels, batch.boxes_cxcywh, batch.valid)
+def _split(batch: Batch, key: Array, config: Config, size_px: tuple[int, int] | None, dtype: Any) -> _Part:
+    """A device's rows as the model takes them, in parts [n, b / n, ...]."""
+    parts = config.train.accumulate
+    images, labels, boxes_cxcywh, valid = map(
+        jnp.asarray, (batch.images, batch.labels, batch.boxes_cxcywh, batch.valid)
     )
     if size_px is not None:
-        images = jax.vmap(lambda x: resize_nearest(x, *size_px))(images)
-    keys = key[None] if parts == 1 else jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts))
-    return _Part(unit_range(images, dtype), Targets(labels, boxes_cxcywh.astype(dtype), valid), keys)
+        images = resize_nearest(images, *size_px)
+    targets = Targets(labels, boxes_cxcywh.astype(dtype), valid)
+    denoising = draw_denoising(key, targets, config)
+
+    def rows(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+
+    if denoising is not None:
+        common = (denoising.group, denoising.exists, denoising.num_groups)
+        group, exists, num_groups = (jnp.broadcast_to(x, (parts, *x.shape)) for x in common)
+        by_row = (denoising.labels, denoising.boxes_logit, denoising.match)
+        own_labels, own_boxes, match = rows(by_row)
+        denoising = DenoisingQueries(own_labels, own_boxes, group, exists, match, num_groups)
+    return _Part(unit_range(rows(images), dtype), rows(targets), denoising)
 
 
 def make_eval_step(

@@ -13,7 +13,7 @@ import pytest
 from golden_train import golden_denoising, golden_targets, pad_targets
 
 from dfine_jax.config import LossConfig
-from dfine_jax.losses.criterion import detection_loss
+from dfine_jax.losses.criterion import Shares, detection_loss, object_counts
 from dfine_jax.models.denoising import make_denoising_queries, sample_noise
 from dfine_jax.typing import HeadOutput, ModelOutput, StageOutput, TrainingOutput
 from dfine_jax.variants import model_config
@@ -236,3 +236,29 @@ def test_misuse_is_named():
         detection_loss(output.replace(training=None), targets, None, CONFIG, model_config("n"))
     with pytest.raises(ValueError, match="both"):
         detection_loss(output, targets, draw(targets), CONFIG, model_config("n"))
+
+
+def test_the_mean_of_the_parts_is_the_loss_of_the_whole():
+    """Counts of the whole batch divide the sums of each part; one part has no objects at all."""
+    output, targets = random_output(batch=4, slots=40), random_targets((3, 1, 0, 0), 4)
+    denoising = draw(targets)
+    by_row = ("labels", "boxes_logit", "match")
+
+    def part(index):
+        rows = slice(2 * index, 2 * index + 2)
+        cut = jax.tree.map(lambda x: x[:, rows] if x.ndim > 1 and x.shape[:2] == (3, 4) else x[rows], output)
+        own = denoising.replace(**{name: getattr(denoising, name)[rows] for name in by_row})
+        return cut, jax.tree.map(lambda x: x[rows], targets), own
+
+    total, named = evaluate(output, targets, denoising)
+    parts = [part(0), part(1)]
+    count = jax.jit(lambda cut, own: object_counts(cut, own, CONFIG))
+    counts = sum(count(cut, own) for cut, own, _ in parts) / 2
+    shares = Shares(counts[1], jnp.sum(denoising.match >= 0) / 2)
+    loss = jax.jit(lambda *p: detection_loss(*p, CONFIG, model_config("n"), lambda _: counts, shares))
+    found = [loss(*p) for p in parts]
+    np.testing.assert_allclose(sum(loss for loss, _ in found) / 2, total, rtol=1e-5)
+    for name, value in named.items():
+        np.testing.assert_allclose(
+            sum(terms[name] for _, terms in found) / 2, value, rtol=1e-4, atol=1e-6, err_msg=name
+        )

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import dfine_jax
 from dfine_jax.config import Config, OptimConfig
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
@@ -24,6 +25,7 @@ from dfine_jax.training import checkpoint
 from dfine_jax.training.checkpoint import Metadata, Progress, replaced_path
 from dfine_jax.training.optimizer import make_optimizer
 from dfine_jax.training.state import create_state
+from dfine_jax.training.tables import published
 from dfine_jax.variants import model_config
 
 CONFIG = Config(model=model_config("n", num_classes=2))
@@ -80,7 +82,17 @@ def test_description_is_complete_for_other_programs(tmp_path):
     assert raw["input_size_px"] == [640, 640] and raw["activation"] == "relu" and raw["ap"] == 0.25
     assert raw["source_sha256"] == "ab" * 32 and raw["licence"] == "Apache-2.0" and raw["library_version"]
     assert Preprocess.from_dict(raw["preprocessing"]) == Preprocess(640, 640)
-    assert raw["config"]["model"]["variant"] == "n"
+    assert raw["config"]["model"]["variant"] == "n" and raw["method"] == "dfine"
+
+
+def test_method_and_activation_come_back_with_the_weights(tmp_path):
+    deim = published("deim_coco", "n")
+    metadata = dataclasses.replace(METADATA, config=deim)
+    checkpoint.save_weights(tmp_path / "best", {"params": {"w": np.ones(2)}, "batch_stats": {}}, metadata)
+    raw = json.loads((tmp_path / "best" / "metadata.json").read_text())
+    assert (raw["method"], raw["activation"]) == ("deim", "silu")
+    model, _ = dfine_jax.load(tmp_path / "best")
+    assert model.config == dataclasses.replace(deim.model, precision="float32")
 
 
 def test_an_interrupted_replacement_leaves_the_previous_one(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 
 import jax
 import numpy as np
 import pytest
+from event_files import events
 from tiny import tiny_config
 
 from dfine_jax.data.coco import find_split, read_coco
@@ -42,7 +44,8 @@ def config(data):
     return tiny_config(
         model={"num_classes": len(data[0].names)},
         loss={"assignment": "device", "num_denoising": 4},
-        train={"epochs": 2, "checkpoint_steps": 2},
+        train={"epochs": 2, "checkpoint_steps": 2, "log_every": 1},
+        log={"tensorboard": True, "pictures": 1},
     )
 
 
@@ -100,7 +103,27 @@ def test_a_run_leaves_what_it_promises(uninterrupted, config, data):
     assert metadata.config == config
     assert checkpoint.load_metadata(uninterrupted / "best").ap == progress.best_ap
     log = (uninterrupted / "log.txt").read_text()
-    assert "epoch 2/2" in log and "compiled the train step in" in log and "GiB per device" in log
+    assert "compiled the train step in" in log and "GiB per device" in log
+
+
+def test_a_run_shows_what_happened(uninterrupted):
+    rows = read_metrics(uninterrupted)
+    assert all(0 <= row["f1"] <= 1 and row["best_threshold"] > 0 and 0 <= row["data_wait"] <= 1 for row in rows)
+    assert [row["backbone_lr"] for row in rows] == [row["lr"] for row in rows] == [pytest.approx(1e-3)] * 2
+    headings = [line for line in (uninterrupted / "log.txt").read_text().splitlines() if "AP50" in line]
+    assert len(headings) == 1 and headings[0].split()[2:4] == ["epoch", "loss"]
+    report = json.loads((uninterrupted / "best_evaluation" / "metrics.json").read_text())
+    assert report["ap"] == pytest.approx(max(row["ap"] for row in rows), rel=1e-4)
+    pictures = ["curves.png", "best_evaluation/confusion.png", "best_evaluation/thresholds.png"]
+    assert all((uninterrupted / name).is_file() for name in pictures)
+    assert len(list((uninterrupted / "examples").glob("*.jpg"))) == 1
+    scalars, shown, _ = events(uninterrupted / "tensorboard")
+    for name in ("vfl/last", "vfl/aux_0", "fgl/dn_1", "ddf/aux_0", "optim/lr", "optim/grad_norm", "loss/loss"):
+        assert [step for step, _ in scalars[name]] == list(range(1, STEPS + 1))
+    mean = np.mean([value for _, value in scalars["loss/loss"][:3]])
+    assert mean == pytest.approx(rows[0]["loss"], rel=1e-4)
+    assert [value for _, value in scalars["validation/ap"]] == pytest.approx([row["ap"] for row in rows], abs=1e-5)
+    assert len(shown) == 1 and next(iter(shown)).startswith("examples/")
 
 
 def test_stopped_by_a_signal_in_mid_epoch_and_resumed(uninterrupted, data, config, tmp_path, monkeypatch):
@@ -263,3 +286,10 @@ def test_errors_come_before_any_work(data, config, uninterrupted, tmp_path):
     wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=9))
     with pytest.raises(UserError, match="model.num_classes=9, but .* has 4 classes"):
         loop.train(wrong, *data, tmp_path / "new")
+    parts = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=3))
+    with pytest.raises(UserError, match="must be a multiple of the 1 devices .* times train.accumulate=3"):
+        loop.train(parts, *data, tmp_path / "new")
+    late = dataclasses.replace(config, optim=dataclasses.replace(config.optim, schedule="flat_cosine", final_epochs=3))
+    with pytest.raises(UserError, match="optim.final_epochs=3 must be at most train.epochs=2"):
+        loop.train(late, *data, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

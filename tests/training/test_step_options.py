@@ -16,8 +16,7 @@ from dfine_jax.training.programs import TrainPrograms, peak_bytes
 from dfine_jax.training.state import create_state
 from dfine_jax.training.step import make_train_step, replicated
 
-# Noise differs by part, and the distillation term is a ratio of sums over a part.
-EXACT = {"label_noise_ratio": 0.0, "box_noise_scale": 0.0, "weight_ddf": 0.0, "assignment": "device"}
+EXACT = {"assignment": "device"}
 
 
 def fresh_state(config):
