@@ -22,7 +22,7 @@ from dfine_jax.models.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadA
 from dfine_jax.ops import deformable, fdr
 from dfine_jax.ops.anchors import anchors
 from dfine_jax.ops.boxes import inverse_sigmoid
-from dfine_jax.ops.replace import replaceable
+from dfine_jax.ops.tokens import gather_tokens, limited, take_rows
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
@@ -68,18 +68,6 @@ def sharpness(corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n f"]:
     top, _ = jax.lax.top_k(jax.nn.softmax(at_least_float32(corners_logit), -1), TOP_BINS)
     stacked = jnp.concatenate([top, top.mean(-1, keepdims=True)], -1)
     return stacked.reshape(*stacked.shape[:2], -1)
-
-
-@replaceable
-def gather_tokens(x: Float[Array, "b n *d"], index: Int[Array, "b q"]) -> Float[Array, "b q *d"]:
-    """Tokens by index, which must be in range."""
-    return jnp.take_along_axis(x, index[..., None], 1, mode="promise_in_bounds")
-
-
-@replaceable
-def anchors_of(anchors_logit: Float[Array, "n 4"], index: Int[Array, "b q"]) -> Float[Array, "b q 4"]:
-    """Anchors of chosen tokens."""
-    return anchors_logit[index]
 
 
 class DeformableAttention(nn.Module):
@@ -147,7 +135,7 @@ class DecoderLayer(nn.Module):
         xavier = initializers.xavier_uniform
         hidden = activation(self.activation)(Linear(self.ffn, xavier, dtype=self.dtype, name="linear1")(x))
         x = x + Linear(x.shape[-1], xavier, dtype=self.dtype, name="linear2")(hidden)
-        return LayerNorm(dtype=self.dtype, name="norm3")(jnp.clip(x, -HALF_LIMIT, HALF_LIMIT))
+        return LayerNorm(dtype=self.dtype, name="norm3")(limited(x, HALF_LIMIT))
 
 
 class LocationQuality(nn.Module):
@@ -189,11 +177,16 @@ class ClassEmbedding(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Encoder maps (finest first) to boxes and class logits."""
+    """Encoder maps (finest first) to boxes and class logits.
+
+    ``keep_queries[i]`` is the number of queries that go on after layer i at inference, those with the highest class
+    logit of that layer's own heads; layers beyond the tuple keep all.
+    """
 
     config: ModelConfig
     bn_axis_name: str | None = None
     dtype: Any = None
+    keep_queries: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -220,9 +213,9 @@ class Decoder(nn.Module):
             embed(jnp.zeros((1, 1), jnp.int32))
 
         source = Source(deformable.build_table(maps, self.config.num_heads), sizes)
-        stages = self._refine(content, jax.nn.sigmoid(boxes_logit), source, blocked, train)
-        if isinstance(stages, HeadOutput):
-            return ModelOutput(stages.logits, stages.boxes_cxcywh, proposals.index)
+        stages = self._refine(content, jax.nn.sigmoid(boxes_logit), proposals.index, source, blocked, train)
+        if isinstance(stages, ModelOutput):
+            return stages
         matching = _query_range(stages, -num_queries, None)
         training = TrainingOutput(
             matching=matching,
@@ -256,17 +249,18 @@ class Decoder(nn.Module):
         _, index = jax.lax.top_k(logits.max(-1), min(self.config.num_queries, memory.shape[1]))
         content = gather_tokens(x, index)
         offsets = at_least_float32(self._box_head("enc_bbox_head", 4)(content))
-        boxes_logit = offsets + anchors_of(jnp.asarray(anchor_logit, offsets.dtype), index)
+        boxes_logit = offsets + take_rows(jnp.asarray(anchor_logit, offsets.dtype), index)
         return Proposals(content, boxes_logit, gather_tokens(logits, index), index)
 
     def _refine(
         self,
         x: Float[Array, "b n d"],
         reference_cxcywh: Float[Array, "b n 4"],
+        index: Int[Array, "b q"],
         source: Source,
         blocked: Bool[Array, "n n"] | None,
         train: bool,
-    ) -> StageOutput | HeadOutput:
+    ) -> StageOutput | ModelOutput:
         """Layers that all decode boxes from the same initial ones; unless ``train``, only the output of the last."""
         config = self.config
         project = jnp.asarray(fdr.weighting_function(config.reg_max, config.up, config.reg_scale))
@@ -279,11 +273,12 @@ class Decoder(nn.Module):
             name="query_pos_head",
         )
         logits, boxes, corners = [], [], []
-        summed = jnp.zeros((), reference_cxcywh.dtype)
+        summed = None
+        keep = () if train else self.keep_queries[: config.decoder_layers - 1]
         for i in range(config.decoder_layers):
-            wanted = train or i == config.decoder_layers - 1 or self.is_initializing()
+            wanted = train or i == config.decoder_layers - 1 or i < len(keep) or self.is_initializing()
             previous = stop_gradient(x)
-            position = jnp.clip(position_head(reference_cxcywh), -POSITION_LIMIT, POSITION_LIMIT).astype(x.dtype)
+            position = limited(position_head(reference_cxcywh), POSITION_LIMIT).astype(x.dtype)
             x = self._layer(i)(x, position, reference_cxcywh, source, blocked)
             score_head = self._score_head(f"dec_score_head_{i}")
             if i == 0:
@@ -293,7 +288,8 @@ class Decoder(nn.Module):
                 initial = stop_gradient(pre_boxes)
             state = x if i == 0 else x + previous
             edges = self._box_head(f"dec_bbox_head_{i}", 4 * config.num_bins)(state)
-            summed = summed + at_least_float32(edges).reshape(*edges.shape[:2], 4, config.num_bins)
+            edges = at_least_float32(edges).reshape(*edges.shape[:2], 4, config.num_bins)
+            summed = edges if summed is None else summed + edges
             decoded = fdr.decode(initial, fdr.integral(summed, project), config.reg_scale)
             reference_cxcywh = stop_gradient(decoded)
             if wanted:
@@ -301,8 +297,13 @@ class Decoder(nn.Module):
                 logits.append(score_head(x) + quality)
                 boxes.append(decoded)
                 corners.append(summed)
+            if i < len(keep) and keep[i] < x.shape[1]:
+                _, best = jax.lax.top_k(logits[-1].max(-1), keep[i])
+                kept = (gather_tokens(t, best) for t in (x, reference_cxcywh, initial, summed, index[..., None]))
+                x, reference_cxcywh, initial, summed, index = kept
+                index = index[..., 0]
         if pre is None or not train:
-            return HeadOutput(logits[-1], boxes[-1])
+            return ModelOutput(logits[-1], boxes[-1], index)
         return StageOutput(jnp.stack(logits), jnp.stack(boxes), jnp.stack(corners), initial, pre)
 
     def _layer(self, i: int) -> DecoderLayer:
@@ -322,7 +323,8 @@ class Decoder(nn.Module):
 
     def _box_head(self, name: str, out: int) -> MLP:
         width = self.config.decoder_width
-        return MLP(width, out, 3, self.config.mlp_activation, zero_last=True, dtype=self.dtype, name=name)
+        dtype = None if self.dtype == jnp.float16 else self.dtype  # float16 is too coarse for edges and coordinates
+        return MLP(width, out, 3, self.config.mlp_activation, zero_last=True, dtype=dtype, name=name)
 
 
 def _query_range(stages: StageOutput, start: int, stop: int | None) -> StageOutput:

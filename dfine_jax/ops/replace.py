@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_replacements: ContextVar[Mapping[Callable[..., Any], Callable[..., Any]]] = ContextVar("replacements", default={})
+_Functions = Mapping[Callable[..., Any], Callable[..., Any]]
+_replacements: ContextVar[_Functions | None] = ContextVar("replacements", default=None)
 
 
 def replaceable(function: Callable[P, R]) -> Callable[P, R]:
@@ -19,18 +20,19 @@ def replaceable(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return _replacements.get().get(call, function)(*args, **kwargs)
+        replacements = _replacements.get() or {}
+        return replacements.get(call, function)(*args, **kwargs)
 
     return call
 
 
 @contextmanager
-def replaced(replacements: Mapping[Callable[..., Any], Callable[..., Any]]) -> Iterator[None]:
+def replaced(replacements: _Functions) -> Iterator[None]:
     """Call other functions in place of ``replaceable`` ones.
 
     The choice is made while tracing: call ``jax.jit`` on a fresh function inside the block.
     """
-    token = _replacements.set({**_replacements.get(), **replacements})
+    token = _replacements.set({**(_replacements.get() or {}), **replacements})
     try:
         yield
     finally:

@@ -1,0 +1,70 @@
+"""Convolutions with everything that follows them and is linear folded in.
+
+Batch norm goes into the convolution before it. So does the learnable affine behind an activation (PP-HGNetV2), which
+leaves one comparison: ``a * max(x, 0) + b`` equals ``max(a * x + b, b)`` for positive ``a`` and ``min(a * x + b, b)``
+for negative. The 3x3 and the 1x1 convolution of a RepVGG bottleneck become one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+Path = tuple[str, ...]
+_BATCH_NORM_EPSILON = 1e-5
+_FIRST = ("backbone", "stem", "stem1")
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldedConv:
+    """A convolution with bias, float64, and what is left of a learnable affine behind its activation."""
+
+    kernel: Float[np.ndarray, "kh kw i o"]
+    bias: Float[np.ndarray, "o"]
+    bound: float | None = None  # the affine's shift
+    lower: bool = True  # outputs are at least ``bound``; otherwise at most
+
+
+def fold(variables: Mapping[str, Any], pixel_scale: float | None = None) -> dict[Path, FoldedConv]:
+    """Folded convolutions by the path of their ``ConvNorm``; of bottlenecks, one by the path of the bottleneck.
+
+    Args:
+      pixel_scale: goes into the first convolution, whose padding is zero in either unit.
+    """
+    folded: dict[Path, FoldedConv] = {}
+    _fold_tree(variables["params"], variables["batch_stats"], (), folded)
+    for path in [p for p in folded if p[-2].startswith("bottlenecks_") and p[-1] == "conv1"]:
+        wide, narrow = folded.pop(path), folded.pop((*path[:-1], "conv2"))
+        kernel = wide.kernel.copy()
+        kernel[1:2, 1:2] += narrow.kernel
+        folded[path[:-1]] = FoldedConv(kernel, wide.bias + narrow.bias)
+    if pixel_scale is not None:
+        first = folded[_FIRST]
+        folded[_FIRST] = dataclasses.replace(first, kernel=first.kernel * pixel_scale)
+    return folded
+
+
+def _fold_tree(params: Mapping[str, Any], stats: Mapping[str, Any], path: Path, out: dict[Path, FoldedConv]) -> None:
+    for norm in ("norm", "bn"):
+        if "conv" in params and norm in params:
+            out[path] = _fold_one(params["conv"]["kernel"], params[norm], stats[norm], params.get("lab"))
+            return
+    for name, child in params.items():
+        if isinstance(child, Mapping):
+            _fold_tree(child, stats.get(name, {}), (*path, name), out)
+
+
+def _fold_one(kernel: Any, norm: Mapping[str, Any], stats: Mapping[str, Any], affine: Any) -> FoldedConv:
+    kernel, scale, bias, mean, var = (
+        np.asarray(x, np.float64) for x in (kernel, norm["scale"], norm["bias"], stats["mean"], stats["var"])
+    )
+    factor = scale / np.sqrt(var + _BATCH_NORM_EPSILON)
+    kernel, bias = kernel * factor, bias - mean * factor
+    if affine is None:
+        return FoldedConv(kernel, bias)
+    a, b = (float(np.asarray(affine[name], np.float64).item()) for name in ("scale", "bias"))
+    return FoldedConv(a * kernel, a * bias + b, bound=b, lower=a >= 0)
