@@ -3,11 +3,13 @@
 The reference (configs/dfine/include/dataloader.yml) runs torchvision v2 on Pillow images. Pixels are lazy here: a
 sample is an untouched image, a window onto it and a distortion. Zooming out enlarges the window, cropping shrinks it,
 and ``resize`` renders it, so that no large canvas is painted and only visible pixels are distorted. What lies outside
-the image is black, and every pixel equals that of the op-by-op pipeline.
+the image is black and is not computed. Pixels equal those of the op-by-op pipeline; only where Pillow orders its two
+passes otherwise for the computed part than for the whole, bytes may differ by one.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -281,9 +283,52 @@ def render(sample: Sample, height_px: int, width_px: int) -> Image.Image:
         if x0 < x1 and y0 < y1:  # a window beside the image shows black only
             image = distort(image, sample.distortion, (x0, y0, x1, y1))
             left, top, right, bottom = left - x0, top - y0, right - x0, bottom - y0
-    if (left, top, right, bottom) != (0, 0, *image.size):
+    if (left, top, right, bottom) == (0, 0, *image.size):
+        return image.resize((width_px, height_px), Image.Resampling.BILINEAR)
+    across = _lit(left, right, image.width, width_px)
+    down = _lit(top, bottom, image.height, height_px)
+    if across.is_all and down.is_all:
         image = image.crop((left, top, right, bottom))
-    return image.resize((width_px, height_px), Image.Resampling.BILINEAR)
+        return image.resize((width_px, height_px), Image.Resampling.BILINEAR)
+    out = Image.new("RGB", (width_px, height_px))
+    if across.size and down.size:
+        part = image.crop(
+            (left + across.source[0], top + down.source[0], left + across.source[1], top + down.source[1])
+        )
+        box = (across.box[0], down.box[0], across.box[1], down.box[1])
+        part = part.resize((across.size, down.size), Image.Resampling.BILINEAR, box=box)
+        out.paste(part, (across.first, down.first))
+    return out
+
+
+class _Lit(NamedTuple):
+    """The part of one axis of the output that can show the image and not only black, and where it comes from."""
+
+    first: int  # output pixel
+    size: int  # output pixels
+    source: tuple[int, int]  # of the window, with all that the filter reads
+    box: tuple[float, float]  # what the output pixels stand for, relative to source[0]
+    is_all: bool
+
+
+def _lit(low: int, high: int, image_side: int, out_side: int) -> _Lit:
+    """Pillow's bilinear filter reads up to ``max(1, scale)`` window pixels beside the centre of an output pixel.
+
+    Pillow takes ``box`` as float32. In steps of the odd part of ``out_side`` output pixels it is exact there, so that
+    the part gets the filter of the whole.
+    """
+    length = high - low
+    scale = length / out_side
+    reach = max(1.0, scale) + 1
+    begin, end = max(0, -low), min(length, image_side - low)  # of the image, in the window
+    if begin >= end:
+        return _Lit(0, 0, (0, 0), (0.0, 0.0), False)
+    step = out_side // (out_side & -out_side)
+    first = max(0, math.floor((begin - reach) / scale - 0.5)) // step * step
+    last = min(out_side, -(-math.ceil((end + reach) / scale + 0.5) // step) * step)
+    source = max(0, math.floor(first * scale - reach)), min(length, math.ceil(last * scale + reach))
+    box = first * length / out_side - source[0], last * length / out_side - source[0]
+    return _Lit(first, last - first, source, box, first == 0 and last == out_side)
 
 
 def normalised_cxcywh(sample: Sample) -> Float32[np.ndarray, "g 4"]:
