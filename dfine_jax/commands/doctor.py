@@ -14,6 +14,11 @@ OPTIONAL = (
     # import name, distribution, what it is for, how to get it
     ("jax_cuda13_plugin", "jax-cuda13-plugin", "NVIDIA GPU", "pip install 'dfine-jax[cuda]'"),
     ("av", "av", "dfine predict on videos", "pip install 'dfine-jax[video]'"),
+    ("onnxruntime", "onnxruntime", "running .onnx files", "pip install onnxruntime"),
+    ("openvino", "openvino", "OpenVINO files", "pip install 'dfine-jax[openvino]'"),
+    ("nncf", "nncf", "int8 for OpenVINO", "pip install 'dfine-jax[openvino]'"),
+    ("tensorrt", "tensorrt-cu12", "TensorRT engines", "pip install 'tensorrt-cu12==10.13.3.*' cuda-bindings"),
+    ("tensorrt_rtx", "tensorrt-rtx", "TensorRT-RTX engines", "pip install 'dfine-jax[tensorrt-rtx]'"),
     ("supervision", "supervision", "Detections.to_supervision()", "pip install supervision"),
     ("torch", "torch", "comparison tests only", "pip install 'dfine-jax[parity]'"),
     ("transformers", "transformers", "comparison tests only", "pip install 'dfine-jax[parity]'"),
