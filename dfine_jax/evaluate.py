@@ -70,7 +70,7 @@ class Metrics:
 
     def numbers(self) -> dict[str, float]:
         """The twelve numbers by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:12]}
+        return {name: getattr(self, name) for name in METRIC_NAMES}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None where nothing is annotated."""
@@ -80,6 +80,9 @@ class Metrics:
             "num_images": self.num_images,
             "report": self.report.to_dict(),
         }
+
+
+METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Metrics))[:12]
 
 
 def evaluate(

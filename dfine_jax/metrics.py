@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 THRESHOLDS: Float[np.ndarray, "t"] = np.arange(1, 100) / 100  # where the best one is looked for
 IOU_THRESHOLD = 0.5
 BACKGROUND = "background"
+RATIO_NAMES = ("precision", "recall", "f1", "iou")
 _TABLE_THRESHOLD = 0.5  # shown beside the best one: what most users run with
 
 
@@ -67,7 +68,7 @@ class Scores:
 
     def numbers(self) -> dict[str, float]:
         """The ratios by name."""
-        return {name: getattr(self, name) for name in ("precision", "recall", "f1", "iou")}
+        return {name: getattr(self, name) for name in RATIO_NAMES}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ class DetectionReport:
             "confusion": {"names": [*self.names, BACKGROUND], "rows_are": "objects", "counts": self.confusion.tolist()},
             "curve": {
                 "threshold": self.counts.thresholds.tolist(),
-                **{name: [s.numbers()[name] for s in curve] for name in ("precision", "recall", "f1", "iou")},
+                **{name: [scores.numbers()[name] for scores in curve] for name in RATIO_NAMES},
             },
         }
 

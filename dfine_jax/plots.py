@@ -133,12 +133,13 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
         for colour, (name, label) in zip((*COLOURS, "#222222"), shown.items(), strict=False):
             _curve(axes, rows, name, label, colour)
         axes.set_yscale(scale if any(row.get(name, 0.0) > 0 for row in rows for name in shown) else "linear")
-        if "images_per_s" in curves and any("data_wait" in row for row in rows):
+        if "images_per_s" in shown:
+            axes.set_ylim(bottom=0)
+        if "images_per_s" in shown and any("data_wait" in row for row in rows):
             axes.plot([], [], color=COLOURS[1], label="waiting (right axis)")
             share = axes.twinx()
             _curve(share, rows, "data_wait", "", COLOURS[1])
             share.set_ylim(0, 1)
-            axes.set_ylim(bottom=0)
         _finish(axes, title, "epoch", legend="center left" if "images_per_s" in curves else "best")
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[len(panels) :]:

@@ -1,47 +1,67 @@
-"""What an epoch leaves in the log: a row of numbers and a line to read."""
+"""What a run reports: its log, with the places the configuration names, and the numbers of an epoch."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from dfine_jax.config import Config
-from dfine_jax.evaluate import Metrics
+from dfine_jax.data.dataset import Dataset
+from dfine_jax.evaluate import METRIC_NAMES, Metrics
+from dfine_jax.metrics import RATIO_NAMES
+from dfine_jax.training import hosts
+from dfine_jax.training.examples import Examples
+from dfine_jax.training.log import RunLog
 from dfine_jax.training.meter import Meter, by_kind
+from dfine_jax.training.sinks import open_sinks
 from dfine_jax.training.stages import Progress
 
 Row = dict[str, float | int | None]
-_NUMBERS = [field.name for field in dataclasses.fields(Metrics)][:12]
+Rates = Callable[[int], Mapping[str, float]]
+
+
+def rates_of(config: Config, schedule: Callable[[Any], Any]) -> Rates:
+    """Learning rates by name at a 0-based step."""
+
+    def rates(step: int) -> dict[str, float]:
+        factor = float(schedule(step))
+        return {"lr": config.optim.lr * factor, "backbone_lr": config.optim.backbone_lr * factor}
+
+    return rates
+
+
+def open_log(
+    config: Config, log_dir: Path, finished_epochs: int, step: int, rates: Rates, val_data: Dataset | None
+) -> RunLog:
+    """The log of a run that has done ``step`` steps; only the first host shows pictures and feeds the sinks."""
+    log_dir.mkdir(exist_ok=True)
+    if hosts.index():
+        return RunLog(log_dir, finished_epochs)
+    examples = None if val_data is None else Examples(val_data, config.log.pictures)
+    return RunLog(log_dir, finished_epochs, open_sinks(config, log_dir, step), config.train.log_every, rates, examples)
 
 
 def epoch_row(
-    config: Config, meter: Meter, progress: Progress, metrics: Metrics | None, *, epoch: int, step: int, lr: float
+    config: Config,
+    meter: Meter,
+    progress: Progress,
+    metrics: Metrics | None,
+    *,
+    epoch: int,
+    step: int,
+    rates: Mapping[str, float],
 ) -> Row:
     """Numbers of the 1-based ``epoch``; ``metrics`` None: not evaluated."""
     means = by_kind(meter.means())
-    return {
-        "epoch": epoch,
-        "step": step,
-        "lr": lr,
-        **{name: means.get(name) for name in _losses(config)},
-        "images_per_s": meter.images_per_second(),
-        "data_wait": meter.wait_share(),
-        "skipped": progress.skipped,
-        "stage": progress.stage,
-        **(metrics.numbers() if metrics else dict.fromkeys(_NUMBERS)),
-    }
-
-
-def epoch_line(config: Config, meter: Meter, progress: Progress, metrics: Metrics | None, *, epoch: int) -> str:
-    """The same in words."""
-    means = by_kind(meter.means())
-    parts = [f"epoch {epoch}/{config.train.epochs}"]
-    parts += [f"{name} {means[name]:.3f}" for name in _losses(config) if name in means]
-    if metrics:
-        parts.append(f"AP {metrics.ap:.4f} AP50 {metrics.ap50:.4f}")
-        parts.append(f"best {progress.best_ap:.4f} (epoch {progress.best_epoch})")
-    parts.append(f"{meter.images_per_second():.1f} images/s, {meter.wait_share():.0%} waiting for data")
-    return "  ".join(parts)
+    row: Row = {"epoch": epoch, "step": step, **rates}
+    row |= {name: means.get(name) for name in _losses(config)}
+    row |= {"images_per_s": meter.images_per_second(), "data_wait": meter.wait_share()}
+    row |= {"skipped": progress.skipped, "stage": progress.stage}
+    if metrics is None:
+        return row | dict.fromkeys((*METRIC_NAMES, *RATIO_NAMES, "best_threshold"))
+    counted = metrics.report.best.numbers()
+    return row | metrics.numbers() | counted | {"best_threshold": metrics.report.best_threshold}
 
 
 def _losses(config: Config) -> Sequence[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,10 @@ from dfine_jax.evaluate import Metrics, evaluate
 from dfine_jax.models.dfine import init_variables
 from dfine_jax.training import checkpoint, hosts, stages
 from dfine_jax.training.checkpoint import Metadata
-from dfine_jax.training.epoch_log import epoch_line, epoch_row
-from dfine_jax.training.log import RunLog
+from dfine_jax.training.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.meter import Meter
 from dfine_jax.training.optimizer import check_freeze, make_optimizer
-from dfine_jax.training.programs import TrainPrograms
+from dfine_jax.training.programs import TrainPrograms, compile_eval
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
 from dfine_jax.training.skipped import keep_batch
@@ -112,7 +112,7 @@ class _Run:
         self.steps = self.loader.steps_per_epoch
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
-        self.schedule = make_schedule(config, self.steps)
+        self.rates = rates_of(config, make_schedule(config, self.steps))
         self.programs = TrainPrograms(config, self.tx, self.loader.sizes_px(train.epochs), self.steps)
         self.eval_step = make_eval_step(config.model)
         init_key, self.key = jax.random.split(jax.random.key(train.seed))
@@ -130,8 +130,7 @@ class _Run:
         self.first_step = self.recorded = step
         first = hosts.index() == 0
         self.log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
-        self.log_dir.mkdir(exist_ok=True)
-        self.log = RunLog(self.log_dir, self.progress.epoch)
+        self.log = open_log(self.config, self.log_dir, self.progress.epoch, step, self.rates, self.val_data)
         for note in (*notes, *self.loader.notes):
             self.log.line(note)
         if held:
@@ -139,7 +138,8 @@ class _Run:
         if resume:
             self.log.line(f"resumed at step {step} of {self.total}, epoch {step // self.steps + 1}")
         batches = iter(self.loader.batches(step))
-        with tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True) as bar:
+        bar = tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        with closing(self.log), bar:
             state, step = self._steps(state, step, batches, bar)
         finished = step >= self.total or self.progress.ended_early
         if not finished:
@@ -169,7 +169,7 @@ class _Run:
             split, size = split_over_devices(next(batches)), self.loader.size_px(step)
             meter.waited(self.loader.wait_seconds - waited)
             if not compiled:
-                self.programs.compile(state, split, self.log.line)
+                self._compile(state, split)
                 compiled = True
             state, metrics = self.programs(size, state, split)
             step += 1
@@ -181,6 +181,12 @@ class _Run:
                 self._save(state)
         self._record(meter, pending, bar)
         return state, step
+
+    def _compile(self, state: TrainState, batch: Batch) -> None:
+        self.programs.compile(state, batch, self.log.line)
+        if self.eval_loader is not None:
+            shape = self.eval_loader.batch_shape
+            self.eval_step = compile_eval(self.eval_step, ema_variables(state), shape, self.log.line)
 
     def _stops(self, step: int) -> bool:
         if hosts.count() == 1:
@@ -229,6 +235,7 @@ class _Run:
         if host.finite:
             self.skipped_in_a_row = 0
             meter.add(self.config.train.batch_size, values)
+            self.log.step(self.recorded, values)
         else:
             meter.add(self.config.train.batch_size, None)
             self._skipped(taken, values)
@@ -268,7 +275,7 @@ class _Run:
             has_start &= self.progress.stage == 1 or (self.out_dir / START).is_dir()
             verdict = stages.judge(self.progress, ap, epoch, has_start=has_start, patience=train.patience)
         self.progress = dataclasses.replace(verdict.progress, epoch=epoch)
-        self._log_epoch(state, epoch, meter, evaluated)
+        self._log_epoch(state, epoch, meter, evaluated, verdict.is_best)
         if verdict.is_best:
             self._write("best", state, weights_only=True)
         if verdict.is_start:
@@ -299,15 +306,17 @@ class _Run:
                 yield batch
 
         try:
-            return evaluate(*hosts.shared(predict, until_stopped()), self.val_data.annotation_file, self.val_data)
+            shared, data = hosts.shared(predict, until_stopped()), self.val_data
+            return evaluate(*shared, data.annotation_file, data, self.log.observe)
         except _StopError:
             return None
 
-    def _log_epoch(self, state: TrainState, epoch: int, meter: Meter, evaluated: bool) -> None:
+    def _log_epoch(self, state: TrainState, epoch: int, meter: Meter, evaluated: bool, is_best: bool) -> None:
         step, metrics = int(state.step), self.metrics if evaluated else None
-        lr = self.config.optim.lr * float(self.schedule(step - 1))
-        self.log.row(epoch_row(self.config, meter, self.progress, metrics, epoch=epoch, step=step, lr=lr))
-        self.log.line(epoch_line(self.config, meter, self.progress, metrics, epoch=epoch))
+        rates = self.rates(step - 1)
+        self.log.row(epoch_row(self.config, meter, self.progress, metrics, epoch=epoch, step=step, rates=rates))
+        if metrics and hosts.index() == 0:
+            self.log.evaluated(step, metrics, is_best)
 
     def _save(self, state: TrainState) -> None:
         self._write("last", state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,12 +33,22 @@ class Sink(Protocol):
         ...
 
 
-def open_sinks(config: Config, out_dir: Path, step: int) -> list[Sink]:
-    """The sinks that ``config.log`` asks for, of a run that has done ``step`` steps.
+def check_installed(config: Config) -> None:
+    """What ``config.log`` asks for can be had.
 
     Raises:
-      UserError: a package they need is not installed.
+      UserError: a package is not installed.
     """
+    for extra, module, off in (("tensorboard", "tensorboardX", "false"), ("wandb", "wandb", '""')):
+        if getattr(config.log, extra) and importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"log.{extra} needs a package that is not installed: pip install 'dfine-jax[{extra}]', or set "
+                f"log.{extra}={off}"
+            )
+
+
+def open_sinks(config: Config, out_dir: Path, step: int) -> list[Sink]:
+    """The sinks that ``config.log`` asks for, of a run that has done ``step`` steps."""
     sinks: list[Sink] = []
     if config.log.tensorboard:
         sinks.append(TensorBoard(out_dir, step))
@@ -51,10 +62,8 @@ class TensorBoard:
 
     def __init__(self, out_dir: Path, step: int) -> None:
         """Continue after ``step``: what an interrupted run wrote for later steps is marked as void."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise _missing("log.tensorboard", "tensorboard", "log.tensorboard=false") from error
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -74,10 +83,8 @@ class WeightsAndBiases:
     """A run in the project ``config.log.wandb``; a resumed one continues it. ``WANDB_MODE=offline`` sends nothing."""
 
     def __init__(self, config: Config, out_dir: Path) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing("log.wandb", "wandb", 'log.wandb=""') from error
+        import wandb
+
         self._image: Any = wandb.Image
         noted = out_dir / _WANDB_ID
         self._run: Any = wandb.init(
@@ -101,7 +108,3 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _missing(key: str, extra: str, off: str) -> UserError:
-    return UserError(f"{key} needs a package that is not installed: pip install 'dfine-jax[{extra}]', or set {off}")

@@ -37,12 +37,18 @@ def model(data, tmp_path_factory):
 
 def test_numbers_are_printed_and_written(data, model, tmp_path, capsys):
     file = tmp_path / "metrics.json"
-    assert main(["evaluate", str(model), "--data", str(data), "--json", str(file), "--batch-size", "2"]) == 0
+    files = ["--json", str(file), "--out", str(tmp_path / "all")]
+    assert main(["evaluate", str(model), "--data", str(data), *files, "--batch-size", "2"]) == 0
     out = capsys.readouterr().out
     assert "on 3 images" in out and "64x64" in out and "AP50" in out and "circle" in out
     numbers = json.loads(file.read_text())
     assert 0 <= numbers["ap"] < 0.2 and numbers["num_images"] == 3
     assert set(numbers["per_class"]) == {"circle", "rectangle", "triangle", "star"}
+    assert json.loads((tmp_path / "all" / "metrics.json").read_text()) == numbers
+    report = numbers["report"]
+    assert f"threshold {report['best_threshold']:.2f} (best)" in out
+    assert sum(sum(row) for row in report["confusion"]["counts"]) > 0
+    assert {p.name for p in (tmp_path / "all").iterdir()} == {"metrics.json", "confusion.png", "thresholds.png"}
 
 
 def test_other_classes_are_an_error(data, model, tmp_path, capsys):
@@ -62,6 +68,7 @@ def test_other_classes_are_an_error(data, model, tmp_path, capsys):
         (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
         (["--size", "50"], "sides must be multiples of 32"),
         (["--json", "no/such/folder/m.json"], "does not exist"),
+        (["--out", __file__], "is a file; give a folder"),
     ],
 )
 def test_errors(data, model, capsys, arguments, message):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
 import sys
 import time
 
 import numpy as np
 import pytest
+from event_files import events
 from PIL import Image
 from tiny import tiny_config
 
@@ -18,7 +18,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.evaluate import ClassList, score
 from dfine_jax.training.log import RunLog, epoch_tag, read_metrics, table_header, table_line, tag
 from dfine_jax.training.meter import Meter, by_kind
-from dfine_jax.training.sinks import open_sinks
+from dfine_jax.training.sinks import check_installed, open_sinks
 
 
 def test_terms_are_summed_by_kind():
@@ -174,26 +174,6 @@ def test_an_evaluation_leaves_curves_examples_and_the_whole_of_the_best(tmp_path
     }  # fmt: skip
 
 
-def events(folder):
-    """Scalars {tag: [(step, value)]} and pictures {tag: PNG bytes} of the event files, records read by hand."""
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    scalars, pictures, starts = {}, {}, []
-    for file in sorted(folder.glob("events.*")):
-        content = file.read_bytes()
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            event = event_pb2.Event.FromString(content[12 : 12 + length])
-            content = content[16 + length :]
-            if event.HasField("session_log"):
-                starts.append(event.step)
-            for value in event.summary.value:
-                if value.HasField("image"):
-                    pictures[value.tag] = value.image.encoded_image_string
-                else:
-                    scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return scalars, pictures, starts
-
-
 def logged_to(**where):
     return dataclasses.replace(tiny_config(), log=LogConfig(**where))
 
@@ -240,11 +220,12 @@ def test_wandb_offline(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("where", "module"), [({"tensorboard": True}, "tensorboardX"), ({"wandb": "p"}, "wandb")])
-def test_missing_packages_are_named(tmp_path, monkeypatch, where, module):
+def test_missing_packages_are_named(monkeypatch, where, module):
     monkeypatch.setitem(sys.modules, module, None)
     extra = next(iter(where))
     with pytest.raises(UserError, match=f"log.{extra} needs a package .* pip install 'dfine-jax\\[{extra}\\]'"):
-        open_sinks(logged_to(**where), tmp_path, 0)
+        check_installed(logged_to(**where))
+    check_installed(tiny_config())
 
 
 def test_nothing_is_opened_that_was_not_asked_for(tmp_path):
