@@ -212,6 +212,7 @@ def _translate(
     model = ir.from_proto(traced)
     simplify(model)
     proto = ir.to_proto(model)
+    proto.graph.ClearField("value_info")  # runtimes infer; jax2onnx's are wrong behind a moved transpose
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version = "dfine_jax", __version__
     return proto

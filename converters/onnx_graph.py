@@ -9,8 +9,6 @@ jax2onnx computes them from the input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -23,6 +21,7 @@ def simplify(model: ir.Model) -> None:
     """Make the graph lean, in place; results stay the same."""
     graph = model.graph
     fix_reshapes(graph)
+    share_batch(graph)
     channels_first(graph)
     for simplification in (
         common.IdentityEliminationPass(),
@@ -36,7 +35,6 @@ def simplify(model: ir.Model) -> None:
         common.ClearMetadataAndDocStringPass(),
     ):
         simplification(model)
-    _forget_shapes(graph)
 
 
 def fix_reshapes(graph: ir.Graph) -> None:
@@ -53,6 +51,18 @@ def fix_reshapes(graph: ir.Graph) -> None:
                 target.replace_all_uses_with(x, replace_graph_outputs=True)
         elif _constant(node.inputs[1]) is None and sides.count(-1) <= 1:
             node.replace_input_with(1, _initializer(graph, f"{target.name}_shape", np.array(sides, np.int64)))
+
+
+def share_batch(graph: ir.Graph) -> None:
+    """Read the batch off the first input, wherever it is read off an intermediate value: equal nodes then merge."""
+    batch = graph.inputs[0].shape[0] if graph.inputs[0].shape else None
+    for node in graph:
+        x = node.inputs[0] if node.op_type == "Shape" else None
+        if x is None or x.shape is None or isinstance(batch, int) or x.shape[0] != batch:
+            continue
+        uses = [use.node for use in node.outputs[0].uses()]
+        if all(n.op_type == "Gather" and np.all(_constant(n.inputs[1]) == 0) for n in uses):
+            node.replace_input_with(0, graph.inputs[0])
 
 
 def channels_first(graph: ir.Graph) -> None:
@@ -137,11 +147,3 @@ def _sides(value: ir.Value) -> list[int] | None:
     if value.shape is None:
         return None
     return [side if isinstance(side, int) else -1 for side in value.shape]
-
-
-def _forget_shapes(graph: ir.Graph) -> None:
-    """Runtimes infer the shapes inside; those left by moved nodes would be wrong."""
-    outside: Sequence[ir.Value] = (*graph.inputs, *graph.outputs)
-    for value in (*graph.initializers.values(), *(v for node in graph for v in node.outputs)):
-        if not any(value is v for v in outside):
-            value.shape = value.type = None

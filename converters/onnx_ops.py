@@ -49,15 +49,20 @@ class _Operation(PrimitiveLeafPlugin):
         """Add one node with its constant inputs to the graph."""
         inputs: list[Any] = [ctx.get_value_for_var(var) for var in eqn.invars]
         for constant in eqn.params["constants"]:
-            array = None if constant is None else np.array(constant[1], constant[0])
-            name = ctx.fresh_name("constant")
-            inputs.append(array if array is None else ctx.builder.add_initializer_from_array(name=name, array=array))
+            # Not as a named initializer, which jax2onnx would turn to float32.
+            inputs.append(None if constant is None else _constant(ctx, np.array(constant[1], constant[0])))
         op, names = eqn.params["op"], [ctx.fresh_name(eqn.params["op"].lower()) for _ in eqn.outvars]
         outputs = getattr(ctx.builder, op)(*inputs, _outputs=names, **dict(eqn.params["attributes"]))
         for var, value in zip(eqn.outvars, [outputs] if isinstance(outputs, ir.Value) else outputs, strict=True):
             value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(var.aval.dtype)))
             value.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in var.aval.shape])
             ctx.bind_value_for_var(var, value)
+
+
+def _constant(ctx: Any, array: np.ndarray) -> ir.Value:
+    value = ctx.bind_const_for_var(object(), array)
+    value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    return value
 
 
 def _emit(

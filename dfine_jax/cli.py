@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "COCO average precision of a model on a dataset",
     "predict": "detect objects in images, folders, videos and streams; pictures, videos, COCO results, crops",
     "convert": "official or Hugging Face weights to a checkpoint, and back",
+    "export": "weights to ONNX, OpenVINO or TensorRT, checked against the model",
     "check": "find what is wrong with a dataset; --overfit proves that it can be learnt",
     "benchmark": "latency, throughput, memory and accuracy of models in one interleaved run",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
@@ -136,6 +137,8 @@ def _command(name: str) -> ModuleType:
             from dfine_jax.commands import predict as command
         case "convert":
             from dfine_jax.commands import convert as command
+        case "export":
+            from dfine_jax.commands import export as command
         case "check":
             from dfine_jax.commands import check as command
         case "benchmark":

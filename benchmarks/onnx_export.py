@@ -1,0 +1,183 @@
+"""Exported graphs against transformers' D-FINE of the same variant exported by torch.onnx: nodes, size, time.
+
+    python benchmarks/onnx_export.py --variant n
+
+Random weights (time does not depend on them). Both are raw graphs for one image: pixels in, logits and boxes out. The
+peer gets what its authors' own export does: convolutions that contain their normalisation, RepVGG branches merged,
+nothing of the training left; its file is simplified by ONNX Runtime's basic optimisations, ours is as exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import interleave, peers
+from dfine_jax.variants import model_config
+
+COLUMNS = ("Conv", "MatMul", "Gemm", "LayerNormalization", "Gather", "GridSample", "Reshape", "Transpose", "Add", "Mul")
+
+
+def export_ours(variant: str, size: int, file: Path, form: Any) -> None:
+    import jax
+    import numpy as np
+    import onnx
+
+    from converters.onnx_export import export_onnx
+    from dfine_jax.models.dfine import DFine
+
+    model = DFine(model_config(variant))
+    images = jax.ShapeDtypeStruct((1, 128, 128, 3), np.float32)
+    shapes = jax.eval_shape(lambda k, x: model.init(k, x, train=True), jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+
+    def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        if name in ("scale", "var"):
+            return 1 + 0.1 * np.abs(noise)
+        return noise * np.float32(np.sqrt(1 / np.prod(leaf.shape[:-1])) if name == "kernel" else 0.1)
+
+    variables = jax.tree_util.tree_map_with_path(fill, shapes)
+    names = [f"class {i}" for i in range(model.config.num_classes)]
+    meta = {"class_names": names, "category_ids": range(len(names))}
+    proto = export_onnx(model, variables, meta, size_hw=(size, size), form=form)
+    onnx.save(proto, file)
+
+
+def export_peer(variant: str, size: int, file: Path) -> None:
+    import torch
+
+    model = peers.transformers_model(model_config(variant)).eval()
+    _merge_branches(model)
+
+    class Raw(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            out = self.model(pixel_values=images)
+            return out.logits, out.pred_boxes
+
+    unsimplified = file.with_suffix(".raw.onnx")
+    torch.onnx.export(
+        Raw(),
+        (torch.rand(1, 3, size, size),),
+        str(unsimplified),
+        dynamo=False,
+        opset_version=19,
+        input_names=["images"],
+        output_names=["logits", "boxes"],
+    )
+    _simplify(unsimplified, file)
+
+
+def _merge_branches(model: Any) -> None:
+    import torch
+
+    def fused(unit: Any) -> tuple:
+        factor = unit.norm.weight / torch.sqrt(unit.norm.running_var + unit.norm.eps)
+        return unit.conv.weight * factor[:, None, None, None], unit.norm.bias - unit.norm.running_mean * factor
+
+    with torch.no_grad():
+        for block in [m for m in model.modules() if type(m).__name__ == "DFineRepVggBlock"]:
+            (wide, bias), (narrow, more) = fused(block.conv1), fused(block.conv2)
+            conv = torch.nn.Conv2d(wide.shape[1], wide.shape[0], 3, padding=1)
+            wide[:, :, 1:2, 1:2] += narrow
+            conv.weight.copy_(wide)
+            conv.bias.copy_(bias + more)
+            block.merged = conv
+            block.forward = lambda x, block=block: block.activation(block.merged(x))
+
+
+def _simplify(source: Path, target: Path) -> None:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 3
+    # Keeps products with a bias two nodes, as in our file; loading fuses them in both.
+    ort.InferenceSession(str(source), options, disabled_optimizers=["MatMulAddFusion"])
+
+
+def describe(file: Path) -> str:
+    import onnx
+
+    nodes = collections.Counter(node.op_type for node in onnx.load(file).graph.node)
+    counts = ", ".join(f"{name} {nodes[name]}" for name in COLUMNS if nodes[name])
+    return f"{nodes.total()} nodes, {file.stat().st_size / 1e6:.1f} MB ({counts})"
+
+
+def run_onnxruntime(file: Path, threads: int) -> Callable[[], object]:
+    import numpy as np
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    shape = session.get_inputs()[0].shape
+    feed = {"images": np.random.default_rng(0).random(shape, np.float32)}
+    return lambda: session.run(None, feed)
+
+
+def run_openvino(file: Path, threads: int) -> Callable[[], object]:
+    import numpy as np
+    import openvino as ov
+
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = ov.Core().compile_model(str(file), "CPU", options)
+    request = compiled.create_infer_request()
+    feed = {0: np.random.default_rng(0).random(list(compiled.input(0).shape), np.float32)}
+    return lambda: request.infer(feed)
+
+
+RUNTIMES = {"onnxruntime": run_onnxruntime, "openvino": run_openvino}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="n")
+    parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runtimes", nargs="*", default=list(RUNTIMES))
+    parser.add_argument("--forms", nargs="*", default=["default"], help="of deformable sampling: row pair quad default")
+    parser.add_argument("--dir", type=Path, help="keep the files here and reuse those that are there")
+    parser.add_argument("--worker")
+    args = parser.parse_args()
+    if args.worker:
+        runtime, _, file = args.worker.partition(" ")
+        interleave.serve(lambda: RUNTIMES[runtime](Path(file), args.threads))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.dir or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"peer": folder / f"peer_{args.variant}_{args.size}.onnx"}
+        if not files["peer"].exists():
+            export_peer(args.variant, args.size, files["peer"])
+        for form in args.forms:
+            files[form] = folder / f"ours_{args.variant}_{args.size}_{form}.onnx"
+            if not files[form].exists():
+                export_ours(args.variant, args.size, files[form], None if form == "default" else form)
+        for name, file in files.items():
+            print(f"{name:8s} {describe(file)}", flush=True)
+        for runtime in args.runtimes:
+            names = [f"{runtime} {file}" for file in files.values()]
+            title = f"{runtime}, {args.variant.upper()} {args.size} px, batch 1, {args.threads} threads"
+            rows = interleave.compare(__file__, names, ["--threads", str(args.threads)], args.rounds, args.runs, title)
+            for name, row in zip(files, rows, strict=True):
+                print(f"{name:8s} {1 / row['ratio_first_over_this']:.3f} of the peer's time")
+
+
+if __name__ == "__main__":
+    main()
