@@ -10,10 +10,10 @@ from typing import Any
 from tqdm import tqdm
 
 from dfine_jax.backends.base import Backend
-from dfine_jax.data.coco import find_split, read_coco
 from dfine_jax.data.dataset import Record
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.pipeline import EvalLoader
+from dfine_jax.data.sources import read_dataset
 from dfine_jax.evaluate import evaluate_detections, match_categories
 
 
@@ -31,7 +31,7 @@ class AveragePrecision:
     def __init__(
         self, data: Path | str, split: Any, class_names: Sequence[str], preprocess: Preprocess, max_images: int
     ) -> None:
-        self._dataset = read_coco(*find_split(data, split))
+        self._dataset = read_dataset(data, split)
         self._categories = match_categories(class_names, self._dataset, "the model", str(data))
         self._preprocess = preprocess
         step = max(1, -(-len(self._dataset) // max_images))

@@ -25,7 +25,9 @@ from dfine_jax.artefact import Artefact, sha256
 from dfine_jax.backends.base import ArtefactBackend, Backend
 from dfine_jax.backends.jax_model import JaxBackend
 from dfine_jax.backends.registry import open_artefact
+from dfine_jax.data import layout, tfds, yolo
 from dfine_jax.data.images import EXTENSIONS, Preprocess, read_image
+from dfine_jax.data.sources import read_dataset
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import Categories
 from dfine_jax.postprocess import select
@@ -86,19 +88,10 @@ def check_artefact(
         limits = dataclasses.replace(limits, ap_drop=max_ap_drop)
     answer = reference or JaxBackend(model, variables, artefact.preprocess.scale).predict
     wrong_description = _description_failures(artefact, classes, preprocess)
-    failures: list[str] = []
     pictures, origin = _pictures(data, split)
     images = np.stack([artefact.preprocess(picture) for picture in pictures])
     sizes_px = np.array([(picture.shape[1], picture.shape[0]) for picture in pictures])
-    comparisons: list[Comparison] = []
-    try:
-        expected = _answers(answer, images)
-        most = backend.session.max_batch or max(BATCHES)
-        for batch in (artefact.input.batch,) if artefact.input.batch else [size for size in BATCHES if size <= most]:
-            comparisons.append(_compare(backend, batch, images, sizes_px, expected, limits))
-            failures += compare.exceeded(comparisons[-1], limits)
-    except UserError as error:
-        failures.append(str(error))
+    comparisons, failures = _measure(backend, answer, images, sizes_px, limits)
     known = not failures and not wrong_description
     accuracy = _accuracy(backend, answer, baseline, data, split, max_images) if known else None
     if accuracy is not None and accuracy.drop > limits.ap_drop:
@@ -195,26 +188,39 @@ def _pictures(data: Path | str | None, split: str) -> tuple[list[np.ndarray], st
 
 
 def _image_files(data: Path, split: str) -> list[Path]:
-    from dfine_jax.data.coco import find_split, read_coco
-
     if annotated(data, split):
-        return [record.path for record in read_coco(*find_split(data, split)).records]  # type: ignore[arg-type]
+        return [record.path for record in read_dataset(data, split).records]  # type: ignore[arg-type]
     return sorted(p for p in data.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
 
 
 def annotated(data: Path | str | None, split: str) -> bool:
-    """Whether ``data`` is a dataset with annotations, and not just a folder of images."""
-    from dfine_jax.data.coco import find_split
+    """Whether ``data`` is a dataset with annotations, and not just a folder of images.
 
+    Raises:
+      UserError: it does not exist.
+    """
     if data is None:
         return False
+    if str(data).startswith(tfds.PREFIX) or Path(data).is_file():
+        return True
+    return layout.locate(data, split) is not None or yolo.find_description(Path(data)) is not None
+
+
+def _measure(
+    backend: ArtefactBackend, answer: Reference, images: Images, sizes_px: np.ndarray, limits: Limits
+) -> tuple[list[Comparison], list[str]]:
+    """Errors in every batch size that the file accepts, and what is wrong with them."""
+    comparisons: list[Comparison] = []
+    failures: list[str] = []
+    fixed, most = backend.artefact.input.batch, backend.session.max_batch or max(BATCHES)
     try:
-        find_split(data, split)  # type: ignore[arg-type]
-    except UserError:
-        if not Path(data).is_dir():
-            raise
-        return False
-    return True
+        expected = _answers(answer, images)
+        for batch in (fixed,) if fixed else [size for size in BATCHES if size <= most]:
+            comparisons.append(_compare(backend, batch, images, sizes_px, expected, limits))
+            failures += compare.exceeded(comparisons[-1], limits)
+    except UserError as error:
+        failures.append(str(error))
+    return comparisons, failures
 
 
 def _answers(answer: Reference, images: Images) -> list[tuple[np.ndarray, np.ndarray]]:
