@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from dfine_jax.artefact import is_artefact
 from dfine_jax.backends.base import ArtefactBackend, Backend
 from dfine_jax.detector import Detector, open_model
 from dfine_jax.errors import UserError
+from dfine_jax.host_memory import keep_freed_memory
 
 _WARM_UP_RUNS = 3
 _NUM_TOP = 300
@@ -30,6 +32,8 @@ class Served:
 
     def __init__(self, given: dict[str, Any]) -> None:
         self._given = given
+        if not is_artefact(given["model"]):
+            keep_freed_memory()  # as the commands do
         started = time.perf_counter()
         self._opened = self._open(given["threads"])
         self._backends: dict[int | None, Backend] = {None: self._opened.backend}

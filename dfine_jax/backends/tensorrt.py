@@ -48,7 +48,8 @@ class TensorRtSession:
         self._trt, self._cuda = _packages(path, built.get("runtime", "tensorrt"))
         self._device = device or "cuda"
         _check(self._cuda, self._cuda.cudaSetDevice(_index(self._device)))
-        self._engine = _engine(self._trt, path, built)
+        self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
+        self._engine = _engine(self._trt, self._runtime, path, built)
         (self._stream,) = _check(self._cuda, self._cuda.cudaStreamCreate())
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         mode = self._trt.TensorIOMode.INPUT
@@ -177,8 +178,7 @@ def _packages(path: str | os.PathLike[str], module: str) -> tuple[Any, Any]:
     return trt, cuda
 
 
-def _engine(trt: Any, path: str | os.PathLike[str], built: dict[str, Any]) -> Any:
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+def _engine(trt: Any, runtime: Any, path: str | os.PathLike[str], built: dict[str, Any]) -> Any:
     with open(path, "rb") as file:
         engine = runtime.deserialize_cuda_engine(file.read())
     if engine is None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from conftest import ROOT
 
+from converters.gate import check_artefact
 from converters.tensorrt_export import EngineBuilder
 from dfine_jax.artefact import sha256
 from dfine_jax.errors import UserError
@@ -48,6 +49,28 @@ def test_engines_are_built_with_their_description(tmp_path, variables, form):
         shape = [48, 64, 3] if form.get("input", {}).get("layout") == "NHWC" else [3, 48, 64]
         assert built["profile"]["images"] == [[batch, *shape] for batch in (1, 2, 8)]
     assert engine.stat().st_size > 10_000
+
+
+def has_gpu() -> bool:
+    cuda = pytest.importorskip("cuda.bindings.runtime")
+    status, count = cuda.cudaGetDeviceCount()
+    return status == cuda.cudaError_t.cudaSuccess and count > 0
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_engines_compute_what_the_model_computes(tmp_path, form):
+    """Runs on machines with a GPU only; elsewhere the engine must say what is missing."""
+    pytest.importorskip("tensorrt_rtx")
+    model = toy.toy_model()
+    source = toy.write_toy(tmp_path / "toy.onnx", model[1], **copy.deepcopy(form))
+    engine = EngineBuilder("tensorrt_rtx", batches=(1, 2, 8)).build(source, tmp_path / "toy.engine")
+    if not has_gpu():
+        with pytest.raises(UserError, match=r"^CUDA: .*dfine doctor"):
+            check_artefact(engine, *model)
+        return
+    report = check_artefact(engine, *model)
+    assert report.passed, report.table()
+    assert report.ran_on["runtime"] == "tensorrt_rtx"
 
 
 def test_the_kind_of_gpu_can_be_chosen(tmp_path, variables):
