@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--layers", metavar="N", type=int, help="decoder layers to run, fewer are faster")
     parser.add_argument(
-        "--data", metavar="DIR", type=Path,
+        "--data", metavar="DIR",
         help="compare on these images, and AP too where there are annotations (default: generated pictures)",
     )  # fmt: skip
     parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="of --data (default: val)")
+    parser.add_argument(
+        "--package", choices=("tensorrt", "tensorrt_rtx"), default="tensorrt",
+        help="of NVIDIA that builds the engine (default: tensorrt)",
+    )  # fmt: skip
     parser.add_argument("--max-ap-drop", metavar="AP", type=float, help="largest accepted loss of AP, such as 0.005")
 
 
@@ -81,8 +86,10 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out}: files for {options.to} end in {_SUFFIX[options.to]}")
     if options.precision == "int8" and options.to != "openvino":
         raise UserError("int8 is made for OpenVINO; add --to openvino, or take fp16")
-    if options.data and not options.data.is_dir():
-        raise UserError(f"--data {options.data} is not a folder")
+    if options.precision == "int8" and not options.data:
+        raise UserError("int8 is calibrated on images like those the model will see; add --data with such a folder")
+    if options.data and not options.data.startswith("tfds:") and not Path(options.data).exists():
+        raise UserError(f"--data {options.data} does not exist")
 
 
 def _export(
@@ -94,7 +101,7 @@ def _export(
     final: Path,
 ) -> Report:
     from converters.gate import check_artefact, release, staging
-    from converters.onnx_export import export_onnx, operating_point, save
+    from converters.onnx_export import export_onnx, operating_point
     from dfine_jax.backends.jax_model import JaxBackend
     from dfine_jax.evaluate import ClassList
 
@@ -107,14 +114,14 @@ def _export(
         _description(options.model, loaded),
         size_hw=size_hw,
         batch=batch,
-        precision=options.precision,
+        precision="fp32" if options.to == "openvino" else options.precision,  # OpenVINO's own types come later
         graph=options.graph,
         input_dtype=options.input,
         **reduced,
     )
     classes = ClassList(loaded.metadata.class_names, loaded.metadata.category_ids)
     with staging(final) as staged:
-        save(proto, staged)
+        _write(options, proto, staged)
         report = check_artefact(
             staged,
             model,
@@ -129,6 +136,37 @@ def _export(
         )
         release(staged, final, report)
     return report
+
+
+def _write(options: argparse.Namespace, proto: Any, staged: Path) -> None:
+    """The graph in the format asked for."""
+    from converters.onnx_export import save
+
+    if options.to == "onnx":
+        save(proto, staged)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / f"{staged.stem}.onnx"
+        save(proto, source)
+        if options.to == "tensorrt":
+            from converters.tensorrt_export import EngineBuilder
+
+            EngineBuilder(package=options.package).build(source, staged)
+        elif options.precision == "int8":
+            _quantize(options, source, staged)
+        else:
+            from converters.openvino_export import export_openvino
+
+            export_openvino(source, staged, options.precision)
+
+
+def _quantize(options: argparse.Namespace, source: Path, staged: Path) -> None:
+    from converters.gate import annotated
+    from converters.openvino_export import Quantization, export_int8
+
+    data = options.data if annotated(options.data, options.split) else None
+    drop = {} if options.max_ap_drop is None else {"max_drop": options.max_ap_drop}
+    export_int8(source, staged, Quantization(Path(options.data), data, options.split, **drop))
 
 
 def _description(source: str, loaded: LoadedModel) -> dict[str, Any]:
