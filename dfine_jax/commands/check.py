@@ -138,9 +138,12 @@ def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
         augment=data,
         workers=0,
     )
+    print()
+    for note in loader.notes:
+        print(note)
     batches = loader.batches(data.start_augment_epoch * loader.steps_per_epoch)
     batch_grid([next(batches)], dataset.names, NUM_SHOWN).save(options.out / "augmented.jpg", quality=90)
-    print(f"\npictures: {options.out / 'annotated.jpg'} and, as the model sees them, {options.out / 'augmented.jpg'}")
+    print(f"pictures: {options.out / 'annotated.jpg'} and, as the model sees them, {options.out / 'augmented.jpg'}")
 
 
 def _overfit(options: argparse.Namespace, dataset: Dataset) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import logging
 import time
 from collections.abc import Iterator
 
@@ -23,8 +22,6 @@ from dfine_jax.data.plan import Sampling, most_objects, num_slots
 from dfine_jax.data.rows import EvalSource, RecentTiles, TrainSource
 from dfine_jax.data.schedule import announced_sizes_px, batch_size_px
 from dfine_jax.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 _NO_LIMIT = 10**9
 
@@ -76,9 +73,7 @@ class TrainLoader:
         self._source = TrainSource(dataset.records, slots, self._sampling, host_index, host_count, tiles)
         self._workers = workers
         self.wait_seconds = 0.0  # spent waiting for batches so far
-        self.notes = _notes(dataset, config, batch_size, slots, most)
-        for note in self.notes:
-            logger.warning(note) if "repeat" in note or "dropped" in note else logger.info(note)
+        self.notes = _notes(dataset, config, batch_size, slots, most)  # for the log of the run
 
     @property
     def steps_per_epoch(self) -> int:
