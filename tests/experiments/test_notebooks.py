@@ -52,7 +52,10 @@ def checkpoint(data, tmp_path_factory):
     names = read_coco(*find_split(data, "val")).names[:2]
     config = tiny_config(model={"num_classes": 2})
     path = tmp_path_factory.mktemp("model") / "best"
-    save_weights(path, init_variables(config.model, jax.random.key(0)), Metadata(config, names, (0, 1)))
+    rng = np.random.RandomState(0)  # fresh layers are equal, and so are their distributions
+    fresh = init_variables(config.model, jax.random.key(0))
+    variables = jax.tree.map(lambda x: x + 0.05 * rng.randn(*x.shape).astype(np.float32) ** 2, fresh)
+    save_weights(path, variables, Metadata(config, names, (0, 1)))
     return path
 
 
