@@ -23,7 +23,9 @@ from converters.accuracy import AveragePrecision
 from dfine_jax.artefact import KEY, Artefact, from_json
 from dfine_jax.backends.base import ArtefactBackend
 from dfine_jax.backends.openvino import stored_text
+from dfine_jax.data import layout
 from dfine_jax.data.images import EXTENSIONS, read_image
+from dfine_jax.data.sources import read_dataset
 from dfine_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ class Quantization:
     """How int8 is made.
 
     Args:
-      calibration: folder of images like those the model will see; some hundred are enough.
+      calibration: folder of images like those the model will see, some hundred are enough; of a dataset with a training
+        split, only that is used, so that AP is measured on other images.
       data, split: annotated dataset that AP is measured on; None: the drop is not limited.
       max_drop: largest accepted loss of AP, in [0, 1].
       calibration_images: taken from the folder, evenly.
@@ -224,9 +227,7 @@ def _save(model: Any, artefact: Artefact, xml_file: Path | str, *, half: bool) -
 
 
 def _calibration_inputs(model: Any, artefact: Artefact, options: Quantization) -> list[dict[str, np.ndarray]]:
-    files = sorted(p for p in Path(options.calibration).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    if not files:
-        raise UserError(f"calibration folder {options.calibration} holds no images ({', '.join(EXTENSIONS)})")
+    files = _calibration_files(options.calibration)
     step = max(1, len(files) // options.calibration_images)
     files = files[::step][: options.calibration_images]
     backend = _backend(model, artefact)
@@ -238,3 +239,12 @@ def _calibration_inputs(model: Any, artefact: Artefact, options: Quantization) -
         sizes = np.array([(picture.shape[1], picture.shape[0])] * batch) if artefact.graph == "complete" else None
         out.append(backend.feeds(images, sizes))
     return out
+
+
+def _calibration_files(folder: Path) -> list[Path]:
+    if layout.locate(folder, "train") is not None:
+        return [record.path for record in read_dataset(folder, "train").records]
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not files:
+        raise UserError(f"calibration folder {folder} holds no images ({', '.join(EXTENSIONS)})")
+    return files

@@ -108,6 +108,13 @@ def test_int8_that_loses_too_much_is_refused_after_accuracy_control(tmp_path, mo
     assert not (tmp_path / "refused.xml").exists()
 
 
+def test_calibration_takes_the_training_split_of_a_dataset(data, images):
+    from converters.openvino_export import _calibration_files
+
+    assert [file.parent.name for file in _calibration_files(data)] == ["train"]
+    assert len(_calibration_files(images)) == 12
+
+
 def test_errors(tmp_path, model):
     pytest.importorskip("nncf")
     source = toy.write_toy(tmp_path / "toy.onnx", model[1])
