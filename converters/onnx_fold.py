@@ -37,7 +37,7 @@ def fold(variables: Mapping[str, Any], pixel_scale: float | None = None) -> dict
     """
     folded: dict[Path, FoldedConv] = {}
     _fold_tree(variables["params"], variables["batch_stats"], (), folded)
-    for path in [p for p in folded if p[-2].startswith("bottlenecks_") and p[-1] == "conv1"]:
+    for path in [p for p in folded if p[-1] == "conv1" and p[-2].startswith("bottlenecks_")]:
         wide, narrow = folded.pop(path), folded.pop((*path[:-1], "conv2"))
         kernel = wide.kernel.copy()
         kernel[1:2, 1:2] += narrow.kernel

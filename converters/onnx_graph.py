@@ -86,6 +86,8 @@ def channels_first(graph: ir.Graph) -> None:
 
 def _moved(graph: ir.Graph, node: ir.Node, first: dict[ir.Value, ir.Value]) -> ir.Node | None:
     """The node on channels-first inputs, inserted before it; None when it cannot be moved."""
+    if any(value.is_graph_output() for value in node.outputs):
+        return None
     attributes = dict(node.attributes)
     inputs = list(node.inputs)
     if node.op_type in _ELEMENTWISE:

@@ -27,11 +27,12 @@ def export(function, *shapes) -> onnx.ModelProto:
     return to_onnx(function, [jax.ShapeDtypeStruct(s, np.float32) for s in shapes], opset=20)
 
 
+SCALE = np.arange(5, dtype=np.float32)
 CASES = {
     "pooling pads with nothing": (lambda x: ops.max_pool2x2_padded(x), (2, 3, 4, 5), "MaxPool"),
-    "layer norm": (lambda x: ops.layer_norm(x, jnp.arange(5.0), jnp.ones(5), 1e-5), (2, 3, 4, 5), "LayerNormalization"),
+    "layer norm": (lambda x: ops.layer_norm(x, SCALE, SCALE + 1, 1e-5), (2, 3, 4, 5), "LayerNormalization"),
     "gelu": (ops.gelu, (3, 5), "Gelu"),
-    "product of three axes with a matrix": (lambda x: ops.matmul(x, jnp.ones((5, 2))), (2, 4, 5), "MatMul"),
+    "product of three axes with a matrix": (lambda x: ops.matmul(x, np.stack([SCALE, SCALE], 1)), (2, 4, 5), "MatMul"),
     "enlargement": (ops.enlarge2x, (2, 3, 4, 5), "Resize"),
     "lower bound": (lambda x: ops.clip(x, -0.5, None), (3, 5), "Clip"),
     "upper bound": (lambda x: ops.clip(x, None, -0.5), (3, 5), "Clip"),
@@ -124,7 +125,7 @@ def test_maps_stay_channels_first():
 def test_operations_along_other_axes_stay_where_they_are():
     def function(x):
         y = jnp.transpose(ops.relu(x), (0, 2, 3, 1))
-        return jnp.transpose(y + jnp.arange(3.0), (0, 3, 1, 2))
+        return jnp.transpose(y + np.arange(3, dtype=np.float32), (0, 3, 1, 2))
 
     x = np.random.default_rng(0).standard_normal((2, 3, 2, 3)).astype(np.float32)
     model = ir.from_proto(export(function, x.shape))

@@ -1,0 +1,67 @@
+"""Every variant through the exporter and the gate, and against the reference's numbers."""
+
+from __future__ import annotations
+
+import sys
+
+import golden_weights
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "tests" / "converters"))
+import onnx_models as tiny  # noqa: E402
+
+from converters import compare  # noqa: E402
+from converters.compare import Rows  # noqa: E402
+from converters.gate import check_artefact  # noqa: E402
+from converters.onnx_export import export_onnx, save  # noqa: E402
+from dfine_jax.models.dfine import DFine  # noqa: E402
+from dfine_jax.variants import model_config  # noqa: E402
+
+pytestmark = pytest.mark.slow
+META = {"class_names": [f"class {i}" for i in range(80)], "category_ids": range(80)}
+# Nodes of the reference's PyTorch export with GridSample, for one image; the reference's own file, with selection of
+# detections, has 766, 837 and 1035.
+PYTORCH_NODES = {"n": 665, "s": 736, "m": 916}
+
+
+def weights(golden_dir, variant: str):
+    if variant in "nsl":
+        return golden_weights.variables_from_state_dict(golden_weights.golden_state_dict(golden_dir, variant))
+    return golden_weights.variables_from_state_dict(golden_weights.hash_state_dict(variant))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("variant", ["n", "s", "m", "l", "x"])
+def test_gate(golden_dir, tmp_path, variant, precision):
+    model, variables = DFine(model_config(variant)), weights(golden_dir, variant)
+    proto = export_onnx(model, variables, META, size_hw=(320, 512), batch=None, precision=precision)
+    save(proto, tmp_path / "model.onnx")
+    report = check_artefact(tmp_path / "model.onnx", model, variables)
+    print(f"{variant} {precision}: {len(proto.graph.node)} nodes\n{report.table()}")
+    assert report.passed
+
+
+@pytest.mark.parametrize("variant", ["n", "s", "m"])
+def test_fewer_nodes_than_the_pytorch_export(golden_dir, variant):
+    model, variables = DFine(model_config(variant)), weights(golden_dir, variant)
+    nodes = len(export_onnx(model, variables, META, size_hw=(640, 640)).graph.node)
+    print(f"{variant}: {nodes} nodes, {nodes / PYTORCH_NODES[variant]:.2f} of the PyTorch export")
+    assert nodes <= PYTORCH_NODES[variant]
+
+
+@pytest.mark.parametrize(("variant", "height", "width"), [("n", 320, 512), ("n", 640, 640), ("s", 640, 640)])
+def test_reference_numbers(golden_dir, variant, height, width):
+    with np.load(golden_dir / f"eval_{variant}_{height}x{width}.npz") as file:
+        want = {k: file[k] for k in file.files}
+    model, variables = DFine(model_config(variant)), weights(golden_dir, variant)
+    proto = export_onnx(model, variables, META, size_hw=(height, width), batch=None)
+    batch = int(want["image_hwb"][2])
+    images = golden_weights.golden_image(golden_dir, height, width, batch).transpose(0, 3, 1, 2)
+    got = tiny.run(proto, images=np.ascontiguousarray(images))
+    for i in range(batch):
+        theirs = Rows(want["pred_boxes"][i], want["pred_logits"][i])
+        boxes, logits, _ = compare.compare_image(theirs, Rows(got["boxes"][i], got["logits"][i]), (1, 1))
+        print(f"{variant} {height}x{width} image {i}: boxes {boxes.max():.1e}, logits {logits.max():.1e}")
+        assert np.sort(boxes)[-3] < 1e-5 and np.sort(logits)[-3] < 1e-3  # two queries may differ by a near-tie
