@@ -156,7 +156,7 @@ class LogConfig:
 
     tensorboard: bool = False  # event files in OUT/tensorboard
     wandb: str = ""  # Weights & Biases: name of the project; empty: off
-    pictures: int = 4  # validation images drawn with their detections after each evaluation
+    pictures: int = 4  # validation images drawn with their detections after each evaluation; 0 = no pictures, no curves
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,8 +147,10 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def save_evaluation(metrics: Metrics, folder: Path | str, extra: Mapping[str, Any] | None = None) -> None:
-    """All that is known of an evaluation: ``metrics.json``, ``confusion.png``, ``thresholds.png``.
+def save_evaluation(
+    metrics: Metrics, folder: Path | str, extra: Mapping[str, Any] | None = None, pictures: bool = True
+) -> None:
+    """All that is known of an evaluation: ``metrics.json``, and as pictures ``confusion.png`` and ``thresholds.png``.
 
     Args:
       extra: more entries for the JSON.
@@ -158,8 +160,9 @@ def save_evaluation(metrics: Metrics, folder: Path | str, extra: Mapping[str, An
     part = folder / "metrics.json.part"
     part.write_text(json.dumps(metrics.to_dict() | dict(extra or {}), indent=2) + "\n")
     os.replace(part, folder / "metrics.json")
-    save_png(confusion_figure(metrics.report), folder / "confusion.png")
-    save_png(threshold_figure(metrics.report), folder / "thresholds.png")
+    if pictures:
+        save_png(confusion_figure(metrics.report), folder / "confusion.png")
+        save_png(threshold_figure(metrics.report), folder / "thresholds.png")
 
 
 def save_png(figure: Figure, path: Path | str) -> None:

@@ -38,7 +38,7 @@ def open_log(
     log_dir.mkdir(exist_ok=True)
     if hosts.index():
         return RunLog(log_dir, finished_epochs)
-    examples = None if val_data is None else Examples(val_data, config.log.pictures)
+    examples = Examples(val_data, config.log.pictures) if val_data is not None and config.log.pictures else None
     return RunLog(log_dir, finished_epochs, open_sinks(config, log_dir, step), config.train.log_every, rates, examples)
 
 

@@ -61,7 +61,7 @@ class RunLog:
         Args:
           every: steps whose mean is one point of the sinks' curves.
           rates: learning rates at a 0-based step, for the sinks.
-          examples: images to draw after each evaluation.
+          examples: images to draw after each evaluation; None: no pictures at all.
         """
         self.out_dir, self._sinks, self._every, self._rates, self._examples = out_dir, sinks, every, rates, examples
         self._text = out_dir / "log.txt"
@@ -128,15 +128,17 @@ class RunLog:
         """Keep what an evaluation showed, after its row: curves, examples, and the whole of the best so far."""
         from dfine_jax.plots import save_evaluation, save_png, training_figure
 
-        examples = self._examples.draw(metrics.report.best_threshold) if self._examples is not None else {}
-        save_png(training_figure(read_metrics(self.out_dir)), self.out_dir / "curves.png")
+        examples = {}
+        if self._examples is not None:
+            examples = self._examples.draw(metrics.report.best_threshold)
+            save_png(training_figure(read_metrics(self.out_dir)), self.out_dir / "curves.png")
         folder = self.out_dir / "examples"
         if examples:
             folder.mkdir(exist_ok=True)
         for name, picture in examples.items():
             picture.save(folder / f"{name}.jpg", quality=90)
         if best:
-            save_evaluation(metrics, self.out_dir / "best_evaluation")
+            save_evaluation(metrics, self.out_dir / "best_evaluation", pictures=self._examples is not None)
         for sink in self._sinks:
             sink.scalars(step, {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0})
             sink.pictures(step, {f"examples/{name}": picture for name, picture in examples.items()})

@@ -134,6 +134,13 @@ def test_steps_are_averaged_and_epochs_passed_on(tmp_path):
     assert sink.closed
 
 
+def test_without_pictures_there_are_numbers(tmp_path):
+    _, metrics = evaluated_run(tmp_path)
+    RunLog(tmp_path, 1).evaluated(1, metrics, best=True)
+    assert [p.name for p in (tmp_path / "best_evaluation").iterdir()] == ["metrics.json"]
+    assert not (tmp_path / "curves.png").exists() and not (tmp_path / "examples").exists()
+
+
 class RedPicture:
     """One picture in place of a dataset's examples."""
 

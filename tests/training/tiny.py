@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dfine_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from dfine_jax.config import Config, DataConfig, LogConfig, LossConfig, OptimConfig, TrainConfig
 from dfine_jax.models.hgnetv2 import BACKBONES, BackboneSpec, StageSpec
 from dfine_jax.typing import Batch
 from dfine_jax.variants import model_config
@@ -39,6 +39,7 @@ def tiny_config(**changes: Any) -> Config:
         optim=OptimConfig(lr=1e-3, backbone_lr=1e-3, warmup_steps=2, ema_warmup_steps=2, ema_decay=0.9),
         data=DataConfig(height_px=SIZE_PX, width_px=SIZE_PX, workers=0, stop_augment_epoch=1),
         train=TrainConfig(epochs=2, batch_size=4, eval_batch_size=4),
+        log=LogConfig(pictures=0),
     )
     sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}
     return dataclasses.replace(config, **sections)
