@@ -141,6 +141,7 @@ class TrainConfig:
     accumulate: int = 1  # parts a batch is computed in, one after another, to save memory
     remat: tuple[Literal["backbone", "encoder", "decoder"], ...] = ()  # computed again backwards, to save memory
     patience: int = 0  # evaluations without a new best after which training ends; 0 = never
+    target_ap: float = 0.0  # average precision at which training ends; 0 = never
     eval_batch_size: int = 16
     eval_every: int = 1  # epochs
     checkpoint_every: int = 1  # epochs
@@ -188,7 +189,7 @@ def validate(config: Config) -> None:
         + ("optim.ema_warmup_steps", "loss.num_denoising", "loss.box_noise_scale", "loss.mal_gamma", "loss.mal_alpha")
         + ("optim.flat_epochs", "optim.final_epochs", "train.stage2_epoch", "train.patience"),
         "between 0 and 1": ("data.photometric_prob", "data.zoom_out_prob", "data.iou_crop_prob", "data.flip_prob")
-        + ("data.mosaic_prob", "data.mixup_prob")
+        + ("data.mosaic_prob", "data.mixup_prob", "train.target_ap")
         + ("loss.label_noise_ratio", "optim.ema_decay", "optim.beta1", "optim.beta2")
         + ("optim.min_lr_ratio", "optim.ema_restart_decay", "optim.ema_restart_step"),
         "above 0": ("optim.clip_norm", "loss.ddf_temperature"),

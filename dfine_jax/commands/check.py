@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NUM_SHOWN = 16
 OVERFIT_AP = 0.9
-OVERFIT_STEPS = 200
+OVERFIT_EPOCHS, OVERFIT_STEPS = 24, 25  # at most so many evaluations, so many steps apart
 OVERFIT_BATCH = 8
 OVERFIT_SIZE = (320, 320)
 _MOST_CLASSES = 30  # printed
@@ -159,8 +159,9 @@ def _overfit(options: argparse.Namespace, dataset: Dataset) -> int:
     out = options.out / "overfit"
     if out.exists():
         shutil.rmtree(out)
-    print(f"\ntraining on {len(few)} images for {config.train.epochs} epochs, to learn them by heart")
-    result = train(config, few, few, out)
+    repeats = -(-OVERFIT_STEPS * config.train.batch_size // len(few))  # an epoch of one step would be mostly reports
+    print(f"\ntraining on {len(few)} images until AP {OVERFIT_AP}, at most {OVERFIT_EPOCHS * OVERFIT_STEPS} steps")
+    result = train(config, dataclasses.replace(few, records=few.records * repeats), few, out)
     if not result.finished:
         raise KeyboardInterrupt
     if result.best_ap >= OVERFIT_AP:
@@ -188,13 +189,16 @@ def overfit_config(data: Dataset, size_px: tuple[int, int], overrides: list[str]
     from dfine_jax.variants import model_config
 
     batch = min(OVERFIT_BATCH, len(data))
-    epochs = -(-OVERFIT_STEPS // max(1, len(data) // batch))
     config = Config(
         model=model_config("n", num_classes=len(data.names)),
         optim=OptimConfig(lr=8e-4, backbone_lr=4e-4, warmup_steps=20, ema_decay=0.97, ema_warmup_steps=20),
         data=DataConfig(height_px=size_px[0], width_px=size_px[1], augment="none", workers=1),
         train=TrainConfig(
-            epochs=epochs, batch_size=batch, eval_batch_size=batch, eval_every=epochs, checkpoint_every=epochs
+            epochs=OVERFIT_EPOCHS,
+            batch_size=batch,
+            eval_batch_size=batch,
+            checkpoint_every=OVERFIT_EPOCHS,
+            target_ap=OVERFIT_AP,
         ),
     )
     kept = [text for text in overrides if not text.startswith("data.augment")]

@@ -273,7 +273,10 @@ class _Run:
         verdict = stages.Verdict(self.progress, False, False, False)
         if ap is not None:
             has_start &= self.progress.stage == 1 or (self.out_dir / START).is_dir()
-            verdict = stages.judge(self.progress, ap, epoch, has_start=has_start, patience=train.patience)
+            patience, target_ap = train.patience, train.target_ap
+            verdict = stages.judge(
+                self.progress, ap, epoch, has_start=has_start, patience=patience, target_ap=target_ap
+            )
         self.progress = dataclasses.replace(verdict.progress, epoch=epoch)
         self._log_epoch(state, epoch, meter, evaluated, verdict.is_best)
         if verdict.is_best:
@@ -281,7 +284,8 @@ class _Run:
         if verdict.is_start:
             self._write(START, state)
         if self.progress.ended_early and epoch < train.epochs:
-            self.log.line(f"no new best in {self.progress.without_best} evaluations: training ends (train.patience)")
+            without = f"no new best in {self.progress.without_best} evaluations: training ends (train.patience)"
+            self.log.line(without if self.progress.without_best else "training ends (train.target_ap)")
         elif verdict.go_back and epoch < train.epochs:
             state = self._from_start(state)
         # With every new best, so that the record of the best is never older than the best itself.

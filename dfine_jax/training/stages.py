@@ -26,7 +26,7 @@ class Progress:
     stage_best_ap: float = -1.0  # best since the last return to the best weights of stage 1; -1: none yet
     returns: int = 0  # to those weights, in stage 2
     without_best: int = 0  # evaluations of this stage since the last new best
-    ended_early: bool = False  # by train.patience
+    ended_early: bool = False  # by train.patience or train.target_ap
 
 
 class Verdict(NamedTuple):
@@ -38,13 +38,16 @@ class Verdict(NamedTuple):
     go_back: bool  # continue from that state
 
 
-def judge(progress: Progress, ap: float, epoch: int, *, has_start: bool, patience: int) -> Verdict:
+def judge(
+    progress: Progress, ap: float, epoch: int, *, has_start: bool, patience: int, target_ap: float = 0.0
+) -> Verdict:
     """Take the evaluation after the 1-based ``epoch`` into account.
 
     Args:
       ap: average precision of the averaged weights; -1 when there is nothing to measure it on.
       has_start: the run keeps, or in stage 2 has kept, a state to return to.
       patience: evaluations without a new best that end the run; 0 = never.
+      target_ap: average precision that ends the run; 0 = never.
     """
     is_best = ap > progress.best_ap
     improved = progress.stage_best_ap < 0 or ap > progress.stage_best_ap
@@ -57,7 +60,7 @@ def judge(progress: Progress, ap: float, epoch: int, *, has_start: bool, patienc
         stage_best_ap=-1.0 if go_back else max(ap, progress.stage_best_ap),
         returns=progress.returns + go_back,
         without_best=without_best,
-        ended_early=0 < patience <= without_best,
+        ended_early=0 < patience <= without_best or 0 < target_ap <= ap,
     )
     return Verdict(progress, is_best, has_start and progress.stage == 1 and improved, go_back)
 

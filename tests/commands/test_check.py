@@ -67,8 +67,9 @@ def test_overfitting_trains_on_few_images_and_judges_the_result(data, tmp_path, 
     monkeypatch.setattr(loop, "train", train)
     assert check(data, tmp_path, "--overfit", "3", "data.augment=deim", "optim.lr=0.5") == status
     config, train_data, val_data = calls[0]
-    assert train_data is val_data and len(train_data) == 3 and all(len(r.labels) for r in train_data.records)
-    assert (config.train.batch_size, config.train.epochs, config.data.augment) == (3, 200, "none")
+    assert len(val_data) == 3 and all(len(r.labels) for r in val_data.records)
+    assert train_data.records == val_data.records * 25
+    assert (config.train.batch_size, config.train.target_ap, config.data.augment) == (3, 0.9, "none")
     assert (config.data.height_px, config.data.width_px, config.optim.lr) == (64, 96, 0.5)
     assert f"AP {ap:.3f} on the 3 images" in capsys.readouterr().out
 

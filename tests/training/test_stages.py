@@ -88,3 +88,9 @@ def test_patience_starts_anew_with_the_second_stage():
     verdict = stages.judge(progress, 0.4, 9, has_start=True, patience=2)
     assert verdict.go_back and not verdict.progress.ended_early
     assert stages.judge(verdict.progress, 0.45, 10, has_start=True, patience=2).progress.ended_early
+
+
+def test_training_ends_at_the_target():
+    below, reached = (stages.judge(Progress(), ap, 1, has_start=False, patience=0, target_ap=0.9) for ap in (0.89, 0.9))
+    assert not below.progress.ended_early and reached.progress.ended_early and reached.is_best
+    assert not stages.judge(Progress(), 1.0, 1, has_start=False, patience=0).progress.ended_early
