@@ -13,6 +13,7 @@ CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", 
 OPTIONAL = (
     # import name, distribution, what it is for, how to get it
     ("jax_cuda13_plugin", "jax-cuda13-plugin", "NVIDIA GPU", "pip install 'dfine-jax[cuda]'"),
+    ("tensorflow_datasets", "tensorflow-datasets", "data from tfds:NAME", "pip install 'dfine-jax[tfds]'"),
     ("av", "av", "dfine predict on videos", "pip install 'dfine-jax[video]'"),
     ("onnxruntime", "onnxruntime", "running .onnx files", "pip install onnxruntime"),
     ("openvino", "openvino", "OpenVINO files", "pip install 'dfine-jax[openvino]'"),
