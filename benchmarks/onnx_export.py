@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runtimes", nargs="*", default=list(RUNTIMES))
-    parser.add_argument("--forms", nargs="*", default=["default"], help="of deformable sampling: row pair quad default")
+    parser.add_argument("--forms", nargs="*", default=["row"], help="of deformable sampling: row pair quad")
     parser.add_argument("--dir", type=Path, help="keep the files here and reuse those that are there")
     parser.add_argument("--worker")
     args = parser.parse_args()
@@ -170,7 +170,7 @@ def main() -> None:
         for form in args.forms:
             files[form] = folder / f"ours_{args.variant}_{args.size}_{form}.onnx"
             if not files[form].exists():
-                export_ours(args.variant, args.size, files[form], None if form == "default" else form)
+                export_ours(args.variant, args.size, files[form], form)
         for name, file in files.items():
             print(f"{name:8s} {describe(file)}", flush=True)
         for runtime in args.runtimes:

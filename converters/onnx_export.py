@@ -12,10 +12,12 @@ outside: what ``Preprocess`` does is exact only with Pillow's own rounding. Outp
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +35,6 @@ from converters.onnx_model import forward
 from converters.onnx_sampling import Form
 from dfine_jax import __version__
 from dfine_jax.artefact import GRAPHS, KEY, SIZES_INPUT, Artefact, InputSpec
-from dfine_jax.config import ModelConfig
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.models.dfine import STRIDE, DFine
@@ -60,7 +61,7 @@ def export_onnx(
     num_queries: int | None = None,
     prune: Sequence[int] | None = None,
     layers: int | None = None,
-    form: Form | None = None,
+    form: Form = "row",
 ) -> onnx.ModelProto:
     """The model as an ONNX file that describes itself.
 
@@ -70,7 +71,7 @@ def export_onnx(
       size_hw: height and width of the input in pixels.
       batch: fixed, or None for any.
       num_queries, prune, layers: see ``operating_point``.
-      form: of deformable sampling; None: the one measured to be fastest.
+      form: of deformable sampling, how many neighbouring rows one gather takes.
 
     Raises:
       UserError: size, batch or operating point do not fit the model.
@@ -82,7 +83,7 @@ def export_onnx(
     preprocess = meta.get("preprocess") or Preprocess(*size_hw)
     preprocess = dataclasses.replace(preprocess, height_px=size_hw[0], width_px=size_hw[1])
     pixel_scale = preprocess.scale if input_dtype == "uint8" else None
-    network = forward(model, variables, form or default_form(model.config), pixel_scale)
+    network = forward(model, variables, form, pixel_scale)
     function: Callable[..., Any] = network if graph == "raw" else complete(network)
     proto = _translate(function, size_hw, batch, graph, input_dtype)
     artefact = Artefact(
@@ -166,11 +167,6 @@ def operating_point(
     return model.clone(config=config, keep_queries=kept)
 
 
-def default_form(config: ModelConfig) -> Form:
-    """Form of deformable sampling."""
-    return "row"
-
-
 def complete(network: Callable[[Array], tuple[Array, Array]]) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
     """Selection and scaling behind the network, as ``postprocess.select`` and ``to_pixels``."""
 
@@ -189,6 +185,20 @@ def complete(network: Callable[[Array], tuple[Array, Array]]) -> Callable[[Array
     return call
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks of jax2onnx's own parts: 64-bit types that JAX does not give, constants without a type."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _translate(
     function: Callable[..., Any], size_hw: tuple[int, int], batch: int | None, graph: Graph, input_dtype: InputType
 ) -> onnx.ModelProto:
@@ -198,8 +208,7 @@ def _translate(
     if graph == "complete":
         inputs.append(jax.ShapeDtypeStruct((side, 2), np.dtype("float32")))
         names.append(SIZES_INPUT)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about 64-bit types that jax2onnx asks for and JAX does not give
+    with _quiet():
         traced = to_onnx(
             function,
             inputs,
@@ -211,7 +220,8 @@ def _translate(
         )
     model = ir.from_proto(traced)
     simplify(model)
-    proto = ir.to_proto(model)
+    with _quiet():
+        proto = ir.to_proto(model)
     proto.graph.ClearField("value_info")  # runtimes infer; jax2onnx's are wrong behind a moved transpose
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version = "dfine_jax", __version__
