@@ -32,8 +32,8 @@ def weights(golden_dir, variant: str):
     return golden_weights.variables_from_state_dict(golden_weights.hash_state_dict(variant))
 
 
-# Random weights enlarge rounding errors a thousandfold (float32 against float64: 1e-4 on logits), so that float16 is far
-# from what it does to trained ones; the gate's own limits are for those.
+# Random weights enlarge rounding errors a thousandfold (float32 against float64: 1e-4 on logits), so float16 does more
+# to them than to trained ones, for which the gate's own limits are.
 HALF = Limits(box_median_px=10.0, box_most_px=np.inf, score_median=0.03, score_most=np.inf, ap_drop=0.0)
 
 
