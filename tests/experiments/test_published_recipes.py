@@ -11,7 +11,7 @@ from dfine_jax.config import validate
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.tables import recipes
 
-# lr, backbone lr, weight decay, batch, evaluation batch, epochs, stop epoch, restart decay, repeat, warm-up of lr, of EMA
+# lr, backbone lr, weight decay, batch, evaluation batch, epochs, stop epoch, restart decay, repeat, warm-ups (lr, EMA)
 DFINE = """
 coco n        8e-4   4e-4    1e-4    128 256 160 148 .9999 0  500 1000
 coco s        2e-4   1e-4    1e-4    32  64  132 120 .9999 20 500 1000
