@@ -173,7 +173,7 @@ def test_another_model_is_refused(tmp_path):
     wide = template.params | {"decoder": {"head": {"kernel": jax.ShapeDtypeStruct((2, 5), jnp.float32)}}}
     with pytest.raises(UserError, match="does not fit the configuration.*"):
         checkpoint.load_training(tmp_path / "last", template.replace(params=wide))
-    other = template.replace(opt_state=template.opt_state[:1])
+    other = template.replace(opt_state=(*template.opt_state, jax.ShapeDtypeStruct((), jnp.float32)))
     with pytest.raises(UserError, match="another optimiser"):
         checkpoint.load_training(tmp_path / "last", other)
 
