@@ -157,7 +157,8 @@ def test_operating_points(model, point):
     [
         ({"num_queries": 11}, "has 10"),
         ({"layers": 3}, "has 2"),
-        ({"prune": (10, 12)}, "must fall"),
+        ({"prune": (10, 12)}, "removes nothing"),
+        ({"prune": (10, 0)}, "must fall"),
         ({"prune": (10, 8, 6)}, "at most 2"),
         ({"prune": (10, 5), "num_queries": 8}, "one of the two"),
     ],
