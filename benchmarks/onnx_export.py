@@ -58,6 +58,9 @@ def export_peer(variant: str, size: int, file: Path) -> None:
     import torch
 
     model = peers.transformers_model(model_config(variant)).eval()
+    with torch.no_grad():  # fresh heads are zeros, which would be stored once
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
     _merge_branches(model)
 
     class Raw(torch.nn.Module):
