@@ -69,12 +69,13 @@ def run(options: argparse.Namespace) -> int:
 def _read(data: Path) -> dict[str, Dataset]:
     """The splits there are; the training split must exist, and validation must have its classes."""
     from dfine_jax.data.dataset import check_same_categories
+    from dfine_jax.data.layout import MissingSplitError
     from dfine_jax.data.sources import read_dataset
 
     splits = {"train": read_dataset(data, "train")}
     try:
         splits["val"] = read_dataset(data, "val")
-    except UserError as error:
+    except MissingSplitError as error:
         print(f"no validation split: {error}")
     else:
         check_same_categories(splits["train"], splits["val"])

@@ -12,6 +12,11 @@ logger = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 
+
+class MissingSplitError(UserError):
+    """The data has no such split, as far as can be seen; what it has may be fine."""
+
+
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _ROBOFLOW = "_annotations.coco.json"
 # File names in a folder of annotations; {} is the split as the folder calls it. Objects365 has its own.
@@ -33,7 +38,7 @@ def find_split(data_dir: Path | str, split: Split) -> tuple[Path, Path]:
     """
     found = locate(data_dir, split)
     if found is None:
-        raise UserError(f"no {split} annotations in {data_dir}: expected {expected(split)}")
+        raise MissingSplitError(f"no {split} annotations in {data_dir}: expected {expected(split)}")
     return found
 
 

@@ -42,7 +42,7 @@ def read_dataset(data: Path | str, split: layout.Split) -> Dataset:
     description = yolo.find_description(root)
     if description:
         return _read_yolo(description, split)
-    raise UserError(
+    raise layout.MissingSplitError(
         f"no {split} annotations recognised in {root}: looked for COCO JSON ({layout.expected(split)}), for Objects365 "
         f"(zhiyuan_objv2_{split}.json) and for YOLO (data.yaml); TensorFlow Datasets are named like tfds:coco/2017"
     )
@@ -55,7 +55,7 @@ def _read_yolo(description: Path, split: str) -> Dataset:
         if content:
             logger.warning("%s has no validation split; evaluating on its test split", description)
     if content is None:
-        raise UserError(f"{description} names no {split} images; add '{split}: FOLDER' to it")
+        raise layout.MissingSplitError(f"{description} names no {split} images; add '{split}: FOLDER' to it")
     text = json.dumps(content)
     file = _cache_file(description.absolute().parent.name, split, text)
     _write(file, text)

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from dfine_jax.data.layout import MissingSplitError
 from dfine_jax.errors import UserError
 
 PREFIX = "tfds:"
@@ -42,7 +43,7 @@ def find_split(name: str, split: str) -> str:
     present = list(_builder(name).info.splits)
     found = next((candidate for candidate in _SPLITS[split] if candidate in present), None)
     if found is None:
-        raise UserError(f"{PREFIX}{name} has no {split} split, only {', '.join(present) or 'none'}")
+        raise MissingSplitError(f"{PREFIX}{name} has no {split} split, only {', '.join(present) or 'none'}")
     return found
 
 

@@ -43,6 +43,12 @@ def test_without_validation_split(data, tmp_path, capsys):
     assert "no validation split" in capsys.readouterr().out
 
 
+def test_a_broken_validation_split_is_not_taken_for_a_missing_one(data, tmp_path, capsys):
+    (data / "annotations" / "instances_val.json").write_text("{")
+    assert check(data, tmp_path) == 2
+    assert "instances_val.json is not JSON" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
