@@ -1,8 +1,9 @@
-"""``dfine demo``: data, training, evaluation, prediction and a report, in minutes, with nothing downloaded."""
+"""``dfine demo``: data, training, evaluation, export, prediction and a report, in minutes; nothing is downloaded."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from converters.gate_report import Report
     from dfine_jax.config import Config
     from dfine_jax.data.coco import Dataset, Record
     from dfine_jax.evaluate import Metrics
@@ -29,8 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "demo",
         help="whole tour on a synthetic dataset",
         description=f"A tour in about ten minutes on two CPU cores: draw {NUM_TRAIN + NUM_VAL} pictures of shapes, "
-        "train a small D-FINE on them from nothing, evaluate it before and after, detect, and write pictures and a "
-        "page with the results.",
+        "train a small D-FINE on them from nothing, evaluate it before and after, export it to ONNX and compare the "
+        "file with the model, detect, and write pictures and a page with the results.",
         epilog="example:\n  dfine demo --out demo      then open demo/report.html",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="new folder (default: demo)")
@@ -53,19 +55,20 @@ def run(options: argparse.Namespace) -> int:
     from dfine_jax.host_memory import keep_freed_memory
 
     keep_freed_memory()
-    print(f"1/4  draw {NUM_TRAIN} training and {NUM_VAL} validation pictures: {out / 'data'}", flush=True)
+    print(f"1/5  draw {NUM_TRAIN} training and {NUM_VAL} validation pictures: {out / 'data'}", flush=True)
     make_shapes_dataset(out / "data", NUM_TRAIN, NUM_VAL, PICTURE_PX, seed=0)
     train_data, val_data = _read(out / "data", "train"), _read(out / "data", "val")
 
-    print("2/4  train (the first step compiles the program, a minute or two)", flush=True)
+    print("2/5  train (the first step compiles the program, a minute or two)", flush=True)
     config = demo_config(len(train_data.names), options.epochs)
     before, after = _train(config, train_data, val_data, out / "run")
-    print(f"3/4  average precision before and after training: {before.ap:.3f}, {after.ap:.3f}", flush=True)
+    print(f"3/5  average precision before and after training: {before.ap:.3f}, {after.ap:.3f}", flush=True)
 
+    report = _export(out)
     figures = _draw(out, val_data)
     minutes = (time.monotonic() - started) / 60
-    _write_report(out, config, minutes, before, after, figures)
-    print(f"4/4  detect and draw: {out / 'pictures'}")
+    _write_report(out, config, minutes, before, after, report, figures)
+    print(f"5/5  detect and draw: {out / 'pictures'}")
     print(f"\ndone in {minutes:.1f} minutes; open {out / 'report.html'}")
     print(f"more pictures:  dfine predict {out / 'run' / 'best'} {out / 'data' / 'val'} --out drawn")
     print("your own data:  dfine train n --data DIR --out DIR")
@@ -128,6 +131,35 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
     return before, result.metrics
 
 
+def _export(out: Path) -> Report | None:
+    """The trained model as an ONNX file, compared with it; None without the packages of the extra."""
+    if missing := [name for name in ("jax2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        print(f'4/5  export left out: {", ".join(missing)} not installed (pip install "dfine-jax[export]")', flush=True)
+        return None
+    from dfine_jax.commands import export
+
+    print(f"4/5  export and compare: {out / 'model.onnx'}", flush=True)
+    parser = argparse.ArgumentParser()
+    export.add_parser(parser.add_subparsers())
+    given = ["export", str(out / "run" / "best"), "--data", str(out / "data"), "--out", str(out / "model.onnx")]
+    return export.export_checked(parser.parse_args(given))
+
+
+def _export_section(report: Report | None) -> list[Section]:
+    from dfine_jax.report import Section, Table
+
+    if report is None or report.accuracy is None:
+        return []
+    rows = [
+        ("AP of the model", f"{report.accuracy.model:.3f}"),
+        ("AP of the file", f"{report.accuracy.artefact:.3f}"),
+        ("largest difference of a box", f"{max(c.box_most_px for c in report.comparisons):.2g} pixels"),
+        ("largest difference of a score", f"{max(c.score_most for c in report.comparisons):.2g}"),
+    ]
+    ran = ", ".join(f"{name} {value}" for name, value in report.ran_on.items())
+    return [Section("Export", f"{report.file}, run on {ran}, beside the model.", [Table(("ONNX", "measured"), rows)])]
+
+
 def _draw(out: Path, val_data: Dataset) -> list[Figure]:
     """Annotated and detected pictures side by side, of validation images with several objects."""
     from PIL import Image
@@ -155,7 +187,13 @@ def _draw(out: Path, val_data: Dataset) -> list[Figure]:
 
 
 def _write_report(
-    out: Path, config: Config, minutes: float, before: Metrics, after: Metrics, figures: list[Figure]
+    out: Path,
+    config: Config,
+    minutes: float,
+    before: Metrics,
+    after: Metrics,
+    report: Report | None,
+    figures: list[Figure],
 ) -> None:
     from dfine_jax.report import Chart, Curve, Section, Table, page
     from dfine_jax.training.log import read_metrics
@@ -187,6 +225,7 @@ def _write_report(
             [precision, loss],
         ),
         Section("Result", f"{NUM_VAL} validation pictures, never trained on.", [numbers, classes]),
+        *_export_section(report),
         Section("Pictures", "Validation pictures with the most objects.", figures),
     ]
     title = "D-FINE in JAX: a tour"

@@ -62,6 +62,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Export, check and say what was measured."""
+    print(export_checked(options).table())
+    return 0
+
+
+def export_checked(options: argparse.Namespace) -> Report:
+    """Write the file the options ask for, compare it with the model, and give it its name.
+
+    Raises:
+      UserError: options that do not fit together, or a file beyond the limits, which is not kept.
+    """
     _check_options(options)
     from dfine_jax.commands.train import parse_size
     from dfine_jax.weights import load_checkpoint
@@ -71,9 +81,7 @@ def run(options: argparse.Namespace) -> int:
     loaded = load_checkpoint(options.model)
     size_hw = parse_size(options.size) if options.size else loaded.metadata.input_size_px
     name = f"dfine-{loaded.model.config.variant}-{options.precision}{_SUFFIX[options.to]}"
-    report = _export(options, loaded, size_hw, batch, prune, options.out or Path(name))
-    print(report.table())
-    return 0
+    return _export(options, loaded, size_hw, batch, prune, options.out or Path(name))
 
 
 def _check_options(options: argparse.Namespace) -> None:

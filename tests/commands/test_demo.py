@@ -43,6 +43,8 @@ def test_the_whole_tour(tmp_path, capsys):
     assert before < 0.05
     assert after > 0.4
     page = (out / "report.html").read_text()
+    assert (out / "model.onnx").is_file()
+    assert "AP of the file" in page
     assert page.count("<img") == demo.NUM_SHOWN
     assert f"{after:.3f}" in page
     assert len(list((out / "pictures").glob("*.png"))) == demo.NUM_SHOWN
