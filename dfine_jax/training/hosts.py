@@ -5,12 +5,14 @@ Every host keeps the same state and takes the same decisions; the first one writ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from dfine_jax.data.batch import EvalBatch
 from dfine_jax.errors import UserError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from dfine_jax.evaluate import Predict, Predictions
 
 PyTree = Any
+_PATIENCE_MS = 2 * 3600 * 1000
+_meetings = itertools.count()  # all hosts count alike
 
 
 def join(coordinator: str, processes: int, index: int) -> None:
@@ -57,9 +61,11 @@ def any_host(flag: bool) -> bool:
 
 
 def wait_for_all(where: str) -> None:
-    """Return when every host has come here."""
+    """Return when every host has come here, however long that takes: compiling, or the first one writing."""
     if count() > 1:
-        multihost_utils.sync_global_devices(where)
+        # Through the coordinator: collectives of devices give up after half a minute on some platforms.
+        meet = multihost.get_barrier_sync_fn(processes=set(range(count())))
+        meet(key=f"{where} {next(_meetings)}", timeout_ms=_PATIENCE_MS)
 
 
 def on_host(tree: PyTree) -> PyTree:

@@ -52,6 +52,7 @@ class TrainPrograms:
                 compiled = self._steps[size].lower(state, batch).compile()
                 self.peak_bytes = max(self.peak_bytes, peak_bytes(compiled))
                 self._steps[size] = compiled
+        hosts.wait_for_all("compiled")
         say(f"compiled the train step in {time.perf_counter() - started:.0f} s ({names})")
         say(memory_line(self.peak_bytes, state))
 
