@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
+
+from dfine_jax.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 _NEVER = 2**31 - 1
@@ -25,3 +28,29 @@ def keep_freed_memory() -> bool:
     # One arena, because only the main one can grow beyond 64 MiB without a mapping of its own.
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER))
     return all([library.mallopt(name, value) == 1 for name, value in settings])
+
+
+def memory_maps() -> tuple[int, int] | None:
+    """Memory mappings this process holds, and the most the system allows it; None where that is not known."""
+    try:
+        used = Path("/proc/self/maps").read_bytes().count(b"\n")
+        return used, int(Path("/proc/sys/vm/max_map_count").read_text())
+    except OSError:
+        return None
+
+
+def require_maps(more: int) -> None:
+    """Refuse to go on when ``more`` further mappings do not fit.
+
+    XLA maps each kernel it compiles for the CPU by itself, some thousands for a training step, and the process dies
+    without a word when a mapping is denied.
+
+    Raises:
+      UserError: they do not fit.
+    """
+    maps = memory_maps()
+    if maps and maps[0] + more > maps[1]:
+        raise UserError(
+            f"another compiled program needs about {more} memory maps, {maps[0]} of vm.max_map_count={maps[1]} are in "
+            f"use; train at fewer input sizes, or allow more: sysctl vm.max_map_count={4 * maps[1]}"
+        )

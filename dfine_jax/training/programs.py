@@ -12,6 +12,7 @@ import optax
 from tqdm import tqdm
 
 from dfine_jax.config import Config
+from dfine_jax.host_memory import memory_maps, require_maps
 from dfine_jax.training import hosts
 from dfine_jax.training.state import TrainState
 from dfine_jax.training.step import StepMetrics, make_train_step, replicated, spread
@@ -43,15 +44,20 @@ class TrainPrograms:
           batch: as the steps will get it.
         """
         started = time.perf_counter()
+        needed = 0  # memory maps of a program
         names = ", ".join(f"{height}x{width}" for height, width in self._steps)
         if len(self._steps) > 1:
             say(f"input sizes of this run: {names}; each is compiled once, now")
         with tqdm(self._steps, unit="size", desc="compile", leave=False, disable=None) as bar:
             for size in bar:
                 bar.set_postfix_str(f"{size[0]}x{size[1]}")
+                require_maps(needed)
+                before = memory_maps()
                 compiled = self._steps[size].lower(state, batch).compile()
                 self.peak_bytes = max(self.peak_bytes, peak_bytes(compiled))
                 self._steps[size] = compiled
+                after = memory_maps()
+                needed = max(needed, after[0] - before[0]) if before and after else 0
         hosts.wait_for_all("compiled")
         say(f"compiled the train step in {time.perf_counter() - started:.0f} s ({names})")
         say(memory_line(self.peak_bytes, state))
