@@ -18,7 +18,7 @@ OPTIONAL = (
     ("onnxruntime", "onnxruntime", "running .onnx files", "pip install onnxruntime"),
     ("openvino", "openvino", "OpenVINO files", "pip install 'dfine-jax[openvino]'"),
     ("nncf", "nncf", "int8 for OpenVINO", "pip install 'dfine-jax[openvino]'"),
-    ("tensorrt", "tensorrt-cu12", "TensorRT engines", "pip install 'tensorrt-cu12==10.13.3.*' cuda-bindings"),
+    ("tensorrt", "tensorrt-cu12", "TensorRT engines", "pip install 'dfine-jax[tensorrt]'"),
     ("tensorrt_rtx", "tensorrt-rtx", "TensorRT-RTX engines", "pip install 'dfine-jax[tensorrt-rtx]'"),
     ("supervision", "supervision", "Detections.to_supervision()", "pip install supervision"),
     ("torch", "torch", "comparison tests only", "pip install 'dfine-jax[parity]'"),
@@ -48,13 +48,13 @@ def run(options: argparse.Namespace) -> int:
     for name in CORE:
         version = _version(name)
         healthy &= version is not None
-        print(f"  {name:18s}{version or f'MISSING: pip install {name}'}")
+        print(f"  {name:20s}{version or f'MISSING: pip install {name}'}")
     if find_spec("jax") and find_spec("jaxlib"):
         healthy &= _print_devices()
     print("\noptional")
     for module, distribution, purpose, cure in OPTIONAL:
         version = _version(distribution) if find_spec(module) else None
-        print(f"  {distribution:18s}{version or 'absent':12s}{purpose}{'' if version else f' ({cure})'}")
+        print(f"  {distribution:20s}{version or 'absent':12s}{purpose}{'' if version else f' ({cure})'}")
     return 0 if healthy else 1
 
 
