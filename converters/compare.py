@@ -68,8 +68,8 @@ class Comparison:
 
 
 def rows_of_detections(
-    scores: Float[np.ndarray, "n"],
-    labels: Int[np.ndarray, "n"],
+    scores: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
     boxes_cxcywh: Float[np.ndarray, "n 4"],
     num_classes: int,
 ) -> Rows:

@@ -24,7 +24,7 @@ class FoldedConv:
     """A convolution with bias, float64, and what is left of a learnable affine behind its activation."""
 
     kernel: Float[np.ndarray, "kh kw i o"]
-    bias: Float[np.ndarray, "o"]
+    bias: Float[np.ndarray, " o"]
     bound: float | None = None  # the affine's shift
     lower: bool = True  # outputs are at least ``bound``; otherwise at most
 

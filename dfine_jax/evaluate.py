@@ -257,7 +257,7 @@ def _as_number(value: Any, otherwise: float) -> float:
     return number if np.isfinite(number) else otherwise
 
 
-def _real(batch: EvalBatch) -> Bool[np.ndarray, "b"]:
+def _real(batch: EvalBatch) -> Bool[np.ndarray, " b"]:
     """Rows that hold an image. Those that fill a batch have id -1, which is a legal id too, and one pixel."""
     return (np.asarray(batch.image_id) != -1) | (np.asarray(batch.size_px) != 1).any(1)
 

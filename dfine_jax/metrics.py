@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-THRESHOLDS: Float[np.ndarray, "t"] = np.arange(1, 100) / 100  # where the best one is looked for
+THRESHOLDS: Float[np.ndarray, " t"] = np.arange(1, 100) / 100  # where the best one is looked for
 IOU_THRESHOLD = 0.5
 BACKGROUND = "background"
 RATIO_NAMES = ("precision", "recall", "f1", "iou")
@@ -30,11 +30,11 @@ _TABLE_THRESHOLD = 0.5  # shown beside the best one: what most users run with
 class ImageOverlaps:
     """Predictions and objects of one image, and the overlap of each pair (of boxes or of masks)."""
 
-    scores: Float[np.ndarray, "n"]
-    labels: Int[np.ndarray, "n"]
-    truth_labels: Int[np.ndarray, "g"]
+    scores: Float[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    truth_labels: Int[np.ndarray, " g"]
     iou: Float[np.ndarray, "n g"]
-    in_crowd: Bool[np.ndarray, "n"]  # lies in a crowd region of its class
+    in_crowd: Bool[np.ndarray, " n"]  # lies in a crowd region of its class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Scores:
 class Counts:
     """Counts by threshold and class."""
 
-    thresholds: Float[np.ndarray, "t"]
+    thresholds: Float[np.ndarray, " t"]
     true_positives: Int[np.ndarray, "t k"]
     false_positives: Int[np.ndarray, "t k"]
     false_negatives: Int[np.ndarray, "t k"]
@@ -150,7 +150,7 @@ def detection_report(
     image_ids: Iterable[int],
     names: Sequence[str],
     category_ids: Sequence[int],
-    thresholds: Float[np.ndarray, "t"] = THRESHOLDS,
+    thresholds: Float[np.ndarray, " t"] = THRESHOLDS,
 ) -> DetectionReport:
     """Count the boxes of COCO ``results`` against COCO ``ground_truth`` on the images named.
 
@@ -174,7 +174,7 @@ def detection_report(
 def count(
     images: Iterable[ImageOverlaps],
     num_classes: int,
-    thresholds: Float[np.ndarray, "t"] = THRESHOLDS,
+    thresholds: Float[np.ndarray, " t"] = THRESHOLDS,
     iou_threshold: float = IOU_THRESHOLD,
 ) -> Counts:
     """Count at each of the ascending ``thresholds``; predictions that score exactly a threshold count there."""
@@ -237,7 +237,7 @@ def _overlaps_of_image(
 ) -> ImageOverlaps:
     from pycocotools.mask import iou as overlap
 
-    def labels(entries: Sequence[Mapping[str, Any]]) -> Int[np.ndarray, "n"]:
+    def labels(entries: Sequence[Mapping[str, Any]]) -> Int[np.ndarray, " n"]:
         return np.array([label_of[entry["category_id"]] for entry in entries], np.int64)
 
     def boxes(entries: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "n 4"]:
@@ -256,7 +256,7 @@ def _overlaps_of_image(
     )
 
 
-def _pair(image: ImageOverlaps, thresholds: Float[np.ndarray, "t"], iou_threshold: float) -> Int[np.ndarray, "t n"]:
+def _pair(image: ImageOverlaps, thresholds: Float[np.ndarray, " t"], iou_threshold: float) -> Int[np.ndarray, "t n"]:
     """Object of each prediction at each threshold, -1 where it stays free."""
     predictions, truths = np.nonzero(image.iou >= iou_threshold)
     order = np.lexsort((truths, predictions, -image.scores[predictions], -image.iou[predictions, truths]))

@@ -53,8 +53,8 @@ class DenoisingQueries:
 
     labels: Int[Array, "b u"]  # noised class; num_classes = padding
     boxes_logit: Float[Array, "b u 4"]  # noised cxcywh before the sigmoid
-    group: Int[Array, "u"]  # which group a slot belongs to
-    exists: Bool[Array, "u"]
+    group: Int[Array, " u"]  # which group a slot belongs to
+    exists: Bool[Array, " u"]
     match: Int[Array, "b u"]  # ground-truth slot of positive queries, -1 elsewhere
     num_groups: Int[Array, ""]
 

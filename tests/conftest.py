@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # commands run by tests store nothing in the user's cache
-# A shell ignores Ctrl-C on behalf of its background jobs; tests of Ctrl-C need it, here and in the processes they start.
+# A shell ignores Ctrl-C for its background jobs; tests of Ctrl-C need it, here and in the processes they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 

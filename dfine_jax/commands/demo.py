@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PICTURE_PX, INPUT_PX = 240, 128
 NUM_TRAIN, NUM_VAL = 1200, 100
 BATCH_SIZE = 16
-EPOCHS = 12
+EPOCHS = 9
 NUM_SHOWN = 4
 _NUMBERS = (("AP", "ap"), ("AP at IoU 0.50", "ap50"), ("AP at IoU 0.75", "ap75"), ("AR, 100 detections", "ar_100"))
 

@@ -40,9 +40,9 @@ class Record:
     width_px: int
     height_px: int
     boxes_xyxy_px: Float32[np.ndarray, "g 4"]
-    labels: Int32[np.ndarray, "g"]
-    areas_px: Float32[np.ndarray, "g"]  # as annotated: of the mask where there is one
-    annotation_ids: Int64[np.ndarray, "g"]  # keys of ``coco.read_segmentations``
+    labels: Int32[np.ndarray, " g"]
+    areas_px: Float32[np.ndarray, " g"]  # as annotated: of the mask where there is one
+    annotation_ids: Int64[np.ndarray, " g"]  # keys of ``coco.read_segmentations``
     shapes: tuple[Shape, ...] = ()  # masks, once ``coco.with_shapes`` has read them
     stored: Stored | None = None  # where the picture is when it is not a file; ``path`` then only names it
 

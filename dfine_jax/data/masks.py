@@ -61,7 +61,7 @@ def make_masks(shapes: Sequence[Shape]) -> Masks:
     return Masks(tuple(shapes), np.tile(np.eye(2, 3), (len(shapes), 1, 1)))
 
 
-def select(masks: Masks | None, keep: Bool[np.ndarray, "g"]) -> Masks | None:
+def select(masks: Masks | None, keep: Bool[np.ndarray, " g"]) -> Masks | None:
     """Those of the objects that are kept."""
     if masks is None:
         return None

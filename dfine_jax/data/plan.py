@@ -28,10 +28,10 @@ _MIXUP_DIGITS = 6
 class EpochPlan(NamedTuple):
     """One epoch: positions are batch * batch_size + row."""
 
-    order: Int64[np.ndarray, "p"]  # image at each position
-    is_mosaic: Bool[np.ndarray, "p"]
+    order: Int64[np.ndarray, " p"]  # image at each position
+    is_mosaic: Bool[np.ndarray, " p"]
     partners: Int64[np.ndarray, "p 3"]  # images beside it in its mosaic
-    mix_share: Float64[np.ndarray, "s"]  # of the own image, by batch; 1 = no MixUp
+    mix_share: Float64[np.ndarray, " s"]  # of the own image, by batch; 1 = no MixUp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Sampling:
         return max(1, self.num_images // self.batch_size)
 
 
-def epoch_order(num_images: int, length: int, seed: int, epoch: int) -> Int64[np.ndarray, "length"]:
+def epoch_order(num_images: int, length: int, seed: int, epoch: int) -> Int64[np.ndarray, " length"]:
     """Image index at each position of an epoch: a permutation, cut or continued by further ones to ``length``."""
     rng = np.random.default_rng((seed, _SHUFFLE, epoch))
     permutations = [rng.permutation(num_images) for _ in range(-(-length // num_images))]
@@ -79,7 +79,7 @@ def epoch_plan(sampling: Sampling, epoch: int) -> EpochPlan:
     return EpochPlan(order, is_mosaic, partners, np.where(rng.random(steps) < config.mixup_prob, share, 1.0))
 
 
-def _order(sampling: Sampling, epoch: int) -> Int64[np.ndarray, "p"]:
+def _order(sampling: Sampling, epoch: int) -> Int64[np.ndarray, " p"]:
     return epoch_order(sampling.num_images, sampling.steps_per_epoch * sampling.batch_size, sampling.seed, epoch)
 
 

@@ -114,7 +114,7 @@ class TrainSource:
         if share == 1:
             return tuple(array[: self.rows].copy() for array in arrays)
         out = tuple(np.zeros((self.rows, *array.shape[1:]), array.dtype) for array in arrays)
-        counts: Int[np.ndarray, "b"] = arrays[3].sum(1)
+        counts: Int[np.ndarray, " b"] = arrays[3].sum(1)
         for row in range(self.rows):
             before = row - 1  # -1 is the last row: of the batch, or the one added for this
             mix_pixels(arrays[0][row], arrays[0][before], share, out[0][row])

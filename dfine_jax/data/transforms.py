@@ -53,7 +53,7 @@ class Sample(NamedTuple):
     image: Image.Image  # RGB
     window_px: tuple[int, int, int, int]
     boxes_xyxy_px: Float32[np.ndarray, "g 4"]
-    labels: Int32[np.ndarray, "g"]
+    labels: Int32[np.ndarray, " g"]
     distortion: Distortion | None = None
     masks: Masks | None = None  # relative to the window's corner, as the boxes; None: not asked for
 
@@ -67,7 +67,7 @@ class Sample(NamedTuple):
 def make_sample(
     image: Image.Image,
     boxes_xyxy_px: Float32[np.ndarray, "g 4"],
-    labels: Int32[np.ndarray, "g"],
+    labels: Int32[np.ndarray, " g"],
     masks: Masks | None = None,
 ) -> Sample:
     """A sample that shows the whole image."""
@@ -173,7 +173,7 @@ def iou_crop(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
 
 def _draw_crop(
     rng: np.random.Generator, sample: Sample, overlap: float
-) -> tuple[tuple[int, int, int, int], Bool[np.ndarray, "g"]] | None:
+) -> tuple[tuple[int, int, int, int], Bool[np.ndarray, " g"]] | None:
     """First acceptable of 40 random rectangles and the objects whose centres it holds; None when all fail.
 
     The trials are independent, so drawing all of them at once has the distribution of drawing one by one.
@@ -208,7 +208,7 @@ def _iou(a: Float32[np.ndarray, "*n 4"], b: Float32[np.ndarray, "*n 4"]) -> Floa
     return intersection / np.maximum(areas - intersection, np.float32(1e-12))
 
 
-def _cut(sample: Sample, crop: tuple[int, int, int, int], inside: Bool[np.ndarray, "g"]) -> Sample:
+def _cut(sample: Sample, crop: tuple[int, int, int, int], inside: Bool[np.ndarray, " g"]) -> Sample:
     x0, y0, x1, y1 = crop
     boxes = sample.boxes_xyxy_px - np.array([x0, y0, x0, y0], np.float32)
     boxes = boxes.clip(0, np.array([x1 - x0, y1 - y0] * 2, np.float32))

@@ -13,21 +13,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class _Duals(NamedTuple):
-    row: Float[Array, "r"]
-    column: Float[Array, "c"]
-    row_of: Int[Array, "c"]  # -1 = free
+    row: Float[Array, " r"]
+    column: Float[Array, " c"]
+    row_of: Int[Array, " c"]  # -1 = free
 
 
 class _Search(NamedTuple):
     row: Int[Array, ""]  # row whose edges are relaxed next
     distance: Float[Array, ""]  # of that row
-    best: Float[Array, "c"]  # shortest distance found to each column
-    previous: Int[Array, "c"]  # row before the column on that path
-    done: Bool[Array, "c"]
+    best: Float[Array, " c"]  # shortest distance found to each column
+    previous: Int[Array, " c"]  # row before the column on that path
+    done: Bool[Array, " c"]
     sink: Int[Array, ""]  # the free column reached, or -1
 
 
-def assign_rows(cost: Float[Array, "r c"], count: Int[Array, ""]) -> Int[Array, "c"]:
+def assign_rows(cost: Float[Array, "r c"], count: Int[Array, ""]) -> Int[Array, " c"]:
     """Row of each column (-1 for none) when the first ``count`` rows get distinct columns at least total cost.
 
     Args:
@@ -74,8 +74,8 @@ def _relax(cost: Float[Array, "r c"], duals: _Duals, search: _Search) -> _Search
 
 
 def _flip_path(
-    row_of: Int[Array, "c"], previous: Int[Array, "c"], sink: Int[Array, ""], row: Int[Array, ""]
-) -> Int[Array, "c"]:
+    row_of: Int[Array, " c"], previous: Int[Array, " c"], sink: Int[Array, ""], row: Int[Array, ""]
+) -> Int[Array, " c"]:
     """Give each column on the path to ``sink`` to the row before it; that row leaves its old column to the next."""
 
     def back(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:

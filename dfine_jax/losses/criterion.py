@@ -152,7 +152,7 @@ def _classes(
     truth: terms.Truth,
     normalizer: Float[Array, ""],
     config: LossConfig,
-    exists: Bool[Array, "q"] | None = None,
+    exists: Bool[Array, " q"] | None = None,
 ) -> Terms:
     alpha, gamma = config.vfl_alpha, config.vfl_gamma
     match config.class_loss:
@@ -180,7 +180,7 @@ def _distributions(
     distillation: _Distillation,
     config: LossConfig,
     model: ModelConfig,
-    exists: Bool[Array, "q"] | None = None,
+    exists: Bool[Array, " q"] | None = None,
 ) -> Terms:
     """Fgl of all layers, ddf of all but the last."""
     corners, boxes = stages.corners_logit, stages.boxes_cxcywh

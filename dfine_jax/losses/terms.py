@@ -63,7 +63,7 @@ def vfl_loss(
     normalizer: Float[Array, ""] | float,
     alpha: float = 0.75,
     gamma: float = 2.0,
-    exists: Bool[Array, "q"] | None = None,
+    exists: Bool[Array, " q"] | None = None,
 ) -> Float[Array, "*s"]:
     """Varifocal loss (arXiv 2008.13367): cross-entropy with the overlap as soft target, background scaled by its score.
 
@@ -82,7 +82,7 @@ def mal_loss(
     normalizer: Float[Array, ""] | float,
     alpha: float = 1.0,
     gamma: float = 1.5,
-    exists: Bool[Array, "q"] | None = None,
+    exists: Bool[Array, " q"] | None = None,
 ) -> Float[Array, "*s"]:
     """Matchability-aware loss (DEIM, arXiv 2412.04234): the target is the overlap to the power ``gamma``.
 
@@ -103,7 +103,7 @@ def focal_loss(
     normalizer: Float[Array, ""] | float,
     alpha: float = 0.75,
     gamma: float = 2.0,
-    exists: Bool[Array, "q"] | None = None,
+    exists: Bool[Array, " q"] | None = None,
 ) -> Float[Array, "*s"]:
     """Focal loss (arXiv 1708.02002); here the gradient also flows through the modulating score."""
     logits = _present(_wide(logits), exists)
@@ -132,7 +132,7 @@ def _weighted_entropy(
     target: Float[Array, "*s b q k"],
     weight: Callable[[Array], Array],
     normalizer: Float[Array, ""] | float,
-    exists: Bool[Array, "q"] | None,
+    exists: Bool[Array, " q"] | None,
 ) -> Float[Array, "*s"]:
     """Sum of cross-entropies, each times ``weight`` of the detached score."""
     logits = _present(_wide(logits), exists)
@@ -141,7 +141,7 @@ def _weighted_entropy(
     return jnp.sum(_present(weight(score) * entropy, exists), (-3, -2, -1)) / normalizer
 
 
-def _present(x: Float[Array, "*s b q k"], exists: Bool[Array, "q"] | None) -> Float[Array, "*s b q k"]:
+def _present(x: Float[Array, "*s b q k"], exists: Bool[Array, " q"] | None) -> Float[Array, "*s b q k"]:
     """Zero in rows that do not exist."""
     return x if exists is None else jnp.where(exists[:, None], x, 0.0)
 
@@ -169,7 +169,7 @@ def fgl_loss(
     boxes_cxcywh: Float[Array, "*s b q 4"],
     reference_cxcywh: Float[Array, "b q 4"],
     truth: Truth,
-    project: Float[Array, "r"],
+    project: Float[Array, " r"],
     reg_scale: float,
     normalizer: Float[Array, ""] | float,
 ) -> Float[Array, "*s"]:
@@ -218,7 +218,7 @@ def ddf_loss(
     truth: Truth,
     sides: tuple[Float[Array, ""], Float[Array, ""]],
     temperature: float = 5.0,
-    exists: Bool[Array, "q"] | None = None,
+    exists: Bool[Array, " q"] | None = None,
     num_matched: Float[Array, ""] | None = None,
 ) -> Float[Array, "*s"]:
     """Decoupled distillation of the last layer's edge distributions into earlier ones (equation 7).

@@ -94,7 +94,7 @@ def make_denoising_queries(
 
 
 def _noised_boxes(
-    boxes_cxcywh: Float[Array, "b u 4"], noise: DenoisingNoise, negative: Bool[Array, "u"], scale: float
+    boxes_cxcywh: Float[Array, "b u 4"], noise: DenoisingNoise, negative: Bool[Array, " u"], scale: float
 ) -> Float[Array, "b u 4"]:
     """Move each edge by up to half the box size (positive) or half to the whole of it (negative), times ``scale``."""
     if scale <= 0:

@@ -11,7 +11,7 @@ BASE_SIZE = 0.05  # side of the anchors of the finest level, as a fraction of th
 MARGIN = 0.01  # anchors with a coordinate this close to 0 or 1 are invalid
 
 
-def anchors(sizes: Sequence[tuple[int, int]]) -> tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, "n"]]:
+def anchors(sizes: Sequence[tuple[int, int]]) -> tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Anchors cxcywh before the sigmoid, infinite where invalid, and which are valid.
 
     The side depends on the index of the level, not on its stride, and everything is float32, as in the reference

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from dfine_jax.ops.replace import replaceable
 
 
-def weighting_function(reg_max: int, up: float, reg_scale: float) -> Float[np.ndarray, "r"]:
+def weighting_function(reg_max: int, up: float, reg_scale: float) -> Float[np.ndarray, " r"]:
     """W(n), the non-uniform bin positions of the edge distributions, in units of (box size / reg_scale).
 
     Antisymmetric around bin reg_max / 2; inner bins grow geometrically, the two outer bins lie at 2 * up * reg_scale.
@@ -26,7 +26,7 @@ def weighting_function(reg_max: int, up: float, reg_scale: float) -> Float[np.nd
 
 
 @replaceable
-def integral(corners_logit: Float[Array, "*n e r"], project: Float[Array, "r"]) -> Float[Array, "*n e"]:
+def integral(corners_logit: Float[Array, "*n e r"], project: Float[Array, " r"]) -> Float[Array, "*n e"]:
     """Expected offset of each edge: softmax over bins times W(n), in at least float32."""
     wide = corners_logit.astype(jnp.promote_types(corners_logit.dtype, jnp.float32))
     return jax.nn.softmax(wide, -1) @ jnp.asarray(project, wide.dtype)
@@ -55,7 +55,7 @@ def encode(
 
 
 def bin_targets(
-    offsets: Float[Array, "*n"], project: Float[Array, "r"]
+    offsets: Float[Array, "*n"], project: Float[Array, " r"]
 ) -> tuple[Int[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
     """Left bin and the weights of the left and right bin for each offset (reference: translate_gt in dfine_utils.py).
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 
-def nearest_index(source: int, target: int) -> Int[np.ndarray, "t"]:
+def nearest_index(source: int, target: int) -> Int[np.ndarray, " t"]:
     """Source cell of every target cell: ``floor(i * float32(source / target))``.
 
     The product is rounded to float32, as in ``torch.nn.functional.interpolate``; for some sizes (640 to 736) this
