@@ -11,8 +11,6 @@ end in ``_logit`` (``logits`` alone is the class logits).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -21,7 +19,6 @@ from dfine_jax.postprocess import Detections
 
 __all__ = [
     "Batch",
-    "ClassNames",
     "DenoisingQueries",
     "Detections",
     "EvalBatch",
@@ -96,6 +93,3 @@ class ModelOutput:
     topk_index: Int[Array, "b q"]  # encoder tokens that became queries
     masks_logit: Float[Array, "b q h w"] | None = None
     training: TrainingOutput | None = None
-
-
-ClassNames = Sequence[str]

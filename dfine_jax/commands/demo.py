@@ -65,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"3/5  average precision before and after training: {before.ap:.3f}, {after.ap:.3f}", flush=True)
 
     report = _export(out)
-    figures = _draw(out, val_data)
+    threshold = after.report.best_threshold
+    figures = _draw(out, val_data, threshold)
     minutes = (time.monotonic() - started) / 60
     _write_report(out, config, minutes, before, after, report, figures)
     print(f"5/5  detect and draw: {out / 'pictures'}")
@@ -160,7 +161,7 @@ def _export_section(report: Report | None) -> list[Section]:
     return [Section("Export", f"{report.file}, run on {ran}, beside the model.", [Table(("ONNX", "measured"), rows)])]
 
 
-def _draw(out: Path, val_data: Dataset) -> list[Figure]:
+def _draw(out: Path, val_data: Dataset, threshold: float) -> list[Figure]:
     """Annotated and detected pictures side by side, of validation images with several objects."""
     from PIL import Image
 
@@ -168,7 +169,7 @@ def _draw(out: Path, val_data: Dataset) -> list[Figure]:
     from dfine_jax.draw import draw_boxes
     from dfine_jax.report import Figure
 
-    detector = Detector(out / "run" / "best", threshold=0.4)
+    detector = Detector(out / "run" / "best", threshold=threshold)
     shown: list[Record] = sorted(val_data.records, key=lambda r: -len(r.labels))[:NUM_SHOWN]
     (out / "pictures").mkdir(exist_ok=True)
     figures = []
@@ -226,7 +227,12 @@ def _write_report(
         ),
         Section("Result", f"{NUM_VAL} validation pictures, never trained on.", [numbers, classes]),
         *_export_section(report),
-        Section("Pictures", "Validation pictures with the most objects.", figures),
+        Section(
+            "Pictures",
+            "Validation pictures with the most objects; detections from the score with the best F1 on, "
+            f"{after.report.best_threshold:.2f}.",
+            figures,
+        ),
     ]
     title = "D-FINE in JAX: a tour"
     text = (

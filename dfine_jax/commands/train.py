@@ -77,11 +77,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
-    from dfine_jax.data.coco import check_same_categories, find_split, read_coco
+    from dfine_jax.data.coco import check_same_categories
+    from dfine_jax.data.sources import read_dataset
 
     _check_options(options)
-    train_data = read_coco(*find_split(options.data, "train"))
-    val_data = read_coco(*find_split(options.data, "val"))
+    train_data = read_dataset(options.data, "train")
+    val_data = read_dataset(options.data, "val")
     check_same_categories(train_data, val_data)
 
     # Here and not above: mistakes in paths and options are told before jax takes its seconds to load.

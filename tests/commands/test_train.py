@@ -104,6 +104,20 @@ def test_a_plan_is_printed_saved_and_taken_up_again(data, planned, tmp_path, cap
     assert (config.optim.lr, config.train.epochs, config.train.stage2_epoch) == (0.25, 4, 4)
 
 
+def test_yolo_folders_are_trained_on(data, planned, tmp_path, monkeypatch):
+    monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "yolo"
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for picture in sorted((data / split).iterdir()):
+            (root / "images" / split / picture.name).write_bytes(picture.read_bytes())
+            (root / "labels" / split / f"{picture.stem}.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n")
+    assert main(["train", "n", "--data", str(root), "--out", str(tmp_path / "run")]) == 0
+    assert planned[0][1].names == ("cat", "dog") and len(planned[0][1]) == 5
+
+
 def test_the_backbone_of_a_file(data, planned, tmp_path, monkeypatch):
     backbone = {"params": {"stem": 1}, "batch_stats": {"stem": 2}}
     monkeypatch.setattr(
