@@ -71,18 +71,18 @@ class Report:
             f"ran on {', '.join(f'{name} {value}' for name, value in self.ran_on.items())}",
             f"compared with the model on {self.images}",
             "",
-            f"{'batch':>5} {'rows':>6} {'box px: median':>15} {'99 %':>8} {'most':>8} {'score: median':>14} "
-            f"{'99 %':>8} {'most':>8} {'near-ties':>10}",
+            f"{'batch':>5} {'rows':>6} {'box px: median':>15} {'95 %':>8} {'most':>8} {'score: median':>14} "
+            f"{'95 %':>8} {'most':>8} {'near-ties':>10}",
         ]
         for c in self.comparisons:
             lines.append(
-                f"{c.batch:>5} {c.rows:>6} {c.box_median_px:>15.2g} {c.box_p99_px:>8.2g} {c.box_most_px:>8.2g} "
-                f"{c.score_median:>14.2g} {c.score_p99:>8.2g} {c.score_most:>8.2g} {c.cut_rows:>10}"
+                f"{c.batch:>5} {c.rows:>6} {c.box_median_px:>15.2g} {c.box_p95_px:>8.2g} {c.box_most_px:>8.2g} "
+                f"{c.score_median:>14.2g} {c.score_p95:>8.2g} {c.score_most:>8.2g} {c.cut_rows:>10}"
             )
         limits = self.limits
         lines.append(
-            f"{'limit':>5} {'':>6} {limits.box_median_px:>15.2g} {'':>8} {limits.box_most_px:>8.2g} "
-            f"{limits.score_median:>14.2g} {'':>8} {limits.score_most:>8.2g}"
+            f"{'limit':>5} {'':>6} {limits.box_median_px:>15.2g} {limits.box_p95_px:>8.2g} {limits.box_most_px:>8.2g} "
+            f"{limits.score_median:>14.2g} {limits.score_p95:>8.2g} {limits.score_most:>8.2g}"
         )
         lines += ["", *self._accuracy_lines()]
         lines += [f"operating point: {name} {value}" for name, value in self.operating_point.items()]

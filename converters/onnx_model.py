@@ -124,6 +124,8 @@ def _stem(module: Stem, folded: Mapping[Path, FoldedConv], images: Array, dtype:
         x = _conv(conv, x, stride, pads)
         return ops.relu(x) if conv.bound is None else x
 
+    if images.dtype == jnp.uint8:
+        images = images.astype(dtype)  # first, because TensorRT transposes no bytes
     x = unit("stem1", _nchw(images).astype(dtype), 2, (1, 1))
     branch = unit("stem2b", unit("stem2a", x, pads=(0, 1)), pads=(0, 1))
     pool = ops.max_pool2x2_padded(x)

@@ -270,7 +270,11 @@ def test_errors_are_pixels_of_the_input():
     moved[:, 1] += 0.001  # of 480
     result = summary(reference, Rows(moved, reference.scores))
     assert result.box_median_px == pytest.approx(0.48, abs=1e-3)
-    assert compare.exceeded(result, LIMITS["fp32"]) == ["batch 1: box error, median: 0.48 px > 0.01 px"]
+    assert compare.exceeded(result, LIMITS["fp32"]) == [
+        "batch 1: box error, median: 0.48 px > 0.01 px",
+        "batch 1: box error, 95 % of rows: 0.48 px > 0.05 px",
+        "batch 1: box error, all but near-ties: 0.48 px > 0.25 px",
+    ]
 
 
 def test_a_near_tie_of_the_selection_is_left_out_but_no_confident_detection():
