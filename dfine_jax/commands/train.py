@@ -66,6 +66,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=int,
         help="images per step over all devices (default: 8 on CPU, else the recipe's)",
     )
+    run_options.add_argument(
+        "--augment", choices=("dfine", "deim", "none"), help="augmentation, as data.augment=... (default: the recipe's)"
+    )
     run_options.add_argument("--max-hours", metavar="H", type=float, help="stop in good order after this time")
     run_options.add_argument("--save-plan", metavar="FILE", type=Path, help="write the configuration as .json")
     run_options.add_argument("--dry-run", action="store_true", help="print the plan and end")
@@ -80,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
     from dfine_jax.data.coco import check_same_categories
     from dfine_jax.data.sources import read_dataset
 
+    if options.augment:
+        options.overrides.insert(0, f"data.augment={options.augment}")
     _check_options(options)
     train_data = read_dataset(options.data, "train")
     val_data = read_dataset(options.data, "val")

@@ -228,8 +228,6 @@ class _Run:
         host: StepMetrics = hosts.on_host(taken.metrics)
         bar.update()
         self.recorded += 1  # a disabled bar does not count
-        if self.recorded == self.first_step + 1:
-            meter.restart()
         values = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
         values |= {k: float(v) for k, v in host.terms.items()}
         if host.finite:
@@ -239,10 +237,14 @@ class _Run:
         else:
             meter.add(self.config.train.batch_size, None)
             self._skipped(taken, values)
+        if self.recorded == self.first_step + 1:
+            meter.restart()  # the first step's time is that of compiling
         if self.recorded % self.config.train.log_every == 0 or self.recorded == self.first_step + 1:
             epochs = self.config.train.epochs
             bar.set_description(f"epoch {taken.step // self.steps + 1}/{epochs}", refresh=False)
-            shown = {"loss": f"{host.loss:.2f}", "images/s": f"{meter.images_per_second():.1f}"}
+            shown, speed = {"loss": f"{host.loss:.2f}"}, meter.images_per_second()
+            if speed is not None:
+                shown["images/s"] = f"{speed:.1f}"
             if self.progress.best_ap >= 0:
                 shown["AP"] = f"{self.metrics.ap if self.metrics else self.progress.best_ap:.3f}"
             bar.set_postfix(shown, refresh=False)

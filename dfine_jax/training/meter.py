@@ -48,9 +48,9 @@ class Meter:
         """Mean of each value."""
         return {name: total / self._count for name, total in self._sums.items()}
 
-    def images_per_second(self) -> float:
-        """Training speed up to now."""
-        return self._images / max(self._elapsed(), 1e-9)
+    def images_per_second(self) -> float | None:
+        """Training speed up to now; None before the first image."""
+        return self._images / max(self._elapsed(), 1e-9) if self._images else None
 
     def _elapsed(self) -> float:
         return self._seconds + max(0.0, time.perf_counter() - self._since)

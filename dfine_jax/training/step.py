@@ -64,9 +64,9 @@ def make_train_step(
       size_px: (height, width) that the images are brought to, by nearest neighbour; None: as they come.
     """
     rules = parameter_rules(config.model, config.optim)
-    schedule = make_schedule(config, steps_per_epoch)
     mean = functools.partial(jax.lax.pmean, axis_name=AXIS)
     gradient = make_gradient(config, AXIS, mean)
+    update = make_update(config, tx, steps_per_epoch=steps_per_epoch)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), jax.lax.axis_index(AXIS))
@@ -74,9 +74,25 @@ def make_train_step(
         stacked = split_parts(batch, key, config, size_px, dtype)
         loss, terms, grads, batch_stats = gradient(state.params, state.batch_stats, stacked)
         loss, terms, grads = mean((loss, terms, zero_frozen(grads, rules)))
+        state, norm, finite = update(state, loss, grads, batch_stats)
+        return state, StepMetrics(loss, terms, norm, finite)
+
+    return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+
+
+def make_update(
+    config: Config, tx: optax.GradientTransformation, *, steps_per_epoch: int = 0
+) -> Callable[[TrainState, Array, PyTree, PyTree], tuple[TrainState, Float[Array, ""], Bool[Array, ""]]]:
+    """Clipping, AdamW at the schedule's rate and the averages of the weights.
+
+    A function of state, loss, gradients and batch statistics, means over devices all; it returns the next state, the
+    gradients' norm and whether all was finite. If not, only the step counter has changed.
+    """
+    schedule = make_schedule(config, steps_per_epoch)
+
+    def update(state: TrainState, loss: Array, grads: PyTree, batch_stats: PyTree) -> tuple[TrainState, Array, Array]:
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-
         grads = jax.tree.map(lambda g: g * clip_coefficient(norm, config.optim.clip_norm).astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         share = schedule(state.step)
@@ -92,9 +108,9 @@ def make_train_step(
             ema_updates=state.ema_updates + 1,
         )
         new = jax.tree.map(lambda n, o: n if n is o else jnp.where(finite, n, o), new, state)
-        return dataclasses.replace(new, step=state.step + 1), StepMetrics(loss, terms, norm, finite)
+        return dataclasses.replace(new, step=state.step + 1), norm, finite
 
-    return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+    return update
 
 
 def make_eval_step(

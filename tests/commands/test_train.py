@@ -49,7 +49,7 @@ def planned(monkeypatch):
 
 def test_a_variant_is_adapted_to_the_data(data, planned, tmp_path, capsys):
     arguments = ["--data", str(data), "--out", str(tmp_path / "run"), "--size", "64x96", "--epochs", "4"]
-    assert main(["train", "n", "optim.lr=0.25", *arguments, "--batch-size", "2", "data.augment=none"]) == 0
+    assert main(["train", "n", "optim.lr=0.25", *arguments, "--batch-size", "2", "--augment", "none"]) == 0
     config, train_data, val_data, options = planned[0]
     assert config.model.num_classes == len(train_data.names) == 4 and len(val_data) == 3
     assert (config.data.height_px, config.data.width_px, config.data.augment) == (64, 96, "none")

@@ -44,6 +44,7 @@ def test_time_stops(monkeypatch):
     now[0] = 100.0
     assert meter.images_per_second() == pytest.approx(4.0)
     meter.restart()
+    assert meter.images_per_second() is None
     meter.add(3, {})
     now[0] = 101.0
     assert meter.images_per_second() == pytest.approx(3.0)
