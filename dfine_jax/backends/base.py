@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,6 +155,14 @@ def in_view(boxes_cxcywh: Float[np.ndarray, "b n 4"], view_px: Views) -> Float[n
     view_px = np.asarray(view_px, boxes_cxcywh.dtype)
     corners = np.asarray(to_pixels(boxes_cxcywh, view_px[:, 2:]))
     return corners + view_px[:, None, [0, 1, 0, 1]]
+
+
+def failed(path: object, runtime: str, feeds: Mapping[str, np.ndarray], error: Exception) -> UserError:
+    """The error for a file that loads but does not run: what it was given, and the runtime's last word on it."""
+    given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = f"...{lines[-1][-200:]}" if lines and len(lines[-1]) > 200 else (lines or ["no reason given"])[-1]
+    return UserError(f"{path}: {runtime} fails on {given} ({reason}); export the model again")
 
 
 def _typed(dtypes: dict[str, np.dtype]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dfine_jax.artefact import KEY, from_json, missing
+from dfine_jax.backends.base import failed
 from dfine_jax.errors import UserError
 
 _PROVIDERS = {
@@ -17,6 +18,7 @@ _PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_RUN_FAILURES = ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException", "NotImplemented", "EPFail", "EngineError")
 _FAMILIES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that NumPy does not know
 
 
@@ -39,8 +41,11 @@ class OnnxRuntimeSession:
         except ImportError as error:
             raise UserError(f"{path} needs ONNX Runtime; pip install onnxruntime (GPU: onnxruntime-gpu)") from error
         failures: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        # ValueError and RuntimeError come from ONNX Runtime's Python side
+        self._failures = (*(getattr(failures, name) for name in _RUN_FAILURES), ValueError, RuntimeError)
+        self._path = path
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         self._threads = threads or os.cpu_count() or 1
@@ -63,8 +68,15 @@ class OnnxRuntimeSession:
         self._outputs = [entry.name for entry in self._session.get_outputs()]
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As ``Session.run``."""
-        values = self._session.run(self._outputs, feeds)
+        """As ``Session.run``.
+
+        Raises:
+          UserError: ONNX Runtime fails; the message has file, shapes and reason.
+        """
+        try:
+            values = self._session.run(self._outputs, feeds)
+        except self._failures as error:
+            raise failed(self._path, "ONNX Runtime", feeds, error) from error
         return {name: np.asarray(value) for name, value in zip(self._outputs, values, strict=True)}
 
     def describe(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dfine_jax.artefact import KEY, from_json, missing
+from dfine_jax.backends.base import failed
 from dfine_jax.errors import UserError
 
 
@@ -32,6 +33,7 @@ class OpenVinoSession:
             import openvino as ov
         except ImportError as error:
             raise UserError(f"{path} needs OpenVINO; pip install openvino") from error
+        self._path = path
         self._device = (device or "CPU").upper()
         core = ov.Core()
         if not Path(path).is_file():
@@ -62,8 +64,15 @@ class OpenVinoSession:
         self._version = ov.get_version().split("-")[0]
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As ``Session.run``."""
-        out = self._request.infer(feeds, share_inputs=True)
+        """As ``Session.run``.
+
+        Raises:
+          UserError: OpenVINO fails; the message has file, shapes and reason.
+        """
+        try:
+            out = self._request.infer(feeds, share_inputs=True)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise failed(self._path, "OpenVINO", feeds, error) from error
         return {name: np.array(out[port]) for name, port in self._outputs.items()}
 
     def describe(self) -> dict[str, Any]:

@@ -228,6 +228,16 @@ def test_wrong_requests_are_errors(tmp_path, model):
         open_model(tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_file_that_fails_while_running_says_on_what_and_why(tmp_path, model, runtime, capfd):
+    pytest.importorskip(runtime)
+    backend = open_artefact(toy.bake_batch(toy.write_toy(tmp_path / "toy.onnx", model[1])), runtime=runtime)
+    backend.predict(np.zeros((1, toy.HEIGHT, toy.WIDTH, 3), np.uint8))
+    with pytest.raises(UserError, match=r"toy.onnx: .* fails on images \[2, 3, 48, 64\] \(.*shape.*\); export") as caught:
+        backend.predict(np.zeros((2, toy.HEIGHT, toy.WIDTH, 3), np.uint8))
+    assert "\n" not in str(caught.value) and not capfd.readouterr().err
+
+
 def test_an_engine_needs_its_description_and_the_same_bytes(tmp_path):
     engine = tmp_path / "toy.engine"
     engine.write_bytes(b"engine")
