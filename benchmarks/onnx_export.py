@@ -25,7 +25,7 @@ from dfine_jax.variants import model_config
 COLUMNS = ("Conv", "MatMul", "Gemm", "LayerNormalization", "Gather", "GridSample", "Reshape", "Transpose", "Add", "Mul")
 
 
-def export_ours(variant: str, size: int, file: Path, form: Any) -> None:
+def export_ours(variant: str, size: int, file: Path) -> None:
     import jax
     import numpy as np
     import onnx
@@ -50,7 +50,7 @@ def export_ours(variant: str, size: int, file: Path, form: Any) -> None:
         variables["params"]["backbone"]["stem"]["stem1"]["lab"]["bias"] = np.float32([-0.1])
     names = [f"class {i}" for i in range(model.config.num_classes)]
     meta = {"class_names": names, "category_ids": range(len(names))}
-    proto = export_onnx(model, variables, meta, size_hw=(size, size), form=form)
+    proto = export_onnx(model, variables, meta, size_hw=(size, size))
     onnx.save(proto, file)
 
 
@@ -156,7 +156,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runtimes", nargs="*", default=list(RUNTIMES))
-    parser.add_argument("--forms", nargs="*", default=["row"], help="of deformable sampling: row pair quad")
     parser.add_argument("--dir", type=Path, help="keep the files here and reuse those that are there")
     parser.add_argument("--worker")
     args = parser.parse_args()
@@ -167,13 +166,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.dir or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        files = {"peer": folder / f"peer_{args.variant}_{args.size}.onnx"}
-        if not files["peer"].exists():
-            export_peer(args.variant, args.size, files["peer"])
-        for form in args.forms:
-            files[form] = folder / f"ours_{args.variant}_{args.size}_{form}.onnx"
-            if not files[form].exists():
-                export_ours(args.variant, args.size, files[form], form)
+        files = {name: folder / f"{name}_{args.variant}_{args.size}.onnx" for name in ("peer", "ours")}
+        for file, export in zip(files.values(), (export_peer, export_ours), strict=True):
+            if not file.exists():
+                export(args.variant, args.size, file)
         for name, file in files.items():
             print(f"{name:8s} {describe(file)}", flush=True)
         for runtime in args.runtimes:

@@ -32,7 +32,6 @@ from jaxtyping import Array, Float
 from converters import onnx_ops as ops
 from converters.onnx_graph import simplify
 from converters.onnx_model import forward
-from converters.onnx_sampling import Form
 from dfine_jax import __version__
 from dfine_jax.artefact import GRAPHS, KEY, SIZES_INPUT, Artefact, InputSpec
 from dfine_jax.data.images import Preprocess
@@ -61,7 +60,6 @@ def export_onnx(
     num_queries: int | None = None,
     prune: Sequence[int] | None = None,
     layers: int | None = None,
-    form: Form = "row",
 ) -> onnx.ModelProto:
     """The model as an ONNX file that describes itself.
 
@@ -71,7 +69,6 @@ def export_onnx(
       size_hw: height and width of the input in pixels.
       batch: fixed, or None for any.
       num_queries, prune, layers: see ``operating_point``.
-      form: of deformable sampling, how many neighbouring rows one gather takes.
 
     Raises:
       UserError: size, batch or operating point do not fit the model.
@@ -83,7 +80,7 @@ def export_onnx(
     preprocess = meta.get("preprocess") or Preprocess(*size_hw)
     preprocess = dataclasses.replace(preprocess, height_px=size_hw[0], width_px=size_hw[1])
     pixel_scale = preprocess.scale if input_dtype == "uint8" else None
-    network = forward(model, variables, form, pixel_scale)
+    network = forward(model, variables, pixel_scale)
     function: Callable[..., Any] = network if graph == "raw" else complete(network)
     proto = _translate(function, size_hw, batch, graph, input_dtype)
     artefact = Artefact(

@@ -1,10 +1,10 @@
 """Simplification of the traced graph: channels first throughout, nothing left that does nothing.
 
-Most of it is done by the passes of onnx-ir. Ours are two. The network is written with channels last, so jax2onnx puts a
+Most of it is done by the passes of onnx-ir; ours are these. The network is written with channels last: jax2onnx puts a
 transpose before and behind every convolution; ``channels_first`` moves the operations between convolutions to the
 layout of ONNX, which leaves the transposes where maps become tokens. (ONNX Runtime's optimiser does the same, but saves
-a float16 graph with the casts of the machine it ran on.) ``fix_reshapes`` states shapes that hold for every batch where
-jax2onnx computes them from the input.
+a float16 graph with the casts of the machine it ran on.) ``flatten_first`` writes those as OpenVINO handles them best.
+``fix_reshapes`` states shapes that hold for every batch where jax2onnx computes them from the input.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def simplify(model: ir.Model) -> None:
     fix_reshapes(graph)
     share_batch(graph)
     channels_first(graph)
+    flatten_first(graph)
     for simplification in (
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
@@ -82,6 +83,49 @@ def channels_first(graph: ir.Graph) -> None:
             for i, value in enumerate(node.inputs):
                 if value in first:
                     node.replace_input_with(i, _channels_last(graph, node, value, first, last))
+
+
+def flatten_first(graph: ir.Graph) -> None:
+    """Maps become tokens by a reshape and a transpose of two axes, instead of the other way round.
+
+    The convolution before may leave its result channels last. OpenVINO then has nothing left to do for the transpose of
+    two axes, but copies the map behind one of three.
+    """
+    for node in list(graph):
+        x, sides = node.inputs[0] if node.inputs else None, _sides(node.outputs[0])
+        if _permutation(node) != _TO_LAST or x is None or sides is None or -1 in sides[1:]:
+            continue
+        _, height, width, channels = sides
+        flat = [height * width, channels]
+        uses = [use.node for use in node.outputs[0].uses()]
+        flattened = [n for n in uses if n.op_type == "Reshape" and (_sides(n.outputs[0]) or [])[1:] == flat]
+        if not flattened:
+            continue
+        rows = _inserted(graph, node, "Reshape", [x], [sides[0], channels, height * width])
+        tokens = _inserted(graph, node, "Transpose", [rows], [sides[0], *flat], ir.AttrInt64s("perm", (0, 2, 1)))
+        for reshape in flattened:
+            reshape.outputs[0].replace_all_uses_with(tokens, replace_graph_outputs=True)
+            graph.remove(reshape, safe=True)
+        if len(flattened) < len(uses):
+            node.outputs[0].replace_all_uses_with(
+                _inserted(graph, node, "Reshape", [tokens], sides), replace_graph_outputs=True
+            )
+
+
+def _inserted(
+    graph: ir.Graph, before: ir.Node, op_type: str, inputs: list[ir.Value], sides: list[int], *attributes: ir.Attr
+) -> ir.Value:
+    """Output of a new node; a reshape gets its target shape from ``sides``, the batch as it is."""
+    base = f"{before.outputs[0].name}_{'_'.join(map(str, sides[1:]))}"
+    if op_type == "Reshape":
+        inputs = [*inputs, _initializer(graph, f"{base}_shape", np.array([0, *sides[1:]], np.int64))]
+    node = ir.Node("", op_type, inputs, attributes)
+    value = node.outputs[0]
+    value.name, value.type = base, before.outputs[0].type
+    batch = before.outputs[0].shape
+    value.shape = ir.Shape([batch[0] if batch is not None else None, *sides[1:]])
+    graph.insert_before(before, node)
+    return value
 
 
 def _moved(graph: ir.Graph, node: ir.Node, first: dict[ir.Value, ir.Value]) -> ir.Node | None:

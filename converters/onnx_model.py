@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from converters import onnx_ops as ops
 from converters.onnx_fold import FoldedConv, Path, fold
-from converters.onnx_sampling import Form, build_table, deformable_attention, linear
+from converters.onnx_sampling import build_table, deformable_attention, linear
 from dfine_jax.models import decoder, layers
 from dfine_jax.models.decoder import at_least_float32
 from dfine_jax.models.dfine import DFine
@@ -29,11 +29,10 @@ from dfine_jax.ops.replace import replaced
 Forward = Callable[[Float[Array, "b h w 3"]], tuple[Array, Array]]
 
 
-def forward(model: DFine, variables: Mapping[str, Any], form: Form, pixel_scale: float | None = None) -> Forward:
+def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
     """Images to (logits, boxes_cxcywh), for tracing by an exporter.
 
     Args:
-      form: how many neighbouring rows of the sampling table one gather takes.
       pixel_scale: images are bytes, to be multiplied by this number; None: they are floats in [0, 1].
     """
     folded = fold(variables, pixel_scale)
@@ -59,7 +58,7 @@ def forward(model: DFine, variables: Mapping[str, Any], form: Form, pixel_scale:
             case decoder.LocationQuality():
                 return _location_quality(module, _at(params, module.path), *args)
             case decoder.DeformableAttention():
-                return deformable_attention(module, _at(params, module.path), form, *args)
+                return deformable_attention(module, _at(params, module.path), *args)
         return original(*args, **kwargs)
 
     replacements = {
@@ -70,7 +69,7 @@ def forward(model: DFine, variables: Mapping[str, Any], form: Form, pixel_scale:
         tokens.gather_tokens: ops.gather_rows,
         tokens.take_rows: lambda rows, index: ops.take(rows, index, 0),
         tokens.limited: lambda x, limit: ops.clip(x, -limit, limit),
-        deformable.build_table: lambda maps, heads: build_table(maps, heads, form),
+        deformable.build_table: build_table,
     }
 
     def call(images: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
