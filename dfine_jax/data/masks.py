@@ -1,7 +1,8 @@
 """Object masks that travel with the boxes: outlines and one affine map per object, rasterised once at the end.
 
-Every operation of the pipeline that moves pixels is affine (cutting only hides), so nothing is drawn or resampled on
-the way, and a mask fits its object as exactly at the end as it did in the annotation file.
+Every operation of the pipeline that moves pixels is affine, so nothing is drawn or resampled on the way, and a mask
+fits its object as exactly at the end as it did in the annotation file. Cutting hides: what a crop leaves of a picture
+travels along as a rectangle, because a letterbox shows black beside it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Masks(NamedTuple):
 
     shapes: tuple[Shape, ...]
     affine: Float[np.ndarray, "g 2 3"]  # float64
+    visible_xyxy_px: Float[np.ndarray, "g 4"]  # float64; where in the window its picture can be seen
 
 
 def parse_segmentation(segmentation: Any) -> Shape:
@@ -56,16 +58,25 @@ def parse_segmentation(segmentation: Any) -> Shape:
     return None
 
 
-def make_masks(shapes: Sequence[Shape]) -> Masks:
-    """Masks in place, as annotated."""
-    return Masks(tuple(shapes), np.tile(np.eye(2, 3), (len(shapes), 1, 1)))
+def make_masks(shapes: Sequence[Shape], size_px: tuple[int, int]) -> Masks:
+    """Masks in place, as annotated in a picture of (width, height)."""
+    visible = np.tile(np.array([0, 0, *size_px], np.float64), (len(shapes), 1))
+    return Masks(tuple(shapes), np.tile(np.eye(2, 3), (len(shapes), 1, 1)), visible)
 
 
 def select(masks: Masks | None, keep: Bool[np.ndarray, " g"]) -> Masks | None:
     """Those of the objects that are kept."""
     if masks is None:
         return None
-    return Masks(tuple(masks.shapes[i] for i in np.flatnonzero(keep)), masks.affine[keep])
+    shapes = tuple(masks.shapes[i] for i in np.flatnonzero(keep))
+    return Masks(shapes, masks.affine[keep], masks.visible_xyxy_px[keep])
+
+
+def cut(masks: Masks | None, size_px: tuple[int, int]) -> Masks | None:
+    """Hidden outside a window of (width, height)."""
+    if masks is None:
+        return None
+    return masks._replace(visible_xyxy_px=masks.visible_xyxy_px.clip(0, [*size_px, *size_px]))
 
 
 def moved(masks: Masks | None, scale: Sequence[float], shift_px: Sequence[float]) -> Masks | None:
@@ -75,12 +86,20 @@ def moved(masks: Masks | None, scale: Sequence[float], shift_px: Sequence[float]
 
 
 def mapped(masks: Masks | None, matrix: Float[np.ndarray, "2 3"]) -> Masks | None:
-    """Under an affine map of the plane."""
+    """Under an affine map of the plane; under a rotation, the extent of what was visible counts as visible."""
     if masks is None:
         return None
     affine = np.einsum("ij,gjk->gik", matrix[:, :2], masks.affine)
     affine[:, :, 2] += matrix[:, 2]
-    return Masks(masks.shapes, affine)
+    return Masks(masks.shapes, affine, mapped_boxes(masks.visible_xyxy_px, matrix))
+
+
+def mapped_boxes(boxes_xyxy: Float[np.ndarray, "g 4"], matrix: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "g 4"]:
+    """Extents of the mapped corners, float64."""
+    x0, y0, x1, y1 = boxes_xyxy.astype(np.float64).T
+    corners = np.stack([np.stack([x, y], -1) for x in (x0, x1) for y in (y0, y1)], 1)  # [g, 4, 2]
+    corners = corners @ matrix[:, :2].T + matrix[:, 2]
+    return np.concatenate([corners.min(1), corners.max(1)], 1)
 
 
 def concatenated(parts: Sequence[Masks | None]) -> Masks | None:
@@ -88,17 +107,24 @@ def concatenated(parts: Sequence[Masks | None]) -> Masks | None:
     present = [part for part in parts if part is not None]
     if len(present) < len(parts):
         return None
-    return Masks(tuple(s for p in present for s in p.shapes), np.concatenate([p.affine for p in present]))
+    return Masks(
+        tuple(s for p in present for s in p.shapes),
+        np.concatenate([p.affine for p in present]),
+        np.concatenate([p.visible_xyxy_px for p in present]),
+    )
 
 
 def rasterised(masks: Masks, height: int, width: int, stride: int) -> Bool[np.ndarray, "g height width"]:
     """Bitmaps of a window of ``height * stride`` by ``width * stride`` pixels; set where most of a cell is covered."""
     out = np.zeros((len(masks.shapes), height, width), bool)
+    visible = np.ceil(masks.visible_xyxy_px / stride - 0.5).astype(np.int64).clip(0)  # cells whose centre is inside
     for index, (shape, affine) in enumerate(zip(masks.shapes, masks.affine / stride, strict=True)):
+        left, top, right, bottom = visible[index]
+        part = np.s_[index, top:bottom, left:right]
         if isinstance(shape, Polygons):
-            out[index] = _filled(shape, affine, height, width)
+            out[part] = _filled(shape, affine, height, width)[part[1:]]
         elif isinstance(shape, RunLengths):
-            out[index] = _warped(shape, affine, height, width)
+            out[part] = _warped(shape, affine, height, width)[part[1:]]
     return out
 
 

@@ -75,11 +75,9 @@ def warped(sample: Sample, matrix: Float[np.ndarray, "2 3"]) -> Sample:
     image = sample.image.transform(
         sample.image.size, Image.Transform.AFFINE, tuple(inverse.ravel()), Image.Resampling.NEAREST
     )
-    x0, y0, x1, y1 = sample.boxes_xyxy_px.astype(np.float64).T
-    corners = np.stack([np.stack([x, y], -1) for x in (x0, x1) for y in (y0, y1)], 1)  # [g, 4, 2]
-    corners = corners @ matrix[:, :2].T + matrix[:, 2]
-    boxes = np.concatenate([corners.min(1), corners.max(1)], 1).clip(0, [width, height] * 2)
-    return make_sample(image, boxes.astype(np.float32), sample.labels, object_masks.mapped(sample.masks, matrix))
+    boxes = object_masks.mapped_boxes(sample.boxes_xyxy_px, matrix).clip(0, [width, height] * 2)
+    masks = object_masks.cut(object_masks.mapped(sample.masks, matrix), (width, height))
+    return make_sample(image, boxes.astype(np.float32), sample.labels, masks)
 
 
 def mix_pixels(

@@ -138,7 +138,8 @@ class TrainSource:
 
     def _whole(self, index: int) -> Sample:
         record = self.records[index]
-        masks = object_masks.make_masks(record.shapes) if self.config.mask_stride else None
+        size = record.width_px, record.height_px
+        masks = object_masks.make_masks(record.shapes, size) if self.config.mask_stride else None
         return transforms.make_sample(open_record(record), record.boxes_xyxy_px, record.labels, masks)
 
     def _tile(self, index: int, step: int) -> Sample:

@@ -217,7 +217,7 @@ def _cut(sample: Sample, crop: tuple[int, int, int, int], inside: Bool[np.ndarra
     return sample._replace(
         window_px=(left + x0, top + y0, left + x1, top + y1),
         boxes_xyxy_px=boxes,
-        masks=object_masks.moved(sample.masks, (1, 1), (-x0, -y0)),
+        masks=object_masks.cut(object_masks.moved(sample.masks, (1, 1), (-x0, -y0)), (x1 - x0, y1 - y0)),
     )
 
 

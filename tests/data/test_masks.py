@@ -31,7 +31,7 @@ def sample_of(shape):
     """One object, painted white, with its box and mask."""
     painted = Image.fromarray(np.repeat(bitmap_of(OUTLINE)[..., None] * np.uint8(255), 3, 2))
     box = np.array([[20, 15, 90, 75]], np.float32)
-    return transforms.make_sample(painted, box, np.zeros(1, np.int32), K.make_masks([shape]))
+    return transforms.make_sample(painted, box, np.zeros(1, np.int32), K.make_masks([shape], (WIDTH, HEIGHT)))
 
 
 SHAPES = {
@@ -77,20 +77,71 @@ def test_masks_travel_through_every_operation(kind):
     assert overlap(K.rasterised(tiled.masks, *tiled.size_px[::-1], 1).any(0), painted) > 0.9
 
 
+FULL = {
+    "polygon": K.parse_segmentation([[-2, -2, 102, -2, 102, 102, -2, 102]]),  # annotated beyond the picture
+    "run lengths": K.parse_segmentation(run_lengths(np.ones((100, 100), bool))),
+}
+
+
+def full_sample(kind, level=255):
+    """An object that fills its picture of 100 x 100."""
+    image = Image.new("RGB", (100, 100), (level,) * 3)
+    box = np.array([[0, 0, 100, 100]], np.float32)
+    return transforms.make_sample(image, box, np.zeros(1, np.int32), K.make_masks([FULL[kind]], (100, 100)))
+
+
+def drawn(sample, stride=1):
+    return K.rasterised(sample.masks, sample.size_px[1] // stride, sample.size_px[0] // stride, stride)
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_what_a_crop_hides_stays_hidden_in_a_letterbox(kind):
+    cropped = transforms._cut(full_sample(kind), (25, 0, 75, 100), np.ones(1, bool))
+    boxed = transforms.resize(cropped, 64, 64, letterbox=True)
+    assert boxed.boxes_xyxy_px.tolist() == [[16, 0, 48, 64]]
+    lit = np.asarray(boxed.image)[..., 0] > 127
+    assert lit[:, 16:48].all() and lit.sum() == 32 * 64
+    np.testing.assert_array_equal(drawn(boxed)[0], lit)
+    np.testing.assert_array_equal(drawn(boxed, 4)[0], lit[2::4, 2::4])
+    base = transforms.zoom_out(np.random.default_rng(1), full_sample(kind), 1.0)  # as the pipeline: zoom, crop, flip
+    left, top = -base.window_px[0], -base.window_px[1]
+    part = transforms._cut(base, (left + 50, top - 20, left + 150, top + 20), np.ones(1, bool))
+    part = transforms.resize(transforms.flip(np.random.default_rng(1), part, 1.0), 96, 96, letterbox=True)
+    painted = np.asarray(part.image)[..., 0] > 127
+    assert overlap(drawn(part)[0], painted) > 0.97 and 0.05 * painted.size < painted.sum() < 0.2 * painted.size
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_what_a_mosaic_hides_stays_hidden_in_a_letterbox(kind):
+    magnified = 0
+    for seed in range(12):
+        tiles = [mosaic.tile(full_sample(kind, 120 + 40 * i), 60) for i in range(4)]
+        tiles[1:3] = [transforms._cut(t, (0, 0, 60, 30), np.ones(1, bool)) for t in tiles[1:3]]
+        tiles[1:3] = [transforms.resize(t, 30, 60) for t in tiles[1:3]]
+        tiles[0] = transforms.resize(tiles[0], 60, 90)  # cells of 90 x 60: a wide canvas has bars
+        boxed = transforms.resize(mosaic.mosaic(np.random.default_rng(seed), tiles), 96, 96, letterbox=True)
+        assert boxed.size_px == (96, 96)
+        masks = drawn(boxed)
+        assert not masks[:, :16].any() and not masks[:, 80:].any()  # 180 x 120 in 96 x 96: bars of 16 rows
+        painted = np.asarray(boxed.image)[..., 0] > 20
+        assert overlap(masks.any(0), painted) > 0.88  # seams are thin, and painted is what is not black
+        magnified += masks[:, [16, 79]].any()
+    assert magnified >= 4  # of them, some reached the edge and beyond
+
+
 def test_masks_are_dropped_with_their_boxes():
     base = sample_of(SHAPES["polygon"])
     boxes = np.array([[0, 0, 0.5, 9], [20, 15, 90, 75]], np.float32)
-    two = transforms.make_sample(
-        base.image, boxes, np.arange(2, dtype=np.int32), K.make_masks([None, SHAPES["polygon"]])
-    )
-    kept = transforms.sanitize(two)
-    assert kept.labels.tolist() == [1] and kept.masks.shapes == (SHAPES["polygon"],) and len(kept.masks.affine) == 1
+    masks = K.make_masks([None, SHAPES["polygon"]], (WIDTH, HEIGHT))
+    kept = transforms.sanitize(transforms.make_sample(base.image, boxes, np.arange(2, dtype=np.int32), masks))
+    assert kept.labels.tolist() == [1] and kept.masks.shapes == (SHAPES["polygon"],)
+    assert len(kept.masks.affine) == len(kept.masks.visible_xyxy_px) == 1
 
 
 def test_objects_without_masks_and_several_parts():
     square = [10, 10, 20, 10, 20, 20, 10, 20]
     parts = K.parse_segmentation([square, [v + 30 for v in square]])
-    drawn = K.rasterised(K.make_masks([None, parts]), HEIGHT, WIDTH, 1)
+    drawn = K.rasterised(K.make_masks([None, parts], (WIDTH, HEIGHT)), HEIGHT, WIDTH, 1)
     assert not drawn[0].any() and drawn[1].sum() == 200 and drawn[1, 15, 15] and drawn[1, 45, 45]
     for nothing in (None, [], [[1, 2]], "x", {"size": [2, 2]}):
         assert K.parse_segmentation(nothing) is None
