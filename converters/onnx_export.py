@@ -6,8 +6,8 @@ Two graphs:
 * ``complete``: ``images``, ``original_sizes_px`` float32 [b, 2] (width, height) -> ``labels`` int32 [b, n], ``boxes``
   float32 [b, n, 4] as corners in pixels of the original images, ``scores`` float32 [b, n], best first.
 
-``images`` are float32 [b, 3, h, w], RGB in [0, 1], or with ``input_dtype="uint8"`` bytes [b, h, w, 3]. Resizing stays
-outside: what ``Preprocess`` does is exact only with Pillow's own rounding. Outputs are float32 in every precision.
+``images`` are float32 [b, 3, h, w], RGB in [0, 1], or with ``input_dtype="uint8"`` bytes [b, h, w, 3]. With
+``source_hw`` they are bytes of that size and the graph resizes (onnx_resize.py). Outputs are float32 always.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 from converters import onnx_ops as ops
 from converters.onnx_graph import simplify
 from converters.onnx_model import forward
+from converters.onnx_resize import resizing
 from dfine_jax import __version__
 from dfine_jax.artefact import GRAPHS, KEY, SIZES_INPUT, Artefact, InputSpec
 from dfine_jax.data.images import Preprocess
@@ -57,6 +58,7 @@ def export_onnx(
     precision: Precision = "fp32",
     graph: Graph = "raw",
     input_dtype: InputType = "float32",
+    source_hw: tuple[int, int] | None = None,
     num_queries: int | None = None,
     prune: Sequence[int] | None = None,
     layers: int | None = None,
@@ -66,21 +68,31 @@ def export_onnx(
     Args:
       meta: ``class_names``, ``category_ids``; optionally ``preprocess`` (whose size is replaced), ``source``
         {file, sha256} and ``licence``.
-      size_hw: height and width of the input in pixels.
+      size_hw: height and width of the network's input in pixels.
       batch: fixed, or None for any.
+      source_hw: height and width of the pictures, which the graph resizes; it takes bytes then.
       num_queries, prune, layers: see ``operating_point``.
 
     Raises:
       UserError: size, batch or operating point do not fit the model.
     """
     check(size_hw, batch)
+    if source_hw and min(source_hw) < 1:
+        raise UserError(f"source size {source_hw[0]}x{source_hw[1]}: sides must be at least 1")
     model = operating_point(model, variables, num_queries=num_queries, prune=prune, layers=layers)
     if precision == "fp16":
         model = model.clone(compute_dtype=jnp.float16)
     preprocess = meta.get("preprocess") or Preprocess(*size_hw)
     preprocess = dataclasses.replace(preprocess, height_px=size_hw[0], width_px=size_hw[1])
-    pixel_scale = preprocess.scale if input_dtype == "uint8" else None
-    network = forward(model, variables, pixel_scale)
+    input_dtype = "uint8" if source_hw else input_dtype
+    network = forward(model, variables, preprocess.scale if input_dtype == "uint8" else None)
+    extra: dict[str, Any] = {"keep_queries": list(model.keep_queries)} if model.keep_queries else {}
+    if source_hw:
+        network = resizing(network, source_hw, preprocess)
+        extra["network_preprocess"] = preprocess.to_dict()
+        # For the host only what brings another picture to the size the graph takes is left.
+        preprocess = Preprocess(*source_hw, scale=preprocess.scale)
+        size_hw = source_hw
     function: Callable[..., Any] = network if graph == "raw" else complete(network)
     proto = _translate(function, size_hw, batch, graph, input_dtype)
     artefact = Artefact(
@@ -98,7 +110,7 @@ def export_onnx(
         source=dict(meta.get("source", {})),
         dfine_jax_version=__version__,
         licence=meta.get("licence", ""),
-        extra={"keep_queries": list(model.keep_queries)} if model.keep_queries else {},
+        extra=extra,
     )
     onnx.helper.set_model_props(proto, {KEY: json.dumps(artefact.to_dict())})
     onnx.checker.check_model(proto, full_check=True)

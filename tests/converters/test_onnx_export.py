@@ -15,6 +15,8 @@ import onnx_models as tiny  # noqa: E402
 
 from converters.onnx_export import export_onnx, operating_point  # noqa: E402
 from dfine_jax.artefact import KEY, from_json  # noqa: E402
+from dfine_jax.backends.base import in_view  # noqa: E402
+from dfine_jax.data.images import Preprocess  # noqa: E402
 from dfine_jax.errors import UserError  # noqa: E402
 from dfine_jax.postprocess import select, to_pixels  # noqa: E402
 
@@ -75,6 +77,26 @@ def test_complete_graph_from_bytes(model, want):
     np.testing.assert_array_equal(got["labels"], labels)
     np.testing.assert_allclose(got["scores"], scores, atol=1e-5)
     np.testing.assert_allclose(got["boxes"], to_pixels(boxes, sizes), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("source_hw", "resize"), [((51, 97), "stretch"), ((200, 96), "letterbox"), ((64, 300), "letterbox")]
+)
+def test_resizing_inside(model, source_hw, resize):
+    pictures = np.random.default_rng(2).integers(0, 256, (2, *source_hw, 3)).astype(np.uint8)
+    outside = Preprocess(*tiny.SIZE_HW, resize=resize)
+    meta = {**tiny.META, "preprocess": outside}
+    proto = export_onnx(*model, meta, size_hw=tiny.SIZE_HW, batch=None, source_hw=source_hw)
+    got = tiny.run(proto, images=pictures)
+    logits, boxes = tiny.answers(*model, np.stack([outside(p) for p in pictures]) / np.float32(255))
+    artefact = from_json({p.key: p.value for p in proto.metadata_props}[KEY], "the graph")
+    size = source_hw[::-1]
+    boxes_px, found_px = (
+        in_view(b, np.array([p.view_px(size)] * 2)) for b, p in ((boxes, outside), (got["boxes"], artefact.preprocess))
+    )
+    assert np.abs(got["logits"] - logits).max() < LOGIT_LIMIT
+    assert np.abs(found_px - boxes_px).max() < 2e-6 * max(source_hw) * 4
+    np.testing.assert_array_equal(artefact.preprocess(pictures[0]), pictures[0])
 
 
 def test_half_precision_keeps_coordinates_in_single(model, want):
