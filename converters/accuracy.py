@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from dfine_jax.backends.base import Backend
-from dfine_jax.data.dataset import Record
+from dfine_jax.data.dataset import Dataset, Record
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.pipeline import EvalLoader
-from dfine_jax.data.sources import read_dataset
 from dfine_jax.evaluate import evaluate_detections, match_categories
 
 
 class AveragePrecision:
-    """COCO AP of a backend: ``AveragePrecision(...)(backend)``; -1 where nothing is annotated.
+    """COCO AP of a backend: ``AveragePrecision(...)(backend)``.
 
     Args:
+      dataset: a split with objects.
       class_names, preprocess: of the model.
       max_images: at most so many, spread evenly over the dataset.
 
     Raises:
-      UserError: no such dataset, or one with other classes.
+      UserError: the dataset has other classes.
     """
 
-    def __init__(
-        self, data: Path | str, split: Any, class_names: Sequence[str], preprocess: Preprocess, max_images: int
-    ) -> None:
-        self._dataset = read_dataset(data, split)
-        self._categories = match_categories(class_names, self._dataset, "the model", str(data))
+    def __init__(self, dataset: Dataset, class_names: Sequence[str], preprocess: Preprocess, max_images: int) -> None:
+        self._dataset = dataset
+        self._categories = match_categories(class_names, dataset, "the model", str(dataset.annotation_file))
         self._preprocess = preprocess
-        step = max(1, -(-len(self._dataset) // max_images))
-        self.records: tuple[Record, ...] = self._dataset.records[::step]
+        step = max(1, -(-len(dataset) // max_images))
+        self.records: tuple[Record, ...] = dataset.records[::step]
 
     def __call__(self, backend: Backend, batch: int = 1, records: Sequence[Record] | None = None) -> float:
         """AP on all images, or on some of them."""

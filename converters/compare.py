@@ -18,6 +18,13 @@ from scipy.optimize import linear_sum_assignment
 from dfine_jax.errors import UserError
 
 CONFIDENT = 0.3  # a detection of this score is no near-tie of the query selection
+_MEANINGS = {
+    "median": "median",
+    "p95": "95 % of rows",
+    "most": "all but near-ties",
+    "sure": "90 % of confident rows",
+}
+_SURE_SHARE = 0.9
 _CUT_SHARE = 0.02  # rows that may differ because the query selection fell the other way
 
 
@@ -34,7 +41,8 @@ class Limits:
 
     ``*_median`` holds for the median row of each image: most wrong weights move every row a little. ``*_p95`` holds for
     95 % of all rows: others move some rows. ``*_most`` holds for every confident row, and for all others but 2 % of
-    each image.
+    each image. ``*_sure`` holds for 90 % of the confident rows of all images together, where eight bits may move any
+    single row too far for ``*_most``.
     """
 
     box_median_px: float
@@ -44,12 +52,14 @@ class Limits:
     score_p95: float
     score_most: float
     ap_drop: float
+    box_sure_px: float = np.inf
+    score_sure: float = np.inf
 
 
 LIMITS = {
     "fp32": Limits(0.01, 0.05, 0.25, 1e-4, 5e-4, 2e-3, ap_drop=0.001),
     "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, ap_drop=0.005),
-    "int8": Limits(6.0, np.inf, np.inf, 0.05, np.inf, np.inf, ap_drop=0.02),
+    "int8": Limits(6.0, np.inf, np.inf, 0.05, np.inf, np.inf, ap_drop=0.01, box_sure_px=32.0, score_sure=0.25),
 }
 
 
@@ -67,6 +77,9 @@ class Comparison:
     score_p95: float
     score_most: float
     cut_rows: int  # rows that were left out as near-ties
+    sure_rows: int  # rows that either side is confident of
+    box_sure_px: float  # 90 % quantile of their errors
+    score_sure: float
     worst_image: int
 
 
@@ -119,6 +132,7 @@ def summarise(batch: int, images: list[tuple[np.ndarray, np.ndarray, np.ndarray]
         cut_rows += len(cut)
         counted.append((np.delete(boxes_px, cut), np.delete(scores, cut)))
     all_boxes, all_scores = (np.concatenate([image[i] for image in images]) for i in (0, 1))
+    sure = np.concatenate([image[2] for image in images]) >= CONFIDENT
     medians = [(float(np.median(boxes)), float(np.median(scores))) for boxes, scores, _ in images]
     return Comparison(
         batch=batch,
@@ -131,6 +145,9 @@ def summarise(batch: int, images: list[tuple[np.ndarray, np.ndarray, np.ndarray]
         score_p95=float(np.quantile(all_scores, 0.95)),
         score_most=max(float(scores.max(initial=0)) for _, scores in counted),
         cut_rows=cut_rows,
+        sure_rows=int(sure.sum()),
+        box_sure_px=float(np.quantile(all_boxes[sure], _SURE_SHARE)) if sure.any() else 0.0,
+        score_sure=float(np.quantile(all_scores[sure], _SURE_SHARE)) if sure.any() else 0.0,
         worst_image=int(np.argmax([max(b / limits.box_median_px, s / limits.score_median) for b, s in medians])),
     )
 
@@ -139,7 +156,7 @@ def exceeded(comparison: Comparison, limits: Limits) -> list[str]:
     """What is above its limit, in words."""
     out = []
     for kind, unit in (("box", " px"), ("score", "")):
-        for which, meaning in (("median", "median"), ("p95", "95 % of rows"), ("most", "all but near-ties")):
+        for which, meaning in _MEANINGS.items():
             name = f"{kind}_{which}" + "_px" * (kind == "box")
             value, limit = getattr(comparison, name), getattr(limits, name)
             if not value <= limit:

@@ -1,17 +1,13 @@
 """The gate every exported file passes before it gets its name: it is run, and its detections are those of the model.
 
-``staging`` gives the exporter a place to write, ``check_artefact`` measures, ``release`` moves the file to its name or
-refuses it. Limits by precision are in ``compare.LIMITS``.
+``staging.staging`` gives the exporter a place to write, ``check_artefact`` measures, ``staging.release`` moves the file
+to its name or refuses it. Limits by precision are in ``compare.LIMITS``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +16,17 @@ from jaxtyping import Float, UInt8
 
 from converters import compare
 from converters.compare import LIMITS, Comparison, Limits, Rows
-from converters.gate_report import Accuracy, Report, write
+from converters.gate_data import CheckData, open_data, pictures
+from converters.gate_report import Accuracy, Report
 from dfine_jax.artefact import Artefact, sha256
 from dfine_jax.backends.base import ArtefactBackend, Backend
 from dfine_jax.backends.jax_model import JaxBackend
 from dfine_jax.backends.registry import open_artefact
-from dfine_jax.data import layout, tfds, yolo
-from dfine_jax.data.images import EXTENSIONS, Preprocess, read_image
-from dfine_jax.data.sources import read_dataset
+from dfine_jax.data.dataset import Dataset
+from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import Categories
 from dfine_jax.postprocess import select
-
-logger = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 8)
 _REFERENCE_IMAGES = max(BATCHES)
@@ -51,12 +45,13 @@ def check_artefact(
     preprocess: Preprocess | None = None,
     reference: Reference | None = None,
     baseline: Reference | None = None,
-    data: Path | str | None = None,
+    data: CheckData | Path | str | None = None,
     split: str = "val",
     max_images: int = 200,
     limits: Limits | None = None,
     max_ap_drop: float | None = None,
     operating_point: dict[str, Any] | None = None,
+    quantization: dict[str, Any] | None = None,
     runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -71,16 +66,20 @@ def check_artefact(
       reference: replaces ``model`` as the answer to compare with, where the file is another function on purpose (fewer
         layers, pruned queries).
       baseline: the unreduced model, whose AP is measured beside the reference's to show what the operating point costs.
-      data: dataset with annotations (then AP is compared too), or a folder of images; None: generated pictures.
+      data: dataset with annotations (then AP is compared too), a folder of images, or what ``gate_data.open_data`` made
+        of it; None: generated pictures.
       max_images: annotated images that AP is measured on, at most.
       limits: of errors; None: those of the file's precision.
-      max_ap_drop: replaces the limit on AP.
-      operating_point: what is reduced, for the report.
+      max_ap_drop: replaces the limit on the AP lost against the model, and limits that lost against ``baseline`` too.
+      operating_point, quantization: what is reduced and what int8 cost, for the report.
       runtime, device, threads: see ``backends.registry.open_artefact``.
 
     Raises:
-      UserError: the file cannot be loaded, or the data cannot be read. Differences are in the report instead.
+      UserError: the file cannot be loaded, the data cannot be read, or AP is limited where it cannot be measured.
+        Differences, and failures of the running file, are in the report instead.
     """
+    checked_on = data if isinstance(data, CheckData) else open_data(data, split)
+    checked_on.require_ap(max_ap_drop)
     backend = open_artefact(path, runtime=runtime, device=device, threads=threads)
     artefact = backend.artefact
     limits = limits or LIMITS[artefact.precision]
@@ -88,20 +87,21 @@ def check_artefact(
         limits = dataclasses.replace(limits, ap_drop=max_ap_drop)
     answer = reference or JaxBackend(model, variables, artefact.preprocess.scale).predict
     wrong_description = _description_failures(artefact, classes, preprocess)
-    pictures, origin = _pictures(data, split)
-    images = np.stack([artefact.preprocess(picture) for picture in pictures])
-    sizes_px = np.array([(picture.shape[1], picture.shape[0]) for picture in pictures])
+    shown, origin = pictures(checked_on, _REFERENCE_IMAGES)
+    images = np.stack([artefact.preprocess(picture) for picture in shown])
+    sizes_px = np.array([(picture.shape[1], picture.shape[0]) for picture in shown])
     comparisons, failures = _measure(backend, answer, images, sizes_px, limits)
-    known = not failures and not wrong_description
-    accuracy = _accuracy(backend, answer, baseline, data, split, max_images) if known else None
-    if accuracy is not None and accuracy.drop > limits.ap_drop:
-        failures.append(f"AP {accuracy.artefact:.4f} is {accuracy.drop:.4f} below the model's, limit {limits.ap_drop}")
-    divergence = None
+    accuracy, no_accuracy = None, checked_on.no_ap or "refused before"
+    if checked_on.dataset is not None and not failures and not wrong_description:
+        try:
+            accuracy = _accuracy(backend, answer, baseline, checked_on.dataset, max_images)
+            failures += _accuracy_failures(accuracy, limits, max_ap_drop)
+        except UserError as error:
+            failures.append(str(error))
+    divergence, no_divergence = None, ""
     if failures and model is not None:
-        from converters.layers import first_divergence
-
         worst = images[comparisons[-1].worst_image] if comparisons else images[0]
-        divergence = first_divergence(path, model, variables, worst, artefact)
+        divergence, no_divergence = _divergence(path, model, variables, worst, artefact)
     return Report(
         file=Path(path).name,
         sha256=sha256(path),
@@ -114,37 +114,12 @@ def check_artefact(
         limits=limits,
         comparisons=tuple(comparisons),
         accuracy=accuracy,
+        no_accuracy="" if accuracy else no_accuracy,
         failures=(*wrong_description, *failures),
         first_divergence=divergence,
+        no_divergence=no_divergence,
+        quantization=quantization or {},
     )
-
-
-@contextlib.contextmanager
-def staging(final: Path | str) -> Iterator[Path]:
-    """A path of the same name in a folder of its own beside ``final``; the folder is gone afterwards."""
-    final = Path(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    try:
-        yield folder / final.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def release(staged: Path, final: Path, report: Report) -> None:
-    """Move a file that passed, with all that was written beside it, to its name; the report goes there in any case.
-
-    Raises:
-      UserError: it did not pass. Nothing is left at the final name, whatever was there before.
-    """
-    companions = sorted(staged.parent.iterdir())
-    write(report, final)
-    if report.failures:
-        for file in companions:
-            final.with_name(file.name).unlink(missing_ok=True)
-        raise UserError(f"{final} was refused: {report.summary()} (see {final.name}.report.txt)")
-    for file in companions:
-        file.replace(final.with_name(file.name))
 
 
 def _description_failures(artefact: Artefact, classes: Categories | None, preprocess: Preprocess | None) -> list[str]:
@@ -166,44 +141,6 @@ def _description_failures(artefact: Artefact, classes: Categories | None, prepro
             if key not in _SAME_PREPROCESSING and ours[key] != theirs[key]
         ]
     return out
-
-
-def _pictures(data: Path | str | None, split: str) -> tuple[list[np.ndarray], str]:
-    """Pictures to compare on, all different, and where they are from."""
-    found: list[np.ndarray] = []
-    if data is not None:
-        found = [read_image(path) for path in _image_files(Path(data), split)[:_REFERENCE_IMAGES]]
-        if not found:
-            raise UserError(f"{data} holds no images ({', '.join(EXTENSIONS)})")
-    from dfine_jax.data.synthetic import draw_scene
-
-    drawn = [
-        np.asarray(draw_scene(np.random.default_rng((7, i)), 320)[0])[: 320 - 24 * i]  # no two of one size
-        for i in range(_REFERENCE_IMAGES - len(found))
-    ]
-    origin = " and ".join(
-        [f"{len(found)} of {data}"] * bool(found) + [f"{len(drawn)} generated pictures"] * bool(drawn)
-    )
-    return found + drawn, origin
-
-
-def _image_files(data: Path, split: str) -> list[Path]:
-    if annotated(data, split):
-        return [record.path for record in read_dataset(data, split).records]  # type: ignore[arg-type]
-    return sorted(p for p in data.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-
-
-def annotated(data: Path | str | None, split: str) -> bool:
-    """Whether ``data`` is a dataset with annotations, and not just a folder of images.
-
-    Raises:
-      UserError: it does not exist.
-    """
-    if data is None:
-        return False
-    if str(data).startswith(tfds.PREFIX) or Path(data).is_file():
-        return True
-    return layout.locate(data, split) is not None or yolo.find_description(Path(data)) is not None
 
 
 def _measure(
@@ -278,26 +215,40 @@ def _sigmoid(logits: np.ndarray) -> Float[np.ndarray, "..."]:
 
 
 def _accuracy(
-    backend: ArtefactBackend,
-    answer: Reference,
-    baseline: Reference | None,
-    data: Path | str | None,
-    split: str,
-    max_images: int,
-) -> Accuracy | None:
-    """AP of the file and of the model on the same images; None without annotations."""
-    if not annotated(data, split):
-        return None
-    assert data is not None
+    backend: ArtefactBackend, answer: Reference, baseline: Reference | None, dataset: Dataset, max_images: int
+) -> Accuracy:
+    """AP of the file and of the model on the same images."""
     from converters.accuracy import AveragePrecision
 
     artefact = backend.artefact
-    ap = AveragePrecision(data, split, artefact.class_names, artefact.preprocess, max_images)
+    ap = AveragePrecision(dataset, artefact.class_names, artefact.preprocess, max_images)
     file = ap(backend, artefact.input.batch or 1)
-    if file < 0:
-        return None
     full = None if baseline is None else ap(FunctionBackend(baseline))
     return Accuracy(model=ap(FunctionBackend(answer)), artefact=file, images=len(ap.records), baseline=full)
+
+
+def _accuracy_failures(accuracy: Accuracy, limits: Limits, max_ap_drop: float | None) -> list[str]:
+    out = []
+    if accuracy.drop > limits.ap_drop:
+        out.append(f"AP {accuracy.artefact:.4f} is {accuracy.drop:.4f} below the model's, limit {limits.ap_drop}")
+    if max_ap_drop is not None and accuracy.cost is not None and accuracy.cost > max_ap_drop:
+        out.append(
+            f"AP {accuracy.artefact:.4f} of this operating point is {accuracy.cost:.4f} below the unreduced model's, "
+            f"limit {max_ap_drop}"
+        )
+    return out
+
+
+def _divergence(
+    path: Path | str, model: Any, variables: Any, image: np.ndarray, artefact: Artefact
+) -> tuple[str | None, str]:
+    """Where the file diverges first; None, and why that is not known."""
+    from converters.layers import first_divergence
+
+    try:
+        return first_divergence(path, model, variables, image, artefact), ""
+    except UserError as error:
+        return None, str(error)
 
 
 class FunctionBackend(Backend):

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from converters.compare import Comparison, Limits
 
 
@@ -21,8 +23,13 @@ class Accuracy:
 
     @property
     def drop(self) -> float:
-        """How much the file loses."""
+        """How much the file loses against the model it is an equal of."""
         return self.model - self.artefact
+
+    @property
+    def cost(self) -> float | None:
+        """How much it loses against the unreduced model; None where nothing is reduced."""
+        return None if self.baseline is None else self.baseline - self.artefact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +47,22 @@ class Report:
     limits: Limits
     comparisons: tuple[Comparison, ...]
     accuracy: Accuracy | None
+    no_accuracy: str  # why AP was not measured
     failures: tuple[str, ...]
     first_divergence: str | None
+    no_divergence: str  # why a file that failed has none
+    quantization: dict[str, Any] = dataclasses.field(default_factory=dict)  # what int8 cost
+    not_run: str = ""  # what was run instead, where the file itself could not be
 
     @property
     def passed(self) -> bool:
-        """Whether every number is within its limit."""
-        return not self.failures
+        """Whether the file ran and every number is within its limit."""
+        return not self.failures and not self.not_run
+
+    @property
+    def verdict(self) -> str:
+        """One word or two."""
+        return "REFUSED" if self.failures else "NOT RUN" if self.not_run else "PASSED"
 
     def summary(self) -> str:
         """One line for an error message."""
@@ -58,17 +74,18 @@ class Report:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
         if self.accuracy is not None:
-            values["accuracy"]["drop"] = self.accuracy.drop
-        return {"passed": self.passed, **values}
+            values["accuracy"] |= {"drop": self.accuracy.drop, "cost": self.accuracy.cost}
+        return {"passed": self.passed, "verdict": self.verdict, **values}
 
     def table(self) -> str:
         """Text for people."""
         size = "x".join(str(side) for side in self.input["size_hw"])
         lines = [
-            f"{self.file}: {'PASSED' if self.passed else 'REFUSED'}",
+            f"{self.file}: {self.verdict}",
             f"{self.graph} graph, {self.precision}, input {self.input['dtype']} {self.input['layout']} {size}, batch "
             f"{self.input['batch'] or 'any'}",
-            f"ran on {', '.join(f'{name} {value}' for name, value in self.ran_on.items())}",
+            *([self.not_run] if self.not_run else []),
+            f"ran on {_listed(self.ran_on)}",
             f"compared with the model on {self.images}",
             "",
             f"{'batch':>5} {'rows':>6} {'box px: median':>15} {'95 %':>8} {'most':>8} {'score: median':>14} "
@@ -84,32 +101,65 @@ class Report:
             f"{'limit':>5} {'':>6} {limits.box_median_px:>15.2g} {limits.box_p95_px:>8.2g} {limits.box_most_px:>8.2g} "
             f"{limits.score_median:>14.2g} {limits.score_p95:>8.2g} {limits.score_most:>8.2g}"
         )
-        lines += ["", *self._accuracy_lines()]
-        lines += [f"operating point: {name} {value}" for name, value in self.operating_point.items()]
+        lines += ["", *self._confident_lines(), *self._accuracy_lines()]
+        if self.quantization:
+            lines.append(f"quantization: {_listed(self.quantization)}")
         lines += [f"FAILED {failure}" for failure in self.failures]
-        if self.first_divergence:
-            lines.append(f"first difference: {self.first_divergence}")
+        if self.first_divergence or self.no_divergence:
+            lines.append(f"first difference: {self.first_divergence or f'not known ({self.no_divergence})'}")
         return "\n".join(lines).rstrip() + "\n"
+
+    def _confident_lines(self) -> list[str]:
+        limits = self.limits
+        if not np.isfinite((limits.box_sure_px, limits.score_sure)).any():
+            return []
+        return [
+            f"90 % of {c.sure_rows} confident rows, batch {c.batch}: box {c.box_sure_px:.2g} px (limit "
+            f"{limits.box_sure_px:.2g}), score {c.score_sure:.2g} (limit {limits.score_sure:.2g})"
+            for c in self.comparisons
+        ]
 
     def _accuracy_lines(self) -> list[str]:
         accuracy = self.accuracy
+        reduced = f"operating point: {_listed(self.operating_point)}; AP cost"
         if accuracy is None:
-            return ["AP: not measured (no annotations given, or refused before)"]
+            lines = [f"AP: not measured ({self.no_accuracy})"]
+            return lines + [f"{reduced}: not measured; give --data DIR with annotations"] * bool(self.operating_point)
         lines = [
             f"AP on {accuracy.images} images: model {accuracy.model:.4f}, file {accuracy.artefact:.4f}, drop "
             f"{accuracy.drop:+.4f} (limit {self.limits.ap_drop})"
         ]
-        if accuracy.baseline is not None:
-            cost = accuracy.baseline - accuracy.artefact
-            lines.append(f"AP of the unreduced model {accuracy.baseline:.4f}: this operating point costs {cost:+.4f}")
+        if accuracy.cost is not None:
+            lines.append(f"{reduced} {accuracy.cost:+.4f} against {accuracy.baseline:.4f} of the unreduced model")
         return lines
 
 
-def write(report: Report, artefact: Path) -> None:
+def report_files(artefact: Path) -> tuple[Path, Path]:
     """``<artefact>.report.json`` and ``<artefact>.report.txt``."""
-    text = json.dumps(_finite(report.to_dict()), indent=2)
-    artefact.with_name(f"{artefact.name}.report.json").write_text(text + "\n")
-    artefact.with_name(f"{artefact.name}.report.txt").write_text(report.table())
+    return artefact.with_name(f"{artefact.name}.report.json"), artefact.with_name(f"{artefact.name}.report.txt")
+
+
+def write(report: Report, artefact: Path) -> None:
+    """Both files of a report."""
+    _write(report.to_dict(), report.table(), artefact)
+
+
+def write_refusal(artefact: Path, reason: str) -> None:
+    """Both files where a file could not be made, or not be measured at all."""
+    values = {"passed": False, "verdict": "REFUSED", "file": artefact.name, "failures": [reason]}
+    _write(values, f"{artefact.name}: REFUSED\n\nFAILED {reason}\n", artefact)
+
+
+def _write(values: dict[str, Any], table: str, artefact: Path) -> None:
+    numbers, text = report_files(artefact)
+    numbers.write_text(json.dumps(_finite(values), indent=2) + "\n")
+    text.write_text(table)
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
 
 
 def _finite(value: Any) -> Any:

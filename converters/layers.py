@@ -8,7 +8,7 @@ fault only if nothing that was computed from it was found; the first such module
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dfine_jax.artefact import Artefact
+from dfine_jax.errors import UserError
 
 _TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 1.0}  # largest difference, in root mean squares of the tensor
 _SMALLEST = 16  # elements; smaller tensors are equal by chance
@@ -39,17 +40,20 @@ class Module(NamedTuple):
 
 def first_divergence(
     path: Path | str, model: Any, variables: Any, image: UInt8[np.ndarray, "h w 3"], artefact: Artefact
-) -> str | None:
-    """The first module whose output the file does not reproduce, in words; None where that cannot be told.
+) -> str:
+    """The first module whose output the file does not reproduce, in words.
 
     Args:
       path: ``.onnx`` or ``.xml``; engines have no tensors to look at.
       model, variables: a Flax module and what it is applied to.
       image: preprocessed; one with large errors.
+
+    Raises:
+      UserError: it cannot be told, and why.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (".onnx", ".xml"):
-        return None
+        raise UserError("engines have no tensors to look at")
     modules = _modules(model, variables, artefact.preprocess.to_float(image[None]))
     batch = artefact.input.batch or 1
     given = artefact.preprocess.to_float(image) if artefact.input.dtype != "uint8" else image
@@ -57,16 +61,26 @@ def first_divergence(
     given = np.ascontiguousarray(given.transpose(0, 3, 1, 2) if artefact.input.layout == "NCHW" else given)
     tensors = _onnx_tensors if suffix == ".onnx" else _openvino_tensors
     sizes_px = np.tile([[image.shape[1], image.shape[0]]], (batch, 1))
-    found = [tensor[:1] for tensor in tensors(path, given, sizes_px) if tensor.ndim and len(tensor) in (1, batch)]
-    return locate(modules, found, artefact.num_queries, _TOLERANCE[artefact.precision])
+    try:
+        values = list(tensors(path, given, sizes_px))
+    except _failures(suffix) as error:
+        raise UserError(f"its tensors cannot be computed: {' '.join(str(error).split())[-200:]}") from error
+    found = [tensor[:1] for tensor in values if tensor.ndim and len(tensor) in (1, batch)]
+    queries = {artefact.num_queries, *artefact.extra.get("keep_queries", ())}
+    return locate(modules, found, queries, _TOLERANCE[artefact.precision])
 
 
-def locate(modules: list[Module], tensors: list[np.ndarray], num_queries: int, tolerance: float) -> str:
-    """The verdict from module outputs and the tensors of the file."""
+def locate(modules: list[Module], tensors: list[np.ndarray], queries: Collection[int], tolerance: float) -> str:
+    """The verdict from module outputs and the tensors of the file.
+
+    Args:
+      queries: numbers of queries; there are several where some are dropped between layers.
+      tolerance: largest difference, in root mean squares of the tensor.
+    """
     by_size: dict[int, list[np.ndarray]] = {}
     for tensor in tensors:
         by_size.setdefault(tensor.size, []).append(np.asarray(tensor, np.float32))
-    distance = [_nearest(m.value, by_size.get(m.value.size, []), num_queries) for m in modules]
+    distance = [_nearest(m.value, by_size.get(m.value.size, []), queries) for m in modules]
     for limit in (tolerance, tolerance / 10, tolerance / 100):  # small faults hide below the first
         good = 0
         for i, module in enumerate(modules):
@@ -126,7 +140,7 @@ def _name(path: Any) -> str:
     return _OUTPUT + inner if parts[0] == "__call__" else inner
 
 
-def _nearest(value: np.ndarray, tensors: list[np.ndarray], num_queries: int) -> float:
+def _nearest(value: np.ndarray, tensors: list[np.ndarray], queries: Collection[int]) -> float:
     """Smallest distance of the tensors to the value, in root mean squares of the value."""
     squeezed = np.squeeze(value)
     scale = float(np.sqrt(np.mean(np.square(squeezed)))) or 1.0
@@ -139,21 +153,30 @@ def _nearest(value: np.ndarray, tensors: list[np.ndarray], num_queries: int) -> 
                 continue
         for axes in itertools.permutations(range(other.ndim)):
             if tuple(other.shape[axis] for axis in axes) == squeezed.shape:
-                best = min(best, _distance(squeezed, other.transpose(axes), num_queries) / scale)
+                best = min(best, _distance(squeezed, other.transpose(axes), queries) / scale)
     return best
 
 
-def _distance(a: np.ndarray, b: np.ndarray, num_queries: int) -> float:
-    largest = float(np.abs(a - b).max())
-    if num_queries not in a.shape or a.ndim < 2:
-        return largest if np.isfinite(largest) else float("inf")
-    axis = a.shape.index(num_queries)
-    rows_a, rows_b = (np.moveaxis(x, axis, 0).reshape(num_queries, -1) for x in (a, b))
+def _distance(a: np.ndarray, b: np.ndarray, queries: Collection[int]) -> float:
+    """Largest difference, or that of nearly all rows along an axis of queries, whose order is free."""
+    by_order = [_unordered_distance(a, b, axis) for axis in range(a.ndim) if a.ndim > 1 and a.shape[axis] in queries]
+    return min((x for x in (float(np.abs(a - b).max()), *by_order) if np.isfinite(x)), default=float("inf"))
+
+
+def _unordered_distance(a: np.ndarray, b: np.ndarray, axis: int) -> float:
+    rows_a, rows_b = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1) for x in (a, b))
     direction = np.random.default_rng(0).standard_normal(rows_a.shape[1])
     sorted_a, sorted_b = (rows[np.argsort(rows @ direction)] for rows in (rows_a, rows_b))
-    by_row = np.abs(sorted_a - sorted_b).max(1)
-    aligned = float(np.quantile(by_row, _ROW_SHARE))
-    return min((x for x in (largest, aligned) if np.isfinite(x)), default=float("inf"))
+    return float(np.quantile(np.abs(sorted_a - sorted_b).max(1), _ROW_SHARE))
+
+
+def _failures(suffix: str) -> tuple[type[Exception], ...]:
+    """What runtimes raise."""
+    if suffix == ".xml":
+        return RuntimeError, ValueError
+    from dfine_jax.backends.onnxruntime import failures
+
+    return *failures("load"), *failures("run"), RuntimeError, ValueError
 
 
 def _onnx_tensors(path: Path | str, images: np.ndarray, sizes_px: np.ndarray) -> Iterator[np.ndarray]:

@@ -20,12 +20,12 @@ from typing import Any, Literal
 import numpy as np
 
 from converters.accuracy import AveragePrecision
+from converters.compare import LIMITS
+from converters.gate_data import calibration_sources, read_source
 from dfine_jax.artefact import KEY, Artefact, from_json
 from dfine_jax.backends.base import ArtefactBackend
 from dfine_jax.backends.openvino import stored_text
-from dfine_jax.data import layout
-from dfine_jax.data.images import EXTENSIONS, read_image
-from dfine_jax.data.sources import read_dataset
+from dfine_jax.data.dataset import Dataset
 from dfine_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -38,19 +38,19 @@ class Quantization:
     """How int8 is made.
 
     Args:
-      calibration: folder of images like those the model will see, some hundred are enough; of a dataset with a training
-        split, only that is used, so that AP is measured on other images.
-      data, split: annotated dataset that AP is measured on; None: the drop is not limited.
+      calibration: folder of images like those the model will see, some hundred are enough, or anything that
+        ``read_dataset`` takes; where there is a training split, only that is used, so that AP is measured on other
+        images.
+      data: annotated split that AP is measured on; None: the drop is not limited.
       max_drop: largest accepted loss of AP, in [0, 1].
       calibration_images: taken from the folder, evenly.
       max_images: annotated images that AP is measured on, at most.
       ranking_images, max_iterations: bounds on the search of accuracy control.
     """
 
-    calibration: Path
-    data: Path | None = None
-    split: str = "val"
-    max_drop: float = 0.01
+    calibration: Path | str
+    data: Dataset | None = None
+    max_drop: float = LIMITS["int8"].ap_drop
     calibration_images: int = 300
     max_images: int = 200
     ranking_images: int = 40
@@ -108,9 +108,7 @@ def export_int8(onnx_file: Path | str, xml_file: Path | str, options: Quantizati
     float_ap = int8_ap = None
     controlled = False
     if options.data is not None:
-        ap = AveragePrecision(
-            options.data, options.split, artefact.class_names, artefact.preprocess, options.max_images
-        )
+        ap = AveragePrecision(options.data, artefact.class_names, artefact.preprocess, options.max_images)
         float_ap, int8_ap = (ap(_backend(m, artefact), artefact.input.batch or 1) for m in (model, quantized))
         if float_ap - int8_ap > options.max_drop:
             logger.warning("int8 without the decoder loses %.4f AP; looking for more to keep", float_ap - int8_ap)
@@ -227,24 +225,14 @@ def _save(model: Any, artefact: Artefact, xml_file: Path | str, *, half: bool) -
 
 
 def _calibration_inputs(model: Any, artefact: Artefact, options: Quantization) -> list[dict[str, np.ndarray]]:
-    files = _calibration_files(options.calibration)
-    step = max(1, len(files) // options.calibration_images)
-    files = files[::step][: options.calibration_images]
+    sources = calibration_sources(options.calibration)
+    step = max(1, len(sources) // options.calibration_images)
     backend = _backend(model, artefact)
     batch = artefact.input.batch or 1
     out = []
-    for file in files:
-        picture = read_image(file)
+    for source in sources[::step][: options.calibration_images]:
+        picture = read_source(source)
         images = np.repeat(artefact.preprocess(picture)[None], batch, 0)
         sizes = np.array([(picture.shape[1], picture.shape[0])] * batch) if artefact.graph == "complete" else None
         out.append(backend.feeds(images, sizes))
     return out
-
-
-def _calibration_files(folder: Path) -> list[Path]:
-    if layout.locate(folder, "train") is not None:
-        return [record.path for record in read_dataset(folder, "train").records]
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    if not files:
-        raise UserError(f"calibration folder {folder} holds no images ({', '.join(EXTENSIONS)})")
-    return files

@@ -30,7 +30,7 @@ class EngineBuilder:
       package: ``tensorrt`` or ``tensorrt_rtx``.
       batches: smallest, best and largest batch of the profile, for ONNX files of any batch.
       timing_cache: file that keeps measured kernel times between builds; made when absent, ignored by other versions
-        and GPUs.
+        and GPUs. TensorRT only.
       optimization_level: 0 to 5; 5 was seen to choose worse kernels for this network than 3.
       workspace_gib: largest scratch memory of a kernel.
       compute_capabilities: of TensorRT-RTX, such as ``SM89``; empty: all it supports.
@@ -50,7 +50,7 @@ class EngineBuilder:
           UserError: package absent, options out of range, no description in the ONNX file, int8 (which needs
             quantisation nodes in the graph), or TensorRT refuses the graph; the message has its reason.
         """
-        self._check()
+        self.check()
         onnx_file, engine_file = Path(onnx_file), Path(engine_file)
         artefact, content = _read(onnx_file)
         if artefact.precision == "int8":
@@ -90,7 +90,8 @@ class EngineBuilder:
         sidecar(engine_file).write_text(json.dumps({**artefact.to_dict(), ENGINE: built}, indent=2) + "\n")
         return engine_file
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """UserError unless the options are in range and fit together."""
         if self.package not in PACKAGES:
             raise UserError(f"package {self.package!r} is none of {', '.join(PACKAGES)}")
         least, best, most = self.batches
@@ -98,6 +99,10 @@ class EngineBuilder:
             raise UserError(f"batches {self.batches} must rise from at least 1: smallest, best, largest")
         if not 0 <= self.optimization_level <= 5:
             raise UserError(f"optimization level {self.optimization_level} must lie between 0 and 5")
+        if self.timing_cache is not None and self.package == "tensorrt_rtx":
+            raise UserError("TensorRT-RTX times kernels where the engine runs; it has no timing cache, leave it out")
+        if self.timing_cache is not None and not self.timing_cache.absolute().parent.is_dir():
+            raise UserError(f"timing cache {self.timing_cache}: folder {self.timing_cache.parent} does not exist")
 
     def _config(self, trt: Any, builder: Any) -> Any:
         config = builder.create_builder_config()
@@ -137,7 +142,7 @@ class EngineBuilder:
         return shapes
 
     def _open_cache(self, config: Any) -> Any:
-        if self.timing_cache is None or self.package == "tensorrt_rtx":  # which times on the user's GPU, at load time
+        if self.timing_cache is None:
             return None
         stored = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
         cache = config.create_timing_cache(stored)

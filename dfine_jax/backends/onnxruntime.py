@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,12 @@ _PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-_RUN_FAILURES = ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException", "NotImplemented", "EPFail", "EngineError")
+# ONNX Runtime's exceptions, which have no common base.
+_FAILURES = {
+    "load": ("InvalidProtobuf", "InvalidGraph", "Fail", "NoSuchFile"),
+    "kernels": ("NotImplemented", "RuntimeException"),
+    "run": ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException", "NotImplemented", "EPFail", "EngineError"),
+}
 _FAMILIES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that NumPy does not know
 
 
@@ -40,9 +45,6 @@ class OnnxRuntimeSession:
             import onnxruntime as ort
         except ImportError as error:
             raise UserError(f"{path} needs ONNX Runtime; pip install onnxruntime (GPU: onnxruntime-gpu)") from error
-        failures: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-        # ValueError and RuntimeError come from ONNX Runtime's Python side
-        self._failures = (*(getattr(failures, name) for name in _RUN_FAILURES), ValueError, RuntimeError)
         self._path = path
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors are raised
@@ -52,9 +54,9 @@ class OnnxRuntimeSession:
         self._version = ort.__version__
         try:
             self._session = ort.InferenceSession(str(path), options, providers=_providers(ort, device))
-        except (failures.InvalidProtobuf, failures.InvalidGraph, failures.Fail, failures.NoSuchFile) as error:
+        except failures("load") as error:
             raise UserError(f"{path} cannot be loaded by ONNX Runtime ({str(error).splitlines()[0]})") from error
-        except (failures.NotImplemented, failures.RuntimeException) as error:
+        except failures("kernels") as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} has an operation that this ONNX Runtime cannot run ({reason})") from error
         if device in ("cuda", "tensorrt") and self._session.get_providers()[0] != _PROVIDERS[device]:
@@ -75,7 +77,7 @@ class OnnxRuntimeSession:
         """
         try:
             values = self._session.run(self._outputs, feeds)
-        except self._failures as error:
+        except (*failures("run"), ValueError, RuntimeError) as error:
             raise failed(self._path, "ONNX Runtime", feeds, error) from error
         return {name: np.asarray(value) for name, value in zip(self._outputs, values, strict=True)}
 
@@ -83,6 +85,12 @@ class OnnxRuntimeSession:
         """As ``Session.describe``."""
         provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
         return {"runtime": "onnxruntime", "version": self._version, "device": provider, "threads": self._threads}
+
+
+def failures(when: Literal["load", "kernels", "run"]) -> tuple[type[Exception], ...]:
+    """Exceptions of a damaged file, of an operation that this ONNX Runtime lacks, of a run."""
+    state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    return tuple(getattr(state, name) for name in _FAILURES[when])
 
 
 def _providers(ort: Any, device: str | None) -> list[str]:

@@ -167,6 +167,12 @@ def import_tensorrt(module: str) -> Any:
         ) from error
 
 
+def require_gpu(module: str) -> None:
+    """UserError unless engines of a package can run here."""
+    _, cuda = _packages("an engine", module)
+    _check(cuda, cuda.cudaSetDevice(0))
+
+
 def _packages(path: str | os.PathLike[str], module: str) -> tuple[Any, Any]:
     if module not in PACKAGES:
         raise UserError(f"{path} was built by {module!r}, which is none of {', '.join(PACKAGES)}")

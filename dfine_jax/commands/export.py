@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +13,12 @@ from typing import TYPE_CHECKING, Any
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from converters.gate_data import CheckData
     from converters.gate_report import Report
+    from converters.tensorrt_export import EngineBuilder
     from dfine_jax.weights import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine"}
 
@@ -27,7 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog="examples:\n"
         "  dfine export runs/cells/best --to onnx --data cells\n"
         "  dfine export dfine-s-coco --to onnx --precision fp16 --batch dynamic --out s.onnx\n"
-        "  dfine export runs/cells/best --to onnx --prune 300,100 --data cells",
+        "  dfine export runs/cells/best --to onnx --prune 300,100 --data cells\n"
+        "  dfine export runs/cells/best --to openvino --precision int8 --data cells --max-ap-drop 0.01\n"
+        "  dfine export runs/cells/best --to tensorrt --precision fp16 --batch dynamic --profile 1,4,16",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder, weights file or published name")
     parser.add_argument("--to", choices=tuple(_SUFFIX), default="onnx", help="format (default: onnx)")
@@ -50,14 +58,31 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--layers", metavar="N", type=int, help="decoder layers to run, fewer are faster")
     parser.add_argument(
         "--data", metavar="DIR",
-        help="compare on these images, and AP too where there are annotations (default: generated pictures)",
+        help="compare on these images, and AP too where there are annotations: a folder of images, or all that dfine "
+        "evaluate takes (default: generated pictures)",
     )  # fmt: skip
     parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="of --data (default: val)")
     parser.add_argument(
+        "--max-ap-drop", metavar="AP", type=float,
+        help="largest accepted loss of AP, such as 0.005, against the model and against the unreduced one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration", metavar="DIR",
+        help="images that int8 is calibrated on; of a dataset, its training split (default: --data)",
+    )  # fmt: skip
+    group = parser.add_argument_group("TensorRT")
+    group.add_argument(
         "--package", choices=("tensorrt", "tensorrt_rtx"), default="tensorrt",
         help="of NVIDIA that builds the engine (default: tensorrt)",
     )  # fmt: skip
-    parser.add_argument("--max-ap-drop", metavar="AP", type=float, help="largest accepted loss of AP, such as 0.005")
+    group.add_argument(
+        "--profile", metavar="MIN,OPT,MAX", help="batches of an engine of --batch dynamic (default: 1,1,8)"
+    )
+    group.add_argument("--timing-cache", metavar="FILE", type=Path, help="keeps kernel times between builds")
+    group.add_argument(
+        "--build-only", action="store_true",
+        help="no GPU here: check the ONNX file the engine is built from; the report says that the engine has not run",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,15 +98,22 @@ def export_checked(options: argparse.Namespace) -> Report:
       UserError: options that do not fit together, or a file beyond the limits, which is not kept.
     """
     _check_options(options)
+    from converters.gate_data import open_data
     from dfine_jax.commands.train import parse_size
     from dfine_jax.weights import load_checkpoint
 
     batch = None if options.batch == "dynamic" else int(options.batch)
     prune = [int(part) for part in options.prune.split(",")] if options.prune else None
+    data = open_data(options.data, options.split)
+    data.require_ap(options.max_ap_drop)
+    builder = _builder(options) if options.to == "tensorrt" else None
     loaded = load_checkpoint(options.model)
     size_hw = parse_size(options.size) if options.size else loaded.metadata.input_size_px
     name = f"dfine-{loaded.model.config.variant}-{options.precision}{_SUFFIX[options.to]}"
-    return _export(options, loaded, size_hw, batch, prune, options.out or Path(name))
+    report = _export(options, loaded, data, builder, size_hw, batch, prune, options.out or Path(name))
+    if report.operating_point and report.accuracy is None:
+        logger.warning("AP cost of the operating point: not measured; give --data DIR with annotations")
+    return report
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -94,32 +126,73 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out}: files for {options.to} end in {_SUFFIX[options.to]}")
     if options.precision == "int8" and options.to != "openvino":
         raise UserError("int8 is made for OpenVINO; add --to openvino, or take fp16")
-    if options.precision == "int8" and not options.data:
-        raise UserError("int8 is calibrated on images like those the model will see; add --data with such a folder")
-    if options.data and not options.data.startswith("tfds:") and not Path(options.data).exists():
-        raise UserError(f"--data {options.data} does not exist")
+    if options.precision == "int8" and not (options.data or options.calibration):
+        raise UserError(
+            "int8 is calibrated on images like those the model will see; add --data or --calibration with such a folder"
+        )
+    if options.calibration and options.precision != "int8":
+        raise UserError("--calibration is for int8; add --precision int8, or leave it out")
+    for option in ("data", "calibration"):
+        given = getattr(options, option)
+        if given and not given.startswith("tfds:") and not Path(given).exists():
+            raise UserError(f"--{option} {given} does not exist")
+    engine = {"--profile": options.profile, "--timing-cache": options.timing_cache, "--build-only": options.build_only}
+    foreign = [name for name, value in engine.items() if value and options.to != "tensorrt"]
+    if foreign:
+        raise UserError(f"{foreign[0]} is for engines; add --to tensorrt, or leave it out")
+    if options.profile and options.batch != "dynamic":
+        raise UserError(f"--profile {options.profile} is for engines of any batch; add --batch dynamic")
+
+
+def _builder(options: argparse.Namespace) -> EngineBuilder:
+    """What builds the engine, once it is sure that it can be run, or need not be."""
+    from converters.tensorrt_export import EngineBuilder
+    from dfine_jax.backends.tensorrt import require_gpu
+
+    parts = (options.profile or "1,1,8").split(",")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"--profile {options.profile}: give smallest, best and largest batch, such as 1,4,16")
+    least, best, most = (int(part) for part in parts)
+    builder = EngineBuilder(options.package, (least, best, most), options.timing_cache)
+    builder.check()
+    if not options.build_only:
+        try:
+            require_gpu(options.package)
+        except UserError as error:
+            raise UserError(
+                f"an engine is checked by running it, which needs a GPU here ({error}); add --build-only and check it "
+                "with benchmarks/tensorrt_check.py where the GPU is"
+            ) from error
+    return builder
 
 
 def _export(
     options: argparse.Namespace,
     loaded: LoadedModel,
+    data: CheckData,
+    builder: EngineBuilder | None,
     size_hw: tuple[int, int],
     batch: int | None,
     prune: list[int] | None,
     final: Path,
 ) -> Report:
-    from converters.gate import check_artefact, release, staging
-    from converters.onnx_export import export_onnx, operating_point
+    from converters.gate import check_artefact
+    from converters.onnx_export import export_onnx, operating_point, save
+    from converters.staging import release, staging
     from dfine_jax.backends.jax_model import JaxBackend
-    from dfine_jax.evaluate import ClassList
+    from dfine_jax.evaluate import ClassList, match_categories
 
     reduced = {"num_queries": options.queries, "prune": prune, "layers": options.layers}
     given = {key: value for key, value in reduced.items() if value is not None}
     model = operating_point(loaded.model, loaded.variables, **reduced)
+    preprocess = loaded.metadata.preprocess
+    classes = ClassList(loaded.metadata.class_names, loaded.metadata.category_ids)
+    if data.dataset is not None:
+        match_categories(classes.names, data.dataset, options.model, data.name)
     proto = export_onnx(
         loaded.model,
         loaded.variables,
-        _description(options.model, loaded),
+        description(options.model, loaded),
         size_hw=size_hw,
         batch=batch,
         precision="fp32" if options.to == "openvino" else options.precision,  # OpenVINO's own types come later
@@ -127,63 +200,67 @@ def _export(
         input_dtype=options.input,
         **reduced,
     )
-    classes = ClassList(loaded.metadata.class_names, loaded.metadata.category_ids)
-    with staging(final) as staged:
-        _write(options, proto, staged)
+    with staging(final) as staged, tempfile.TemporaryDirectory() as folder:
+        source = staged if options.to == "onnx" else Path(folder) / f"{staged.stem}.onnx"
+        save(proto, source)
+        quantization = _convert(options, data, builder, source, staged)
         report = check_artefact(
-            staged,
+            source if options.build_only else staged,
             model,
             loaded.variables,
             classes=classes,
-            preprocess=loaded.metadata.preprocess,
-            baseline=JaxBackend(loaded.model, loaded.variables).predict if given else None,
-            data=options.data,
-            split=options.split,
+            preprocess=preprocess,
+            baseline=JaxBackend(loaded.model, loaded.variables, preprocess.scale).predict if given else None,
+            data=data,
             max_ap_drop=options.max_ap_drop,
             operating_point=given,
+            quantization=quantization,
         )
+        if options.build_only:
+            report = _of_engine(report, staged, options.package)
         release(staged, final, report)
     return report
 
 
-def _write(options: argparse.Namespace, proto: Any, staged: Path) -> None:
-    """The graph in the format asked for."""
-    from converters.onnx_export import save
+def _convert(
+    options: argparse.Namespace, data: CheckData, builder: EngineBuilder | None, source: Path, staged: Path
+) -> dict[str, Any]:
+    """The ONNX file in the format asked for; what int8 cost."""
+    if builder is not None:
+        builder.build(source, staged)
+    elif options.precision == "int8":
+        from converters.openvino_export import Quantization, export_int8
 
-    if options.to == "onnx":
-        save(proto, staged)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / f"{staged.stem}.onnx"
-        save(proto, source)
-        if options.to == "tensorrt":
-            from converters.tensorrt_export import EngineBuilder
+        drop = {} if options.max_ap_drop is None else {"max_drop": options.max_ap_drop}
+        result = export_int8(source, staged, Quantization(options.calibration or options.data, data.dataset, **drop))
+        return dataclasses.asdict(result)
+    elif options.to == "openvino":
+        from converters.openvino_export import export_openvino
 
-            EngineBuilder(package=options.package).build(source, staged)
-        elif options.precision == "int8":
-            _quantize(options, source, staged)
-        else:
-            from converters.openvino_export import export_openvino
-
-            export_openvino(source, staged, options.precision)
+        export_openvino(source, staged, options.precision)
+    return {}
 
 
-def _quantize(options: argparse.Namespace, source: Path, staged: Path) -> None:
-    from converters.gate import annotated
-    from converters.openvino_export import Quantization, export_int8
+def _of_engine(report: Report, engine: Path, package: str) -> Report:
+    """The report on an ONNX file as one on the engine that was built from it."""
+    from dfine_jax.artefact import sha256
 
-    data = options.data if annotated(options.data, options.split) else None
-    drop = {} if options.max_ap_drop is None else {"max_drop": options.max_ap_drop}
-    export_int8(source, staged, Quantization(Path(options.data), data, options.split, **drop))
+    not_run = (
+        f"built by {package} and not run: all numbers are those of the ONNX file it was built from; where the GPU is, "
+        "run python benchmarks/tensorrt_check.py MODEL --engine ENGINE"
+    )
+    return dataclasses.replace(report, file=engine.name, sha256=sha256(engine), not_run=not_run)
 
 
-def _description(source: str, loaded: LoadedModel) -> dict[str, Any]:
+def description(source: str, loaded: LoadedModel) -> dict[str, Any]:
+    """What an exported file says about the model it was made from (``meta`` of ``export_onnx``)."""
     metadata = loaded.metadata
+    origin = {"source_file": metadata.source_file, "source_sha256": metadata.source_sha256}
     return {
         "class_names": metadata.class_names,
         "category_ids": metadata.category_ids,
         "preprocess": metadata.preprocess,
-        "source": {"file": str(source), "sha256": _sha256(loaded.variables), "trained_from": metadata.source_file},
+        "source": {"file": str(source), "weights_sha256": _sha256(loaded.variables), **origin},
         "licence": metadata.licence,
     }
 

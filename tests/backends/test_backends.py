@@ -91,19 +91,66 @@ def test_every_form_detects_the_same_in_odd_photographs(tmp_path, model, in_jax,
         assert result.category_ids == tuple(toy.IDS[i] for i in labels[0])
 
 
+ORIENTED = {  # what a viewer does to the stored pixels, by EXIF orientation
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@pytest.fixture(scope="module")
+def real_photographs(data_dir, tmp_path_factory):
+    """Real photographs, as they are and in odd forms: files, and what a viewer would show of each as RGB pixels."""
+    folder = tmp_path_factory.mktemp("real")
+    files = sorted((data_dir / "coco_mini" / "val2017").glob("*.jpg"))
+    out = [(file, Image.open(file).convert("RGB")) for file in files[:6]]
+
+    def add(name, image, seen=None, **options):
+        image.save(folder / name, **options)
+        stored = Image.open(folder / name)  # JPEG loses some
+        out.append((folder / name, seen(stored) if seen else stored.convert("RGB")))
+
+    photograph = out[0][1]
+    width, height = photograph.size
+    for orientation, turn in ORIENTED.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored = out[orientation % 6][1]
+        add(f"exif{orientation}.jpg", stored, lambda i, t=turn: i if t is None else i.transpose(t), exif=exif)
+    grey = photograph.convert("L")
+    add("grey.jpg", grey)
+    add("grey16.png", Image.fromarray(np.asarray(grey).astype(np.uint16) * 256), lambda _: grey.convert("RGB"))
+    transparent = photograph.convert("RGBA")
+    transparent.putalpha(out[1][1].resize(photograph.size).convert("L"))
+    add("rgba.png", transparent, lambda _: photograph)  # alpha is dropped, not blended
+    add("palette.png", photograph.convert("P", palette=Image.Palette.ADAPTIVE))
+    add("cmyk.jpg", photograph.convert("CMYK"))
+    add("one_pixel_high.png", photograph.crop((0, height // 2, width, height // 2 + 1)))
+    add("one_pixel_wide.png", photograph.crop((width // 2, 0, width // 2 + 1, height)))
+    add("wide.jpg", photograph.resize((10_000, height // 8), Image.Resampling.BICUBIC))
+    return out
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_real_photographs_through_all_runtimes(tmp_path, model, in_jax, data_dir, runtime):
+@pytest.mark.parametrize("form", [{}, {"graph": "complete", "input": {"dtype": "uint8"}}], ids=str)
+def test_real_photographs_in_odd_forms_through_all_runtimes(tmp_path, model, in_jax, real_photographs, form, runtime):
     pytest.importorskip(runtime)
-    files = sorted((data_dir / "coco_mini" / "val2017").glob("*.jpg"))[:6]
-    path = toy.write_toy(tmp_path / "toy.onnx", model[1])
-    results = Detector(path, threshold=0.0, num_top=toy.TOP, runtime=runtime)(files)
+    path = toy.write_toy(tmp_path / "toy.onnx", model[1], **copy.deepcopy(form))
+    detector = Detector(path, threshold=0.0, num_top=toy.TOP, runtime=runtime)
+    results = detector([file for file, _ in real_photographs])
     preprocess = Preprocess(toy.HEIGHT, toy.WIDTH)
-    for file, result in zip(files, results, strict=True):
-        image = Image.open(file).convert("RGB")
-        view = np.array([preprocess.view_px(image.size)])
-        scores, labels, boxes_px = in_jax.detect(preprocess(image)[None], view, toy.TOP)
-        np.testing.assert_allclose(result.scores, scores[0], atol=2e-6)
-        np.testing.assert_allclose(result.boxes_xyxy_px, boxes_px[0], atol=5e-3)
+    for (file, seen), result in zip(real_photographs, results, strict=True):
+        assert result.size_px == seen.size, file.name
+        view = np.array([preprocess.view_px(seen.size)])
+        scores, labels, boxes_px = in_jax.detect(preprocess(seen)[None], view, toy.TOP)
+        np.testing.assert_allclose(result.scores, scores[0], atol=2e-6, err_msg=file.name)
+        np.testing.assert_array_equal(result.labels, labels[0], err_msg=file.name)
+        np.testing.assert_allclose(result.boxes_xyxy_px, boxes_px[0], atol=1e-5 * max(seen.size), err_msg=file.name)
 
 
 @pytest.mark.parametrize("graph", ["raw", "complete"])
@@ -233,7 +280,9 @@ def test_a_file_that_fails_while_running_says_on_what_and_why(tmp_path, model, r
     pytest.importorskip(runtime)
     backend = open_artefact(toy.bake_batch(toy.write_toy(tmp_path / "toy.onnx", model[1])), runtime=runtime)
     backend.predict(np.zeros((1, toy.HEIGHT, toy.WIDTH, 3), np.uint8))
-    with pytest.raises(UserError, match=r"toy.onnx: .* fails on images \[2, 3, 48, 64\] \(.*shape.*\); export") as caught:
+    with pytest.raises(
+        UserError, match=r"toy.onnx: .* fails on images \[2, 3, 48, 64\] \(.*shape.*\); export"
+    ) as caught:
         backend.predict(np.zeros((2, toy.HEIGHT, toy.WIDTH, 3), np.uint8))
     assert "\n" not in str(caught.value) and not capfd.readouterr().err
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +18,9 @@ from PIL import Image
 
 from converters import compare, gate, layers
 from converters.compare import LIMITS, Rows
+from converters.gate_data import open_data
+from converters.staging import RefusedError, release, staging
+from dfine_jax.backends.jax_model import JaxBackend
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import ClassList
@@ -32,10 +37,21 @@ def model():
 
 
 @pytest.fixture(scope="module")
+def toy_data(tmp_path_factory):
+    """Shapes under the toy's class names."""
+    root = make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=1, num_val=3, size_px=64, seed=3)
+    file = root / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    ids = [category["id"] for category in content["categories"]][:3]
+    content["categories"] = [{"id": i, "name": name} for i, name in zip(ids, toy.NAMES, strict=True)]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in ids]
+    file.write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="module")
 def answers(model):
     """The model, run once for all tests: the gate's pictures are always the same."""
-    from dfine_jax.backends.jax_model import JaxBackend
-
     known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
     backend = JaxBackend(*model)
 
@@ -201,7 +217,8 @@ def test_average_precision_is_compared_where_there_are_annotations(tmp_path, mod
     assert report.images == f"6 of {data} and 2 generated pictures"
     accuracy = report.accuracy
     assert accuracy and accuracy.images == 6 and accuracy.drop == pytest.approx(0, abs=1e-6)
-    assert "this operating point costs" in report.table()
+    assert accuracy.cost == pytest.approx(0, abs=1e-6) and report.to_dict()["accuracy"]["cost"] == accuracy.cost
+    assert "AP cost +0.0000 against" in report.table() or "AP cost -0.0000 against" in report.table()
     refused = gate.check_artefact(file, *model, reference=reference, data=data, max_ap_drop=-0.5)
     assert refused.failures and refused.failures[0].startswith("AP ")
 
@@ -219,12 +236,145 @@ def test_folder_of_images_without_annotations(tmp_path, model, answers):
         gate.check_artefact(file, *model, reference=answers, data=tmp_path / "nowhere")
 
 
+def test_pictures_are_never_all_square(tmp_path, model, answers):
+    """Width and height exchanged are seen, whatever pictures there are."""
+    for i in range(9):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (60, 60, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    file = toy.write_toy(tmp_path / "toy.onnx", model[1], graph="complete")
+    assert gate.check_artefact(file, *model, reference=answers, data=tmp_path).passed
+
+    def exchange(graph):
+        graph.initializer.append(numpy_helper.from_array(np.array([1, 0]), "exchanged"))
+        node = next(n for n in graph.node if n.input[0] == "original_sizes_px")
+        graph.node.insert(0, onnx.helper.make_node("Gather", ["original_sizes_px", "exchanged"], ["turned"], axis=1))
+        node.input[0] = "turned"
+
+    report = gate.check_artefact(edited(file, exchange), *model, reference=answers, data=tmp_path)
+    assert report.images == f"7 of {tmp_path} and 1 generated picture"
+    assert not report.passed
+
+
+def test_a_limit_on_ap_needs_annotations(tmp_path, model, answers):
+    file = toy.write_toy(tmp_path / "toy.onnx", model[1])
+    with pytest.raises(UserError, match=r"--max-ap-drop 0.1: AP cannot be measured \(no --data given\)"):
+        gate.check_artefact(file, *model, reference=answers, max_ap_drop=0.1)
+    data = make_shapes_dataset(tmp_path / "data", num_train=1, num_val=1, size_px=64, seed=0)
+    with pytest.raises(UserError, match=r"annotations for train and val, but none for test; add --split train"):
+        open_data(data, "test")
+    (data / "annotations" / "instances_val.json").unlink()
+    with pytest.raises(UserError, match=r"annotations for train, but none for val; add --split train"):
+        open_data(data, "val")
+    train = data / "annotations" / "instances_train.json"
+    train.write_text(json.dumps({**json.loads(train.read_text()), "annotations": []}))
+    unlabelled = open_data(data, "train")
+    assert unlabelled.dataset is None and len(unlabelled.sources) == 1
+    with pytest.raises(UserError, match=r"instances_train.json annotates no object"):
+        unlabelled.require_ap(0.1)
+
+
+def test_an_operating_point_without_annotations_says_so(tmp_path, model, answers):
+    file = toy.write_toy(tmp_path / "toy.onnx", model[1])
+    report = gate.check_artefact(file, *model, reference=answers, baseline=answers, operating_point={"layers": 1})
+    assert "operating point: layers 1; AP cost: not measured; give --data DIR" in report.table()
+
+
+def test_the_cost_of_an_operating_point_is_limited_too(tmp_path, model, answers, toy_data):
+    """The file equals its own model; against the unreduced one it loses all."""
+    silent = changed(model[1], "score_head", "bias", slice(None), by=-30)
+    file = toy.write_toy(tmp_path / "toy.onnx", silent)
+    data = open_data(toy_data, "val")
+    records = data.sources
+
+    def perfect(images):
+        """What is annotated, picture by picture in order."""
+        record = records[next(calls) % len(records)]
+        logits, boxes = np.full((1, 10, 3), -9.0), np.full((1, 10, 4), 0.5)
+        for i, (left, top, right, bottom) in enumerate(record.boxes_xyxy_px[:10]):
+            logits[0, i, record.labels[i]] = 9.0
+            boxes[0, i] = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / 64
+        return logits, boxes
+
+    calls = itertools.count()
+    given = {"reference": JaxBackend(model[0], silent).predict, "baseline": perfect, "data": data}
+    report = gate.check_artefact(file, model[0], silent, **given, operating_point={"layers": 1})
+    assert report.passed and report.to_dict()["accuracy"]["cost"] > 0.3, report.table()
+    refused = gate.check_artefact(file, model[0], silent, **given, max_ap_drop=0.3)
+    assert "of this operating point is" in refused.failures[0] and "limit 0.3" in refused.failures[0]
+
+
+def test_a_file_that_fails_while_running_is_refused(tmp_path, model, answers):
+    final = tmp_path / "toy.onnx"
+    final.write_text("an earlier one")
+    with staging(final) as staged:
+        toy.bake_batch(toy.write_toy(staged, model[1]))
+        report = gate.check_artefact(staged, *model, reference=answers)
+        assert len(report.comparisons) == 1 and "fails on images [2, 3, 48, 64]" in report.failures[0]
+        with pytest.raises(RefusedError):
+            release(staged, final, report)
+    assert not final.exists() and not json.loads((tmp_path / "toy.onnx.report.json").read_text())["passed"]
+
+
+def test_a_file_whose_tensors_cannot_be_computed_is_refused_with_the_reason(tmp_path, model, answers):
+    """Runs neither in the gate nor in the search for the first difference."""
+    file = toy.bake_batch(toy.write_toy(tmp_path / "toy.onnx", model[1], input={"batch": 2}))
+    report = gate.check_artefact(file, *model, reference=answers)
+    assert "fails on images [2, 3, 48, 64]" in report.failures[0]
+    assert report.first_divergence is None and "tensors cannot be computed" in report.no_divergence
+    assert "first difference: not known (its tensors cannot be computed" in report.table()
+
+
+def test_whatever_fails_before_the_gate_leaves_no_earlier_file(tmp_path):
+    for name in ("toy.xml", "toy.bin", "toy.xml.report.txt"):
+        (tmp_path / name).write_text("an earlier one, PASSED")
+    with pytest.raises(UserError, match="int8 loses all"), staging(tmp_path / "toy.xml") as staged:
+        staged.write_text("half of it")
+        raise UserError("int8 loses all")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.xml.report.json", "toy.xml.report.txt"]
+    report = json.loads((tmp_path / "toy.xml.report.json").read_text())
+    assert report["passed"] is False and report["failures"] == ["int8 loses all"]
+    assert "REFUSED" in (tmp_path / "toy.xml.report.txt").read_text()
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_process_that_is_killed_leaves_no_mixed_files(tmp_path, model, answers, monkeypatch, moves):
+    """Ended after so many of the moves: old and new files never lie together, and no report says PASSED."""
+    final = tmp_path / "toy.onnx"
+    earlier = [final, tmp_path / "toy.bin", tmp_path / "toy.onnx.report.json", tmp_path / "toy.onnx.report.txt"]
+    for file in earlier:
+        file.write_text("earlier")
+    done = []
+
+    def ending(original):
+        def call(self, *args, **kwargs):
+            if len(done) == moves and self.name.startswith("toy"):
+                raise KeyboardInterrupt
+            done.append(self.name)
+            return original(self, *args, **kwargs)
+
+        return call
+
+    with staging(final) as staged:
+        toy.write_toy(staged, model[1])
+        (staged.parent / "toy.bin").write_text("new")
+        report = gate.check_artefact(staged, *model, reference=answers)
+        monkeypatch.setattr(Path, "replace", ending(Path.replace))
+        monkeypatch.setattr(Path, "write_text", ending(Path.write_text))
+        with pytest.raises(KeyboardInterrupt):
+            release(staged, final, report)
+        monkeypatch.undo()
+    present = {file.name: file.read_bytes()[:7] == b"earlier" for file in earlier if file.is_file()}
+    assert "toy.onnx.report.txt" not in present
+    if "toy.onnx" in present:
+        assert present["toy.onnx"] == present["toy.bin"]
+    assert ("toy.onnx" in present) == (moves >= 2)
+
+
 def test_what_passes_gets_its_name_and_a_report(tmp_path, model, answers):
     final = tmp_path / "out" / "toy.onnx"
-    with gate.staging(final) as staged:
+    with staging(final) as staged:
         toy.write_toy(staged, model[1])
         (staged.parent / "toy.bin").write_bytes(b"companion")
-        gate.release(staged, final, gate.check_artefact(staged, *model, reference=answers))
+        release(staged, final, gate.check_artefact(staged, *model, reference=answers))
     names = sorted(p.name for p in final.parent.iterdir())
     assert names == ["toy.bin", "toy.onnx", "toy.onnx.report.json", "toy.onnx.report.txt"]
     numbers = json.loads((final.parent / "toy.onnx.report.json").read_text())
@@ -237,11 +387,11 @@ def test_what_fails_keeps_no_name(tmp_path, model, answers):
     final = tmp_path / "toy.onnx"
     final.write_text("an earlier one")
     wrong = changed(model[1], "box_head", "bias", (0,), by=0.5)
-    with gate.staging(final) as staged:
+    with staging(final) as staged:
         toy.write_toy(staged, wrong)
         report = gate.check_artefact(staged, *model, reference=answers)
         with pytest.raises(UserError, match=r"was refused: batch 1: box error, median.*first difference: box_head"):
-            gate.release(staged, final, report)
+            release(staged, final, report)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.onnx.report.json", "toy.onnx.report.txt"]
     assert "REFUSED" in (tmp_path / "toy.onnx.report.txt").read_text()
 
@@ -303,10 +453,19 @@ def test_the_first_layer_is_named_although_later_ones_diverge_too():
         layers.Module("c", 3, 0b1111, values[3]),
     ]
     found = [values[0].transpose(0, 2, 1), values[2]]
-    assert layers.locate(modules, [*found, values[3] + 0.1], 300, 1e-3).startswith("c (2 of 4 layers found")
-    assert layers.locate(modules, [values[0], values[2] + 0.1, values[3] + 0.2], 300, 1e-3).startswith(
+    assert layers.locate(modules, [*found, values[3] + 0.1], [300], 1e-3).startswith("c (2 of 4 layers found")
+    assert layers.locate(modules, [values[0], values[2] + 0.1, values[3] + 0.2], [300], 1e-3).startswith(
         "b/inner (1 of 4"
     )
     shuffled = values[3][:, rng.permutation(20)]
-    assert layers.locate(modules, [*found, shuffled], 300, 1e-3).startswith("c (")
-    assert layers.locate(modules, [*found, shuffled], 20, 1e-3).startswith("every layer agrees")
+    assert layers.locate(modules, [*found, shuffled], [300], 1e-3).startswith("c (")
+    assert layers.locate(modules, [*found, shuffled], [300, 20], 1e-3).startswith("every layer agrees")
+
+
+def test_rows_of_layers_behind_a_pruning_have_their_own_number():
+    rng = np.random.default_rng(0)
+    first, second = (rng.standard_normal((1, rows, 8)).astype(np.float32) for rows in (20, 12))
+    modules = [layers.Module("first", 0, 0b01, first), layers.Module("second", 1, 0b11, second)]
+    found = [first[:, rng.permutation(20)], second[:, rng.permutation(12)]]
+    assert layers.locate(modules, found, [20, 12], 1e-3).startswith("every layer agrees")
+    assert layers.locate(modules, found, [20], 1e-3).startswith("second (")

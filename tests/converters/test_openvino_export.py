@@ -13,9 +13,11 @@ from PIL import Image
 ov = pytest.importorskip("openvino")
 pytest.importorskip("onnx")
 sys.path.append(str(ROOT / "tests"))
+import tfds_toy  # noqa: E402
 import toy_artefact as toy  # noqa: E402
 
 from converters.gate import check_artefact  # noqa: E402
+from converters.gate_data import calibration_sources, read_source  # noqa: E402
 from converters.openvino_export import (  # noqa: E402
     Quantization,
     count_quantizers,
@@ -23,7 +25,10 @@ from converters.openvino_export import (  # noqa: E402
     export_int8,
     export_openvino,
 )
+from dfine_jax.backends.jax_model import JaxBackend  # noqa: E402
 from dfine_jax.backends.registry import open_artefact  # noqa: E402
+from dfine_jax.data.dataset import Record  # noqa: E402
+from dfine_jax.data.sources import read_dataset  # noqa: E402
 from dfine_jax.data.synthetic import make_shapes_dataset  # noqa: E402
 from dfine_jax.errors import UserError  # noqa: E402
 
@@ -96,23 +101,65 @@ def test_int8_keeps_the_decoder_in_floating_point(tmp_path, model, images):
     assert check_artefact(tmp_path / "toy.xml", *model).passed
 
 
+def test_int8_may_not_lose_the_confident_detections(tmp_path, model, images):
+    """A file whose medians are right: most rows of an image are background."""
+    sure = {"params": {**model[1]["params"], "score_head": dict(model[1]["params"]["score_head"])}}
+    sure["params"]["score_head"]["bias"] = np.array([-4, -4, -4], np.float32)
+    source = toy.write_toy(tmp_path / "toy.onnx", sure, precision="int8")
+    answer = JaxBackend(model[0], sure).predict
+
+    def reference(pictures):
+        logits, boxes = answer(pictures)
+        logits = logits.copy()
+        logits[:, :5, 0] = 3.0  # five confident rows that the file does not have
+        return logits, boxes
+
+    assert check_artefact(source, model[0], sure, reference=answer).passed
+    report = check_artefact(source, model[0], sure, reference=reference)
+    assert all("90 % of confident rows" in failure for failure in report.failures) and report.failures
+    assert "score error, 90 % of confident rows: 0." in report.failures[0]
+
+
 def test_int8_that_loses_too_much_is_refused_after_accuracy_control(tmp_path, model, images, data):
     pytest.importorskip("nncf")
     source = toy.write_toy(tmp_path / "toy.onnx", model[1])
-    kept = Quantization(images, data, max_drop=0.5, calibration_images=6)
+    val = read_dataset(data, "val")
+    kept = Quantization(images, val, max_drop=0.5, calibration_images=6)
     result = export_int8(source, tmp_path / "kept.xml", kept)
     assert result.float_ap is not None and result.int8_ap is not None and not result.accuracy_control
-    impossible = Quantization(images, data, max_drop=-0.5, calibration_images=6, max_iterations=1)
+    impossible = Quantization(images, val, max_drop=-0.5, calibration_images=6, max_iterations=1)
     with pytest.raises(UserError, match=r"int8 loses -?0.0\d+ AP, limit -0.5"):
         export_int8(source, tmp_path / "refused.xml", impossible)
     assert not (tmp_path / "refused.xml").exists()
 
 
-def test_calibration_takes_the_training_split_of_a_dataset(data, images):
-    from converters.openvino_export import _calibration_files
+def folder_of(source):
+    assert isinstance(source, Record)
+    return source.path.parent.name
 
-    assert [file.parent.name for file in _calibration_files(data)] == ["train"]
-    assert len(_calibration_files(images)) == 12
+
+def test_calibration_takes_the_training_split_of_a_dataset(data, images, tmp_path):
+    assert [folder_of(source) for source in calibration_sources(data)] == ["train"]
+    assert len(calibration_sources(images)) == 12
+    for split, count in (("train", 2), ("val", 3)):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (30 + i, 20), (9 * i, 0, 0)).save(tmp_path / "images" / split / f"{i}.png")
+            (tmp_path / "labels" / split / f"{i}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    description = tmp_path / "data.yaml"
+    description.write_text("train: images/train\nval: images/val\nnames: [ant, bee, cat]\n")
+    for given in (tmp_path, description):
+        sources = calibration_sources(given)
+        assert [folder_of(source) for source in sources] == ["train", "train"]
+        assert [read_source(source).shape for source in sources] == [(20, 30, 3), (20, 31, 3)]
+
+
+def test_calibration_reads_pictures_out_of_records(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    tfds_toy.prepare(tmp_path)
+    sources = calibration_sources(tfds_toy.use(tmp_path, monkeypatch))
+    assert sorted(read_source(source).shape for source in sources) == [(40, 50 + i, 3) for i in range(3)]
 
 
 def test_errors(tmp_path, model):

@@ -1,0 +1,113 @@
+"""What exported files are checked and calibrated on: pictures, with annotations where there are any."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dfine_jax.data import layout, tfds, yolo
+from dfine_jax.data.dataset import Dataset, Record, open_record
+from dfine_jax.data.images import EXTENSIONS, read_image
+from dfine_jax.data.sources import read_dataset
+from dfine_jax.errors import UserError
+
+Source = Record | Path  # a picture of a dataset, wherever it keeps it, or a file
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckData:
+    """What ``--data`` holds."""
+
+    name: str  # as given; empty: nothing was given
+    sources: tuple[Source, ...]
+    dataset: Dataset | None  # with objects; None: AP cannot be measured
+    no_ap: str  # why, in words
+
+    def require_ap(self, max_ap_drop: float | None) -> None:
+        """UserError where a limit on AP is given that could not be checked."""
+        if max_ap_drop is not None and self.dataset is None:
+            raise UserError(
+                f"--max-ap-drop {max_ap_drop}: AP cannot be measured ({self.no_ap}); give --data DIR with annotations"
+            )
+
+
+def open_data(data: Path | str | None, split: str) -> CheckData:
+    """Everything ``read_dataset`` recognises, or a folder of images.
+
+    Raises:
+      UserError: it does not exist, is damaged, holds no images, or is annotated but not for this split.
+    """
+    if data is None:
+        return CheckData("", (), None, "no --data given")
+    dataset = _annotated(data, split)
+    if dataset is None:
+        files = _image_files(Path(data))
+        return CheckData(str(data), tuple(files), None, f"{data} has no annotations")
+    if not any(len(record.labels) for record in dataset.records):
+        return CheckData(str(data), dataset.records, None, f"{dataset.annotation_file} annotates no object")
+    return CheckData(str(data), dataset.records, dataset, "")
+
+
+def calibration_sources(data: Path | str) -> tuple[Source, ...]:
+    """Pictures of the training split, so that AP is measured on others; of a mere folder of images, all.
+
+    Raises:
+      UserError: it does not exist, is damaged, or holds no images.
+    """
+    try:
+        return read_dataset(data, "train").records
+    except layout.MissingSplitError:
+        if not Path(data).is_dir():
+            raise
+    return tuple(_image_files(Path(data)))
+
+
+def read_source(source: Source) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture; of a dataset the pixels that its boxes refer to, of a file the upright ones."""
+    return read_image(source) if isinstance(source, Path) else np.asarray(open_record(source))
+
+
+def pictures(data: CheckData, count: int) -> tuple[list[np.ndarray], str]:
+    """Pictures to compare on, all different, and where they are from.
+
+    At least one is not square, because a square one looks the same with width and height exchanged.
+    """
+    found = [read_source(source) for source in data.sources[:count]]
+    if len(found) == count and all(picture.shape[0] == picture.shape[1] for picture in found):
+        found.pop()
+    drawn = [_drawn(i) for i in range(count - len(found))]
+    parts = [f"{len(found)} of {data.name}"] * bool(found)
+    parts += [f"{len(drawn)} generated picture{'s' * (len(drawn) > 1)}"] * bool(drawn)
+    return found + drawn, " and ".join(parts)
+
+
+def _drawn(number: int) -> np.ndarray:
+    from dfine_jax.data.synthetic import draw_scene
+
+    return np.asarray(draw_scene(np.random.default_rng((7, number)), 320)[0])[: 256 - 16 * number]
+
+
+def _annotated(data: Path | str, split: str) -> Dataset | None:
+    """None: a folder without annotations of any split."""
+    try:
+        return read_dataset(data, split)  # type: ignore[arg-type]
+    except layout.MissingSplitError:
+        root = Path(data)
+        if str(data).startswith(tfds.PREFIX) or root.is_file() or yolo.find_description(root) is not None:
+            raise
+        others = [other for other in layout.FOLDERS if other != split and layout.locate(root, other) is not None]
+        if others:
+            raise UserError(
+                f"{data} has annotations for {' and '.join(others)}, but none for {split}; add --split {others[0]}"
+            ) from None
+        return None
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no images ({', '.join(EXTENSIONS)})")
+    return files
