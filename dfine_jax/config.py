@@ -126,7 +126,7 @@ class DataConfig:
     multi_scale_repeat: int = 0  # weight of the base size among 0.75 to 1.25 times it; 0 = base size only
     clip_boxes: bool = True  # False: lose objects at the right and bottom edge to rounding, as the reference does
     mask_stride: int = 0  # masks at 1/stride of the input size travel with the boxes; 0 = no masks
-    workers: int = 2
+    workers: int = -1  # processes that make batches; -1: one per core; 0: none, in the process that trains
     max_objects: int = 0  # slots per image; 0 = the largest count that the data and the augmentation can give
 
 
@@ -182,20 +182,25 @@ def validate(config: Config) -> None:
         "at least 1": ("train.epochs", "train.batch_size", "train.eval_batch_size", "train.eval_every")
         + ("train.checkpoint_every", "train.log_every", "train.max_skipped_steps", "model.num_queries")
         + ("model.num_classes", "data.height_px", "data.width_px", "train.accumulate"),
-        "not negative": ("train.seed", "log.pictures", "train.checkpoint_steps", "data.workers", "data.max_objects")
+        "at least -1": ("data.workers",),
+        "not negative": ("train.seed", "log.pictures", "train.checkpoint_steps", "data.max_objects")
         + ("data.start_augment_epoch", "data.stop_mosaic_epoch", "data.stop_augment_epoch")
         + ("data.mosaic_cache", "data.multi_scale_repeat", "data.mask_stride")
         + ("optim.lr", "optim.backbone_lr", "optim.weight_decay", "optim.warmup_steps")
         + ("optim.ema_warmup_steps", "loss.num_denoising", "loss.box_noise_scale", "loss.mal_gamma", "loss.mal_alpha")
-        + ("optim.flat_epochs", "optim.final_epochs", "train.stage2_epoch", "train.patience"),
+        + ("optim.flat_epochs", "optim.final_epochs", "train.stage2_epoch", "train.patience")
+        + ("loss.cost_class", "loss.cost_bbox", "loss.cost_giou", "loss.focal_gamma", "loss.vfl_gamma")
+        + ("loss.weight_class", "loss.weight_bbox", "loss.weight_giou", "loss.weight_fgl", "loss.weight_ddf"),
         "between 0 and 1": ("data.photometric_prob", "data.zoom_out_prob", "data.iou_crop_prob", "data.flip_prob")
         + ("data.mosaic_prob", "data.mixup_prob", "train.target_ap")
         + ("loss.label_noise_ratio", "optim.ema_decay", "optim.beta1", "optim.beta2")
+        + ("loss.focal_alpha", "loss.vfl_alpha")
         + ("optim.min_lr_ratio", "optim.ema_restart_decay", "optim.ema_restart_step"),
         "above 0": ("optim.clip_norm", "loss.ddf_temperature"),
     }
     holds = {
         "at least 1": lambda v: v >= 1,
+        "at least -1": lambda v: v >= -1,
         "not negative": lambda v: 0 <= v < math.inf,
         "between 0 and 1": lambda v: 0 <= v <= 1,
         "above 0": lambda v: v > 0,

@@ -17,6 +17,7 @@ from flax import traverse_util
 from jaxtyping import Array
 
 from dfine_jax.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
+from dfine_jax.config import Activation
 from dfine_jax.errors import UserError
 from dfine_jax.models.dfine import DFine
 from dfine_jax.training.checkpoint import Metadata, load_weights, replaced_path, save_weights
@@ -50,47 +51,56 @@ class LoadedModel:
     metadata: Metadata
 
 
-def load(source: str | os.PathLike[str]) -> tuple[DFine, dict[str, Any]]:
+def load(source: str | os.PathLike[str], *, activation: Activation | None = None) -> tuple[DFine, dict[str, Any]]:
     """Model and variables for ``model.apply(variables, images, train=False)``.
 
     Args:
       source: checkpoint folder, official ``.pth``, ``.safetensors``, Hugging Face folder or published name
         (``dfine-s-coco``).
+      activation: of decoder and heads, for files that do not say it: ``relu`` (D-FINE) or ``silu`` (DEIM). None: found
+        by the name of the file and its batch norms, with a line that says so.
 
     Raises:
-      UserError: nothing of that kind is there, or it is damaged.
+      UserError: nothing of that kind is there, it is damaged, or it says itself which activation it has.
     """
-    loaded = load_checkpoint(source)
+    loaded = load_checkpoint(source, activation=activation)
     return loaded.model, loaded.variables
 
 
-def load_checkpoint(source: str | os.PathLike[str]) -> LoadedModel:
+def load_checkpoint(source: str | os.PathLike[str], *, activation: Activation | None = None) -> LoadedModel:
     """As ``load``, with the description of the weights: classes, input size, origin.
 
     Raises:
       UserError: as ``load``.
     """
-    variables, metadata = _read(str(source))
+    variables, metadata = _read(str(source), activation)
     variables = jax.tree.map(jnp.asarray, variables)
     # float32 as in the evaluation during training, whatever the weights were trained in.
     model = DFine(dataclasses.replace(metadata.config.model, precision="float32"))
     return LoadedModel(model, variables, metadata)
 
 
-def _read(source: str) -> tuple[dict[str, Any], Metadata]:
+def _read(source: str, activation: Activation | None) -> tuple[dict[str, Any], Metadata]:
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
-        return load_weights(path)
+        return _own(path, activation)
     from converters.importer import import_weights
     from dfine_jax import hub
 
     if path.exists():
-        return import_weights(path)
+        return import_weights(path, activation=activation)
     if hub.is_published(source):
-        return import_weights(hub.fetch(source), licence=hub.LICENCE)
+        known = activation or ("relu" if source in hub.OFFICIAL else None)
+        return import_weights(hub.fetch(source), activation=known, licence=hub.LICENCE)
     if replaced_path(path).is_dir():
-        return load_weights(path)
+        return _own(path, activation)
     raise UserError(f"{source} does not exist; expected {EXPECTED} ({', '.join(hub.OFFICIAL)})")
+
+
+def _own(path: Path, activation: Activation | None) -> tuple[dict[str, Any], Metadata]:
+    if activation is not None:
+        raise UserError(f"{path} is a checkpoint that knows its activation; leave --activation out")
+    return load_weights(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,11 @@ def test_override_refuses(assignment, message):
         "optim.ema_decay=2",
         "data.flip_prob=7",
         "data.height_px=333",
-        "data.workers=-1",
+        "data.workers=-2",
+        "loss.weight_giou=-2",
+        "loss.cost_bbox=-1",
+        "loss.vfl_alpha=1.5",
+        "loss.focal_gamma=-1",
     ],
 )
 def test_validate_names_the_key(assignment):

@@ -45,6 +45,8 @@ def test_a_saved_checkpoint_loads_with_its_model(tmp_path):
     assert model.config == source.metadata.config.model
     jax.tree.map(np.testing.assert_array_equal, found, source.variables)
     assert load_checkpoint(str(tmp_path / "best")).metadata == source.metadata
+    with pytest.raises(UserError, match="knows its activation; leave --activation out"):
+        load_checkpoint(tmp_path / "best", activation="silu")
 
 
 def test_a_wrong_path_lists_what_is_expected(tmp_path):

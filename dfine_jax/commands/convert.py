@@ -38,7 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--activation", choices=("relu", "silu"),
-        help="of decoder and heads, which other programs do not store: relu for D-FINE (default), silu for DEIM",
+        help="of decoder and heads, which other programs do not store: relu for D-FINE, silu for DEIM (default: silu "
+        "for a file named deim... or an L or X with trained batch norms in the backbone, else relu)",
     )  # fmt: skip
     parser.add_argument(
         "--class-names", metavar="FILE", type=Path,
@@ -62,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
         save_weights(options.out, variables, metadata)
     print(
         f"{options.out}: D-FINE-{model.variant.upper()}, {model.num_classes} classes "
-        f"({', '.join(metadata.class_names[:3])}{', ...' if model.num_classes > 3 else ''}), {size:,} parameters"
+        f"({', '.join(metadata.class_names[:3])}{', ...' if model.num_classes > 3 else ''}), {size:,} parameters, "
+        f"{model.decoder_activation.replace('relu', 'ReLU').replace('silu', 'SiLU')}"
     )
     return 0
 
@@ -83,6 +85,7 @@ def _read(source: str, activation: Any, names: list[str] | None) -> tuple[dict[s
 
     path, licence = Path(source), ""
     if not path.exists() and hub.is_published(source):
+        activation = activation or ("relu" if source in hub.OFFICIAL else None)
         path, licence = hub.fetch(source), hub.LICENCE
     if path.is_dir() and not (path / "config.json").is_file():
         if names is not None or activation is not None:
@@ -92,7 +95,7 @@ def _read(source: str, activation: Any, names: list[str] | None) -> tuple[dict[s
         close = difflib.get_close_matches(source, hub.OFFICIAL, n=2)
         names_like = f"did you mean {' or '.join(close)}?" if close else f"names: {', '.join(hub.OFFICIAL)}"
         raise UserError(f"{source}: no such file, folder or published name; {names_like}")
-    return import_weights(path, activation=activation or "relu", class_names=names, licence=licence)
+    return import_weights(path, activation=activation, class_names=names, licence=licence)
 
 
 def _write_official(out: Path, variables: dict[str, Any], metadata: Metadata) -> None:

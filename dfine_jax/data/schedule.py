@@ -28,14 +28,15 @@ def policy(config: DataConfig, epoch: int) -> Policy:
     """The policy [e0, e1, e2] of an epoch counted from 0.
 
     Flip in all epochs; the strong operations in e0 <= epoch < e2; mosaic and MixUp, where the method has them, in
-    e0 <= epoch < e1; several input sizes in epoch < e2 (D-FINE configs/*/include, DEIM engine/data/transforms).
+    e0 <= epoch < e1; several input sizes in epoch < e2 (D-FINE configs/*/include, DEIM engine/data/transforms). With
+    augment=none there is nothing of all this.
     """
     strong = config.start_augment_epoch <= epoch < config.stop_augment_epoch
     return Policy(
         strong=strong and config.augment != "none",
         dense=strong and epoch < config.stop_mosaic_epoch and config.augment == "deim",
         flip=config.augment != "none",
-        multi_scale=epoch < config.stop_augment_epoch and config.multi_scale_repeat > 0,
+        multi_scale=epoch < config.stop_augment_epoch and config.multi_scale_repeat > 0 and config.augment != "none",
     )
 
 

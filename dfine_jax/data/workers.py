@@ -35,6 +35,7 @@ Layout = tuple[tuple[tuple[int, ...], str], ...]
 _ALIGN = 64
 _PREFETCHED_BATCHES = 3
 _CLOSE_SECONDS = 5.0
+_MOST_AUTOMATIC = 16
 _BOOTSTRAP = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -62,6 +63,12 @@ class Source(Protocol):
     def describe(self, step: int, row: int) -> str:
         """The file behind a row, for error messages."""
         ...
+
+
+def automatic_workers() -> int:
+    """Processes for ``data.workers=-1``: one per core that this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_AUTOMATIC)
 
 
 def batches(source: Source, steps: Iterable[int], workers: int) -> Generator[Arrays]:

@@ -12,6 +12,7 @@ from dfine_jax.config import Config, validate
 from dfine_jax.data.coco import check_same_categories
 from dfine_jax.data.dataset import Dataset
 from dfine_jax.data.pipeline import EvalLoader, TrainLoader
+from dfine_jax.data.workers import automatic_workers
 from dfine_jax.errors import UserError
 from dfine_jax.training import checkpoint, hosts
 from dfine_jax.training.checkpoint import Metadata
@@ -93,7 +94,8 @@ def make_loaders(
       UserError: the data does not fit the configuration.
     """
     data, train = config.data, config.train
-    common: dict[str, Any] = {"height_px": data.height_px, "width_px": data.width_px, "workers": data.workers}
+    common: dict[str, Any] = {"height_px": data.height_px, "width_px": data.width_px}
+    common["workers"] = automatic_workers() if data.workers < 0 else data.workers
     common |= {"host_index": hosts.index(), "host_count": hosts.count()}
     loader = TrainLoader(
         train_data,

@@ -9,15 +9,16 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 import dfine_jax
-from converters import torch_pickle
-from converters.importer import import_weights
-from converters.torch_weights import export_state_dict, leaf_shapes
+from converters import name_map, torch_pickle
+from converters.importer import guess_activation, import_weights
+from converters.torch_weights import export_state_dict, leaf_shapes, recognise
 from dfine_jax import hub
 from dfine_jax.cli import main
 from dfine_jax.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
 from dfine_jax.errors import UserError
 from dfine_jax.training.checkpoint import load_weights
 from dfine_jax.variants import model_config
+from dfine_jax.weights import load_checkpoint
 
 CONFIG = model_config("n", num_classes=3)
 
@@ -61,6 +62,43 @@ def test_official_safetensors(tmp_path, variables, state):
     assert metadata.class_names == ("a", "b", "c")
 
 
+def test_weights_of_deim_are_known_by_their_name(tmp_path, state, caplog):
+    torch_pickle.save(tmp_path / "deim_dfine_hgnetv2_n_coco.pth", {"model": state})
+    loaded = load_checkpoint(tmp_path / "deim_dfine_hgnetv2_n_coco.pth")
+    stored = loaded.metadata.config
+    assert loaded.model.config.decoder_activation == loaded.model.config.mlp_activation == "silu"
+    assert (stored.train.method, stored.loss.class_loss) == ("deim", "mal")
+    (line,) = caplog.messages
+    assert "DEIM with SiLU assumed (by its name); otherwise give --activation relu" in line
+    caplog.clear()
+    other = dfine_jax.load(tmp_path / "deim_dfine_hgnetv2_n_coco.pth", activation="relu")[0]
+    assert other.config.decoder_activation == "relu" and not caplog.messages
+
+
+def test_what_is_assumed_of_other_files_is_said(tmp_path, state, caplog):
+    torch_pickle.save(tmp_path / "best_stg2.pth", {"model": state})
+    _, metadata = import_weights(tmp_path / "best_stg2.pth")
+    assert (metadata.config.train.method, metadata.config.loss.class_loss) == ("dfine", "vfl")
+    assert "best_stg2.pth: D-FINE with ReLU assumed (nothing speaks for DEIM)" in caplog.messages[0]
+    assert "give --activation silu" in caplog.messages[0]
+    _, metadata = import_weights(tmp_path / "best_stg2.pth", activation="silu")
+    assert metadata.config.train.method == "deim" and len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("variant", ["l", "x"])
+def test_trained_batch_norms_in_the_backbone_of_large_variants_are_those_of_deim(variant):
+    encoder = {"encoder.input_proj.0.norm.num_batches_tracked": np.zeros(())}
+    backbone = {"backbone.stem.stem1.bn.num_batches_tracked": np.zeros(())}
+    shapes = {
+        name_map.to_official(p): name_map.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()
+    }
+    official = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()} | encoder
+    trained = guess_activation("best.pth", recognise(official | backbone))
+    assert trained == ("silu", "its backbone was trained with its batch norms")
+    assert guess_activation("best.pth", recognise(official))[0] == "relu"
+    assert guess_activation("best.pth", model_config("s"))[0] == "relu"
+
+
 def test_eighty_classes_are_those_of_coco(tmp_path):
     config = model_config("n")
     tree = traverse_util.unflatten_dict({p: np.zeros(s, np.float32) for p, s in leaf_shapes(config).items()}, sep="/")
@@ -85,7 +123,8 @@ def test_command_there_and_back(tmp_path, variables, state, capsys):
     torch_pickle.save(source, {"model": state})
     names.write_text("red\n\nwhite\nplatelet\n")
     assert main(["convert", str(source), str(tmp_path / "out"), "--class-names", str(names)]) == 0
-    assert "D-FINE-N, 3 classes (red, white, platelet)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "D-FINE-N, 3 classes (red, white, platelet)" in printed and "parameters, ReLU" in printed
     found, metadata = load_weights(tmp_path / "out")
     assert_same(found, variables)
     assert metadata.class_names == ("red", "white", "platelet") and metadata.source_file == "a.pth"

@@ -114,7 +114,8 @@ def test_the_policy_of_each_epoch():
     table = [policy(DEIM, epoch)[:2] for epoch in range(6)]
     assert table == [(False, False), (True, True), (True, True), (True, False), (True, False), (False, False)]
     assert [p.dense for p in (policy(dataclasses.replace(DEIM, augment="dfine"), e) for e in range(6))] == [False] * 6
-    assert not any(policy(dataclasses.replace(DEIM, augment="none"), 2)[:3])
+    several = dataclasses.replace(DEIM, multi_scale_repeat=3)
+    assert policy(several, 2).multi_scale and not any(policy(dataclasses.replace(several, augment="none"), 2))
     assert policy(DEIM, 0).flip and policy(DEIM, 5).flip
 
 
