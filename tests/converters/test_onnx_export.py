@@ -68,10 +68,11 @@ def test_fixed_batch_above_one(model, want):
     check(tiny.run(proto, images=NCHW[:2]), want, 2)
 
 
-def test_complete_graph_from_bytes(model, want):
+def test_complete_graph_from_bytes(model, want, capfd):
     proto = export_onnx(*model, tiny.META, size_hw=tiny.SIZE_HW, batch=None, graph="complete", input_dtype="uint8")
     sizes = np.array([[640, 480], [97, 51], [7, 900]], np.float32)  # width, height
     got = tiny.run(proto, images=PIXELS, original_sizes_px=sizes)
+    assert capfd.readouterr().err == ""
     scores, labels, boxes = select(*want)
     assert got["labels"].dtype == np.int32
     np.testing.assert_array_equal(got["labels"], labels)
@@ -99,9 +100,10 @@ def test_resizing_inside(model, source_hw, resize):
     np.testing.assert_array_equal(artefact.preprocess(pictures[0]), pictures[0])
 
 
-def test_half_precision_keeps_coordinates_in_single(model, want):
+def test_half_precision_keeps_coordinates_in_single(model, want, capfd):
     proto = export_onnx(*model, tiny.META, size_hw=tiny.SIZE_HW, batch=2, precision="fp16")
     got = tiny.run(proto, images=NCHW[:2])
+    assert capfd.readouterr().err == ""
     assert got["logits"].dtype == got["boxes"].dtype == np.float32
     assert np.median(np.abs(got["logits"] - want[0][:2])) < 0.02
     assert np.median(np.abs(got["boxes"] - want[1][:2])) < 2e-3
