@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfine_jax.commands.train_plan import is_file, parse_size, plan
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
-    from dfine_jax.data.coco import Dataset
+    from dfine_jax.data.dataset import Dataset
     from dfine_jax.training.loop import Start
     from dfine_jax.weights import LoadedModel
-
-
-_CPU_BATCH_SIZE = 8
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -51,6 +46,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--weights", metavar="W", help="start from these: checkpoint, .pth, .safetensors, published name"
     )
     files.add_argument(
+        "--activation",
+        choices=("relu", "silu"),
+        help="of the decoder of --weights, where the file does not say it: relu for D-FINE, silu for DEIM",
+    )
+    files.add_argument(
         "--backbone", metavar="W", help="pretrained backbone: an official HGNetv2 file, or imagenet to download it"
     )
     files.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
@@ -59,12 +59,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--method", choices=("dfine", "deim"), help="whose recipe (default: that of the weights, else dfine)"
     )
     run_options.add_argument("--size", metavar="HxW", help="input size in pixels, multiples of 32 (default: 640x640)")
-    run_options.add_argument("--epochs", metavar="N", type=int, help="default: the recipe's")
+    run_options.add_argument(
+        "--epochs", metavar="N", type=int, help="default: from the number of images; schedules follow, also a file's"
+    )
     run_options.add_argument(
         "--batch-size",
         metavar="N",
         type=int,
-        help="images per step over all devices (default: 8 on CPU, else the recipe's)",
+        help="images per step over all devices (default: 8 on CPU, else the recipe's); rates follow, also a file's",
     )
     run_options.add_argument(
         "--augment", choices=("dfine", "deim", "none"), help="augmentation, as data.augment=... (default: the recipe's)"
@@ -81,19 +83,26 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
     from dfine_jax.data.coco import check_same_categories
+    from dfine_jax.data.layout import MissingSplitError
     from dfine_jax.data.sources import read_dataset
 
     if options.augment:
         options.overrides.insert(0, f"data.augment={options.augment}")
     _check_options(options)
     train_data = read_dataset(options.data, "train")
-    val_data = read_dataset(options.data, "val")
-    check_same_categories(train_data, val_data)
+    try:
+        val_data = read_dataset(options.data, "val")
+        check_same_categories(train_data, val_data)
+    except MissingSplitError as error:
+        val_data, missing = None, [f"{error}; training goes without evaluation, and without {options.out / 'best'}"]
+    else:
+        missing = []
 
     # Here and not above: mistakes in paths and options are told before jax takes its seconds to load.
     from dfine_jax.host_memory import keep_freed_memory
     from dfine_jax.training import hosts
     from dfine_jax.training.loop import train
+    from dfine_jax.training.setup import check
 
     keep_freed_memory()
     if options.processes is not None:
@@ -103,8 +112,10 @@ def run(options: argparse.Namespace) -> int:
     if options.weights:
         from dfine_jax.weights import load_checkpoint
 
-        loaded = load_checkpoint(options.weights)
+        loaded = load_checkpoint(options.weights, activation=options.activation)
     config, notes = (stored, []) if stored else plan(options, train_data, loaded)
+    notes += missing
+    check(config, train_data, val_data)
     if options.save_plan:
         from dfine_jax.config import to_json
 
@@ -128,65 +139,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"stopped; the same command with --resume continues ({options.out / 'last'})")
     elif result.best_ap >= 0:
         print(f"done: AP {result.best_ap:.3f} in epoch {result.best_epoch}, kept in {options.out / 'best'}")
-    return 0
-
-
-def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> tuple[Config, list[str]]:
-    """Configuration of a new run, and a line for each value that was derived."""
-    from dfine_jax.config import override
-
-    classes = len(data.names)
-    recipe, _, variant = options.recipe.rpartition(".py:")
-    if recipe or options.recipe.endswith((".py", ".json")):
-        file = f"{recipe}.py" if recipe else options.recipe
-        config, notes = _with_given(_from_file(file, variant if recipe else None, classes), options), []
-        notes.append(f"recipe {options.recipe}: {config.train.epochs} epochs of batches of {config.train.batch_size}")
     else:
-        config, notes = _derived(options, data, loaded)
-    if loaded:
-        stored = loaded.metadata.config.model
-        activations = {name: getattr(stored, name) for name in ("decoder_activation", "mlp_activation")}
-        if activations != {name: getattr(config.model, name) for name in activations}:
-            notes.append(f"activations as in the weights: {', '.join(sorted(set(activations.values())))}")
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **activations))
-    config = override(config, options.overrides)
-    notes += [f"{text} (given)" for text in options.overrides]
-    if config.model.num_classes != classes:
-        raise UserError(
-            f"model.num_classes={config.model.num_classes}, but the data has {classes} classes; leave it out"
-        )
-    return config, notes
-
-
-def _derived(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> tuple[Config, list[str]]:
-    import jax
-
-    from dfine_jax.training.recipes import default_config
-
-    accelerator = jax.default_backend() != "cpu"
-    return default_config(
-        options.recipe,
-        len(data.names),
-        len(data),
-        method=options.method or (loaded.metadata.config.train.method if loaded else "dfine"),
-        batch_size=options.batch_size or (None if accelerator else min(_CPU_BATCH_SIZE, len(data))),
-        epochs=options.epochs,
-        size_px=parse_size(options.size) if options.size else (640, 640),
-        start="detector" if loaded else "backbone" if options.backbone else "nothing",
-        accelerator=accelerator,
-        batch_multiple=jax.device_count(),
-    )
-
-
-def _with_given(config: Config, options: argparse.Namespace) -> Config:
-    """The configuration of a file with the options of the command line."""
-    if options.size:
-        height_px, width_px = parse_size(options.size)
-        data = dataclasses.replace(config.data, height_px=height_px, width_px=width_px)
-        config = dataclasses.replace(config, data=data)
-    changes = {"epochs": options.epochs, "batch_size": options.batch_size}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+        print(f"done: weights in {options.out / 'last'}")
+    return 0
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -199,7 +154,9 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--max-hours {options.max_hours:g} must be above 0")
     if options.weights and options.backbone:
         raise UserError("--weights has a backbone of its own; leave out --backbone")
-    if options.method and "." in options.recipe:
+    if options.activation and not options.weights:
+        raise UserError("--activation is for the file given with --weights")
+    if options.method and is_file(options.recipe):
         raise UserError(f"{options.recipe} says itself whose recipe it is; leave out --method")
     together = [options.coordinator, options.processes, options.process]
     if None in together and together != [None] * 3:
@@ -213,7 +170,8 @@ def _check_options(options: argparse.Namespace) -> None:
     for text in options.overrides:
         key = text.partition("=")[0].strip()
         if key in derived_from:
-            raise UserError(f"{text}: rates and schedules depend on this value; give it as {derived_from[key]}")
+            alone = f", or change it alone in {options.recipe}" if is_file(options.recipe) else ""
+            raise UserError(f"{text}: rates and schedules follow this value; give it as {derived_from[key]}{alone}")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; give a folder for the run")
 
@@ -247,19 +205,11 @@ def start_weights(
     return Start(with_backbone(init_variables(config.model, key), backbone))
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """``640`` or ``480x640`` (height x width) as (height_px, width_px)."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UserError(f"--size {text}: write height x width in pixels, for example 640x640")
-    return int(parts[0]), int(parts[-1])
-
-
 def _stored_config(options: argparse.Namespace) -> Config:
     """Configuration of the run to resume; nothing that shapes the run can be given again."""
     from dfine_jax.training.checkpoint import load_metadata, replaced_path
 
-    names = ("weights", "backbone", "method", "size", "epochs", "batch_size")
+    names = ("weights", "activation", "backbone", "method", "size", "epochs", "batch_size")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     given += list(options.overrides)
     if given:
@@ -271,24 +221,3 @@ def _stored_config(options: argparse.Namespace) -> Config:
     if "." not in options.recipe and options.recipe != config.model.variant:
         raise UserError(f"the run in {options.out} is of variant {config.model.variant}, not {options.recipe}")
     return config
-
-
-def _from_file(file: str, variant: str | None, classes: int) -> Config:
-    from dfine_jax.config import Config, from_dict
-
-    if not Path(file).is_file():
-        raise UserError(f"experiment file {file} does not exist")
-    if file.endswith(".json"):
-        try:
-            config = from_dict(Config, json.loads(Path(file).read_text()))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{file} is not a plan written by --save-plan ({error})") from error
-    else:
-        get_config = runpy.run_path(file).get("get_config")
-        try:
-            config = get_config(*([variant] if variant else [])) if callable(get_config) else None
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{file}: get_config({variant or ''}) fails: {error}") from error
-        if not isinstance(config, Config):
-            raise UserError(f"{file} must define get_config() that returns a dfine_jax.config.Config")
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from flax import traverse_util
 
+from converters import torch_pickle
+from converters.torch_weights import export_state_dict, leaf_shapes
 from dfine_jax.cli import main
 from dfine_jax.config import Config
 from dfine_jax.data.synthetic import make_shapes_dataset
@@ -55,7 +59,11 @@ def test_a_variant_is_adapted_to_the_data(data, planned, tmp_path, capsys):
     assert (config.data.height_px, config.data.width_px, config.data.augment) == (64, 96, "none")
     assert (config.train.epochs, config.train.batch_size, config.optim.lr) == (4, 2, 0.25)
     assert options["start"] is None and not options["resume"]
-    assert options["notes"][0] == "N, 4 classes, 5 images: 4 epochs of 2 steps of 2 images (table dfine_custom)"
+    notes = "\n".join(options["notes"])
+    assert notes.startswith("N, 4 classes, 5 images: 4 epochs of 2 steps of 2 images (table dfine_custom)\nrates: ")
+    for text in ("optim.lr=0.25 (given)", "data.augment=none (given)", "train.epochs=4 (given)", "size: "):
+        assert text in notes
+    assert "optim.weight_decay=0.0001," in notes and "data.width_px=96 (given)" in notes
     assert "AP 0.500 in epoch 3" in capsys.readouterr().out
 
 
@@ -66,6 +74,54 @@ def test_an_experiment_file_is_taken_as_it_is(data, planned, tmp_path):
     config = planned[0][0]
     assert config.model == model_config("s", num_classes=4)
     assert (config.optim.lr, config.train.epochs, config.train.batch_size) == (0.5, 7, 128)
+
+
+def test_a_file_is_scaled_to_the_epochs_and_the_batch_that_are_given(data, planned, tmp_path):
+    recipe = f"{ROOT / 'experiments' / 'deim_coco.py'}:s"
+    where = ["--data", str(data), "--out", str(tmp_path / "run")]
+    assert main(["train", recipe, *where, "--epochs", "22", "--batch-size", "8"]) == 0
+    config, notes = planned[0][0], "\n".join(planned[0][3]["notes"])
+    assert (config.optim.lr, config.optim.backbone_lr) == (pytest.approx(2e-4), pytest.approx(1e-4))
+    assert (config.optim.flat_epochs, config.optim.final_epochs, config.train.stage2_epoch) == (11, 2, 20)
+    assert (config.data.stop_mosaic_epoch, config.data.stop_augment_epoch) == (11, 20)
+    assert "optim.lr=0.0002 (derived; file: 0.0004)" in notes and "train.batch_size=8 (given)" in notes
+    assert main(["train", recipe, *where, "--size", "64x96"]) == 0
+    config = planned[1][0]
+    assert (config.optim.lr, config.optim.flat_epochs, config.train.stage2_epoch) == (4e-4, 64, 120)
+    assert (config.data.height_px, config.data.width_px) == (64, 96)
+
+
+def test_a_dry_run_finds_what_cannot_be_trained(data, planned, tmp_path, capsys):
+    where = ["--data", str(data), "--out", str(tmp_path / "run"), "--dry-run"]
+    recipe = f"{ROOT / 'experiments' / 'deim_coco.py'}:s"
+    assert main(["train", recipe, *where, "--epochs", "10"]) == 0
+    assert main(["train", recipe, *where, "optim.final_epochs=200"]) == 2
+    assert main(["train", "n", *where, "loss.weight_giou=-2"]) == 2
+    assert main(["train", recipe, *where, "train.epochs=9"]) == 2
+    errors = capsys.readouterr().err
+    assert "optim.final_epochs=200 must be at most train.epochs=132" in errors
+    assert "loss.weight_giou=-2.0 must be not negative" in errors
+    assert f"give it as --epochs N, or change it alone in {recipe}" in errors and not planned
+
+
+def test_mosaic_is_given_its_epochs(data, planned, tmp_path):
+    where = ["--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "40"]
+    assert main(["train", "s", *where, "--augment", "deim"]) == 0
+    assert main(["train", "s", *where, "--augment", "deim", "data.stop_mosaic_epoch=7"]) == 0
+    assert main(["train", "s", *where, "--augment", "deim", "--method", "deim"]) == 0
+    windows = [(c.data.start_augment_epoch, c.data.stop_mosaic_epoch) for c, *_ in planned]
+    assert windows == [(4, 20), (4, 7), (1, 19)]
+    assert "data.stop_mosaic_epoch=20 (derived: for data.augment=deim" in "\n".join(planned[0][3]["notes"])
+
+
+def test_without_validation_images_there_is_no_evaluation(data, planned, tmp_path, capsys):
+    root = make_shapes_dataset(tmp_path / "shapes", num_train=2, num_val=1, size_px=64, seed=0)
+    (root / "annotations" / "instances_val.json").unlink()
+    assert main(["train", "n", "--data", str(root), "--out", str(tmp_path / "run")]) == 0
+    _, train_data, val_data, options = planned[0]
+    assert len(train_data) == 2 and val_data is None
+    said = [note for note in options["notes"] if "training goes without evaluation" in note]
+    assert len(said) == 1 and "no val annotations" in said[0]
 
 
 def test_a_file_of_variants_and_the_published_recipes(data, planned, tmp_path):
@@ -82,13 +138,31 @@ def test_the_method_chooses_the_recipe_and_is_found_in_the_weights(data, planned
     assert (config.train.method, config.loss.class_loss, config.data.augment) == ("deim", "mal", "deim")
     assert config.model.decoder_activation == config.model.mlp_activation == "silu" and options["max_hours"] == 2
     stored = LoadedModel(DFine(config.model), {}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
-    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source: stored)
+    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: stored)
     monkeypatch.setattr("dfine_jax.commands.train.start_weights", lambda *rest: None)
     assert main(["train", "s", "--weights", "own", *where]) == 0
     assert planned[1][0].train.method == "deim" and planned[1][0].model.mlp_activation == "silu"
     assert main(["train", "s", "--weights", "own", "--method", "dfine", *where]) == 0
     assert planned[2][0].train.method == "dfine" and planned[2][0].model.mlp_activation == "silu"
-    assert "activations as in the weights: silu" in planned[2][3]["notes"]
+    notes = "\n".join(planned[2][3]["notes"])
+    assert "model.decoder_activation=silu (derived: as in the weights; table: relu)" in notes
+
+
+def test_a_file_of_deim_continues_as_deim(data, planned, tmp_path, monkeypatch):
+    config = model_config("n", num_classes=3)
+    rng = np.random.default_rng(0)
+    leaves = {path: rng.standard_normal(shape, np.float32) for path, shape in leaf_shapes(config).items()}
+    state = export_state_dict(config, traverse_util.unflatten_dict(leaves, sep="/"))
+    torch_pickle.save(tmp_path / "deim_n.pth", {"model": state})
+    torch_pickle.save(tmp_path / "n.pth", {"model": state})
+    monkeypatch.setattr("dfine_jax.commands.train.start_weights", lambda *rest: None)
+    where = ["--data", str(data), "--out", str(tmp_path / "run")]
+    assert main(["train", "n", "--weights", str(tmp_path / "deim_n.pth"), *where]) == 0
+    assert main(["train", "n", "--weights", str(tmp_path / "n.pth"), "--activation", "silu", *where]) == 0
+    assert main(["train", "n", "--weights", str(tmp_path / "deim_n.pth"), "--activation", "relu", *where]) == 0
+    methods = [(c.train.method, c.loss.class_loss, c.model.decoder_activation) for c, *_ in planned]
+    assert methods == [("deim", "mal", "silu")] * 2 + [("dfine", "vfl", "relu")]
+    assert planned[0][0].optim.warmup_steps == 0
 
 
 def test_a_plan_is_printed_saved_and_taken_up_again(data, planned, tmp_path, capsys):
@@ -97,7 +171,7 @@ def test_a_plan_is_printed_saved_and_taken_up_again(data, planned, tmp_path, cap
     command = ["train", "n", "optim.lr=0.25", "--epochs", "4", *where, "--save-plan", str(plan), "--dry-run"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "N, 4 classes, 5 images" in printed and "train.stage2_epoch = 4 (table: 200)" in printed
+    assert "N, 4 classes, 5 images" in printed and "train.stage2_epoch=4 (derived; table: 200)" in printed
     assert "optim.lr=0.25 (given)" in printed and not planned and not (tmp_path / "run").exists()
     assert main(["train", str(plan), *where]) == 0
     config = planned[0][0]
@@ -157,6 +231,7 @@ def test_resuming_takes_the_stored_configuration(data, planned, tmp_path):
         (["n", "--backbone", "absent.pth"], "absent.pth does not exist; give a backbone file"),
         (["n", "--backbone", "a", "--weights", "b"], "leave out --backbone"),
         (["mine.py", "--method", "deim"], "mine.py says itself whose recipe it is"),
+        (["n", "--activation", "silu"], "--activation is for the file given with --weights"),
         (["n", "--max-hours", "0"], "--max-hours 0 must be above 0"),
         (["n", "--processes", "2"], "are given together or not at all"),
         (["n", "--coordinator", "localhost:1", "--processes", "2", "--process", "2"], "give 0 to 1, each once"),
