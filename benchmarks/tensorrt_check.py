@@ -3,6 +3,7 @@
     python benchmarks/tensorrt_check.py runs/cells/best --data cells
     python benchmarks/tensorrt_check.py cells.onnx cells-fp16.onnx --package tensorrt_rtx
     python benchmarks/tensorrt_check.py cells.onnx --package tensorrt_rtx --build-only      # needs no GPU
+    python benchmarks/tensorrt_check.py runs/cells/best --engine cells.engine --data cells  # built elsewhere
 
 Checkpoints are exported first (fp32 and fp16, any batch) and compared with the model in JAX; ONNX files are compared
 with the first of them in ONNX Runtime on the CPU, so fp32 comes before fp16.
@@ -24,25 +25,26 @@ from dfine_jax import latency, latency_report
 from dfine_jax.errors import UserError
 
 
-def sources(models: list[str], folder: Path) -> tuple[list[Path], Any, Any, Callable | None, Any]:
-    """ONNX files to build from; model, variables, reference and classes to compare with."""
+def sources(models: list[str], folder: Path, engines: list[Path]) -> tuple[list[Path], Any, Any, Callable | None, Any]:
+    """ONNX files to build from, where no engines are given; model, variables, reference and classes to compare with."""
     if all(model.endswith(".onnx") for model in models):
         from dfine_jax.backends.registry import open_artefact
 
         reference = open_artefact(models[0], device="cpu")
-        return [Path(model) for model in models], None, None, reference.predict, None
+        return [] if engines else [Path(model) for model in models], None, None, reference.predict, None
     if len(models) > 1:
         raise UserError("give one checkpoint, or ONNX files")
     from converters.onnx_export import export_onnx, save
+    from dfine_jax.commands.export import description
     from dfine_jax.evaluate import ClassList
     from dfine_jax.weights import load_checkpoint
 
     loaded = load_checkpoint(models[0])
     meta = loaded.metadata
     classes = ClassList(meta.class_names, meta.category_ids)
-    described = {"class_names": classes.names, "category_ids": classes.category_ids, "preprocess": meta.preprocess}
+    described = description(models[0], loaded)
     files = []
-    for precision in ("fp32", "fp16"):
+    for precision in () if engines else ("fp32", "fp16"):
         size = meta.input_size_px
         proto = export_onnx(loaded.model, loaded.variables, described, size_hw=size, batch=None, precision=precision)
         files.append(folder / f"{precision}.onnx")
@@ -54,7 +56,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="+")
     parser.add_argument("--package", choices=("tensorrt", "tensorrt_rtx"), default="tensorrt")
-    parser.add_argument("--data", type=Path, help="annotated images: AP is compared too")
+    parser.add_argument("--data", help="annotated images: AP is compared too")
+    parser.add_argument("--engine", type=Path, nargs="+", default=[], help="check these instead of building any")
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--keep", type=Path, help="folder for ONNX files and engines (default: a temporary one)")
     parser.add_argument("--build-only", action="store_true", help="no GPU: build, do not run")
@@ -65,9 +68,10 @@ def main() -> int:
     print(", ".join(f"{name} {value}" for name, value in hardware.items()))
     folder = args.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    builder = EngineBuilder(args.package, (1, 1, args.max_batch), timing_cache=folder / f"{args.package}.cache")
-    files, model, variables, reference, classes = sources(args.model, folder)
-    engines = []
+    cache = folder / "tensorrt.cache" if args.package == "tensorrt" else None
+    builder = EngineBuilder(args.package, (1, 1, args.max_batch), timing_cache=cache)
+    files, model, variables, reference, classes = sources(args.model, folder, args.engine)
+    engines = list(args.engine)
     for file in files:
         started = time.perf_counter()
         engines.append(builder.build(file, folder / f"{file.stem}.{args.package}.engine"))

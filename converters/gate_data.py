@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from dfine_jax.data.dataset import Dataset, Record, open_record
 from dfine_jax.data.images import EXTENSIONS, read_image
 from dfine_jax.data.sources import read_dataset
 from dfine_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Source = Record | Path  # a picture of a dataset, wherever it keeps it, or a file
 
@@ -62,7 +65,10 @@ def calibration_sources(data: Path | str) -> tuple[Source, ...]:
     except layout.MissingSplitError:
         if not Path(data).is_dir():
             raise
-    return tuple(_image_files(Path(data)))
+    files = _image_files(Path(data))
+    if any(layout.locate(data, split) is not None for split in ("val", "test")):
+        logger.warning("%s has no training split; int8 is calibrated on the images that AP is measured on", data)
+    return tuple(files)
 
 
 def read_source(source: Source) -> UInt8[np.ndarray, "h w 3"]:

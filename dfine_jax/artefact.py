@@ -56,7 +56,7 @@ class Artefact:
     outputs: tuple[str, ...]
     num_queries: int
     layers: int
-    source: dict[str, Any]  # file, sha256
+    source: dict[str, Any]  # file, weights_sha256; source_file, source_sha256 of what it was converted from
     dfine_jax_version: str = ""
     licence: str = ""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # entries this version does not interpret

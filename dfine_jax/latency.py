@@ -37,7 +37,8 @@ class Contender:
     @property
     def name(self) -> str:
         """Short and unique enough for a table."""
-        return Path(self.model).name + (f"@{self.runtime}" if self.runtime else "")
+        place = ":".join(filter(None, (self.runtime, self.device)))
+        return Path(self.model).name + (f"@{place}" if place else "")
 
 
 @dataclasses.dataclass(frozen=True)

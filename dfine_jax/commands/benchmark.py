@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.data.dataset import Dataset
+    from dfine_jax.data.dataset import Dataset, Record
     from dfine_jax.latency import Contender, Picture
 
 _GENERATED = 20
@@ -31,19 +31,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "  dfine benchmark runs/cells/best cells.onnx --images 50 --batches 1,2,8 --throughput-threads 1,2",
     )
     parser.add_argument(
-        "model", metavar="MODEL", nargs="+", help="anything dfine evaluate takes; .onnx@openvino names the runtime"
-    )
+        "model", metavar="MODEL", nargs="+",
+        help="anything dfine evaluate takes; of exported files FILE@RUNTIME or FILE@RUNTIME:DEVICE, such as "
+        "cells.onnx@openvino:GPU, says where it runs",
+    )  # fmt: skip
     parser.add_argument(
-        "--data", metavar="DIR", type=Path, help="images with annotations (default: generated pictures)"
-    )
+        "--data", metavar="DIR", type=Path,
+        help="COCO or YOLO folder, data.yaml, or tfds:NAME (default: generated pictures)",
+    )  # fmt: skip
     parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="default: val")
     parser.add_argument("--images", metavar="N", type=int, default=100, help="images at most (default: 100)")
     parser.add_argument("--rounds", metavar="N", type=int, default=10, help="turns of each model (default: 10)")
     parser.add_argument("--runs", metavar="N", type=int, default=10, help="raw runs in each turn (default: 10)")
     parser.add_argument("--batches", metavar="N,N", default="1,8", help="for throughput (default: 1,8)")
     parser.add_argument("--throughput-threads", metavar="N,N", default="", help="default: the runtime's own number")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads of a run on the CPU, for latency")
-    parser.add_argument("--device", metavar="NAME", help="in the runtime's words: cpu, cuda, tensorrt; CPU, GPU, NPU")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads of a run of an exported file on the CPU")
+    parser.add_argument(
+        "--device", metavar="NAME", help="of exported files, in the runtime's words: cpu, cuda, CPU, GPU"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="write table, JSON and picture here")
 
 
@@ -92,9 +97,8 @@ def _contender(text: str, options: argparse.Namespace) -> Contender:
     model, at, runtime = text.rpartition("@")
     if not at or not is_artefact(model):
         model, runtime = text, None
-    if not is_artefact(model):
-        return Contender(model)
-    return Contender(model, runtime, options.device, options.threads)
+    runtime, _, device = (runtime or "").partition(":")
+    return Contender(model, runtime or None, device or options.device, options.threads)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -118,13 +122,25 @@ def _pictures(data: Dataset | None, most: int) -> Iterator[tuple[tuple[Picture, 
     """Images to detect in, and what to call them."""
     from dfine_jax.latency import Picture
 
-    if data is not None:
-        records = data.records[:: max(1, -(-len(data) // most))]
-        pictures = tuple(Picture(str(r.path), r.image_id, (r.width_px, r.height_px)) for r in records)
-        yield pictures, f"{len(pictures)} images of {data.annotation_file.name}"
-        return
     with tempfile.TemporaryDirectory() as folder:
+        if data is not None:
+            records = data.records[:: max(1, -(-len(data) // most))]
+            pictures = tuple(
+                Picture(str(_file(record, Path(folder))), record.image_id, (record.width_px, record.height_px))
+                for record in records
+            )
+            yield pictures, f"{len(pictures)} images of {data.annotation_file.name}"
+            return
         yield _generated(Path(folder), min(most, _GENERATED)), "generated pictures of 640x480"
+
+
+def _file(record: Record, folder: Path) -> Path:
+    """The encoded picture as a file, since reading it is part of what is measured."""
+    if record.stored is None:
+        return record.path
+    file = folder / str(record.image_id)
+    file.write_bytes(record.stored.read())
+    return file
 
 
 def _generated(folder: Path, count: int) -> tuple[Any, ...]:

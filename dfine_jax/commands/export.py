@@ -98,7 +98,7 @@ def export_checked(options: argparse.Namespace) -> Report:
       UserError: options that do not fit together, or a file beyond the limits, which is not kept.
     """
     _check_options(options)
-    from converters.gate_data import open_data
+    from converters.gate_data import calibration_sources, open_data
     from dfine_jax.commands.train import parse_size
     from dfine_jax.weights import load_checkpoint
 
@@ -106,6 +106,8 @@ def export_checked(options: argparse.Namespace) -> Report:
     prune = [int(part) for part in options.prune.split(",")] if options.prune else None
     data = open_data(options.data, options.split)
     data.require_ap(options.max_ap_drop)
+    if options.precision == "int8":
+        calibration_sources(options.calibration or options.data)
     builder = _builder(options) if options.to == "tensorrt" else None
     loaded = load_checkpoint(options.model)
     size_hw = parse_size(options.size) if options.size else loaded.metadata.input_size_px

@@ -17,6 +17,7 @@ from dfine_jax.latency import Contender, Measurement, Picture, Plan, measure, nu
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 sys.path.append(str(ROOT / "tests"))
+import tfds_toy  # noqa: E402
 import toy_artefact as toy  # noqa: E402
 
 
@@ -66,6 +67,47 @@ def test_table_json_and_picture(tmp_path, variables, data, capsys):
     assert main(["evaluate", str(raw), "--data", str(data), "--json", str(evaluated)]) == 0
     ap = json.loads(evaluated.read_text())["ap"]
     assert first["ap"] == pytest.approx(ap, abs=1e-9) and second["ap"] == pytest.approx(ap, abs=1e-4)
+
+
+def test_each_model_may_have_its_own_runtime_and_device(tmp_path, variables, capsys):
+    pytest.importorskip("openvino")
+    file = toy.write_toy(tmp_path / "raw.onnx", variables)
+    given = ["--images", "1", "--rounds", "1", "--runs", "1", "--batches", "1", "--threads", "1", "--out", tmp_path]
+    assert main(["benchmark", f"{file}@onnxruntime:cpu", f"{file}@openvino:CPU", *map(str, given)]) == 0
+    assert "raw.onnx@onnxruntime:cpu" in capsys.readouterr().out
+    models = json.loads((tmp_path / "benchmark.json").read_text())["models"]
+    assert [(m["ran_on"]["runtime"], m["ran_on"]["threads"]) for m in models] == [("onnxruntime", 1), ("openvino", 1)]
+    assert main(["benchmark", f"{file}@onnxruntime:mars", *map(str, given)]) == 2
+    assert "device 'mars' is none of ONNX Runtime's" in capsys.readouterr().err
+
+
+def test_pictures_may_lie_in_records(tmp_path, variables, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    tfds_toy.prepare(tmp_path)
+    name = tfds_toy.use(tmp_path, monkeypatch)
+    file, out = toy.write_toy(tmp_path / "raw.onnx", variables), tmp_path / "bench"
+    given = ["--rounds", "1", "--runs", "1", "--batches", "1", "--out", str(out)]
+    assert main(["benchmark", str(file), "--data", name, *given]) == 0
+    (model,) = json.loads((out / "benchmark.json").read_text())["models"]
+    assert model["end_to_end_ms"]["runs"] == tfds_toy.COUNTS["validation"] and 0 <= model["ap"] <= 1
+
+
+def test_yolo_descriptions_are_data_too(tmp_path, variables):
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "images" / "val" / "a.png")
+    (tmp_path / "labels" / "val" / "a.txt").write_text("1 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text("train: images/val\nval: images/val\nnames: [ant, bee, cat]\n")
+    file, out = toy.write_toy(tmp_path / "raw.onnx", variables), tmp_path / "bench"
+    given = ["--rounds", "1", "--runs", "1", "--batches", "1", "--out", str(out)]
+    assert main(["benchmark", str(file), "--data", str(tmp_path / "data.yaml"), *given]) == 0
+    assert json.loads((out / "benchmark.json").read_text())["models"][0]["end_to_end_ms"]["runs"] == 1
+
+
+@pytest.mark.parametrize(("option", "value"), [("threads", "2"), ("device", "cuda")])
+def test_options_of_exported_files_are_not_dropped_for_others(tmp_path, capsys, option, value):
+    assert main(["benchmark", str(tmp_path), f"--{option}", value, "--images", "1"]) == 2
+    assert f"{option}={value} is for exported files; JAX is told by" in capsys.readouterr().err
 
 
 def test_models_take_turns_and_every_picture_is_detected_in_once(tmp_path, variables):
