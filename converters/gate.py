@@ -93,11 +93,8 @@ def check_artefact(
     comparisons, failures = _measure(backend, answer, images, sizes_px, limits)
     accuracy, no_accuracy = None, checked_on.no_ap or "refused before"
     if checked_on.dataset is not None and not failures and not wrong_description:
-        try:
-            accuracy = _accuracy(backend, answer, baseline, checked_on.dataset, max_images)
-            failures += _accuracy_failures(accuracy, limits, max_ap_drop)
-        except UserError as error:
-            failures.append(str(error))
+        accuracy, wrong = _accuracy(backend, (answer, baseline), checked_on.dataset, max_images, limits, max_ap_drop)
+        failures += wrong
     divergence, no_divergence = None, ""
     if failures and model is not None:
         worst = images[comparisons[-1].worst_image] if comparisons else images[0]
@@ -215,28 +212,34 @@ def _sigmoid(logits: np.ndarray) -> Float[np.ndarray, "..."]:
 
 
 def _accuracy(
-    backend: ArtefactBackend, answer: Reference, baseline: Reference | None, dataset: Dataset, max_images: int
-) -> Accuracy:
-    """AP of the file and of the model on the same images."""
+    backend: ArtefactBackend,
+    models: tuple[Reference, Reference | None],
+    dataset: Dataset,
+    max_images: int,
+    limits: Limits,
+    max_ap_drop: float | None,
+) -> tuple[Accuracy | None, list[str]]:
+    """AP of the file, of the model and of the unreduced one on the same images, and what is wrong with it."""
     from converters.accuracy import AveragePrecision
 
     artefact = backend.artefact
-    ap = AveragePrecision(dataset, artefact.class_names, artefact.preprocess, max_images)
-    file = ap(backend, artefact.input.batch or 1)
-    full = None if baseline is None else ap(FunctionBackend(baseline))
-    return Accuracy(model=ap(FunctionBackend(answer)), artefact=file, images=len(ap.records), baseline=full)
-
-
-def _accuracy_failures(accuracy: Accuracy, limits: Limits, max_ap_drop: float | None) -> list[str]:
+    try:
+        ap = AveragePrecision(dataset, artefact.class_names, artefact.preprocess, max_images)
+        file = ap(backend, artefact.input.batch or 1)
+    except UserError as error:
+        return None, [str(error)]
+    model, full = (None if function is None else ap(FunctionBackend(function)) for function in models)
+    assert model is not None
+    accuracy = Accuracy(model=model, artefact=file, images=len(ap.records), baseline=full)
     out = []
     if accuracy.drop > limits.ap_drop:
-        out.append(f"AP {accuracy.artefact:.4f} is {accuracy.drop:.4f} below the model's, limit {limits.ap_drop}")
+        out.append(f"AP {file:.4f} is {accuracy.drop:.4f} below the model's, limit {limits.ap_drop}")
     if max_ap_drop is not None and accuracy.cost is not None and accuracy.cost > max_ap_drop:
         out.append(
-            f"AP {accuracy.artefact:.4f} of this operating point is {accuracy.cost:.4f} below the unreduced model's, "
-            f"limit {max_ap_drop}"
+            f"AP {file:.4f} of this operating point is {accuracy.cost:.4f} below the unreduced model's, limit "
+            f"{max_ap_drop}"
         )
-    return out
+    return accuracy, out
 
 
 def _divergence(
