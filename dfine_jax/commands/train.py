@@ -74,6 +74,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     run_options.add_argument("--max-hours", metavar="H", type=float, help="stop in good order after this time")
     run_options.add_argument("--save-plan", metavar="FILE", type=Path, help="write the configuration as .json")
     run_options.add_argument("--dry-run", action="store_true", help="print the plan and end")
+    _add_hosts(parser)
+
+
+def _add_hosts(parser: argparse.ArgumentParser) -> None:
     hosts = parser.add_argument_group("several hosts", "start the same command on each, with its own --process")
     hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="of the machine with --process 0")
     hosts.add_argument("--processes", metavar="N", type=int, help="how many there are")

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dfine_jax.data.batch import Batch, MaskBatch
 from dfine_jax.data.dataset import Dataset, Record, open_record
+from dfine_jax.data.grid import batch_grid
 from dfine_jax.draw import draw_boxes
 
 _LONGER_SIDE_PX = 800  # of each half; larger pictures are reduced
 _GAP_PX = 8
+_SHOWN_OF_BATCH = 16
+
+
+def save_batch(batch: Batch | MaskBatch, names: Sequence[str], file: Path) -> None:
+    """Write the first rows of a training batch as one picture, with their objects."""
+    rows = type(batch)(*(values[:_SHOWN_OF_BATCH] for values in batch))
+    batch_grid([rows], names, _SHOWN_OF_BATCH).save(file, quality=90)
 
 
 class Examples:

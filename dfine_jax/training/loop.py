@@ -23,11 +23,13 @@ from dfine_jax.models.dfine import init_variables
 from dfine_jax.training import checkpoint, hosts, stages
 from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.training.epoch_log import epoch_row, open_log, rates_of
+from dfine_jax.training.examples import save_batch
 from dfine_jax.training.meter import Meter
 from dfine_jax.training.optimizer import check_freeze, make_optimizer
 from dfine_jax.training.programs import TrainPrograms, compile_eval
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
+from dfine_jax.training.skipped import FOLDER as SKIPPED
 from dfine_jax.training.skipped import keep_batch
 from dfine_jax.training.stages import Progress
 from dfine_jax.training.state import TrainState, create_state, ema_variables
@@ -135,6 +137,8 @@ class _Run:
             self.log.line(note)
         if held:
             self.log.line(f"optim.freeze holds {held:,} of {whole:,} parameters")
+        if not resume:
+            shutil.rmtree(self.log_dir / SKIPPED, ignore_errors=True)
         if resume:
             self.log.line(f"resumed at step {step} of {self.total}, epoch {step // self.steps + 1}")
         batches = iter(self.loader.batches(step))
@@ -155,7 +159,7 @@ class _Run:
         meter, pending, compiled = Meter(), None, False
         while not self._stops(step):
             if step and step % self.steps == 0 and self.progress.epoch < step // self.steps:
-                self._record(meter, pending, bar)
+                self._record(meter, pending, bar, state)
                 pending = None
                 meter.stop()
                 next_state = self._finish_epoch(state, step // self.steps, meter)
@@ -166,20 +170,23 @@ class _Run:
                 break
             state = self._second_stage(state, step)
             waited = self.loader.wait_seconds
-            split, size = split_over_devices(next(batches)), self.loader.size_px(step)
+            batch, size = next(batches), self.loader.size_px(step)
+            split = split_over_devices(batch)
             meter.waited(self.loader.wait_seconds - waited)
             if not compiled:
+                if step == 0 and self.config.log.pictures and hosts.index() == 0:
+                    save_batch(batch, self.metadata.class_names, self.out_dir / "augmented.jpg")
                 self._compile(state, split)
                 compiled = True
             state, metrics = self.programs(size, state, split)
             step += 1
-            self._record(meter, pending, bar)  # the step before: the device is at work meanwhile
+            self._record(meter, pending, bar, state)  # the step before: the device is at work meanwhile
             pending = _Taken(step - 1, size, split, metrics)
             if every and step % every == 0 and step % self.steps:
-                self._record(meter, pending, bar)
+                self._record(meter, pending, bar, state)
                 pending = None
                 self._save(state)
-        self._record(meter, pending, bar)
+        self._record(meter, pending, bar, state)
         return state, step
 
     def _compile(self, state: TrainState, batch: Batch) -> None:
@@ -222,7 +229,7 @@ class _Run:
         self.log.line(f"back to the weights of epoch {metadata.epoch}; decay of the average {decay:.6g}")
         return replicated(dataclasses.replace(best, step=np.asarray(hosts.on_host(state.step)), ema_shift=shift))
 
-    def _record(self, meter: Meter, taken: _Taken | None, bar: tqdm) -> None:
+    def _record(self, meter: Meter, taken: _Taken | None, bar: tqdm, state: TrainState) -> None:
         if taken is None:
             return
         host: StepMetrics = hosts.on_host(taken.metrics)
@@ -236,7 +243,7 @@ class _Run:
             self.log.step(self.recorded, values)
         else:
             meter.add(self.config.train.batch_size, None)
-            self._skipped(taken, values)
+            self._skipped(taken, values, state)
         if self.recorded == self.first_step + 1:
             meter.restart()  # the first step's time is that of compiling
         if self.recorded % self.config.train.log_every == 0 or self.recorded == self.first_step + 1:
@@ -249,7 +256,7 @@ class _Run:
                 shown["AP"] = f"{self.metrics.ap if self.metrics else self.progress.best_ap:.3f}"
             bar.set_postfix(shown, refresh=False)
 
-    def _skipped(self, taken: _Taken, values: dict[str, float]) -> None:
+    def _skipped(self, taken: _Taken, values: dict[str, float], state: TrainState) -> None:
         self.skipped_in_a_row += 1
         self.progress = dataclasses.replace(self.progress, skipped=self.progress.skipped + 1)
         bad = [name for name, value in values.items() if not np.isfinite(value)]
@@ -257,6 +264,7 @@ class _Run:
         kept = f"; its batch is in {file}" if file else ""
         self.log.line(f"step {taken.step} was skipped: {', '.join(bad[:4])} not finite{kept}")
         if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
+            self._save(state)  # the skipped steps have changed nothing in it but their number
             raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient; lower optim.lr, or check "
                 f"the data and the starting weights (the state before them is in {self.out_dir / 'last'})"

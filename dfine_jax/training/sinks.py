@@ -87,14 +87,20 @@ class WeightsAndBiases:
 
         self._image: Any = wandb.Image
         noted = out_dir / _WANDB_ID
-        self._run: Any = wandb.init(
-            project=config.log.wandb,
-            name=out_dir.resolve().name,
-            dir=str(out_dir),
-            id=noted.read_text().strip() if noted.exists() else None,
-            resume="allow",
-            config=dataclasses.asdict(config),
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=config.log.wandb,
+                name=out_dir.resolve().name,
+                dir=str(out_dir),
+                id=noted.read_text().strip() if noted.exists() else None,
+                resume="allow",
+                config=dataclasses.asdict(config),
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"log.wandb={config.log.wandb}: no run could be started ({str(error).splitlines()[0]}); set "
+                'WANDB_API_KEY, or WANDB_MODE=offline to keep it here, or log.wandb=""'
+            ) from error
         noted.write_text(self._run.id + "\n")
         # Our step and not theirs: theirs only grows, ours falls back when a run is resumed from an earlier checkpoint.
         self._run.define_metric("step")

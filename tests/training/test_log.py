@@ -227,6 +227,17 @@ def test_wandb_offline(tmp_path, monkeypatch):
         time.sleep(0.2)
 
 
+def test_wandb_without_a_key_is_one_line_with_the_cure(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "WANDB_CONFIG_DIR", "NETRC"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    with pytest.raises(UserError, match="log.wandb=cells: no run .*; set WANDB_API_KEY, or WANDB_MODE=offline") as told:
+        open_sinks(logged_to(wandb="cells"), tmp_path, 0)
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize(("where", "module"), [({"tensorboard": True}, "tensorboardX"), ({"wandb": "p"}, "wandb")])
 def test_missing_packages_are_named(monkeypatch, where, module):
     monkeypatch.setitem(sys.modules, module, None)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from event_files import events
+from PIL import Image
 from tiny import tiny_config
 
 from dfine_jax.config import LogConfig
@@ -127,6 +128,9 @@ def test_a_run_shows_what_happened(uninterrupted):
     pictures = ["curves.png", "best_evaluation/confusion.png", "best_evaluation/thresholds.png"]
     assert all((uninterrupted / name).is_file() for name in pictures)
     assert len(list((uninterrupted / "examples").glob("*.jpg"))) == 1
+    batch = np.asarray(Image.open(uninterrupted / "augmented.jpg"), int)
+    assert batch.shape == (2 * 64 + 3 * 6, 2 * 64 + 3 * 6, 3)  # four pictures of 64 px, and the gaps
+    assert batch[:3].min() > 200 and (np.ptp(batch, -1) > 100).any()  # white around, boxes in colour
     scalars, shown, _ = events(uninterrupted / "tensorboard")
     for name in ("vfl/last", "vfl/aux_0", "fgl/dn_1", "ddf/aux_0", "optim/lr", "optim/grad_norm", "loss/loss"):
         assert [step for step, _ in scalars[name]] == list(range(1, STEPS + 1))
@@ -212,10 +216,19 @@ def test_a_non_finite_step_changes_nothing_but_the_step(data, config, tmp_path, 
 
 def test_repeated_non_finite_steps_end_the_run(data, config, tmp_path, monkeypatch):
     poisoned(monkeypatch, range(1, 7))
+    (tmp_path / "skipped").mkdir()
+    for step in (70, 80, 90):  # of an earlier run in this folder
+        (tmp_path / "skipped" / f"step_{step:08d}.npz").write_bytes(b"old")
     strict = dataclasses.replace(config, train=dataclasses.replace(config.train, max_skipped_steps=2))
     with pytest.raises(UserError, match="2 steps in a row had a non-finite loss or gradient; lower optim.lr"):
         loop.train(strict, *data, tmp_path)
     assert (tmp_path / "log.txt").read_text().count("was skipped: loss") == 2
+    state, progress = leaves(tmp_path / "last", strict)
+    assert state[".step"] in (2, 3) and state[".ema_updates"] == 0 and progress.skipped == 2
+    files = sorted((tmp_path / "skipped").iterdir())
+    assert [file.name for file in files] == ["step_00000000.npz", "step_00000001.npz"]
+    metrics = skipped.replay(tmp_path, files[0])
+    assert not metrics.finite and np.isnan(metrics.terms["loss_bbox"])
 
 
 def test_the_batch_of_a_skipped_step_can_be_computed_again(data, config, tmp_path, monkeypatch):
