@@ -86,21 +86,13 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
-    from dfine_jax.data.coco import check_same_categories
-    from dfine_jax.data.layout import MissingSplitError
     from dfine_jax.data.sources import read_dataset
 
     if options.augment:
         options.overrides.insert(0, f"data.augment={options.augment}")
     _check_options(options)
     train_data = read_dataset(options.data, "train")
-    try:
-        val_data = read_dataset(options.data, "val")
-        check_same_categories(train_data, val_data)
-    except MissingSplitError as error:
-        val_data, missing = None, [f"{error}; training goes without evaluation, and without {options.out / 'best'}"]
-    else:
-        missing = []
+    val_data, missing = _val_data(options, train_data)
 
     # Here and not above: mistakes in paths and options are told before jax takes its seconds to load.
     from dfine_jax.host_memory import keep_freed_memory
@@ -146,6 +138,20 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(f"done: weights in {options.out / 'last'}")
     return 0
+
+
+def _val_data(options: argparse.Namespace, train_data: Dataset) -> tuple[Dataset | None, list[str]]:
+    """Validation images, or None and a line that says there are none."""
+    from dfine_jax.data.coco import check_same_categories
+    from dfine_jax.data.layout import MissingSplitError
+    from dfine_jax.data.sources import read_dataset
+
+    try:
+        val_data = read_dataset(options.data, "val")
+    except MissingSplitError as error:
+        return None, [f"{error}; training goes without evaluation, and without {options.out / 'best'}"]
+    check_same_categories(train_data, val_data)
+    return val_data, []
 
 
 def _check_options(options: argparse.Namespace) -> None:
