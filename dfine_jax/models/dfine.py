@@ -16,6 +16,7 @@ from dfine_jax.config import ModelConfig
 from dfine_jax.models.decoder import Decoder
 from dfine_jax.models.hgnetv2 import HGNetV2
 from dfine_jax.models.hybrid_encoder import HybridEncoder
+from dfine_jax.models.layers import called
 from dfine_jax.typing import DenoisingQueries, ModelOutput
 
 STRIDE = 32  # of the coarsest map; image sides are multiples of it
@@ -56,6 +57,7 @@ class DFine(nn.Module):
             config.return_stages,
             self.bn_axis_name,
             dtype,
+            "backbone" in self.remat,
             name="backbone",
         )
         encoder = HybridEncoder(
@@ -69,15 +71,9 @@ class DFine(nn.Module):
             name="encoder",
         )
         decoder = Decoder(config, self.bn_axis_name, dtype, self.keep_queries, name="decoder")
-        features = self._call(encoder, self._call(backbone, images, train=train), train=train)
-        return self._call(decoder, features, denoising, train=train)
-
-    def _call(self, part: nn.Module, *inputs: Any, train: bool) -> Any:
-        def call(part: nn.Module, *inputs: Any) -> Any:
-            return part(*inputs, train=train)  # type: ignore[operator]
-
-        again = train and part.name in self.remat and not self.is_initializing()
-        return nn.remat(call)(part, *inputs) if again else call(part, *inputs)
+        again = {name: train and name in self.remat and not self.is_initializing() for name in ("encoder", "decoder")}
+        features = called(encoder, backbone(images, train=train), train=train, remat=again["encoder"])
+        return called(decoder, features, denoising, train=train, remat=again["decoder"])
 
 
 def init_variables(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dfine_jax.models.layers import ConvNorm
+from dfine_jax.models.layers import ConvNorm, called
 
 Unit = Callable[..., ConvNorm]
 
@@ -123,6 +123,7 @@ class HGNetV2(nn.Module):
     """Feature maps of the asked stages; stage i has stride 4 * 2**i.
 
     ``frozen_bn`` uses stored statistics everywhere, ``frozen_stem`` passes no gradient to the weights of the stem.
+    ``remat``: only the maps between stages are kept for the backward pass, which computes each stage again.
     """
 
     backbone: str = "B0"
@@ -132,6 +133,7 @@ class HGNetV2(nn.Module):
     return_stages: tuple[int, ...] = (1, 2, 3)
     bn_axis_name: str | None = None
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"], *, train: bool) -> list[Float[Array, "b _ _ _"]]:
@@ -146,10 +148,11 @@ class HGNetV2(nn.Module):
             dtype=self.dtype,
         )
         stem = _without_gradient(self) if self.frozen_stem else Stem
-        x = stem(*spec.stem, unit, name="stem")(images, train=train)
+        call = functools.partial(called, train=train, remat=self.remat and train and not self.is_initializing())
+        x = call(stem(*spec.stem, unit, name="stem"), images)
         outputs = []
         for i, stage in enumerate(spec.stages[: max(self.return_stages) + 1]):
-            x = Stage(stage, downsample=i > 0, light=i > 1, unit=unit, name=f"stages_{i}")(x, train=train)
+            x = call(Stage(stage, downsample=i > 0, light=i > 1, unit=unit, name=f"stages_{i}"), x)
             outputs.append(x)
         return [outputs[i] for i in self.return_stages]
 

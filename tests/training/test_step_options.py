@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import random_batch, tiny_config
 
-from dfine_jax.models.dfine import init_variables
+from dfine_jax.models.dfine import DFine, init_variables
 from dfine_jax.ops.resize import nearest_index
 from dfine_jax.training.optimizer import make_optimizer
 from dfine_jax.training.programs import TrainPrograms, peak_bytes
@@ -17,6 +17,7 @@ from dfine_jax.training.state import create_state
 from dfine_jax.training.step import make_train_step, replicated
 
 EXACT = {"assignment": "device"}
+FAST = {"xla_backend_optimization_level": 0}  # to compile
 
 
 def fresh_state(config):
@@ -27,7 +28,7 @@ def fresh_state(config):
 def take(config, batch, size_px=None):
     """Metrics, state and memory of one step."""
     tx, state = fresh_state(config)
-    program = make_train_step(config, tx, size_px=size_px).lower(state, batch).compile()
+    program = make_train_step(config, tx, size_px=size_px).lower(state, batch).compile(FAST)
     state, metrics = program(state, batch)
     return jax.device_get(metrics), jax.device_get(state.params), peak_bytes(program)
 
@@ -62,17 +63,43 @@ def test_parts_of_a_batch_give_the_step_of_the_whole():
     assert_close(params, whole, metrics, whole_metrics)
 
 
+def kept_mib(config, remat):
+    """What the forward pass keeps for the backward pass."""
+    images = np.zeros((16, 64, 64, 3), np.float32)
+    variables = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
+
+    def residuals(variables):
+        def apply(params):
+            detector = DFine(config, remat=remat)
+            return detector.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+
+        return jax.vjp(apply, variables["params"])[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(residuals, variables))
+    return sum(x.size * x.dtype.itemsize for x in leaves) / 2**20
+
+
+def test_what_is_computed_again_is_not_kept():
+    """What a compiler makes of it differs: XLA's for CPUs plans for speed and needs the memory all the same."""
+    parts = ("backbone", "encoder", "decoder")
+    model = tiny_config().model
+    whole = kept_mib(model, ())
+    less = {part: whole - kept_mib(model, (part,)) for part in parts}
+    without = kept_mib(model, parts)
+    print(f"{whole:.1f} MiB, of them {less}, without {without:.1f}")
+    assert all(saved > 0.05 * whole for saved in less.values()) and without < 0.15 * whole
+    np.testing.assert_allclose(sum(less.values()), whole - without, rtol=0.1)
+
+
 @pytest.mark.slow
-def test_computing_again_saves_memory_and_changes_nothing():
-    config = tiny_config(loss=EXACT, data={"height_px": 64, "width_px": 64})
+def test_computing_again_changes_nothing():
+    config = tiny_config(loss=EXACT)
     batch = random_batch(1, 1, 16)
-    metrics, params, memory = take(config, batch)
-    saving = dataclasses.replace(
+    metrics, params, _ = take(config, batch)
+    again = dataclasses.replace(
         config, train=dataclasses.replace(config.train, remat=("backbone", "encoder", "decoder"))
     )
-    other_metrics, other, less = take(saving, batch)
-    print(f"{memory} -> {less} bytes")
-    assert less < memory
+    other_metrics, other, _ = take(again, batch)
     assert_close(other, params, other_metrics, metrics)
 
 
