@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from dfine_jax.config import Config
@@ -54,7 +54,19 @@ def plan_lines(
     others = (set(given) | differing(config, table)) - {name for names in _LINES.values() for name in names} - _NEVER
     if others:
         lines += _wrapped("also", [_marked(name, config, table, given, reasons, origin) for name in sorted(others)])
-    return lines
+    rules = list(_rules(config, table))
+    return lines + (_wrapped("derived by", rules) if rules else [])
+
+
+def _rules(config: Config, table: Config) -> Iterator[str]:
+    """What ``recipes.rescaled`` did, in the words of docs/training.md."""
+    ours, theirs = config.train, table.train
+    if ours.batch_size != theirs.batch_size:
+        yield f"batch {ours.batch_size} for {theirs.batch_size}: rates with its root; warm-ups and average by images"
+    if ours.epochs != theirs.epochs:
+        yield f"{ours.epochs} epochs for {theirs.epochs}: changes keep their share of the run"
+    if config.optim.ema_decay < table.optim.ema_decay or config.optim.warmup_steps < table.optim.warmup_steps:
+        yield "steps: warm-ups and average at most a tenth of them"
 
 
 def _wrapped(subject: str, items: Iterable[str]) -> list[str]:

@@ -31,6 +31,7 @@ def test_the_table_is_kept_for_as_many_images_as_coco_has(variant, options, tabl
     assert config.optim == row.optim and config.data == row.data and config.loss == row.loss
     assert config.model == dataclasses.replace(row.model, num_classes=7)
     assert dataclasses.replace(config.train, eval_batch_size=row.train.eval_batch_size) == row.train
+    assert not any("derived by" in line for line in shown(recipe))
     assert not recipe.reasons and not any("derived" in line for line in shown(recipe) if "eval_batch" not in line)
 
 
@@ -119,7 +120,8 @@ def test_the_plan_shows_every_value_with_its_origin():
     assert "loss.class_loss=mal, " in text and "log.wandb= (given)" in text
     assert all(len(line) <= 120 for line in text.splitlines())
     subjects = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
-    assert len(subjects) == 11 and "optim.flat_epochs=16" in text
+    assert len(subjects) == 12 and "optim.flat_epochs=16" in text
+    assert "batch 8 for 32: rates with its root" in text and "33 epochs for 132: changes keep their share" in text
     assert "optim.flat_epochs" not in "\n".join(shown(default_config("s", 4, 800)))
 
 
