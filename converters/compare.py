@@ -9,6 +9,7 @@ being the larger of box and score error; then the errors of the pairs are counte
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +23,9 @@ _MEANINGS = {
     "median": "median",
     "p95": "95 % of rows",
     "most": "all but near-ties",
-    "sure": "90 % of confident rows",
 }
-_SURE_SHARE = 0.9
+_PARTNER_IOU = 0.5
+_PARTNER_SCORE = 0.5  # of the detection's own score
 _CUT_SHARE = 0.02  # rows that may differ because the query selection fell the other way
 
 
@@ -41,8 +42,8 @@ class Limits:
 
     ``*_median`` holds for the median row of each image: most wrong weights move every row a little. ``*_p95`` holds for
     95 % of all rows: others move some rows. ``*_most`` holds for every confident row, and for all others but 2 % of
-    each image. ``*_sure`` holds for 90 % of the confident rows of all images together, where eight bits may move any
-    single row too far for ``*_most``.
+    each image. ``lost_share`` is for files whose query selection may differ at will: the share of confident detections
+    of either side that the other side does not have (see ``lost``).
     """
 
     box_median_px: float
@@ -52,14 +53,13 @@ class Limits:
     score_p95: float
     score_most: float
     ap_drop: float
-    box_sure_px: float = np.inf
-    score_sure: float = np.inf
+    lost_share: float = np.inf
 
 
 LIMITS = {
     "fp32": Limits(0.01, 0.05, 0.25, 1e-4, 5e-4, 2e-3, ap_drop=0.001),
     "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, ap_drop=0.005),
-    "int8": Limits(6.0, np.inf, np.inf, 0.05, np.inf, np.inf, ap_drop=0.01, box_sure_px=32.0, score_sure=0.25),
+    "int8": Limits(6.0, np.inf, np.inf, 0.05, np.inf, np.inf, ap_drop=0.01, lost_share=0.2),
 }
 
 
@@ -77,9 +77,8 @@ class Comparison:
     score_p95: float
     score_most: float
     cut_rows: int  # rows that were left out as near-ties
-    sure_rows: int  # rows that either side is confident of
-    box_sure_px: float  # 90 % quantile of their errors
-    score_sure: float
+    sure_rows: int  # confident detections of both sides
+    lost_share: float  # of those, without one on the other side
     worst_image: int
 
 
@@ -120,8 +119,45 @@ def compare_image(reference: Rows, found: Rows, size_hw: tuple[int, int]) -> tup
     return errors_px, scores[left, right], confidence
 
 
-def summarise(batch: int, images: list[tuple[np.ndarray, np.ndarray, np.ndarray]], limits: Limits) -> Comparison:
-    """Errors of several images as one line."""
+def lost(reference: Rows, found: Rows) -> tuple[int, int]:
+    """Confident detections of both sides, and how many of them have no partner on the other.
+
+    A partner overlaps by an IoU of 0.5, is of the same class and scores at least half as much.
+    """
+    counts = [_without_partner(a, b) for a, b in ((reference, found), (found, reference))]
+    return sum(sure for sure, _ in counts), sum(alone for _, alone in counts)
+
+
+def _without_partner(rows: Rows, others: Rows) -> tuple[int, int]:
+    sure = rows.scores.max(-1) >= CONFIDENT
+    scores, labels = rows.scores[sure].max(-1), rows.scores[sure].argmax(-1)
+    alike = others.scores[:, labels].T >= _PARTNER_SCORE * scores[:, None]
+    partners = alike & (_iou(rows.boxes_cxcywh[sure], others.boxes_cxcywh) >= _PARTNER_IOU)
+    return int(sure.sum()), int((~partners.any(1)).sum())
+
+
+def _iou(a_cxcywh: Float[np.ndarray, "n 4"], b_cxcywh: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
+    (a_low, a_high), (b_low, b_high) = (
+        (x[:, :2] - x[:, 2:] / 2, x[:, :2] + x[:, 2:] / 2) for x in (a_cxcywh, b_cxcywh)
+    )
+    overlap = np.minimum(a_high[:, None], b_high[None]) - np.maximum(a_low[:, None], b_low[None])
+    shared = overlap.clip(0).prod(-1)
+    both = a_cxcywh[:, None, 2:].prod(-1) + b_cxcywh[None, :, 2:].prod(-1) - shared
+    return shared / np.maximum(both, np.finfo(np.float32).tiny)
+
+
+def summarise(
+    batch: int,
+    images: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    limits: Limits,
+    lost_rows_of: Sequence[tuple[int, int]] = (),
+) -> Comparison:
+    """Errors of several images as one line.
+
+    Args:
+      images: of each what ``compare_image`` gave.
+      lost_rows_of: of each what ``lost`` gave.
+    """
     counted: list[tuple[np.ndarray, np.ndarray]] = []
     cut_rows = 0
     for boxes_px, scores, confidence in images:
@@ -132,7 +168,7 @@ def summarise(batch: int, images: list[tuple[np.ndarray, np.ndarray, np.ndarray]
         cut_rows += len(cut)
         counted.append((np.delete(boxes_px, cut), np.delete(scores, cut)))
     all_boxes, all_scores = (np.concatenate([image[i] for image in images]) for i in (0, 1))
-    sure = np.concatenate([image[2] for image in images]) >= CONFIDENT
+    sure_rows, lost_rows = (sum(counts) for counts in zip(*lost_rows_of, strict=True)) if lost_rows_of else (0, 0)
     medians = [(float(np.median(boxes)), float(np.median(scores))) for boxes, scores, _ in images]
     return Comparison(
         batch=batch,
@@ -145,9 +181,8 @@ def summarise(batch: int, images: list[tuple[np.ndarray, np.ndarray, np.ndarray]
         score_p95=float(np.quantile(all_scores, 0.95)),
         score_most=max(float(scores.max(initial=0)) for _, scores in counted),
         cut_rows=cut_rows,
-        sure_rows=int(sure.sum()),
-        box_sure_px=float(np.quantile(all_boxes[sure], _SURE_SHARE)) if sure.any() else 0.0,
-        score_sure=float(np.quantile(all_scores[sure], _SURE_SHARE)) if sure.any() else 0.0,
+        sure_rows=sure_rows,
+        lost_share=lost_rows / max(sure_rows, 1),
         worst_image=int(np.argmax([max(b / limits.box_median_px, s / limits.score_median) for b, s in medians])),
     )
 
@@ -161,4 +196,9 @@ def exceeded(comparison: Comparison, limits: Limits) -> list[str]:
             value, limit = getattr(comparison, name), getattr(limits, name)
             if not value <= limit:
                 out.append(f"batch {comparison.batch}: {kind} error, {meaning}: {value:.3g}{unit} > {limit:.3g}{unit}")
+    if comparison.lost_share > limits.lost_share:
+        out.append(
+            f"batch {comparison.batch}: {comparison.lost_share:.0%} of {comparison.sure_rows} confident detections "
+            f"have no partner on the other side, limit {limits.lost_share:.0%}"
+        )
     return out

@@ -176,14 +176,15 @@ def _compare(
 ) -> Comparison:
     """Errors when the file runs in batches of one size, every image at every place of a batch being another one."""
     size_hw = backend.artefact.input.size_hw
-    errors = []
+    errors, lost = [], []
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
         found = _found(backend, images[part], sizes_px[part])
         for rows, (logits, boxes_cxcywh) in zip(found, expected[part], strict=True):
             model = _model_rows(logits, boxes_cxcywh, len(rows.scores), backend.artefact.graph)
             errors.append(compare.compare_image(model, rows, size_hw))
-    return compare.summarise(batch, errors, limits)
+            lost.append(compare.lost(model, rows))
+    return compare.summarise(batch, errors, limits, lost)
 
 
 def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> list[Rows]:

@@ -110,13 +110,12 @@ class Report:
         return "\n".join(lines).rstrip() + "\n"
 
     def _confident_lines(self) -> list[str]:
-        limits = self.limits
-        if not np.isfinite((limits.box_sure_px, limits.score_sure)).any():
-            return []
+        limit = self.limits.lost_share
         return [
-            f"90 % of {c.sure_rows} confident rows, batch {c.batch}: box {c.box_sure_px:.2g} px (limit "
-            f"{limits.box_sure_px:.2g}), score {c.score_sure:.2g} (limit {limits.score_sure:.2g})"
+            f"batch {c.batch}: {c.lost_share:.1%} of {c.sure_rows} confident detections have no partner "
+            f"(limit {limit:.0%})"
             for c in self.comparisons
+            if np.isfinite(limit)
         ]
 
     def _accuracy_lines(self) -> list[str]:

@@ -437,6 +437,24 @@ def test_a_near_tie_of_the_selection_is_left_out_but_no_confident_detection():
         assert bool(compare.exceeded(result, LIMITS["fp32"])) == (not cut)
 
 
+def test_confident_detections_need_a_partner():
+    apart = np.stack([np.arange(50) / 50, np.full(50, 0.5), np.full(50, 0.02), np.full(50, 0.1)], 1).astype(np.float32)
+    reference = Rows(apart, rows(0, confident=10).scores)
+    assert compare.lost(reference, reference) == (20, 0)
+    order = np.random.default_rng(1).permutation(50)
+    assert compare.lost(reference, Rows(reference.boxes_cxcywh[order], reference.scores[order])) == (20, 0)
+    faded = reference.scores.copy()
+    faded[:4, 0] = 0.2  # below half of 0.9, and confident no more
+    assert compare.lost(reference, Rows(reference.boxes_cxcywh, faded)) == (16, 4)
+    assert compare.lost(reference, Rows(reference.boxes_cxcywh, reference.scores[:, [1, 0, 2, 3]])) == (20, 20)
+    smaller = reference.boxes_cxcywh * np.array([1, 1, 0.6, 0.6], np.float32)  # IoU 0.36
+    assert compare.lost(reference, Rows(smaller, reference.scores)) == (20, 20)
+    result = compare.summarise(1, [compare.compare_image(reference, reference, (1, 1))], LIMITS["int8"], [(20, 5)])
+    assert compare.exceeded(result, LIMITS["int8"]) == [
+        "batch 1: 25% of 20 confident detections have no partner on the other side, limit 20%"
+    ]
+
+
 def test_sorted_scores_alone_would_pass_what_is_refused():
     reference = rows(0, confident=5)
     shuffled = reference.boxes_cxcywh[::-1]

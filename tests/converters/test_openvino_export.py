@@ -116,8 +116,10 @@ def test_int8_may_not_lose_the_confident_detections(tmp_path, model, images):
 
     assert check_artefact(source, model[0], sure, reference=answer).passed
     report = check_artefact(source, model[0], sure, reference=reference)
-    assert all("90 % of confident rows" in failure for failure in report.failures) and report.failures
-    assert "score error, 90 % of confident rows: 0." in report.failures[0]
+    assert all("of 40 confident detections have no partner" in failure for failure in report.failures)
+    assert report.failures[0] == (
+        "batch 1: 100% of 40 confident detections have no partner on the other side, limit 20%"
+    )
 
 
 def test_int8_that_loses_too_much_is_refused_after_accuracy_control(tmp_path, model, images, data):
