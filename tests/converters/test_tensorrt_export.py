@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -73,6 +74,20 @@ def test_engines_compute_what_the_model_computes(tmp_path, form):
     assert report.ran_on["runtime"] == "tensorrt_rtx"
 
 
+def test_a_timing_cache_is_written_and_used_again(tmp_path, variables, caplog):
+    """TensorRT with a GPU only: TensorRT-RTX has no timing cache."""
+    pytest.importorskip("tensorrt")
+    if not has_gpu():
+        pytest.skip("no GPU")
+    source, cache = toy.write_toy(tmp_path / "toy.onnx", variables), tmp_path / "times"
+    builder = EngineBuilder("tensorrt", timing_cache=cache)
+    builder.build(source, tmp_path / "first.engine")
+    written = cache.read_bytes()
+    assert len(written) > 100
+    builder.build(source, tmp_path / "second.engine")
+    assert len(cache.read_bytes()) == len(written) and "starts anew" not in caplog.text
+
+
 def test_the_kind_of_gpu_can_be_chosen(tmp_path, variables):
     pytest.importorskip("tensorrt_rtx")
     source = toy.write_toy(tmp_path / "toy.onnx", variables, input={"batch": 1})
@@ -99,6 +114,8 @@ def test_graphs_that_tensorrt_cannot_read_are_errors_with_its_reason(tmp_path, v
         ({"package": "trt"}, "package 'trt' is none of tensorrt, tensorrt_rtx"),
         ({"batches": (2, 1, 8)}, "must rise from at least 1"),
         ({"optimization_level": 7}, "must lie between 0 and 5"),
+        ({"package": "tensorrt_rtx", "timing_cache": Path("times")}, "it has no timing cache"),
+        ({"timing_cache": Path("absent/times")}, "folder absent does not exist"),
     ],
 )
 def test_wrong_options_are_errors(tmp_path, options, message):
