@@ -70,6 +70,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--calibration", metavar="DIR",
         help="images that int8 is calibrated on; of a dataset, its training split (default: --data)",
     )  # fmt: skip
+    _add_engine_options(parser)
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("TensorRT")
     group.add_argument(
         "--package", choices=("tensorrt", "tensorrt_rtx"), default="tensorrt",
