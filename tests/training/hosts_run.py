@@ -1,46 +1,55 @@
-"""One process of a whole run on several hosts; run by test_hosts.py.
+"""``dfine ARGUMENTS...`` with the tiny backbone, watched; run by test_hosts.py.
 
-Usage: hosts_run.py DATA OUT CONFIG PORT PROCESSES PROCESS [STOP_STEP]; PROCESSES 1 = without jax.distributed
+Usage: hosts_run.py STOP_STEP ARGUMENTS...; the process is asked to stop as by a signal before its STOP_STEP-th step.
+The last line printed is JSON: the result, and for each step the rows of this host's batch (digests) and the loss.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from pathlib import Path
 
 import tiny  # noqa: F401  (adds the small backbone)
 
-from dfine_jax.config import Config, from_dict
-from dfine_jax.data.coco import find_split, read_coco
-from dfine_jax.training import hosts, loop
+from dfine_jax import cli
+from dfine_jax.training import loop
+from dfine_jax.training.meter import Meter
 from dfine_jax.training.stop import Stop
 
 
-def main(data: str, out: str, config: str, port: str, processes: int, process: int, stop_step: int) -> None:
-    if processes > 1:
-        hosts.join(f"localhost:{port}", processes, process)
-    settings = from_dict(Config, json.loads(Path(config).read_text()))
-    train_data, val_data = (read_coco(*find_split(data, split)) for split in ("train", "val"))
-    original, count = loop.split_over_devices, [0]
+def digests(images):
+    """One for each row."""
+    return [hashlib.sha256(row.tobytes()).hexdigest()[:12] for row in images]
 
-    def counted(batch):
-        count[0] += 1
-        if stop_step and count[0] == stop_step and process == processes - 1:  # one host alone is asked to stop
+
+def main(stop_step: int, arguments: list[str]) -> int:
+    train, split, init = loop.train, loop.split_over_devices, Stop.__init__
+    results, stops, rows, losses = [], [], [], []
+
+    class Watched(Meter):
+        def add(self, images, values):
+            losses.append(values["loss"] if values else None)
+            super().add(images, values)
+
+    def split_watched(batch):
+        rows.append(digests(batch.images))
+        if len(rows) == stop_step:
             stops[0].request("test")
-        return original(batch)
+        return split(batch)
 
-    stops, init = [], Stop.__init__
+    def train_watched(*given, **options):
+        results.append(train(*given, **options))
+        return results[0]
+
     Stop.__init__ = lambda self, *rest: (stops.append(self), init(self, *rest))[1]  # type: ignore[method-assign]
-    loop.split_over_devices = counted
-    result = loop.train(settings, train_data, val_data, out, resume=Path(out, "last").exists())
-    metrics = result.metrics
-    print(json.dumps({
-        "finished": result.finished,
-        "ap50": metrics.ap50 if metrics else None,
-        "images": metrics.num_images if metrics else None,
-    }))  # fmt: skip
+    loop.split_over_devices, loop.Meter, loop.train = split_watched, Watched, train_watched
+    status = cli.main(arguments)
+    if results:
+        images = results[0].metrics.num_images if results[0].metrics else None
+        print(json.dumps({"finished": results[0].finished, "images": images, "rows": rows, "losses": losses}))
+    return status
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5], *map(int, sys.argv[5:7]), int(sys.argv[7]) if len(sys.argv) > 7 else 0)
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

@@ -1,9 +1,10 @@
-"""Two processes with two simulated devices each take the run of one process with four."""
+"""``dfine train`` in two processes with two simulated devices each, and resumed on other numbers of devices."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,59 +13,98 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from hosts_run import digests
 from tiny import tiny_config
 
 from dfine_jax.config import to_json
+from dfine_jax.data.sources import read_dataset
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 from dfine_jax.training import checkpoint, hosts
 from dfine_jax.training.log import read_metrics
+from dfine_jax.training.setup import make_loaders
+
+STEPS = 18  # six epochs of three batches
+STOPPED = 10  # in the middle of an epoch; the hosts ask each other every ten steps and while they evaluate
 
 
-def launch(data, out, config, processes, devices, cache, stop_step=0):
-    """The printed results of all processes."""
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=12, num_val=7, size_px=96, seed=0)
+
+
+def launch(data, out, config, processes, devices, stop_step=0):
+    """What all processes tell; the last one alone is asked to stop."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # compiled in half the time
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(out.parent / "cache"),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
-    script = str(Path(__file__).with_name("hosts_run.py"))
-    running = [
-        subprocess.Popen(
-            [sys.executable, script, *map(str, (data, out, config, port, processes, index, stop_step))],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(processes)
-    ]
-    outputs = [process.communicate(timeout=1500)[0] for process in running]
+    arguments = ["train", str(config), "--data", str(data), "--out", str(out)]
+    arguments += ["--resume"] if (out / "last").exists() else []
+    running = []
+    for index in range(processes):
+        stops = str(stop_step if index == processes - 1 else 0)
+        together = ["--coordinator", f"localhost:{port}", "--processes", str(processes), "--process", str(index)]
+        command = [sys.executable, str(Path(__file__).with_name("hosts_run.py")), stops, *arguments]
+        command += together if processes > 1 else []
+        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    try:
+        outputs = [process.communicate(timeout=1500)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert [process.returncode for process in running] == [0] * processes
     return [json.loads(text.splitlines()[-1]) for text in outputs]
 
 
+def write_config(folder, **changes):
+    """The tiny model; the augmentation is done before the last epoch and the second stage begins with it."""
+    sections = {"model": {"num_classes": 4}, "train": {"epochs": STEPS // 3, "stage2_epoch": 5}, **changes}
+    config = tiny_config(**sections)
+    (folder / "config.json").write_text(to_json(config))
+    return config, folder / "config.json"
+
+
+def expected_rows(config, data):
+    """Of every batch, as a single process reads them."""
+    stream = make_loaders(config, read_dataset(data, "train"), None)[0].batches()
+    return [digests(next(stream).images) for _ in range(STEPS)]
+
+
+def rows_of(results):
+    """Of every batch, over all hosts."""
+    return [sum(parts, []) for parts in zip(*(result["rows"] for result in results), strict=True)]
+
+
 @pytest.mark.slow
-def test_two_hosts_take_the_run_of_one(tmp_path):
-    data = make_shapes_dataset(tmp_path / "shapes", num_train=12, num_val=7, size_px=96, seed=0)
-    config = tiny_config(
-        model={"num_classes": 4},
-        # the distillation term is a ratio of local sums
+def test_two_hosts_take_the_run_of_one_and_others_continue_it(tmp_path, data):
+    config, file = write_config(
+        tmp_path,
+        # the distillation term is a ratio of local sums, and each device draws its own noise
         loss={"weight_ddf": 0.0, "num_denoising": 0, "assignment": "device"},
         data={"augment": "none"},
-        train={"epochs": 6, "stage2_epoch": 5},
     )
-    (tmp_path / "config.json").write_text(to_json(config))
-    (one,) = launch(data, tmp_path / "one", tmp_path / "config.json", 1, 4, tmp_path)
-    # the second host alone is asked to stop at step 3; both stop at the next common question, and continue
-    stopped = launch(data, tmp_path / "two", tmp_path / "config.json", 2, 2, tmp_path, stop_step=3)
+    order = expected_rows(config, data)
+    (one,) = launch(data, tmp_path / "one", file, 1, 4)
+    assert one["finished"] and one["images"] == 7 and one["rows"] == order
+    stopped = launch(data, tmp_path / "two", file, 2, 2, stop_step=STOPPED)
     assert [result["finished"] for result in stopped] == [False, False]
-    two = launch(data, tmp_path / "two", tmp_path / "config.json", 2, 2, tmp_path)
-    assert one["finished"] and two[0] == two[1] and two[0]["images"] == one["images"] == 7
+    assert rows_of(stopped) == order[:STOPPED]
+    assert len(stopped[0]["losses"]) == STOPPED and stopped[0]["losses"] == stopped[1]["losses"]
+    np.testing.assert_allclose(stopped[0]["losses"][0], one["losses"][0], rtol=1e-5)
+    for name in ("four", "single"):
+        shutil.copytree(tmp_path / "two", tmp_path / name)
+
+    two = launch(data, tmp_path / "two", file, 2, 2)
+    assert two[0]["losses"] == two[1]["losses"] and [result["images"] for result in two] == [7, 7]
+    assert rows_of(two) == order[STOPPED:]
     rows = [read_metrics(tmp_path / name) for name in ("one", "two")]
     assert [row["epoch"] for row in rows[1]] == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(rows[1][0]["loss"], rows[0][0]["loss"], rtol=1e-4)
@@ -74,8 +114,33 @@ def test_two_hosts_take_the_run_of_one(tmp_path):
         leaves = [np.concatenate([np.ravel(x) for x in _leaves(tree[part])]) for tree in weights]
         assert np.abs(leaves[0] - leaves[1]).mean() < 1e-3
     assert (tmp_path / "two" / "host1" / "log.txt").is_file() and not (tmp_path / "two" / "host1" / "last").exists()
-    # another number of devices goes on with the same run
-    assert checkpoint.load_metadata(tmp_path / "two" / "last").epoch == 6
+
+    # Another number of devices takes the same next step: from the same weights, on the same images.
+    for name, devices in (("four", 4), ("single", 1)):
+        (other,) = launch(data, tmp_path / name, file, 1, devices, stop_step=2)
+        print(f"{devices} devices after 2 x 2: {other['losses']}, 2 x 2: {two[0]['losses'][:2]}")
+        assert other["rows"] == order[STOPPED : STOPPED + 2] and not other["finished"]
+        np.testing.assert_allclose(other["losses"][0], two[0]["losses"][0], rtol=1e-5)
+        np.testing.assert_allclose(other["losses"][1], two[0]["losses"][1], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_hosts_with_the_default_losses_and_augmentation_then_one(tmp_path, data):
+    config, file = write_config(tmp_path, data={"stop_augment_epoch": 5})
+    assert (config.loss.assignment, config.data.augment) == ("scipy", "dfine")
+    assert config.loss.num_denoising and config.loss.weight_ddf
+    order = expected_rows(config, data)
+    stopped = launch(data, tmp_path / "run", file, 2, 2, stop_step=STOPPED)
+    assert rows_of(stopped) == order[:STOPPED] and stopped[0]["losses"] == stopped[1]["losses"]
+    shutil.copytree(tmp_path / "run", tmp_path / "pair")
+    two = launch(data, tmp_path / "run", file, 2, 2)
+    assert [result["finished"] for result in two] == [True, True] and rows_of(two) == order[STOPPED:]
+    (pair,) = launch(data, tmp_path / "pair", file, 1, 2)
+    print(f"2 devices after 2 x 2: {pair['losses'][:2]}, 2 x 2: {two[0]['losses'][:2]}")
+    assert pair["finished"] and pair["rows"] == order[STOPPED:] and pair["images"] == two[0]["images"] == 7
+    # Devices draw noise of their own and normalise the distillation by their own objects.
+    np.testing.assert_allclose(pair["losses"][0], two[0]["losses"][0], rtol=0.1)
+    assert np.isfinite(pair["losses"]).all() and checkpoint.load_metadata(tmp_path / "pair" / "last").epoch == 6
 
 
 def _leaves(tree):
