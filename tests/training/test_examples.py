@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfine_jax.data.batch import Batch
 from dfine_jax.data.coco import find_split, read_coco
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.draw import class_colour
-from dfine_jax.training.examples import Examples
+from dfine_jax.training.examples import Examples, save_batch
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,22 @@ def test_annotations_left_and_good_detections_right(data):
     assert np.all(edge == class_colour(absent), -1).any(1).all()
     (without,) = examples.draw(0.7).values()
     assert not has_colour(without.crop((408, 0, 808, 400)), class_colour(absent))
+
+
+def test_the_first_rows_of_a_batch_with_their_boxes(tmp_path):
+    rows = 20
+    images = np.full((rows, 320, 320, 3), 128, np.uint8)
+    boxes = np.zeros((rows, 2, 4), np.float32)
+    boxes[:, 0] = [0.5, 0.5, 0.25, 0.5]
+    valid = np.zeros((rows, 2), bool)
+    valid[3, 0] = True
+    save_batch(Batch(images, np.ones((rows, 2), np.int32), boxes, valid), ("cat", "dog"), tmp_path / "batch.png")
+    picture = Image.open(tmp_path / "batch.png")
+    assert picture.size == (4 * 326 + 6, 4 * 326 + 6)  # sixteen of them
+    drawn = np.argwhere(np.all(np.asarray(picture) == class_colour(1), -1))
+    column = 6 + 3 * 326
+    np.testing.assert_allclose(drawn.max(0), (6 + 240, column + 200), atol=3)
+    assert drawn[:, 1].min() == pytest.approx(column + 120, abs=3)
 
 
 def test_large_pictures_are_reduced(data, tmp_path):

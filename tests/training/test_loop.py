@@ -129,8 +129,8 @@ def test_a_run_shows_what_happened(uninterrupted):
     assert all((uninterrupted / name).is_file() for name in pictures)
     assert len(list((uninterrupted / "examples").glob("*.jpg"))) == 1
     batch = np.asarray(Image.open(uninterrupted / "augmented.jpg"), int)
-    assert batch.shape == (2 * 64 + 3 * 6, 2 * 64 + 3 * 6, 3)  # four pictures of 64 px, and the gaps
-    assert batch[:3].min() > 200 and (np.ptp(batch, -1) > 100).any()  # white around, boxes in colour
+    assert batch.shape == (2 * 320 + 3 * 6, 2 * 320 + 3 * 6, 3)  # four pictures, enlarged for the labels, and the gaps
+    assert batch[:3].mean() > 240 and (np.ptp(batch, -1) > 100).any()  # white around, pictures in colour
     scalars, shown, _ = events(uninterrupted / "tensorboard")
     for name in ("vfl/last", "vfl/aux_0", "fgl/dn_1", "ddf/aux_0", "optim/lr", "optim/grad_norm", "loss/loss"):
         assert [step for step, _ in scalars[name]] == list(range(1, STEPS + 1))
