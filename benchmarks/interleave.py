@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_ROW = "{:34s} {:>10s} {:>9s} {:>9s} {:>11s} {:>9s} {:>12s}"
+_ROW = "{:34s} {:>10s} {:>9s} {:>9s} {:>11s} {:>9s} {:>8s} {:>12s}"
 
 
 def serve(setup: Callable[[], Callable[[], object]]) -> None:
@@ -76,7 +76,7 @@ def compare(file: str, names: Sequence[str], args: Sequence[str], rounds: int, r
             worker.block(runs)
     rows = []
     print(f"\n{title}: {rounds} rounds x {runs} runs")
-    print(_ROW.format("contender", "median ms", "p10", "p90", "first/this", "peak MiB", "first run s"))
+    print(_ROW.format("contender", "median ms", "p10", "p90", "first/this", "peak MiB", "setup s", "first run s"))
     for worker in workers:
         ordered = sorted(worker.times_s)
         ratio = statistics.median(a / b for a, b in zip(workers[0].blocks_s, worker.blocks_s, strict=True))
@@ -87,11 +87,12 @@ def compare(file: str, names: Sequence[str], args: Sequence[str], rounds: int, r
             "p90_ms": 1e3 * ordered[(9 * len(ordered)) // 10],
             "ratio_first_over_this": ratio,
             "peak_mib": worker.peak_mib,
+            "setup_s": worker.start["setup_s"],  # imports, loading, compiling ahead
             "first_run_s": worker.start["first_run_s"],
         }
         rows.append(row)
         numbers = (f"{row[k]:.1f}" for k in ("median_ms", "p10_ms", "p90_ms"))
-        tail = (f"{ratio:.3f}", f"{row['peak_mib']:.0f}", f"{row['first_run_s']:.1f}")
+        tail = (f"{ratio:.3f}", f"{row['peak_mib']:.0f}", f"{row['setup_s']:.1f}", f"{row['first_run_s']:.1f}")
         print(_ROW.format(worker.name, *numbers, *tail), flush=True)
         worker.close()
     return rows

@@ -85,7 +85,8 @@ def check_artefact(
     limits = limits or LIMITS[artefact.precision]
     if max_ap_drop is not None:
         limits = dataclasses.replace(limits, ap_drop=max_ap_drop)
-    answer = reference or JaxBackend(model, variables, artefact.preprocess.scale).predict
+    answer = of_input(reference or JaxBackend(model, variables, artefact.preprocess.scale).predict, artefact)
+    baseline = None if baseline is None else of_input(baseline, artefact)
     wrong_description = _description_failures(artefact, classes, preprocess)
     shown, origin = pictures(checked_on, _REFERENCE_IMAGES)
     images = np.stack([artefact.preprocess(picture) for picture in shown])
@@ -119,6 +120,23 @@ def check_artefact(
     )
 
 
+def of_input(answer: Reference, artefact: Artefact) -> Reference:
+    """The model's answer to what the file takes: where the graph resizes, the host does it for the model."""
+    inside = artefact.resizes
+    if inside is None:
+        return answer
+    height, width = artefact.input.size_hw
+    left, top, across, down = inside.view_px((width, height))
+    scale = np.array([across / width, down / height] * 2, np.float32)
+    shift = np.array([left / width, top / height, 0, 0], np.float32)
+
+    def resized(images: Images) -> tuple[np.ndarray, np.ndarray]:
+        logits, boxes_cxcywh = answer(np.stack([inside(image) for image in images]))
+        return logits, np.asarray(boxes_cxcywh) * scale + shift
+
+    return resized
+
+
 def _description_failures(artefact: Artefact, classes: Categories | None, preprocess: Preprocess | None) -> list[str]:
     """What the file says about itself that the model contradicts."""
     out = []
@@ -131,7 +149,7 @@ def _description_failures(artefact: Artefact, classes: Categories | None, prepro
         elif wrong:
             out.append(f"class map: class {wrong[0]} is {theirs[wrong[0]]} in the file, {ours[wrong[0]]} in the model")
     if preprocess is not None:
-        ours, theirs = preprocess.to_dict(), artefact.preprocess.to_dict()
+        ours, theirs = preprocess.to_dict(), (artefact.resizes or artefact.preprocess).to_dict()
         out += [
             f"preprocessing: {key} is {theirs[key]!r} in the file, {ours[key]!r} in the model"
             for key in ours
@@ -175,7 +193,8 @@ def _compare(
     limits: Limits,
 ) -> Comparison:
     """Errors when the file runs in batches of one size, every image at every place of a batch being another one."""
-    size_hw = backend.artefact.input.size_hw
+    preprocess = backend.artefact.resizes or backend.artefact.preprocess
+    size_hw = (preprocess.height_px, preprocess.width_px)
     errors, lost = [], []
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)

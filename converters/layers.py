@@ -54,7 +54,8 @@ def first_divergence(
     suffix = Path(path).suffix.lower()
     if suffix not in (".onnx", ".xml"):
         raise UserError("engines have no tensors to look at")
-    modules = _modules(model, variables, artefact.preprocess.to_float(image[None]))
+    seen = artefact.resizes(image) if artefact.resizes else image
+    modules = _modules(model, variables, artefact.preprocess.to_float(seen[None]))
     batch = artefact.input.batch or 1
     given = artefact.preprocess.to_float(image) if artefact.input.dtype != "uint8" else image
     given = np.repeat(given[None], batch, 0).astype(artefact.input.dtype)

@@ -86,12 +86,10 @@ def export_onnx(
     preprocess = dataclasses.replace(preprocess, height_px=size_hw[0], width_px=size_hw[1])
     input_dtype = "uint8" if source_hw else input_dtype
     network = forward(model, variables, preprocess.scale if input_dtype == "uint8" else None)
-    extra: dict[str, Any] = {"keep_queries": list(model.keep_queries)} if model.keep_queries else {}
+    inside = None
     if source_hw:
-        network = resizing(network, source_hw, preprocess)
-        extra["network_preprocess"] = preprocess.to_dict()
-        # For the host only what brings another picture to the size the graph takes is left.
-        preprocess = Preprocess(*source_hw, scale=preprocess.scale)
+        network, inside = resizing(network, source_hw, preprocess), preprocess
+        preprocess = Preprocess(*source_hw, scale=preprocess.scale)  # what is left for the host
         size_hw = source_hw
     function: Callable[..., Any] = network if graph == "raw" else complete(network)
     proto = _translate(function, size_hw, batch, graph, input_dtype)
@@ -108,9 +106,10 @@ def export_onnx(
         num_queries=model.config.num_queries,
         layers=model.config.decoder_layers,
         source=dict(meta.get("source", {})),
+        resizes=inside,
         dfine_jax_version=__version__,
         licence=meta.get("licence", ""),
-        extra=extra,
+        extra={"keep_queries": list(model.keep_queries)} if model.keep_queries else {},
     )
     onnx.helper.set_model_props(proto, {KEY: json.dumps(artefact.to_dict())})
     onnx.checker.check_model(proto, full_check=True)

@@ -57,6 +57,7 @@ class Artefact:
     num_queries: int
     layers: int
     source: dict[str, Any]  # file, weights_sha256; source_file, source_sha256 of what it was converted from
+    resizes: Preprocess | None = None  # what the graph does to its input first; the host brings pictures to its size
     dfine_jax_version: str = ""
     licence: str = ""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # entries this version does not interpret
@@ -121,7 +122,9 @@ def _build(values: dict[str, Any]) -> Artefact:
     given = {name: values[name] for name in known if name in values}
     spec = dict(given["input"])
     given["input"] = InputSpec(**{**spec, "size_hw": tuple(int(side) for side in spec["size_hw"])})
-    given["preprocess"] = Preprocess.from_dict(given["preprocess"])
+    for name in ("preprocess", "resizes"):
+        if given.get(name) is not None:
+            given[name] = Preprocess.from_dict(given[name])
     for name, kind in (("class_names", str), ("category_ids", int), ("outputs", str)):
         given[name] = tuple(kind(value) for value in given[name])
     extra = {name: value for name, value in values.items() if name not in known and name != "format_version"}

@@ -51,6 +51,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--input", choices=("float32", "uint8"), default="float32",
         help="float32: RGB in [0, 1], channels first (default); uint8: bytes, channels last",
     )  # fmt: skip
+    parser.add_argument(
+        "--source-size", metavar="HxW",
+        help="all pictures have this size, as a camera's have: the graph takes their bytes, channels last, and resizes",
+    )  # fmt: skip
     parser.add_argument("--queries", metavar="N", type=int, help="fewer queries than the model was trained with")
     parser.add_argument(
         "--prune", metavar="N,N", help="queries of the first decoder layer, of the second and so on, such as 300,100"
@@ -186,6 +190,7 @@ def _export(
     from converters.onnx_export import export_onnx, operating_point, save
     from converters.staging import release, staging
     from dfine_jax.backends.jax_model import JaxBackend
+    from dfine_jax.commands.train import parse_size
     from dfine_jax.evaluate import ClassList, match_categories
 
     reduced = {"num_queries": options.queries, "prune": prune, "layers": options.layers}
@@ -204,6 +209,7 @@ def _export(
         precision="fp32" if options.to == "openvino" else options.precision,  # OpenVINO's own types come later
         graph=options.graph,
         input_dtype=options.input,
+        source_hw=parse_size(options.source_size, "--source-size") if options.source_size else None,
         **reduced,
     )
     with staging(final) as staged, tempfile.TemporaryDirectory() as folder:

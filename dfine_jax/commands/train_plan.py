@@ -103,11 +103,11 @@ def _from_file(options: argparse.Namespace, data: Dataset) -> Recipe:
     return Recipe(config, table, headline(config, f"file {options.recipe}", len(data)), {})
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """``640`` or ``480x640`` (height x width) as (height_px, width_px)."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UserError(f"--size {text}: write height x width in pixels, for example 640x640")
+        raise UserError(f"{option} {text}: write height x width in pixels, for example 640x640")
     return int(parts[0]), int(parts[-1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -17,6 +18,7 @@ from dfine_jax.artefact import Artefact, sha256  # noqa: E402
 from dfine_jax.backends.registry import open_artefact  # noqa: E402
 from dfine_jax.cli import main  # noqa: E402
 from dfine_jax.data.synthetic import make_shapes_dataset  # noqa: E402
+from dfine_jax.detector import Detector  # noqa: E402
 from dfine_jax.training.checkpoint import Metadata, save_weights  # noqa: E402
 
 
@@ -81,6 +83,21 @@ def test_a_checked_file_with_its_report(checkpoint, data, tmp_path, capsys):
     assert accuracy["cost"] == pytest.approx(accuracy["baseline"] - accuracy["artefact"])
     assert [c["batch"] for c in report["comparisons"]] == [1, 2, 8]
     assert not [p for p in out.parent.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("suffix", "target"), [(".onnx", "onnx"), (".xml", "openvino")])
+def test_resizing_inside(checkpoint, tmp_path, suffix, target):
+    if target == "openvino":
+        pytest.importorskip("openvino")
+    out = tmp_path / f"camera{suffix}"
+    arguments = ["--to", target, "--out", str(out), "--size", "64x96", "--source-size", "90x123", "--batch", "dynamic"]
+    assert main(["export", str(checkpoint), *arguments, "--graph", "complete"]) == 0
+    artefact = describe(out)
+    assert (artefact.input.size_hw, artefact.input.dtype) == ((90, 123), "uint8")
+    assert artefact.resizes is not None and (artefact.resizes.height_px, artefact.resizes.width_px) == (64, 96)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 123, 3)).astype(np.uint8)
+    found = Detector(out, threshold=0.0)(picture)
+    assert len(found.scores) and found.boxes_xyxy_px.max() <= 123
 
 
 @pytest.mark.parametrize(("suffix", "target"), [(".onnx", "onnx"), (".xml", "openvino")])
