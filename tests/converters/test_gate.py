@@ -451,7 +451,7 @@ def test_confident_detections_need_a_partner():
     assert compare.lost(reference, Rows(smaller, reference.scores)) == (20, 20)
     result = compare.summarise(1, [compare.compare_image(reference, reference, (1, 1))], LIMITS["int8"], [(20, 5)])
     assert compare.exceeded(result, LIMITS["int8"]) == [
-        "batch 1: 25% of 20 confident detections have no partner on the other side, limit 20%"
+        "batch 1: 25% of 20 confident detections have no partner on the other side, limit 5%"
     ]
 
 

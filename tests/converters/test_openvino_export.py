@@ -118,7 +118,7 @@ def test_int8_may_not_lose_the_confident_detections(tmp_path, model, images):
     report = check_artefact(source, model[0], sure, reference=reference)
     assert all("of 40 confident detections have no partner" in failure for failure in report.failures)
     assert report.failures[0] == (
-        "batch 1: 100% of 40 confident detections have no partner on the other side, limit 20%"
+        "batch 1: 100% of 40 confident detections have no partner on the other side, limit 5%"
     )
 
 
