@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -116,10 +117,9 @@ def test_int8_may_not_lose_the_confident_detections(tmp_path, model, images):
 
     assert check_artefact(source, model[0], sure, reference=answer).passed
     report = check_artefact(source, model[0], sure, reference=reference)
-    assert all("of 40 confident detections have no partner" in failure for failure in report.failures)
-    assert report.failures[0] == (
-        "batch 1: 100% of 40 confident detections have no partner on the other side, limit 5%"
-    )
+    assert len(report.failures) == 3, report.table()  # in each batch size, and for no other reason
+    for failure in report.failures:
+        assert re.search(r"\d+% of \d+ confident detections have no partner on the other side, limit 5%", failure)
 
 
 def test_int8_that_loses_too_much_is_refused_after_accuracy_control(tmp_path, model, images, data):
