@@ -283,7 +283,8 @@ def test_the_cost_of_an_operating_point_is_limited_too(tmp_path, model, answers,
     silent = changed(model[1], "score_head", "bias", slice(None), by=-30)
     file = toy.write_toy(tmp_path / "toy.onnx", silent)
     data = open_data(toy_data, "val")
-    records = data.sources
+    assert data.dataset
+    records = data.dataset.records
 
     def perfect(images):
         """What is annotated, picture by picture in order."""
