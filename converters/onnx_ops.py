@@ -147,7 +147,8 @@ def clip(x: Array, low: float | None, high: float | None) -> Array:
 
 def relu(x: Array) -> Array:
     """max(x, 0)."""
-    return _emit("Relu", lambda x: jnp.maximum(x, 0), x)[0]
+    # Not jnp.maximum: while jax2onnx traces, it gives float32 for a float16 array and a number.
+    return _emit("Relu", lambda x: lax.max(x, lax.full_like(x, 0)), x)[0]
 
 
 def softmax(x: Array) -> Array:

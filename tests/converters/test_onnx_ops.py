@@ -31,6 +31,7 @@ SCALE = np.arange(5, dtype=np.float32)
 CASES = {
     "pooling pads with nothing": (lambda x: ops.max_pool2x2_padded(x), (2, 3, 4, 5), "MaxPool"),
     "layer norm": (lambda x: ops.layer_norm(x, SCALE, SCALE + 1, 1e-5), (2, 3, 4, 5), "LayerNormalization"),
+    "rectifier": (ops.relu, (3, 5), "Relu"),
     "gelu": (ops.gelu, (3, 5), "Gelu"),
     "product of three axes with a matrix": (lambda x: ops.matmul(x, np.stack([SCALE, SCALE], 1)), (2, 4, 5), "MatMul"),
     "enlargement": (ops.enlarge2x, (2, 3, 4, 5), "Resize"),
@@ -53,6 +54,23 @@ def test_one_operation_that_computes_the_same(case, batch):
     proto = export(function, shape if batch == "fixed" else ("B", *shape[1:]))
     assert [node.op_type for node in proto.graph.node] == [op]
     np.testing.assert_allclose(run(proto, x)[0], function(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [ops.relu, ops.gelu, lambda x: ops.clip(x, 0.0, None), lambda x: ops.max_pool2x2_padded(x), ops.enlarge2x],
+)
+def test_float16_stays(function):
+    """jax2onnx replaces functions of jax.numpy by its own, with other rules for types, while it traces."""
+    seen = []
+
+    def call(x):
+        y = function(x.astype(jnp.float16))
+        seen.append(y.dtype)
+        return y.astype(jnp.float32)
+
+    export(call, (1, 2, 4, 4))
+    assert set(seen) == {np.dtype("float16")}
 
 
 def test_rows_of_several_images(tmp_path):
