@@ -26,7 +26,6 @@ _MEANINGS = {
 }
 _PARTNER_IOU = 0.5
 _PARTNER_SCORE = 0.5  # of the detection's own score
-_CUT_SHARE = 0.02  # rows that may differ because the query selection fell the other way
 
 
 class Rows(NamedTuple):
@@ -41,9 +40,10 @@ class Limits:
     """Largest accepted errors. Boxes in pixels of the model input, scores in [0, 1], AP in [0, 1].
 
     ``*_median`` holds for the median row of each image: most wrong weights move every row a little. ``*_p95`` holds for
-    95 % of all rows: others move some rows. ``*_most`` holds for every confident row, and for all others but 2 % of
-    each image. ``lost_share`` is for files whose query selection may differ at will: the share of confident detections
-    of either side that the other side does not have (see ``lost``).
+    95 % of all rows: others move some rows. ``*_most`` holds for every confident row, and for all others but a share
+    of each image, ``tie_share``, for which the query selection may have fallen the other way: the coarser the numbers,
+    the more. ``lost_share`` is the share of confident detections of either side that the other side does not have (see
+    ``lost``).
     """
 
     box_median_px: float
@@ -53,12 +53,13 @@ class Limits:
     score_p95: float
     score_most: float
     ap_drop: float
-    lost_share: float = np.inf
+    tie_share: float = 0.02
+    lost_share: float = 0.0
 
 
 LIMITS = {
     "fp32": Limits(0.01, 0.05, 0.25, 1e-4, 5e-4, 2e-3, ap_drop=0.001),
-    "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, ap_drop=0.005),
+    "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, ap_drop=0.005, tie_share=0.05, lost_share=0.02),
     "int8": Limits(6.0, np.inf, np.inf, 0.05, np.inf, np.inf, ap_drop=0.01, lost_share=0.05),
 }
 
@@ -162,7 +163,7 @@ def summarise(
     cut_rows = 0
     for boxes_px, scores, confidence in images:
         over = np.maximum(boxes_px / limits.box_most_px, scores / limits.score_most)
-        free = int(np.ceil(_CUT_SHARE * len(over)))
+        free = int(np.ceil(limits.tie_share * len(over)))
         worst = np.argsort(-over, kind="stable")[:free]
         cut = worst[(over[worst] > 1) & (confidence[worst] < CONFIDENT)]
         cut_rows += len(cut)
