@@ -30,7 +30,9 @@ PYTORCH_NODES = {"n": 665, "s": 736, "m": 916}
 
 
 def weights(golden_dir, variant: str):
-    if variant in "nsl":
+    # Not those of L: they enlarge rounding so much that on some images JAX in float32 is 6 px (median) off its own
+    # float64; the hashed ones are 0.0001 px off, on one image 0.03.
+    if variant in "ns":
         return golden_weights.variables_from_state_dict(golden_weights.golden_state_dict(golden_dir, variant))
     return golden_weights.variables_from_state_dict(golden_weights.hash_state_dict(variant))
 
