@@ -17,7 +17,7 @@ import onnx_models as tiny  # noqa: E402
 
 from converters.gate import check_artefact  # noqa: E402
 from converters.onnx_export import export_onnx, operating_point, save  # noqa: E402
-from converters.openvino_export import Quantization, export_int8, export_openvino  # noqa: E402
+from converters.openvino_export import Quantization, export_int8, export_openvino, stem_operations  # noqa: E402
 from converters.tensorrt_export import EngineBuilder  # noqa: E402
 from dfine_jax.backends.jax_model import JaxBackend  # noqa: E402
 from dfine_jax.evaluate import ClassList  # noqa: E402
@@ -108,6 +108,19 @@ def test_openvino_files_of_an_exported_graph(files, model, reference, tmp_path):
         Image.fromarray(noise).resize((96, 64)).save(pictures / f"{i}.png")
     result = export_int8(files / "raw.onnx", tmp_path / "int8.xml", Quantization(pictures))
     assert result.quantizers > 40
+    import openvino as ov
+
+    stem = set(stem_operations(ov.Core().read_model(files / "raw.onnx")))
+    int8 = ov.Core().read_model(tmp_path / "int8.xml").get_ops()
+    kinds = [op.get_type_name() for op in int8 if op.get_friendly_name() in stem]
+    assert kinds.count("Convolution") == 3 and "MaxPool" in kinds
+    fed = [
+        port.get_node()
+        for op in int8
+        if op.get_type_name() == "FakeQuantize"
+        for port in op.output(0).get_target_inputs()
+    ]
+    assert fed and not stem & {node.get_friendly_name() for node in fed}
 
 
 @pytest.mark.parametrize("name", GRAPHS)
