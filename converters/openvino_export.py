@@ -1,8 +1,8 @@
 """ONNX to OpenVINO: IR with float16 weights, or int8 with a limit on what that may cost in AP.
 
 For int8 the decoder and the two branches of the stem stay in floating point from the start. The decoder's coordinates
-do not survive eight bits, and the graph without its quantisation nodes is the faster one. Eight bits are too few for the
-stem's first maps as well: of D-FINE-N on BCCD, AP 0.546, int8 has 0.547 without both, 0.422 without the decoder only.
+do not survive eight bits, and the graph without its quantisation nodes is the faster one. Eight bits are too few for
+the stem's first maps as well: of D-FINE-N on BCCD, AP 0.546, int8 has 0.547 without both, 0.422 without the decoder.
 Should AP still fall by more than the limit, NNCF's accuracy control searches for further operations to keep, which
 takes its time: each trial compiles the model.
 """
