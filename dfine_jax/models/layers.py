@@ -39,7 +39,6 @@ def activation(name: ActivationName) -> Callable[[Array], Array]:
     return _ACTIVATIONS[name]
 
 
-@replaceable
 def called(module: nn.Module, *inputs: Any, train: bool, remat: bool) -> Any:
     """The module's output; with ``remat`` the backward pass computes what is inside again instead of keeping it."""
 
@@ -49,6 +48,7 @@ def called(module: nn.Module, *inputs: Any, train: bool, remat: bool) -> Any:
     return nn.remat(call)(module, *inputs) if remat else call(module, *inputs)
 
 
+@replaceable
 def upsample2x(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Nearest-neighbour enlargement: every cell becomes 2x2."""
     b, h, w, c = x.shape

@@ -12,6 +12,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _Functions = Mapping[Callable[..., Any], Callable[..., Any]]
+_known: set[Callable[..., Any]] = set()
 _replacements: ContextVar[_Functions | None] = ContextVar("replacements", default=None)
 
 
@@ -23,6 +24,7 @@ def replaceable(function: Callable[P, R]) -> Callable[P, R]:
         replacements = _replacements.get() or {}
         return replacements.get(call, function)(*args, **kwargs)
 
+    _known.add(call)
     return call
 
 
@@ -31,7 +33,13 @@ def replaced(replacements: _Functions) -> Iterator[None]:
     """Call other functions in place of ``replaceable`` ones.
 
     The choice is made while tracing: call ``jax.jit`` on a fresh function inside the block.
+
+    Raises:
+      ValueError: a function is not ``replaceable``, so it would be called as it is.
     """
+    unmarked = [function.__name__ for function in replacements if function not in _known]
+    if unmarked:
+        raise ValueError(f"not replaceable: {', '.join(unmarked)}")
     token = _replacements.set({**(_replacements.get() or {}), **replacements})
     try:
         yield
