@@ -66,6 +66,8 @@ class Artefact:
         """Plain values for JSON; inverse of ``from_dict``."""
         values = dataclasses.asdict(self)
         values.pop("extra")
+        if self.resizes is None:
+            values.pop("resizes")
         return {"format_version": FORMAT, **values, **self.extra}
 
 
@@ -122,9 +124,9 @@ def _build(values: dict[str, Any]) -> Artefact:
     given = {name: values[name] for name in known if name in values}
     spec = dict(given["input"])
     given["input"] = InputSpec(**{**spec, "size_hw": tuple(int(side) for side in spec["size_hw"])})
-    for name in ("preprocess", "resizes"):
-        if given.get(name) is not None:
-            given[name] = Preprocess.from_dict(given[name])
+    given["preprocess"] = Preprocess.from_dict(given["preprocess"])
+    if given.get("resizes") is not None:
+        given["resizes"] = Preprocess.from_dict(given["resizes"])
     for name, kind in (("class_names", str), ("category_ids", int), ("outputs", str)):
         given[name] = tuple(kind(value) for value in given[name])
     extra = {name: value for name, value in values.items() if name not in known and name != "format_version"}
