@@ -45,9 +45,10 @@ HALF = Limits(10.0, np.inf, np.inf, 0.1, np.inf, np.inf, ap_drop=0.0, lost_share
 
 
 def float32_limits(model, variables, reference, images) -> Limits:
-    """The gate's limits, or three times what JAX in float32 differs from its own float64, whichever is larger.
+    """The gate's limits, or ten times what JAX in float32 differs from its own float64, whichever is larger.
 
-    That is nothing for most weights; but the golden ones of L are up to 4 px off on some photographs.
+    That changes little for most weights. But the golden ones of L enlarge rounding so much that JAX itself is 1 to 4 px
+    off on some photographs, depending on how it was compiled; only its hashed ones say something there.
     """
     errors = []
     with jax.enable_x64(True):
@@ -63,7 +64,7 @@ def float32_limits(model, variables, reference, images) -> Limits:
     own = compare.summarise(1, errors, base)
     names = ("box_median_px", "box_p95_px", "box_most_px", "score_median", "score_p95", "score_most")
     return dataclasses.replace(
-        base, lost_share=0.02, **{name: max(getattr(base, name), 3 * getattr(own, name)) for name in names}
+        base, lost_share=0.02, **{name: max(getattr(base, name), 10 * getattr(own, name)) for name in names}
     )
 
 
