@@ -98,6 +98,9 @@ def test_gate(golden_dir, data_dir, tmp_path, weight_set, size_hw):
         for file in (f"{precision}.onnx", f"{precision}.xml"):
             limits = HALF if precision == "fp16" else strict
             report = check_artefact(tmp_path / file, model, variables, limits=limits, reference=reference, data=photos)
+            if weight_set == "x hash" and file == "fp16.onnx":  # up to 1.1e6 in the backbone, float16 ends at 65504
+                assert report.failures == ("outputs of the file hold values that are not finite",)
+                continue
             for row in report.comparisons:
                 place = f"{weight_set} {size_hw[0]}x{size_hw[1]} {file} batch {row.batch}"
                 print(
