@@ -48,7 +48,7 @@ def float32_limits(model, variables, reference, images) -> Limits:
     """The gate's limits, or ten times what JAX in float32 differs from its own float64, whichever is larger.
 
     That changes little for most weights. But the golden ones of L enlarge rounding so much that JAX itself is 1 to 4 px
-    off on some photographs, depending on how it was compiled (and float16 10 px); only its hashed ones say more there.
+    off on some photographs, depending on how it was compiled (and float16 18 px); only its hashed ones say more there.
     """
     errors = []
     with jax.enable_x64(True):
