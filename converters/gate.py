@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from converters import compare
-from converters.compare import LIMITS, Comparison, Limits, Rows
+from converters.compare import LIMITS, RESIZING, Comparison, Limits, Rows
 from converters.gate_data import CheckData, open_data, pictures
 from converters.gate_report import Accuracy, Report
 from dfine_jax.artefact import Artefact, sha256
@@ -82,7 +82,8 @@ def check_artefact(
     checked_on.require_ap(max_ap_drop)
     backend = open_artefact(path, runtime=runtime, device=device, threads=threads)
     artefact = backend.artefact
-    limits = limits or LIMITS[artefact.precision]
+    resizing = artefact.resizes is not None and artefact.precision == "fp32"
+    limits = limits or (RESIZING if resizing else LIMITS[artefact.precision])
     if max_ap_drop is not None:
         limits = dataclasses.replace(limits, ap_drop=max_ap_drop)
     answer = of_input(reference or JaxBackend(model, variables, artefact.preprocess.scale).predict, artefact)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from onnx import helper as h
 
 from dfine_jax.artefact import KEY
 from dfine_jax.data.images import Preprocess
+from dfine_jax.data.synthetic import make_shapes_dataset
 
 HEIGHT, WIDTH, STRIDE, CHANNELS = 48, 64, 8, 8
 QUERIES = HEIGHT * WIDTH // STRIDE**2
@@ -101,6 +103,18 @@ def write_toy(path: Path, variables: Any, **changes: Any) -> Path:
     h.set_model_props(model, {KEY: json.dumps(meta)})
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def toy_dataset(folder: Path, num_val: int, num_train: int = 1, names: Sequence[str] = NAMES) -> Path:
+    """Shapes of three kinds under other class names."""
+    root = make_shapes_dataset(folder, num_train=num_train, num_val=num_val, size_px=64, seed=3)
+    for file in (root / "annotations").glob("instances_*.json"):
+        content = json.loads(file.read_text())
+        ids = [category["id"] for category in content["categories"]][: len(names)]
+        content["categories"] = [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] in ids]
+        file.write_text(json.dumps(content))
+    return root
 
 
 def bake_batch(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -33,14 +34,14 @@ class Session(Protocol):
         ...
 
 
-class Backend:
+class Backend(abc.ABC):
     """Something that runs the network on preprocessed images."""
 
     compiles_per_shape = True  # batches of another size cost a compilation, so callers fill them up
 
+    @abc.abstractmethod
     def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray]:
         """Class logits float32 [b, q, k] and boxes_cxcywh float32 [b, q, 4], fractions of the image."""
-        raise NotImplementedError
 
     def detect(self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300) -> PixelPredictions:
         """Scores, labels and boxes in pixels of the original images, best first.

@@ -11,7 +11,6 @@ from conftest import ROOT
 from PIL import Image
 
 from dfine_jax.cli import main
-from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.latency import Contender, Measurement, Picture, Plan, measure, num_blocks, percentiles
 
 pytest.importorskip("onnxruntime")
@@ -29,14 +28,7 @@ def variables():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Shapes under the toy's class names."""
-    root = make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=1, num_val=7, size_px=64, seed=3)
-    file = root / "annotations" / "instances_val.json"
-    content = json.loads(file.read_text())
-    ids = [category["id"] for category in content["categories"]][:3]
-    content["categories"] = [{"id": i, "name": name} for i, name in zip(ids, toy.NAMES, strict=True)]
-    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in ids]
-    file.write_text(json.dumps(content))
-    return root
+    return toy.toy_dataset(tmp_path_factory.mktemp("shapes"), num_val=7)
 
 
 def test_table_json_and_picture(tmp_path, variables, data, capsys):

@@ -12,12 +12,12 @@ from conftest import ROOT
 sys.path.append(str(ROOT / "tests"))
 sys.path.append(str(ROOT / "tests" / "converters"))
 import onnx_models as tiny  # noqa: E402
+from toy_artefact import toy_dataset  # noqa: E402
 from training.tiny import tiny_config  # noqa: E402
 
 from dfine_jax.artefact import Artefact, sha256  # noqa: E402
 from dfine_jax.backends.registry import open_artefact  # noqa: E402
 from dfine_jax.cli import main  # noqa: E402
-from dfine_jax.data.synthetic import make_shapes_dataset  # noqa: E402
 from dfine_jax.detector import Detector  # noqa: E402
 from dfine_jax.training.checkpoint import Metadata, save_weights  # noqa: E402
 
@@ -40,16 +40,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Shapes under the checkpoint's class names."""
-    root = make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=6, num_val=4, size_px=64, seed=3)
-    for split in ("train", "val"):
-        file = root / "annotations" / f"instances_{split}.json"
-        content = json.loads(file.read_text())
-        ids = [category["id"] for category in content["categories"]][:3]
-        names = zip(ids, tiny.META["class_names"], strict=True)
-        content["categories"] = [{"id": number, "name": name} for number, name in names]
-        content["annotations"] = [a for a in content["annotations"] if a["category_id"] in ids]
-        file.write_text(json.dumps(content))
-    return root
+    return toy_dataset(tmp_path_factory.mktemp("shapes"), num_val=4, num_train=6, names=tiny.META["class_names"])
 
 
 def table_of(out):

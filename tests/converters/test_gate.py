@@ -20,7 +20,10 @@ from converters import compare, gate, layers
 from converters.compare import LIMITS, Rows
 from converters.gate_data import open_data
 from converters.staging import RefusedError, release, staging
+from dfine_jax.artefact import from_json
+from dfine_jax.backends.base import in_view
 from dfine_jax.backends.jax_model import JaxBackend
+from dfine_jax.data.images import Preprocess
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import ClassList
@@ -39,14 +42,7 @@ def model():
 @pytest.fixture(scope="module")
 def toy_data(tmp_path_factory):
     """Shapes under the toy's class names."""
-    root = make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=1, num_val=3, size_px=64, seed=3)
-    file = root / "annotations" / "instances_val.json"
-    content = json.loads(file.read_text())
-    ids = [category["id"] for category in content["categories"]][:3]
-    content["categories"] = [{"id": i, "name": name} for i, name in zip(ids, toy.NAMES, strict=True)]
-    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in ids]
-    file.write_text(json.dumps(content))
-    return root
+    return toy.toy_dataset(tmp_path_factory.mktemp("shapes"), num_val=3)
 
 
 @pytest.fixture(scope="module")
@@ -488,3 +484,23 @@ def test_rows_of_layers_behind_a_pruning_have_their_own_number():
     found = [first[:, rng.permutation(20)], second[:, rng.permutation(12)]]
     assert layers.locate(modules, found, [20, 12], 1e-3).startswith("every layer agrees")
     assert layers.locate(modules, found, [20], 1e-3).startswith("second (")
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_boxes_of_a_graph_that_resizes_are_fractions_of_the_picture(resize):
+    """What the gate compares with must land where ``Preprocess.view_px`` puts the boxes of the model."""
+    inside = Preprocess(48, 64, resize)
+    values = {**toy.description(), "preprocess": Preprocess(90, 40).to_dict(), "resizes": inside.to_dict()}
+    values["input"] = {**values["input"], "size_hw": [90, 40], "dtype": "uint8", "layout": "NHWC"}
+    boxes = np.random.default_rng(0).random((1, 5, 4), np.float32)
+    seen = []
+
+    def answer(images):
+        seen.append(images.shape)
+        return np.zeros((1, 5, 3)), boxes
+
+    picture = np.zeros((1, 90, 40, 3), np.uint8)
+    _, found = gate.of_input(answer, from_json(json.dumps(values), "toy"))(picture)
+    assert seen == [(1, 48, 64, 3)]
+    view_px = np.array([inside.view_px((40, 90))])
+    np.testing.assert_allclose(in_view(found, np.array([[0, 0, 40, 90]])), in_view(boxes, view_px), atol=1e-4)

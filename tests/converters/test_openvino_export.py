@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 
@@ -30,7 +29,6 @@ from dfine_jax.backends.jax_model import JaxBackend  # noqa: E402
 from dfine_jax.backends.registry import open_artefact  # noqa: E402
 from dfine_jax.data.dataset import Record  # noqa: E402
 from dfine_jax.data.sources import read_dataset  # noqa: E402
-from dfine_jax.data.synthetic import make_shapes_dataset  # noqa: E402
 from dfine_jax.errors import UserError  # noqa: E402
 
 
@@ -51,14 +49,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Shapes under the toy's class names."""
-    root = make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=1, num_val=4, size_px=64, seed=3)
-    file = root / "annotations" / "instances_val.json"
-    content = json.loads(file.read_text())
-    ids = [category["id"] for category in content["categories"]][:3]
-    content["categories"] = [{"id": i, "name": name} for i, name in zip(ids, toy.NAMES, strict=True)]
-    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in ids]
-    file.write_text(json.dumps(content))
-    return root
+    return toy.toy_dataset(tmp_path_factory.mktemp("shapes"), num_val=4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
