@@ -82,8 +82,7 @@ def check_artefact(
     checked_on.require_ap(max_ap_drop)
     backend = open_artefact(path, runtime=runtime, device=device, threads=threads)
     artefact = backend.artefact
-    resizing = artefact.resizes is not None and artefact.precision == "fp32"
-    limits = limits or (RESIZING if resizing else LIMITS[artefact.precision])
+    limits = limits or limits_of(artefact)
     if max_ap_drop is not None:
         limits = dataclasses.replace(limits, ap_drop=max_ap_drop)
     answer = of_input(reference or JaxBackend(model, variables, artefact.preprocess.scale).predict, artefact)
@@ -119,6 +118,11 @@ def check_artefact(
         no_divergence=no_divergence,
         quantization=quantization or {},
     )
+
+
+def limits_of(artefact: Artefact) -> Limits:
+    """Of the file's precision; wider where a float32 graph resizes."""
+    return RESIZING if artefact.resizes and artefact.precision == "fp32" else LIMITS[artefact.precision]
 
 
 def of_input(answer: Reference, artefact: Artefact) -> Reference:
