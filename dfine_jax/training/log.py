@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import time
 from collections import defaultdict
@@ -149,10 +150,12 @@ class RunLog:
             sink.close()
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        with self._csv.open("w", newline="") as file:
+        part = self._csv.with_name(self._csv.name + ".part")
+        with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
+        os.replace(part, self._csv)  # killed at any moment, a resumed run keeps its rows
 
 
 def table_header() -> str:

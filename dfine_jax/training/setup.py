@@ -59,14 +59,16 @@ def claim(out_dir: Path, resume: bool) -> None:
       UserError: it holds a run, or, to resume, none.
     """
     last = out_dir / "last"
-    held = any(
-        path.exists() for path in (last, checkpoint.replaced_path(last), out_dir / "best", out_dir / "metrics.csv")
-    )
+    states = (last, checkpoint.replaced_path(last))
+    resumable = any((path / "metadata.json").is_file() for path in states)
+    held = any(path.exists() for path in (*states, out_dir / "best", out_dir / "metrics.csv"))
     hosts.wait_for_all("look at the run folder")  # before the first host changes anything
+    if resume and not resumable:
+        cure = "remove it, or choose another folder, and start" if held else "start"
+        raise UserError(f"{out_dir} holds no checkpoint 'last' to continue from; {cure} without --resume")
     if held and not resume:
-        raise UserError(f"{out_dir} holds a run; continue it with --resume or choose another folder")
-    if resume:
-        checkpoint.settled(last)
+        cure = "continue it with --resume or" if resumable else "it ended before its first checkpoint: remove it or"
+        raise UserError(f"{out_dir} holds a run; {cure} choose another folder")
     out_dir.mkdir(parents=True, exist_ok=True)
 
 

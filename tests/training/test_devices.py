@@ -36,6 +36,7 @@ def test_two_devices_take_the_step_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_devices_on_few_cores_do_not_hang(tmp_path):
-    rows = run(tmp_path / "eight.npz", 8, 20, 16, "noisy", 1800)["rows"]
-    assert rows.shape == (20, 3) and rows[:, 2].all()
+@pytest.mark.parametrize("attempt", range(3))
+def test_eight_devices_on_few_cores_do_not_hang(tmp_path, attempt):
+    rows = run(tmp_path / "eight.npz", 8, 50, 16, "noisy", 1800)["rows"]
+    assert rows.shape == (50, 3) and rows[:, 2].all()

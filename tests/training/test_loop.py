@@ -302,9 +302,15 @@ def test_the_clock_stops_a_run_as_a_signal_does(uninterrupted, data, config, tmp
 def test_errors_come_before_any_work(data, config, uninterrupted, tmp_path):
     with pytest.raises(UserError, match="holds a run; continue it with --resume"):
         loop.train(config, *data, uninterrupted)
-    with pytest.raises(UserError, match="is not a checkpoint"):
+    with pytest.raises(UserError, match="holds no checkpoint 'last' to continue from; start without --resume"):
         loop.train(config, *data, tmp_path / "new", resume=True)
     assert not (tmp_path / "new").exists()
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "metrics.csv").touch()
+    with pytest.raises(UserError, match="ended before its first checkpoint: remove it or choose another folder"):
+        loop.train(config, *data, tmp_path / "early")
+    with pytest.raises(UserError, match="holds no checkpoint 'last' to continue from; remove it, or choose another"):
+        loop.train(config, *data, tmp_path / "early", resume=True)
     wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=9))
     with pytest.raises(UserError, match="model.num_classes=9, but .* has 4 classes"):
         loop.train(wrong, *data, tmp_path / "new")
