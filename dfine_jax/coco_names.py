@@ -1,6 +1,7 @@
 """Category tables of COCO and Objects365 as the published weights use them.
 
-The published COCO weights number their classes 0..79 in ascending order of the COCO category id, which has gaps.
+The published COCO weights number their classes 0..79 in ascending order of the COCO category id, which has gaps; those
+of Objects365 by the category id, which begins with 1.
 """
 
 from __future__ import annotations
@@ -27,29 +28,66 @@ COCO_CATEGORY_IDS: tuple[int, ...] = (
     *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70, *range(72, 83), *range(84, 91),
 )  # fmt: skip
 
-# Row of the Objects365 score heads (366 rows; row 0 is unused, hence one above the 0-based class index) that stands for
-# each COCO class. Loose matches: bird is Wild Bird, suitcase Luggage, skis Skating and Skiing Shoes, sports ball
-# Baseball, tv Monitor/TV, teddy bear Stuffed Toy.
-OBJECTS365_CLASSES = 366
-OBJECTS365_ROWS: tuple[int, ...] = tuple(
-    1 + index
-    for index in (
-        0, 46, 5, 58, 114, 55, 116, 65, 21, 40, 176, 127, 249, 24, 56, 139, 92, 78, 99, 96,
-        144, 295, 178, 180, 38, 39, 13, 43, 120, 219, 148, 173, 165, 154, 137, 113, 145, 146, 204, 8,
-        35, 10, 88, 84, 93, 26, 112, 82, 265, 104, 141, 152, 234, 143, 150, 97, 2, 50, 25, 75,
-        98, 153, 37, 73, 115, 132, 106, 61, 163, 134, 277, 81, 133, 18, 94, 30, 169, 70, 328, 226,
-    )
+# Version 2, in the order of the category ids 1..365 and as its annotation files spell them (without spaces at the end).
+OBJECTS365_NAMES: tuple[str, ...] = (
+    "Person", "Sneakers", "Chair", "Other Shoes", "Hat", "Car", "Lamp", "Glasses", "Bottle", "Desk", "Cup",
+    "Street Lights", "Cabinet/shelf", "Handbag/Satchel", "Bracelet", "Plate", "Picture/Frame", "Helmet", "Book",
+    "Gloves", "Storage box", "Boat", "Leather Shoes", "Flower", "Bench", "Potted Plant", "Bowl/Basin", "Flag",
+    "Pillow", "Boots", "Vase", "Microphone", "Necklace", "Ring", "SUV", "Wine Glass", "Belt", "Moniter/TV", "Backpack",
+    "Umbrella", "Traffic Light", "Speaker", "Watch", "Tie", "Trash bin Can", "Slippers", "Bicycle", "Stool",
+    "Barrel/bucket", "Van", "Couch", "Sandals", "Bakset", "Drum", "Pen/Pencil", "Bus", "Wild Bird", "High Heels",
+    "Motorcycle", "Guitar", "Carpet", "Cell Phone", "Bread", "Camera", "Canned", "Truck", "Traffic cone", "Cymbal",
+    "Lifesaver", "Towel", "Stuffed Toy", "Candle", "Sailboat", "Laptop", "Awning", "Bed", "Faucet", "Tent", "Horse",
+    "Mirror", "Power outlet", "Sink", "Apple", "Air Conditioner", "Knife", "Hockey Stick", "Paddle", "Pickup Truck",
+    "Fork", "Traffic Sign", "Ballon", "Tripod", "Dog", "Spoon", "Clock", "Pot", "Cow", "Cake", "Dinning Table",
+    "Sheep", "Hanger", "Blackboard/Whiteboard", "Napkin", "Other Fish", "Orange/Tangerine", "Toiletry", "Keyboard",
+    "Tomato", "Lantern", "Machinery Vehicle", "Fan", "Green Vegetables", "Banana", "Baseball Glove", "Airplane",
+    "Mouse", "Train", "Pumpkin", "Soccer", "Skiboard", "Luggage", "Nightstand", "Tea pot", "Telephone", "Trolley",
+    "Head Phone", "Sports Car", "Stop Sign", "Dessert", "Scooter", "Stroller", "Crane", "Remote", "Refrigerator",
+    "Oven", "Lemon", "Duck", "Baseball Bat", "Surveillance Camera", "Cat", "Jug", "Broccoli", "Piano", "Pizza",
+    "Elephant", "Skateboard", "Surfboard", "Gun", "Skating and Skiing shoes", "Gas stove", "Donut", "Bow Tie",
+    "Carrot", "Toilet", "Kite", "Strawberry", "Other Balls", "Shovel", "Pepper", "Computer Box", "Toilet Paper",
+    "Cleaning Products", "Chopsticks", "Microwave", "Pigeon", "Baseball", "Cutting/chopping Board", "Coffee Table",
+    "Side Table", "Scissors", "Marker", "Pie", "Ladder", "Snowboard", "Cookies", "Radiator", "Fire Hydrant",
+    "Basketball", "Zebra", "Grape", "Giraffe", "Potato", "Sausage", "Tricycle", "Violin", "Egg", "Fire Extinguisher",
+    "Candy", "Fire Truck", "Billards", "Converter", "Bathtub", "Wheelchair", "Golf Club", "Briefcase", "Cucumber",
+    "Cigar/Cigarette", "Paint Brush", "Pear", "Heavy Truck", "Hamburger", "Extractor", "Extention Cord", "Tong",
+    "Tennis Racket", "Folder", "American Football", "earphone", "Mask", "Kettle", "Tennis", "Ship", "Swing",
+    "Coffee Machine", "Slide", "Carriage", "Onion", "Green beans", "Projector", "Frisbee",
+    "Washing Machine/Drying Machine", "Chicken", "Printer", "Watermelon", "Saxophone", "Tissue", "Toothbrush",
+    "Ice cream", "Hotair ballon", "Cello", "French Fries", "Scale", "Trophy", "Cabbage", "Hot dog", "Blender", "Peach",
+    "Rice", "Wallet/Purse", "Volleyball", "Deer", "Goose", "Tape", "Tablet", "Cosmetics", "Trumpet", "Pineapple",
+    "Golf Ball", "Ambulance", "Parking meter", "Mango", "Key", "Hurdle", "Fishing Rod", "Medal", "Flute", "Brush",
+    "Penguin", "Megaphone", "Corn", "Lettuce", "Garlic", "Swan", "Helicopter", "Green Onion", "Sandwich", "Nuts",
+    "Speed Limit Sign", "Induction Cooker", "Broom", "Trombone", "Plum", "Rickshaw", "Goldfish", "Kiwi fruit",
+    "Router/modem", "Poker Card", "Toaster", "Shrimp", "Sushi", "Cheese", "Notepaper", "Cherry", "Pliers", "CD",
+    "Pasta", "Hammer", "Cue", "Avocado", "Hamimelon", "Flask", "Mushroon", "Screwdriver", "Soap", "Recorder", "Bear",
+    "Eggplant", "Board Eraser", "Coconut", "Tape Measur/ Ruler", "Pig", "Showerhead", "Globe", "Chips", "Steak",
+    "Crosswalk Sign", "Stapler", "Campel", "Formula 1", "Pomegranate", "Dishwasher", "Crab", "Hoverboard", "Meat ball",
+    "Rice Cooker", "Tuba", "Calculator", "Papaya", "Antelope", "Parrot", "Seal", "Buttefly", "Dumbbell", "Donkey",
+    "Lion", "Urinal", "Dolphin", "Electric Drill", "Hair Dryer", "Egg tart", "Jellyfish", "Treadmill", "Lighter",
+    "Grapefruit", "Game board", "Mop", "Radish", "Baozi", "Target", "French", "Spring Rolls", "Monkey", "Rabbit",
+    "Pencil Case", "Yak", "Red Cabbage", "Binoculars", "Asparagus", "Barbell", "Scallop", "Noddles", "Comb",
+    "Dumpling", "Oyster", "Table Teniis paddle", "Cosmetics Brush/Eyeliner Pencil", "Chainsaw", "Eraser", "Lobster",
+    "Durian", "Okra", "Lipstick", "Cosmetics Mirror", "Curling", "Table Tennis",
 )  # fmt: skip
 
-# What Objects365 calls them, in lower case, where the spelling differs.
+# Names of COCO for classes that Objects365 calls otherwise, and right spellings, by the name in lower case. Loose
+# matches, as in the reference's table: bird is Wild Bird, suitcase Luggage, skis Skating and Skiing shoes, sports ball
+# Baseball, tv Moniter/TV, teddy bear Stuffed Toy.
 OBJECTS365_ALIASES: dict[str, str] = {
     "wild bird": "bird", "luggage": "suitcase", "skating and skiing shoes": "skis", "baseball": "sports ball",
     "monitor/tv": "tv", "moniter/tv": "tv", "stuffed toy": "teddy bear", "handbag/satchel": "handbag",
     "bowl/basin": "bowl", "orange/tangerine": "orange", "dinning table": "dining table", "hair dryer": "hair drier",
+    "bakset": "basket", "ballon": "balloon", "hotair ballon": "hot air balloon", "billards": "billiards",
+    "extention cord": "extension cord", "hamimelon": "hami melon", "mushroon": "mushroom", "campel": "camel",
+    "tape measur/ ruler": "tape measure/ruler", "meat ball": "meatball", "buttefly": "butterfly",
+    "noddles": "noodles", "table teniis paddle": "table tennis paddle",
 }  # fmt: skip
+
+OBJECTS365_CLASSES = 1 + len(OBJECTS365_NAMES)  # of the score heads: rows are category ids, and 0 is none
 
 
 def objects365_names() -> tuple[str, ...]:
-    """Names for the 366 rows of Objects365 weights: COCO's where a row stands for one of its classes."""
-    coco = dict(zip(OBJECTS365_ROWS, COCO_NAMES, strict=True))
-    return tuple(coco.get(row, f"objects365_{row}") for row in range(OBJECTS365_CLASSES))
+    """Names for the 366 rows of Objects365 weights; row 0 stands for nothing."""
+    return ("objects365_0", *OBJECTS365_NAMES)

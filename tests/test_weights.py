@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 
 from dfine_jax import weights
-from dfine_jax.coco_names import COCO_NAMES, OBJECTS365_ROWS, objects365_names
+from dfine_jax.coco_names import COCO_NAMES, OBJECTS365_NAMES, objects365_names
 from dfine_jax.config import Config
 from dfine_jax.errors import UserError
 from dfine_jax.variants import model_config
 from dfine_jax.weights import LoadedModel, Metadata, load, load_checkpoint, save_weights, transfer, with_backbone
+
+# The reference's table (`obj365_ids` in its solver): Objects365 class, from 0, of each COCO class.
+OBJECTS365_OF_COCO = (
+    0, 46, 5, 58, 114, 55, 116, 65, 21, 40, 176, 127, 249, 24, 56, 139, 92, 78, 99, 96,
+    144, 295, 178, 180, 38, 39, 13, 43, 120, 219, 148, 173, 165, 154, 137, 113, 145, 146, 204, 8,
+    35, 10, 88, 84, 93, 26, 112, 82, 265, 104, 141, 152, 234, 143, 150, 97, 2, 50, 25, 75,
+    98, 153, 37, 73, 115, 132, 106, 61, 163, 134, 277, 81, 133, 18, 94, 30, 169, 70, 328, 226,
+)  # fmt: skip
 
 
 def variables(classes, fill):
@@ -90,12 +98,32 @@ def test_spellings_of_a_name_meet():
     assert np.asarray(moved.variables["params"]["decoder"]["enc_score_head"]["bias"]).tolist() == [100.0, 101.0, 102.0]
 
 
-def test_objects365_rows_become_those_of_coco():
-    """The rows of the reference's table, which is a list of numbers in its source."""
-    moved = transfer(loaded(objects365_names()), variables(80, 0.0), COCO_NAMES)
+def rows_taken(names):
+    """Rows of Objects365 weights, by class of a data set; -1 where it starts anew."""
+    moved = transfer(loaded(objects365_names()), variables(len(names), -1000.0), names)
     bias = np.asarray(moved.variables["params"]["decoder"]["enc_score_head"]["bias"])
-    assert bias.tolist() == [100.0 + row for row in OBJECTS365_ROWS]
-    assert None not in moved.origins.values() and len(objects365_names()) == 366
+    return np.where(bias < 0, -1, bias - 100).tolist(), moved
+
+
+def test_objects365_rows_become_those_of_coco():
+    rows, moved = rows_taken(COCO_NAMES)
+    assert rows == [1 + index for index in OBJECTS365_OF_COCO]
+    assert None not in moved.origins.values() and moved.origins["bird"] == "Wild Bird"
+
+
+def test_objects365_goes_on_as_objects365_with_all_its_rows():
+    spaced = [
+        name + " " if name in ("Cigar/Cigarette", "Formula 1", "Table Tennis") else name for name in OBJECTS365_NAMES
+    ]
+    assert rows_taken(spaced)[0] == list(range(1, 366))  # the annotation files have spaces there
+    back = transfer(loaded(OBJECTS365_NAMES), variables(366, 0.0), objects365_names())
+    bias = np.asarray(back.variables["params"]["decoder"]["enc_score_head"]["bias"])
+    assert bias.tolist() == [0.0, *(100.0 + row for row in range(365))]
+
+
+def test_classes_that_only_objects365_has_take_its_rows():
+    names = ("Sneakers", "helmet", "street-lights", "camel", "Balloon", "basket", "Hot-air balloon", "spaceship")
+    assert rows_taken(names)[0] == [2, 18, 12, 308, 91, 53, 229, -1]
 
 
 def test_a_backbone_takes_the_place_of_the_fresh_one():
