@@ -29,7 +29,13 @@ logger = logging.getLogger(__name__)
 _CLAMP_TOLERANCE_PX = 0.5  # rounding of the annotation tool; not worth a report
 
 
-def read_coco(annotation_file: Path | str, image_dir: Path | str, stored: Sequence[Stored] | None = None) -> Dataset:
+def read_coco(
+    annotation_file: Path | str,
+    image_dir: Path | str,
+    stored: Sequence[Stored] | None = None,
+    *,
+    upright: bool = False,
+) -> Dataset:
     """Read an annotation file and check it against the images.
 
     Rules of the reference: crowd regions are dropped; boxes become corners, are clamped to the image and kept when
@@ -39,6 +45,7 @@ def read_coco(annotation_file: Path | str, image_dir: Path | str, stored: Sequen
       annotation_file: COCO JSON.
       image_dir: where its ``file_name`` are looked for, with and without their leading folders.
       stored: the pictures in the order of the file, when they are not files in ``image_dir``.
+      upright: sizes and boxes are those of the pictures turned by their EXIF orientation (``Record.upright``).
 
     Raises:
       UserError: the file or folder is missing, is not JSON or not COCO, repeats ids, refers to unknown images, or
@@ -59,6 +66,8 @@ def read_coco(annotation_file: Path | str, image_dir: Path | str, stored: Sequen
     records = tuple(
         _record(image_id, path, size, by_image[image_id], label_of, counts) for image_id, (path, size) in images.items()
     )
+    if upright:
+        records = tuple(dataclasses.replace(record, upright=True) for record in records)
     if stored is not None:
         records = tuple(dataclasses.replace(r, stored=s) for r, s in zip(records, stored, strict=True))
     dataset = Dataset(records, categories, annotation_file, Report(**counts))

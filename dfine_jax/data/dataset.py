@@ -45,6 +45,7 @@ class Record:
     annotation_ids: Int64[np.ndarray, " g"]  # keys of ``coco.read_segmentations``
     shapes: tuple[Shape, ...] = ()  # masks, once ``coco.with_shapes`` has read them
     stored: Stored | None = None  # where the picture is when it is not a file; ``path`` then only names it
+    upright: bool = False  # annotated as a viewer shows it, by its EXIF orientation; else as its pixels are stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Dataset:
 def open_record(record: Record) -> Image.Image:
     """The picture of a record, RGB, of the annotated size. Errors as ``open_annotated``."""
     stored = None if record.stored is None else record.stored.read()
-    return open_annotated(record.path, record.width_px, record.height_px, stored)
+    return open_annotated(record.path, record.width_px, record.height_px, stored, upright=record.upright)
 
 
 def check_same_categories(train: Dataset, val: Dataset) -> None:

@@ -1,8 +1,8 @@
 """Reading pictures, and the one description of how a picture becomes model input.
 
-Two ways to treat the EXIF orientation, on purpose. Annotated data are read as stored, like the reference: COCO boxes
-refer to the stored pixels. Pictures that a person hands over for prediction are turned upright, because boxes are drawn
-on what the person sees.
+Two ways to treat the EXIF orientation, on purpose. COCO's boxes refer to the stored pixels, which are read like that,
+as in the reference. YOLO's labels refer to the upright picture, and so do the boxes drawn for a person who hands over
+pictures for prediction: those are turned upright.
 """
 
 from __future__ import annotations
@@ -70,19 +70,23 @@ def read_image(path: str | os.PathLike[str], *, apply_exif: bool = True) -> UInt
     return np.array(open_rgb(path, apply_exif=apply_exif))
 
 
-def open_annotated(path: Path, width_px: int, height_px: int, encoded: bytes | None = None) -> Image.Image:
-    """A picture of a dataset whose annotations say how large it is; pixels as stored. ``encoded`` as in ``open_rgb``.
+def open_annotated(
+    path: Path, width_px: int, height_px: int, encoded: bytes | None = None, *, upright: bool = False
+) -> Image.Image:
+    """A picture of a dataset whose annotations say how large it is. ``encoded`` as in ``open_rgb``.
 
-    Some annotation tools write boxes for the upright picture. Then the annotated size is the swapped one, and only
-    then the orientation is applied.
+    Args:
+      upright: the annotations are those of the picture as a viewer shows it (YOLO). Else they are of the pixels as
+        stored (COCO); some tools write upright boxes there too, which shows where the annotated size is the swapped
+        one, and only then the orientation is applied.
 
     Raises:
       UserError: unreadable, or of another size than annotated (the boxes would not fit).
     """
-    image = open_rgb(path, apply_exif=False, encoded=encoded)
+    image = open_rgb(path, apply_exif=upright, encoded=encoded)
     if image.size == (width_px, height_px):
         return image
-    if image.size == (height_px, width_px) and orientation(path, encoded) in _TRANSPOSED:
+    if not upright and image.size == (height_px, width_px) and orientation(path, encoded) in _TRANSPOSED:
         return open_rgb(path, apply_exif=True, encoded=encoded)
     raise UserError(
         f"image {path} has {image.width}x{image.height} pixels, its annotations say {width_px}x{height_px}; "
@@ -100,16 +104,24 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the picture as a viewer shows it, from the file's header."""
+    """(width, height) of the picture as a viewer shows it, from the file's header. Errors as ``image_size``."""
     width, height = image_size(path)
-    return (height, width) if orientation(path) in _TRANSPOSED else (width, height)
+    if orientation(path) not in _TRANSPOSED:
+        return width, height
+    with Image.open(path) as image:
+        if image.format == "TIFF":  # Pillow turns these itself; some of its versions already in the size of the header
+            return open_rgb(path).size
+    return height, width
 
 
 def orientation(path: Path, encoded: bytes | None = None) -> int:
-    """EXIF orientation, 1 (upright) when absent."""
-    with Image.open(path if encoded is None else io.BytesIO(encoded)) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF blocks, which then count as absent
-        return image.getexif().get(_ORIENTATION, 1)
+    """EXIF orientation, 1 (upright) when absent or unreadable."""
+    try:
+        with Image.open(path if encoded is None else io.BytesIO(encoded)) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF blocks, which then count as absent
+            return image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN_FILE:  # a PNG is decoded for it; what is wrong is said where the pixels are needed
+        return 1
 
 
 @dataclasses.dataclass(frozen=True)

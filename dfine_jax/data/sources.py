@@ -59,7 +59,7 @@ def _read_yolo(description: Path, split: str) -> Dataset:
     text = json.dumps(content)
     file = _cache_file(description.absolute().parent.name, split, text)
     _write(file, text)
-    return read_coco(file, description.absolute().parent)
+    return read_coco(file, description.absolute().parent, upright=True)
 
 
 def _read_tfds(name: str, split: str) -> Dataset:
