@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfine_jax.commands.train_plan import is_file, parse_size, plan
+from dfine_jax.commands.train_resume import check_changes, resumed_config
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "  dfine train s --method deim --data cells --out runs/cells --backbone imagenet\n"
         "  dfine train experiments/deim_coco.py:m --data coco --out runs/m --backbone imagenet\n"
         "  dfine train n --data cells --out runs/cells optim.lr=4e-4 data.augment=none\n"
-        "  dfine train n --data cells --out runs/cells --resume",
+        "  dfine train n --data cells --out runs/cells --resume\n"
+        "  dfine train n --data cells --out runs/cells --resume log.tensorboard=false",
     )
     parser.add_argument(
         "recipe",
@@ -53,7 +56,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     files.add_argument(
         "--backbone", metavar="W", help="pretrained backbone: an official HGNetv2 file, or imagenet to download it"
     )
-    files.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it stopped")
+    files.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out exactly where it stopped; key=value then only for what changes no result",
+    )
     run_options = parser.add_argument_group("run")
     run_options.add_argument(
         "--method", choices=("dfine", "deim"), help="whose recipe (default: that of the weights, else dfine)"
@@ -88,9 +95,9 @@ def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
     from dfine_jax.data.sources import read_dataset
 
+    _check_options(options)
     if options.augment:
         options.overrides.insert(0, f"data.augment={options.augment}")
-    _check_options(options)
     train_data = read_dataset(options.data, "train")
     val_data, missing = _val_data(options, train_data)
 
@@ -103,13 +110,12 @@ def run(options: argparse.Namespace) -> int:
     keep_freed_memory()
     if options.processes is not None:
         hosts.join(options.coordinator, options.processes, options.process)
-    stored = _stored_config(options) if options.resume else None
     loaded = None
     if options.weights:
         from dfine_jax.weights import load_checkpoint
 
         loaded = load_checkpoint(options.weights, activation=options.activation)
-    config, notes = (stored, []) if stored else plan(options, train_data, loaded)
+    config, notes = resumed_config(options) if options.resume else plan(options, train_data, loaded)
     notes += missing
     check(config, train_data, val_data)
     if options.save_plan:
@@ -120,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print("\n".join(notes))
         return 0
-    start = None if stored else start_weights(config, options, loaded, train_data, notes)
+    start = None if options.resume else start_weights(config, options, loaded, train_data, notes)
     result = train(
         config,
         train_data,
@@ -132,12 +138,20 @@ def run(options: argparse.Namespace) -> int:
         max_hours=options.max_hours,
     )
     if not result.finished:
-        print(f"stopped; the same command with --resume continues ({options.out / 'last'})")
+        print(f"stopped; to continue: {_resume_command(options)}")
     elif result.best_ap >= 0:
         print(f"done: AP {result.best_ap:.3f} in epoch {result.best_epoch}, kept in {options.out / 'best'}")
     else:
         print(f"done: weights in {options.out / 'last'}")
     return 0
+
+
+def _resume_command(options: argparse.Namespace) -> str:
+    words = ["dfine", "train", options.recipe, "--data", options.data, "--out", options.out, "--resume"]
+    for name in ("coordinator", "processes", "process"):
+        if getattr(options, name) is not None:
+            words += [f"--{name}", getattr(options, name)]
+    return shlex.join(map(str, words))
 
 
 def _val_data(options: argparse.Namespace, train_data: Dataset) -> tuple[Dataset | None, list[str]]:
@@ -155,6 +169,8 @@ def _val_data(options: argparse.Namespace, train_data: Dataset) -> tuple[Dataset
 
 
 def _check_options(options: argparse.Namespace) -> None:
+    if options.resume:
+        check_changes(options)
     for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value} must be at least 1")
@@ -213,21 +229,3 @@ def start_weights(
     backbone = import_backbone(file, config.model)
     notes.append(f"backbone from {file.name}")
     return Start(with_backbone(init_variables(config.model, key), backbone))
-
-
-def _stored_config(options: argparse.Namespace) -> Config:
-    """Configuration of the run to resume; nothing that shapes the run can be given again."""
-    from dfine_jax.training.checkpoint import load_metadata, replaced_path
-
-    names = ("weights", "activation", "backbone", "method", "size", "epochs", "batch_size")
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
-    given += list(options.overrides)
-    if given:
-        raise UserError(f"--resume continues with the settings of the run; leave out {', '.join(given)}")
-    last = options.out / "last"
-    if not any((path / "metadata.json").is_file() for path in (last, replaced_path(last))):
-        raise UserError(f"{options.out} holds no run to resume; leave out --resume to start one")
-    config = load_metadata(last).config
-    if "." not in options.recipe and options.recipe != config.model.variant:
-        raise UserError(f"the run in {options.out} is of variant {config.model.variant}, not {options.recipe}")
-    return config

@@ -225,7 +225,7 @@ def test_resuming_takes_the_stored_configuration(data, planned, tmp_path):
         (["n", "--size", "100x100"], "must be multiples of 32"),
         (["n", "--epochs", "0"], "--epochs 0 must be at least 1"),
         (["n", "--weights", "absent.pth"], "absent.pth does not exist; expected"),
-        (["n", "--resume"], "holds no run to resume"),
+        (["n", "--resume"], "holds no checkpoint 'last' to continue from; start without --resume"),
         (["n", "--resume", "--epochs", "3"], "leave out --epochs"),
         (["n", "model.num_classes=9"], "the data has 4 classes"),
         (["n", "--backbone", "absent.pth"], "absent.pth does not exist; give a backbone file"),

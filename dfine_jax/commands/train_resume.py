@@ -1,0 +1,58 @@
+"""``dfine train --resume``: the configuration of the run, with the few changes it can take on the way."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from dfine_jax.config import Config, LogConfig, keys, override
+from dfine_jax.errors import UserError
+
+# They change no number but by rounding, or only when the run ends; train.accumulate also what batch norm sees.
+_CHANGEABLE = (
+    *(f"log.{field.name}" for field in dataclasses.fields(LogConfig)),
+    "data.workers",
+    *(f"train.{name}" for name in ("remat", "accumulate", "eval_batch_size", "log_every", "checkpoint_every")),
+    *(f"train.{name}" for name in ("checkpoint_steps", "max_skipped_steps", "patience", "target_ap")),
+)
+_OPTIONS = ("weights", "activation", "backbone", "method", "size", "epochs", "batch_size", "augment")
+
+
+def check_changes(options: argparse.Namespace) -> None:
+    """Only what a run can take is given.
+
+    Raises:
+      UserError: something else is; the message lists what can be.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(options, name)]
+    fixed = set(keys()) - set(_CHANGEABLE)
+    given += [text for text in options.overrides if text.partition("=")[0].strip() in fixed]
+    if given:
+        raise UserError(
+            f"--resume continues with the settings of the run; leave out {', '.join(given)} (a run can take other "
+            f"values of {', '.join(_CHANGEABLE)})"
+        )
+
+
+def resumed_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
+    """Configuration of the run to continue, and lines that say what is changed.
+
+    Raises:
+      UserError: there is nothing to continue, it is of another variant, or a key or value is wrong.
+    """
+    from dfine_jax.training.checkpoint import load_metadata
+    from dfine_jax.training.setup import claim
+
+    claim(options.out, True)
+    stored = load_metadata(options.out / "last").config
+    if "." not in options.recipe and options.recipe != stored.model.variant:
+        raise UserError(f"the run in {options.out} is of variant {stored.model.variant}, not {options.recipe}")
+    config, notes = override(stored, options.overrides), []
+    for key in _CHANGEABLE:
+        section, name = key.split(".")
+        old, new = (getattr(getattr(either, section), name) for either in (stored, config))
+        if new != old:
+            part = config.train.batch_size // config.train.accumulate
+            norm = f"; batch norm now sees {part} images at a time" if key == "train.accumulate" else ""
+            notes.append(f"from here on {key}={new!r} (was {old!r}){norm}")
+    return config, notes
