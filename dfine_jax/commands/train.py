@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfine_jax.commands.train_plan import is_file, parse_size, plan
+from dfine_jax.commands.train_plan import Plan, is_file, parse_size, plan
 from dfine_jax.commands.train_resume import check_changes, resumed_config
 from dfine_jax.errors import UserError
 
@@ -102,6 +102,7 @@ def run(options: argparse.Namespace) -> int:
     val_data, missing = _val_data(options, train_data)
 
     # Here and not above: mistakes in paths and options are told before jax takes its seconds to load.
+    from dfine_jax.commands.plan_file import write_plan
     from dfine_jax.host_memory import keep_freed_memory
     from dfine_jax.training import hosts
     from dfine_jax.training.loop import train
@@ -115,14 +116,14 @@ def run(options: argparse.Namespace) -> int:
         from dfine_jax.weights import load_checkpoint
 
         loaded = load_checkpoint(options.weights, activation=options.activation)
-    config, notes = resumed_config(options) if options.resume else plan(options, train_data, loaded)
-    notes += missing
+    if options.resume:
+        planned = Plan(*resumed_config(options), origin=None)
+    else:
+        planned = plan(options, train_data, loaded)
+    config, notes = planned.config, planned.notes + missing
     check(config, train_data, val_data)
     if options.save_plan:
-        from dfine_jax.config import to_json
-
-        options.save_plan.parent.mkdir(parents=True, exist_ok=True)
-        options.save_plan.write_text(to_json(config) + "\n")
+        write_plan(options.save_plan, config, planned.origin)
     if options.dry_run:
         print("\n".join(notes))
         return 0

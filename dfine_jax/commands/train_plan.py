@@ -4,103 +4,61 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import runpy
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from dfine_jax.commands.plan_file import Origin
     from dfine_jax.config import Config
     from dfine_jax.data.dataset import Dataset
     from dfine_jax.training.recipes import Recipe
     from dfine_jax.weights import LoadedModel
 
 
-def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> tuple[Config, list[str]]:
-    """Configuration of a new run, and lines that show it: what was derived, what was given.
+class _Found(NamedTuple):
+    """A configuration on the way to a plan."""
+
+    recipe: Recipe
+    origin: Origin | None
+    given: set[str]  # keys
+    table: str = "file"  # what to call what it was derived from
+    notes: tuple[str, ...] = ()
+
+
+class Plan(NamedTuple):
+    """A new run."""
+
+    config: Config
+    notes: list[str]  # lines that show it: what was derived, what was given
+    origin: Origin | None  # what to store with it; None: not known
+
+
+def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> Plan:
+    """What the command line asks for.
 
     Raises:
       UserError: the recipe, the file or a value is wrong.
     """
-    from dfine_jax.config import override
     from dfine_jax.training.plan_text import plan_lines
-    from dfine_jax.training.recipes import dense_windows
 
-    from_file = is_file(options.recipe)
-    recipe = _from_file(options, data) if from_file else _derived(options, data, loaded)
-    config, reasons, given = recipe.config, dict(recipe.reasons), _given(options)
-    if loaded:
-        stored = loaded.metadata.config.model
-        activations = {name: getattr(stored, name) for name in ("decoder_activation", "mlp_activation")}
-        reasons |= dict.fromkeys((f"model.{name}" for name in activations), "as in the weights")
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **activations))
-    before = config.data.augment
-    config = override(config, options.overrides)
-    if config.data.augment == "deim" != before:
-        windows = {key: value for key, value in dense_windows(config).items() if key not in given}
-        reasons |= dict.fromkeys(windows, "for data.augment=deim")
-        config = override(config, [f"{key}={value}" for key, value in windows.items()])
+    asked = _asked(options, data, loaded)
+    found = (_from_plan if options.recipe.endswith(".json") else _found)(asked, len(data.names))
+    recipe, config = found.recipe, found.recipe.config
     if config.model.num_classes != len(data.names):
         raise UserError(
             f"model.num_classes={config.model.num_classes}, but the data has {len(data.names)} classes; leave it out"
         )
-    origin = "file" if from_file else "table"
-    return config, [recipe.headline, *plan_lines(config, recipe.table, given, reasons, origin=origin)]
+    lines = plan_lines(config, recipe.table, found.given, recipe.reasons, origin=found.table)
+    return Plan(config, [recipe.headline, *found.notes, *lines], found.origin)
 
 
 def is_file(recipe: str) -> bool:
     """Whether the recipe is an experiment file or a plan, and not a variant."""
     return ".py:" in recipe or recipe.endswith((".py", ".json"))
-
-
-def _given(options: argparse.Namespace) -> set[str]:
-    """Keys that the command line sets."""
-    given = {text.partition("=")[0].strip() for text in options.overrides}
-    if options.size:
-        given |= {"data.height_px", "data.width_px"}
-    for name in ("epochs", "batch_size"):
-        if getattr(options, name):
-            given.add(f"train.{name}")
-    return given
-
-
-def _derived(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> Recipe:
-    import jax
-
-    from dfine_jax.training.recipes import default_config
-
-    return default_config(
-        options.recipe,
-        len(data.names),
-        len(data),
-        method=options.method or (loaded.metadata.config.train.method if loaded else "dfine"),
-        batch_size=options.batch_size,
-        epochs=options.epochs,
-        size_px=parse_size(options.size) if options.size else (640, 640),
-        start="detector" if loaded else "backbone" if options.backbone else "nothing",
-        accelerator=jax.default_backend() != "cpu",
-        batch_multiple=jax.device_count(),
-    )
-
-
-def _from_file(options: argparse.Namespace, data: Dataset) -> Recipe:
-    """The configuration of a file; with --epochs or --batch-size, scaled to them as a table would be."""
-    from dfine_jax.training.recipes import Recipe, headline, rescaled
-
-    path, _, variant = options.recipe.rpartition(".py:")
-    file = f"{path}.py" if path else options.recipe
-    table = _read(file, variant if path else None)
-    table = dataclasses.replace(table, model=dataclasses.replace(table.model, num_classes=len(data.names)))
-    config = table
-    if options.epochs or options.batch_size:
-        config = rescaled(table, len(data), epochs=options.epochs, batch_size=options.batch_size)
-    if options.size:
-        height_px, width_px = parse_size(options.size)
-        size = dataclasses.replace(config.data, height_px=height_px, width_px=width_px)
-        config = dataclasses.replace(config, data=size)
-    return Recipe(config, table, headline(config, f"file {options.recipe}", len(data)), {})
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
@@ -111,22 +69,182 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def _asked(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> Origin:
+    """The command line, the data and the machine as the origin of a configuration."""
+    import jax
+
+    from dfine_jax.commands.plan_file import Origin
+
+    file = is_file(options.recipe)
+    activations = ()
+    if loaded:
+        model = loaded.metadata.config.model
+        names = ("decoder_activation", "mlp_activation")
+        activations = tuple(f"model.{name}={getattr(model, name)}" for name in names)
+    method = options.method or (loaded.metadata.config.train.method if loaded else "dfine")
+    return Origin(
+        options.recipe,
+        len(data),
+        devices=jax.device_count(),
+        accelerator=jax.default_backend() != "cpu",
+        method=None if file else method,
+        start=None if file else "detector" if loaded else "backbone" if options.backbone else "nothing",
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        size_px=parse_size(options.size) if options.size else (),
+        activations=activations,
+        overrides=tuple(options.overrides),
+    )
+
+
+def _found(origin: Origin, num_classes: int) -> _Found:
+    return _Found(_derive(origin, num_classes), origin, _given(origin), "file" if is_file(origin.recipe) else "table")
+
+
+def _from_plan(asked: Origin, num_classes: int) -> _Found:
+    """A plan as it is, or, with --epochs or --batch-size, derived anew from its origin."""
+    from dfine_jax.commands.plan_file import read_plan
+    from dfine_jax.training.recipes import Recipe, headline
+
+    file = asked.recipe
+    stored, origin = read_plan(file)
+    stored = dataclasses.replace(stored, model=dataclasses.replace(stored.model, num_classes=num_classes))
+    both = origin and dataclasses.replace(
+        origin,
+        size_px=asked.size_px or origin.size_px,
+        activations=asked.activations or origin.activations,
+        overrides=origin.overrides + asked.overrides,
+    )
+    options = {"--epochs": asked.epochs, "--batch-size": asked.batch_size}
+    flags = " and ".join(name for name, value in options.items() if value)
+    if flags:
+        _check_origin(file, stored, origin, flags)
+        assert both is not None
+        both = dataclasses.replace(
+            both,
+            num_images=asked.num_images,
+            devices=asked.devices,
+            epochs=asked.epochs or both.epochs,
+            batch_size=asked.batch_size or both.batch_size,
+        )
+        return _found(both, num_classes)._replace(notes=(f"{file} is derived anew from {both.recipe} for {flags}",))
+    config = _sized(stored, asked.size_px)
+    recipe = Recipe(config, stored, headline(config, f"file {file}", asked.num_images), {})
+    recipe = _changed(recipe, asked.activations, asked.overrides)
+    if origin and origin.num_images != asked.num_images:
+        note = f"{file} was derived for {origin.num_images} images; --epochs or --batch-size derives it anew"
+        return _Found(recipe, both, _given(asked), notes=(note,))
+    return _Found(recipe, both, _given(asked))
+
+
+def _check_origin(file: str, stored: Config, origin: Origin | None, flags: str) -> None:
+    """The plan is what its origin gives."""
+    from dfine_jax.training.plan_text import differing
+
+    if origin is None:
+        raise UserError(
+            f"{file} does not say what it was derived from, so {flags} cannot derive it anew; give {flags} with the "
+            "recipe it came from, or write the values into the file"
+        )
+    cure = f"give {flags} to: dfine train {origin.recipe}"
+    if is_file(origin.recipe) and not Path(_parts(origin.recipe)[0]).is_file():
+        raise UserError(f"{file} was derived from {origin.recipe}, which is not here; {cure}, from where it is")
+    names = sorted(differing(stored, _derive(origin, stored.model.num_classes).config))
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UserError(
+            f"{file} is not what {origin.recipe} gives ({', '.join(names[:3])}{more}): changed by hand, or derived by "
+            f"another version; {cure}, with such values as section.key=value"
+        )
+
+
+def _derive(origin: Origin, num_classes: int) -> Recipe:
+    """The configuration that follows from an origin."""
+    from dfine_jax.training.recipes import default_config
+
+    if is_file(origin.recipe):
+        recipe = _of_file(origin, num_classes)
+    else:
+        recipe = default_config(
+            origin.recipe,
+            num_classes,
+            origin.num_images,
+            method=origin.method or "dfine",
+            batch_size=origin.batch_size,
+            epochs=origin.epochs,
+            size_px=(origin.size_px[0], origin.size_px[1]) if origin.size_px else (640, 640),
+            start=origin.start or "nothing",
+            accelerator=origin.accelerator,
+            batch_multiple=origin.devices,
+        )
+    return _changed(recipe, origin.activations, origin.overrides)
+
+
+def _of_file(origin: Origin, num_classes: int) -> Recipe:
+    """The configuration of an experiment file; with epochs or a batch size, scaled to them as a table would be."""
+    from dfine_jax.training.recipes import Recipe, headline, rescaled
+
+    table = _read(*_parts(origin.recipe))
+    table = dataclasses.replace(table, model=dataclasses.replace(table.model, num_classes=num_classes))
+    config = table
+    if origin.epochs or origin.batch_size:
+        config = rescaled(table, origin.num_images, epochs=origin.epochs, batch_size=origin.batch_size)
+    config = _sized(config, origin.size_px)
+    return Recipe(config, table, headline(config, f"file {origin.recipe}", origin.num_images), {})
+
+
+def _sized(config: Config, size_px: tuple[int, ...]) -> Config:
+    if not size_px:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, height_px=size_px[0], width_px=size_px[1]))
+
+
+def _changed(recipe: Recipe, activations: Iterable[str], overrides: Iterable[str]) -> Recipe:
+    """With the activations of the weights, then the values given; mosaic that is given gets its epochs."""
+    from dfine_jax.config import override
+    from dfine_jax.training.recipes import dense_windows
+
+    activations, overrides = list(activations), list(overrides)
+    reasons = recipe.reasons | dict.fromkeys(map(_key, activations), "as in the weights")
+    config = override(recipe.config, activations)
+    before = config.data.augment
+    config = override(config, overrides)
+    if config.data.augment == "deim" != before:
+        given = set(map(_key, overrides))
+        windows = {key: value for key, value in dense_windows(config).items() if key not in given}
+        reasons |= dict.fromkeys(windows, "for data.augment=deim")
+        config = override(config, [f"{key}={value}" for key, value in windows.items()])
+    return dataclasses.replace(recipe, config=config, reasons=reasons)
+
+
+def _given(origin: Origin) -> set[str]:
+    """Keys that were given and not derived."""
+    given = set(map(_key, origin.overrides))
+    if origin.size_px:
+        given |= {"data.height_px", "data.width_px"}
+    return given | {f"train.{name}" for name in ("epochs", "batch_size") if getattr(origin, name)}
+
+
+def _key(assignment: str) -> str:
+    return assignment.partition("=")[0].strip()
+
+
+def _parts(recipe: str) -> tuple[str, str | None]:
+    """Experiment file, and the variant asked of it, if any."""
+    path, _, variant = recipe.rpartition(".py:")
+    return (f"{path}.py", variant) if path else (recipe, None)
+
+
 def _read(file: str, variant: str | None) -> Config:
-    from dfine_jax.config import Config, from_dict
+    from dfine_jax.config import Config
 
     if not Path(file).is_file():
         raise UserError(f"experiment file {file} does not exist")
-    if file.endswith(".json"):
-        try:
-            config = from_dict(Config, json.loads(Path(file).read_text()))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{file} is not a plan written by --save-plan ({error})") from error
-    else:
-        get_config = runpy.run_path(file).get("get_config")
-        try:
-            config = get_config(*([variant] if variant else [])) if callable(get_config) else None
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{file}: get_config({variant or ''}) fails: {error}") from error
-        if not isinstance(config, Config):
-            raise UserError(f"{file} must define get_config() that returns a dfine_jax.config.Config")
+    get_config = runpy.run_path(file).get("get_config")
+    try:
+        config = get_config(*([variant] if variant else [])) if callable(get_config) else None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: get_config({variant or ''}) fails: {error}") from error
+    if not isinstance(config, Config):
+        raise UserError(f"{file} must define get_config() that returns a dfine_jax.config.Config")
     return config
