@@ -80,7 +80,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     run_options.add_argument("--max-hours", metavar="H", type=float, help="stop in good order after this time")
     run_options.add_argument("--save-plan", metavar="FILE", type=Path, help="write the configuration as .json")
-    run_options.add_argument("--dry-run", action="store_true", help="print the plan and end")
+    run_options.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check all that can be checked without compiling, print the plan and end",
+    )
     _add_hosts(parser)
 
 
@@ -122,6 +126,8 @@ def run(options: argparse.Namespace) -> int:
         planned = plan(options, train_data, loaded)
     config, notes = planned.config, planned.notes + missing
     check(config, train_data, val_data)
+    if options.dry_run:
+        _rehearse(config, options, loaded, train_data, val_data, notes)
     if options.save_plan:
         write_plan(options.save_plan, config, planned.origin)
     if options.dry_run:
@@ -145,6 +151,46 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(f"done: weights in {options.out / 'last'}")
     return 0
+
+
+def _rehearse(
+    config: Config,
+    options: argparse.Namespace,
+    loaded: LoadedModel | None,
+    train_data: Dataset,
+    val_data: Dataset | None,
+    notes: list[str],
+) -> None:
+    """What a run checks and says before it compiles; nothing is written, no weights are made."""
+    import jax
+
+    from dfine_jax.models.dfine import init_variables
+    from dfine_jax.training.checkpoint import load_training
+    from dfine_jax.training.optimizer import check_freeze, make_optimizer
+    from dfine_jax.training.setup import check_same_data, claim, describe, make_loaders
+    from dfine_jax.training.state import TrainState, create_state
+
+    if options.out.exists():
+        claim(options.out, options.resume)
+    loader, _ = make_loaders(config, train_data, val_data)
+    key = jax.random.key(config.train.seed)
+
+    def first_state() -> TrainState:
+        start = None if options.resume else start_weights(config, options, loaded, train_data, notes)
+        variables = start.variables if start else init_variables(config.model, key)
+        return create_state(variables, make_optimizer(config.model, config.optim), key)
+
+    shapes = jax.eval_shape(first_state)
+    held, whole = check_freeze(shapes.params, config.optim)
+    if options.resume:
+        _, stored, _ = load_training(options.out / "last", shapes)
+        check_same_data(describe(config, train_data, None), stored, options.out)
+    notes += loader.notes
+    if held:
+        notes.append(f"optim.freeze holds {held:,} of {whole:,} parameters")
+    sizes = [f"{height}x{width}" for height, width in loader.sizes_px(config.train.epochs)]
+    if len(sizes) > 1:
+        notes.append(f"input sizes of this run: {', '.join(sizes)}; each is compiled once")
 
 
 def _resume_command(options: argparse.Namespace) -> str:

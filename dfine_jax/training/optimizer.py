@@ -121,12 +121,13 @@ def make_optimizer(model: ModelConfig, optim: OptimConfig) -> optax.GradientTran
     """AdamW at the full rates on gradients that are already clipped; ``init`` checks the rules against the parameters.
 
     The caller scales the updates by the schedule (training/schedule.py). Then they match torch.optim.AdamW: decay
-    ``lr * weight_decay`` is decoupled and follows the learning rate.
+    ``lr * weight_decay`` is decoupled and follows the learning rate. Errors are those of ``check_freeze``.
     """
     rules = parameter_rules(model, optim)
     rates = {"base": optim.lr, "backbone": optim.backbone_lr, "frozen": 0.0}
 
     def decays(params: PyTree) -> PyTree:
+        check_freeze(params, optim)  # first, because a rule of these that matches nothing is the user's mistake
         return jax.tree.map(lambda rule: rule.decay, match_rules(params, rules))
 
     def at_full_rates(updates: PyTree, params: PyTree | None = None) -> PyTree:

@@ -116,6 +116,24 @@ def test_what_a_run_cannot_take_is_refused_in_a_line(data, tmp_path, capsys, mon
     assert len(lines) == 1 and message in lines[0]
 
 
+def test_a_dry_run_reads_the_run_and_leaves_it(started, data, tmp_path, capsys):
+    out, command = started
+    files = sorted(path.name for path in out.rglob("*"))
+    assert main([*command, "--dry-run", "train.log_every=7"]) == 0
+    said = capsys.readouterr().out
+    assert "from here on train.log_every=7 (was 10)" in said and "slots for objects per image" in said
+    other = make_shapes_dataset(tmp_path / "other", num_train=5, num_val=1, size_px=64, seed=0)
+    assert main([*command, "--dry-run", "--data", str(other)]) == 2
+    assert f"the data has 5 training images, the run in {out} had 8" in capsys.readouterr().err
+    shutil.rmtree(out / "last" / "training")
+    assert main([*command, "--dry-run"]) == 2
+    assert "holds weights only" in capsys.readouterr().err
+    assert (
+        set(files) >= {path.name for path in out.rglob("*")}
+        and load_metadata(out / "last").config.train.log_every == 10
+    )
+
+
 def test_without_last_the_advice_is_that_of_the_folder(data, tmp_path, capsys):
     command = ["train", "n", "--data", str(data), "--out", str(tmp_path / "run")]
     (tmp_path / "run").mkdir()

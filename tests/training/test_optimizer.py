@@ -107,6 +107,8 @@ def test_frozen_by_rule():
 def test_freezing_by_a_wrong_rule(freeze, message):
     with pytest.raises(ConfigError, match=message):
         optimizer.check_freeze(small_params(), OptimConfig(freeze=freeze))
+    with pytest.raises(ConfigError, match=message):  # before anything else is wrong with it
+        optimizer.make_optimizer(model_config("n"), OptimConfig(freeze=freeze)).init(small_params())
 
 
 def test_a_rule_that_matches_nothing_is_an_error():

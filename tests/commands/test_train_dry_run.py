@@ -1,0 +1,85 @@
+"""``--dry-run``: what a run would refuse or say before it compiles."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from dfine_jax.cli import main
+from dfine_jax.config import Config
+from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.models.dfine import DFine, init_variables
+from dfine_jax.training import loop
+from dfine_jax.training.checkpoint import Metadata
+from dfine_jax.variants import model_config
+from dfine_jax.weights import LoadedModel
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=5, num_val=3, size_px=64, seed=0)
+
+
+@pytest.fixture(scope="module")
+def small_weights(data):
+    """Weights of N for two classes of the data and one other."""
+    model = model_config("n", num_classes=3)
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    metadata = Metadata(Config(model), ("circle", "zebra", "Star"), (1, 2, 3), source_file="n.pth")
+    return LoadedModel(DFine(model), zeros, metadata)
+
+
+@pytest.fixture
+def dry(data, tmp_path, monkeypatch, capsys, small_weights):
+    """A function that gives what is printed, or the error."""
+    monkeypatch.setattr(loop, "train", None)
+    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: small_weights)
+
+    def of(*arguments, out=tmp_path / "run"):
+        existed = out.exists()
+        status = main(["train", *arguments, "--data", str(data), "--out", str(out), "--dry-run"])
+        assert out.exists() == existed
+        printed = capsys.readouterr()
+        assert (status, bool(printed.out)) == ((2, False) if printed.err else (0, True))
+        return printed.err or printed.out
+
+    return of
+
+
+def test_it_says_what_the_log_of_the_run_will_say(dry):
+    said = dry("n", "--weights", "n.pth", 'optim.freeze=["^backbone/"]', "--size", "64")
+    assert said.startswith("N, 4 classes, 5 images: ")
+    assert "weights from n.pth: 2 of 4 classes known by name\nclasses taken over by name (1): circle\n" in said
+    assert "classes taken over (1): star <- Star\n" in said and "classes that start anew (2): " in said
+    assert " slots for objects per image: the fullest image has " in said and "optim.freeze holds " in said
+    assert "input sizes of this run" not in said
+    said = dry("n", "data.multi_scale_repeat=2", "--size", "64", "--epochs", "20")
+    assert "input sizes of this run: 32x32, 64x64; each is compiled once" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("s", "--weights", "n.pth"), "the weights are of another architecture (N)"),
+        (("n", 'optim.freeze=["^nothing"]'), "'^nothing' matches no parameter; they are named like backbone/"),
+        (("n", "data.max_objects=1"), "max_objects"),
+        (("n", "--backbone", "absent.pth"), "absent.pth does not exist"),
+    ],
+)
+def test_it_refuses_what_the_run_would_refuse(dry, arguments, message):
+    assert message in dry(*arguments)
+
+
+def test_it_refuses_a_folder_that_holds_a_run(dry, tmp_path):
+    (tmp_path / "best").mkdir()
+    assert "holds a run; it ended before its first checkpoint" in dry("n", out=tmp_path)
+
+
+def test_a_plan_is_saved_only_when_it_can_be_trained(dry, tmp_path):
+    file = tmp_path / "plan.json"
+    dry("n", "data.max_objects=1", "--save-plan", str(file))
+    assert not file.exists()
+    dry("n", "--save-plan", str(file))
+    assert file.exists()
