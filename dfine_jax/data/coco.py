@@ -121,7 +121,7 @@ def _categories(content: dict[str, Any], source: Path) -> tuple[Category, ...]:
     listed = content["categories"]
     for entry in listed:
         if not isinstance(entry, dict) or not _is_int(entry.get("id")) or not isinstance(entry.get("name"), str):
-            raise UserError(f"{source}: category {entry!r} needs an integer 'id' and a 'name'")
+            raise UserError(f"{source}: category {entry!r} needs an integer 'id' of at most 64 bits and a 'name'")
     listed = _without_group_entry(listed, content["annotations"])
     if not listed:
         raise UserError(f"{source}: no categories; the file must list the classes")
@@ -154,7 +154,7 @@ def _images(
     absent = []
     for entry in content["images"]:
         if not isinstance(entry, dict) or not _is_int(entry.get("id")) or not isinstance(entry.get("file_name"), str):
-            raise UserError(f"{source}: image {entry!r} needs an integer 'id' and a 'file_name'")
+            raise UserError(f"{source}: image {entry!r} needs an integer 'id' of at most 64 bits and a 'file_name'")
         if entry["id"] in out:
             raise UserError(f"{source}: image id {entry['id']} is listed twice; give each image its own id")
         name = entry["file_name"]
@@ -195,7 +195,9 @@ def _check_annotation(
     annotation: Any, position: int, source: Path, images: dict[int, tuple[Path, tuple[int, int]]], seen: set[int]
 ) -> None:
     if not isinstance(annotation, dict) or not _is_int(annotation.get("id")):
-        raise UserError(f"{source}: annotation number {position} has no integer 'id'; number the annotations")
+        raise UserError(
+            f"{source}: annotation number {position} has no integer 'id' of at most 64 bits; number the annotations"
+        )
     name = f"{source}: annotation {annotation['id']}"
     if annotation["id"] in seen:
         raise UserError(f"{name} occurs twice; number the annotations through all images")
@@ -247,7 +249,8 @@ def _record(
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether it can be an id: batches carry them as 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _is_finite(value: Any) -> bool:

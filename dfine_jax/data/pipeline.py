@@ -16,6 +16,7 @@ from dfine_jax.config import DataConfig
 from dfine_jax.data import workers
 from dfine_jax.data.batch import Batch, EvalBatch, MaskBatch
 from dfine_jax.data.coco import with_shapes
+from dfine_jax.data.columns import for_loading
 from dfine_jax.data.dataset import Dataset
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.plan import Sampling, most_objects, num_slots
@@ -70,7 +71,8 @@ class TrainLoader:
         most = most_objects(self._sampling, [len(record.labels) for record in dataset.records], epochs)
         slots = num_slots(most, max_objects, str(dataset.annotation_file))
         tiles = RecentTiles(config.mosaic_cache)
-        self._source = TrainSource(dataset.records, slots, self._sampling, host_index, host_count, tiles)
+        records = for_loading(dataset.records, workers)
+        self._source = TrainSource(records, slots, self._sampling, host_index, host_count, tiles)
         self._workers = workers
         self.wait_seconds = 0.0  # spent waiting for batches so far
         self.notes = _notes(dataset, config, batch_size, slots, most)  # for the log of the run
@@ -134,7 +136,8 @@ class EvalLoader:
     ) -> None:
         _check(dataset, height_px, width_px, batch_size, workers, host_index, host_count)
         preprocess = Preprocess.from_dict(Preprocess(height_px, width_px).to_dict() | {"resize": resize})
-        self._source = EvalSource(dataset.records[host_index::host_count], batch_size, preprocess)
+        records = for_loading(dataset.records[host_index::host_count], workers)
+        self._source = EvalSource(records, batch_size, preprocess)
         longest = -(-len(dataset) // host_count)
         self._length = -(-longest // batch_size)
         self._workers = workers

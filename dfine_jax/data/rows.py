@@ -10,6 +10,7 @@ from jaxtyping import Int
 from dfine_jax.config import DataConfig
 from dfine_jax.data import masks as object_masks
 from dfine_jax.data import transforms, workers
+from dfine_jax.data.columns import RecordColumns
 from dfine_jax.data.dataset import Record, open_record
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.mosaic import mix_pixels, mosaic, tile
@@ -43,7 +44,7 @@ class RecentTiles:
 class TrainSource:
     """Rows of training batches (workers.Source): those of one host, and where MixUp needs it, the row before them."""
 
-    records: tuple[Record, ...]
+    records: tuple[Record, ...] | RecordColumns
     slots: int
     sampling: Sampling
     host_index: int
@@ -127,7 +128,7 @@ class TrainSource:
     def describe(self, step: int, row: int) -> str:
         """Path of the image."""
         epoch, position = self._locate(step, row)
-        return str(self.records[epoch_plan(self.sampling, epoch).order[position]].path)
+        return str(self.records[int(epoch_plan(self.sampling, epoch).order[position])].path)
 
     def _locate(self, step: int, row: int) -> tuple[int, int]:
         """Epoch and position in it."""
@@ -155,7 +156,7 @@ class TrainSource:
 class EvalSource:
     """Rows of evaluation batches (workers.Source)."""
 
-    records: tuple[Record, ...]
+    records: tuple[Record, ...] | RecordColumns
     batch_size: int
     preprocess: Preprocess
 

@@ -17,7 +17,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import weakref
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import IO, Protocol
 
 import numpy as np
 
+from dfine_jax.data.shared import aligned, dumps, unnamed_memory
 from dfine_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, ...]
 Layout = tuple[tuple[tuple[int, ...], str], ...]
 
-_ALIGN = 64
 _PREFETCHED_BATCHES = 3
 _CLOSE_SECONDS = 5.0
 _MOST_AUTOMATIC = 16
@@ -45,7 +44,7 @@ work(*map(int, sys.argv[2:]))
 
 
 class Source(Protocol):
-    """What batches are made of; travels to the workers by pickle."""
+    """What batches are made of; travels to the workers by ``shared.dumps``, which pickles."""
 
     @property
     def layout(self) -> Layout:
@@ -122,16 +121,16 @@ class _Pool:
 
     def __init__(self, source: Source, workers: int) -> None:
         self._source = source
-        pickled = pickle.dumps(source, pickle.HIGHEST_PROTOCOL)
-        self._memory = _shared_memory(_progress_bytes(workers) + _PREFETCHED_BATCHES * _slot_bytes(source.layout))
-        spec = _shared_memory(len(pickled))
+        pickled, shared = dumps(source)
+        self._memory = unnamed_memory(_progress_bytes(workers) + _PREFETCHED_BATCHES * _slot_bytes(source.layout))
+        spec = unnamed_memory(len(pickled))
         spec_map = mmap.mmap(spec.fileno(), len(pickled))
         spec_map[:] = pickled
         spec_map.close()
         size = os.fstat(self._memory.fileno()).st_size
         self._map = mmap.mmap(self._memory.fileno(), size)
         self._progress, self._slots = _views(self._map, source.layout, workers)
-        self._processes = [self._start(spec, index, workers) for index in range(workers)]
+        self._processes = [self._start(spec, shared, index, workers) for index in range(workers)]
         spec.close()
         # Also at exit: an iterator that is still open is collected when modules are half gone.
         self._end = weakref.finalize(self, _end, self._processes)
@@ -139,7 +138,7 @@ class _Pool:
     def __enter__(self) -> _Pool:
         return self
 
-    def _start(self, spec: IO[bytes], index: int, workers: int) -> subprocess.Popen[bytes]:
+    def _start(self, spec: IO[bytes], shared: tuple[int, ...], index: int, workers: int) -> subprocess.Popen[bytes]:
         descriptors = (self._memory.fileno(), spec.fileno())
         home = str(Path(__file__).resolve().parents[2])  # last resort when sys.path names it relative to an old folder
         arguments = [json.dumps([*sys.path, home]), *map(str, (*descriptors, index, workers))]
@@ -147,7 +146,7 @@ class _Pool:
             [sys.executable, "-c", _BOOTSTRAP, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=descriptors,
+            pass_fds=(*descriptors, *shared),
             start_new_session=True,  # signals to the process group are for the main process, which ends the workers
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
@@ -229,26 +228,12 @@ def work(memory_fd: int, spec_fd: int, index: int, workers: int) -> None:
             return
 
 
-def _shared_memory(size: int) -> IO[bytes]:
-    """Memory behind an inheritable descriptor without a name; an unlinked temporary file where there is no memfd."""
-    if hasattr(os, "memfd_create"):
-        file: IO[bytes] = os.fdopen(os.memfd_create("dfine-batches"), "w+b", buffering=0)
-    else:
-        file = tempfile.TemporaryFile(buffering=0)
-    os.ftruncate(file.fileno(), size)
-    return file
-
-
 def _progress_bytes(workers: int) -> int:
-    return _aligned(workers * 2 * 8)
+    return aligned(workers * 2 * 8)
 
 
 def _slot_bytes(layout: Layout) -> int:
-    return sum(_aligned(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in layout)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN
+    return sum(aligned(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in layout)
 
 
 def _views(memory: mmap.mmap, layout: Layout, workers: int) -> tuple[np.ndarray, tuple[Arrays, ...]]:
@@ -261,6 +246,6 @@ def _views(memory: mmap.mmap, layout: Layout, workers: int) -> tuple[np.ndarray,
         for shape, dtype in layout:
             count = math.prod(shape)
             arrays.append(np.frombuffer(memory, dtype, count, offset).reshape(shape))
-            offset += _aligned(count * np.dtype(dtype).itemsize)
+            offset += aligned(count * np.dtype(dtype).itemsize)
         slots.append(tuple(arrays))
     return progress, tuple(slots)
