@@ -40,27 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="n, s, m, l, x; an experiment file with get_config(), as FILE.py or FILE.py:VARIANT; a plan (.json)",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration values, such as optim.lr=2e-4")
-    files = parser.add_argument_group("files")
-    files.add_argument(
-        "--data", metavar="DIR", required=True, type=Path, help="COCO or YOLO folder, data.yaml, or tfds:NAME"
-    )
-    files.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
-    files.add_argument(
-        "--weights", metavar="W", help="start from these: checkpoint, .pth, .safetensors, published name"
-    )
-    files.add_argument(
-        "--activation",
-        choices=("relu", "silu"),
-        help="of the decoder of --weights, where the file does not say it: relu for D-FINE, silu for DEIM",
-    )
-    files.add_argument(
-        "--backbone", metavar="W", help="pretrained backbone: an official HGNetv2 file, or imagenet to download it"
-    )
-    files.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in --out exactly where it stopped; key=value then only for what changes no result",
-    )
+    _add_files(parser)
     run_options = parser.add_argument_group("run")
     run_options.add_argument(
         "--method", choices=("dfine", "deim"), help="whose recipe (default: that of the weights, else dfine)"
@@ -86,6 +66,30 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="check all that can be checked without compiling, print the plan and end",
     )
     _add_hosts(parser)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--data", metavar="DIR", required=True, type=Path, help="COCO or YOLO folder, data.yaml, or tfds:NAME"
+    )
+    files.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
+    files.add_argument(
+        "--weights", metavar="W", help="start from these: checkpoint, .pth, .safetensors, published name"
+    )
+    files.add_argument(
+        "--activation",
+        choices=("relu", "silu"),
+        help="of the decoder of --weights, where the file does not say it: relu for D-FINE, silu for DEIM",
+    )
+    files.add_argument(
+        "--backbone", metavar="W", help="pretrained backbone: an official HGNetv2 file, or imagenet to download it"
+    )
+    files.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out exactly where it stopped; key=value then only for what changes no result",
+    )
 
 
 def _add_hosts(parser: argparse.ArgumentParser) -> None:
@@ -170,8 +174,8 @@ def _rehearse(
     from dfine_jax.training.setup import check_same_data, claim, describe, make_loaders
     from dfine_jax.training.state import TrainState, create_state
 
-    if options.out.exists():
-        claim(options.out, options.resume)
+    if options.out.exists() and not options.resume:
+        claim(options.out, False)
     loader, _ = make_loaders(config, train_data, val_data)
     key = jax.random.key(config.train.seed)
 
