@@ -64,7 +64,7 @@ def test_it_says_what_the_log_of_the_run_will_say(dry):
     [
         (("s", "--weights", "n.pth"), "the weights are of another architecture (N)"),
         (("n", 'optim.freeze=["^nothing"]'), "'^nothing' matches no parameter; they are named like backbone/"),
-        (("n", "data.max_objects=1"), "max_objects"),
+        (("n", "data.max_objects=1"), "error: data.max_objects=1, but an image of "),
         (("n", "--backbone", "absent.pth"), "absent.pth does not exist"),
     ],
 )
