@@ -120,18 +120,20 @@ def _read(options: argparse.Namespace) -> Dataset:
 @contextlib.contextmanager
 def _pictures(data: Dataset | None, most: int) -> Iterator[tuple[tuple[Picture, ...], str]]:
     """Images to detect in, and what to call them."""
-    from dfine_jax.latency import Picture
-
     with tempfile.TemporaryDirectory() as folder:
         if data is not None:
             records = data.records[:: max(1, -(-len(data) // most))]
-            pictures = tuple(
-                Picture(str(_file(record, Path(folder))), record.image_id, (record.width_px, record.height_px))
-                for record in records
-            )
+            pictures = tuple(_picture(record, Path(folder)) for record in records)
             yield pictures, f"{len(pictures)} images of {data.annotation_file.name}"
             return
         yield _generated(Path(folder), min(most, _GENERATED)), "generated pictures of 640x480"
+
+
+def _picture(record: Record, folder: Path) -> Picture:
+    from dfine_jax.latency import Picture
+
+    size = None if record.upright else (record.width_px, record.height_px)  # without a size: as orientation tells
+    return Picture(str(_file(record, folder)), record.image_id, size)
 
 
 def _file(record: Record, folder: Path) -> Path:

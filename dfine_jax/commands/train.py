@@ -110,15 +110,21 @@ def run(options: argparse.Namespace) -> int:
     val_data, missing = _val_data(options, train_data)
 
     # Here and not above: mistakes in paths and options are told before jax takes its seconds to load.
-    from dfine_jax.commands.plan_file import write_plan
     from dfine_jax.host_memory import keep_freed_memory
     from dfine_jax.training import hosts
-    from dfine_jax.training.loop import train
-    from dfine_jax.training.setup import check
 
     keep_freed_memory()
     if options.processes is not None:
         hosts.join(options.coordinator, options.processes, options.process)
+    with hosts.EndingTogether():
+        return _run(options, train_data, val_data, missing)
+
+
+def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | None, missing: list[str]) -> int:
+    from dfine_jax.commands.plan_file import write_plan
+    from dfine_jax.training.loop import train
+    from dfine_jax.training.setup import check
+
     loaded = None
     if options.weights:
         from dfine_jax.weights import load_checkpoint
@@ -186,13 +192,15 @@ def _rehearse(
 
     shapes = jax.eval_shape(first_state)
     held, whole = check_freeze(shapes.params, config.optim)
+    done = 0
     if options.resume:
-        _, stored, _ = load_training(options.out / "last", shapes)
+        state, stored, _ = load_training(options.out / "last", shapes)
         check_same_data(describe(config, train_data, None), stored, options.out)
+        done = int(state.step) // loader.steps_per_epoch
     notes += loader.notes
     if held:
         notes.append(f"optim.freeze holds {held:,} of {whole:,} parameters")
-    sizes = [f"{height}x{width}" for height, width in loader.sizes_px(config.train.epochs)]
+    sizes = [f"{height}x{width}" for height, width in loader.sizes_px(config.train.epochs, done)]
     if len(sizes) > 1:
         notes.append(f"input sizes of this run: {', '.join(sizes)}; each is compiled once")
 

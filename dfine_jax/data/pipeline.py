@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from dfine_jax.config import DataConfig
 from dfine_jax.data import workers
@@ -91,11 +91,11 @@ class TrainLoader:
         """(height, width) at which the step runs; the device brings the batch to it (nearest neighbour)."""
         return batch_size_px(self._sampling.config, self._sampling.seed, step // self.steps_per_epoch, step)
 
-    def sizes_px(self, epochs: int) -> tuple[tuple[int, int], ...]:
-        """Every size that ``size_px`` can give in so many epochs."""
-        return announced_sizes_px(self._sampling.config, epochs)
+    def sizes_px(self, epochs: int, first: int = 0) -> tuple[tuple[int, int], ...]:
+        """Every size that ``size_px`` can give from epoch ``first`` to the end of so many epochs."""
+        return announced_sizes_px(self._sampling.config, epochs, first)
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch | MaskBatch]:
+    def batches(self, start_step: int = 0) -> Generator[Batch | MaskBatch, None, None]:
         """Batches from global step ``start_step`` on, without end; closing the iterator ends its workers.
 
         ``MaskBatch`` where ``data.mask_stride`` is set. ``wait_seconds`` grows by the time each one made the caller

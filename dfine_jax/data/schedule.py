@@ -64,10 +64,11 @@ def batch_size_px(config: DataConfig, seed: int, epoch: int, step: int) -> tuple
     return sizes[int(np.random.default_rng((seed, _MULTI_SCALE, step)).integers(len(sizes)))]
 
 
-def announced_sizes_px(config: DataConfig, epochs: int) -> tuple[tuple[int, int], ...]:
-    """Every (height, width) that a run of so many epochs meets, small to large: the shapes to compile."""
+def announced_sizes_px(config: DataConfig, epochs: int, first: int = 0) -> tuple[tuple[int, int], ...]:
+    """Every (height, width) that epochs ``first`` to ``epochs - 1`` meet, small to large: the shapes to compile."""
     base = (config.height_px, config.width_px)
-    sizes = {base} if any(not policy(config, epoch).multi_scale for epoch in (0, epochs - 1)) else set()
-    if policy(config, 0).multi_scale:
+    phases = [policy(config, epoch).multi_scale for epoch in (min(first, epochs - 1), epochs - 1)]
+    sizes = set() if all(phases) else {base}
+    if phases[0]:  # several sizes come first, one size last
         sizes.update(multi_scale_sizes(*base, config.multi_scale_repeat))
     return tuple(sorted(sizes))

@@ -38,8 +38,10 @@ def open_log(
     log_dir.mkdir(exist_ok=True)
     if hosts.index():
         return RunLog(log_dir, finished_epochs)
-    examples = Examples(val_data, config.log.pictures) if val_data is not None and config.log.pictures else None
-    return RunLog(log_dir, finished_epochs, open_sinks(config, log_dir, step), config.train.log_every, rates, examples)
+    number = config.log.pictures
+    examples = Examples(val_data, number) if val_data is not None and number else None
+    sinks = open_sinks(config, log_dir, step)
+    return RunLog(log_dir, finished_epochs, sinks, config.train.log_every, rates, examples, pictures=number > 0)
 
 
 def epoch_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ from PIL import Image
 from dfine_jax.data.batch import Batch, MaskBatch
 from dfine_jax.data.dataset import Dataset, Record, open_record
 from dfine_jax.data.grid import batch_grid
+from dfine_jax.data.pipeline import TrainLoader
 from dfine_jax.draw import draw_boxes
 
 _LONGER_SIDE_PX = 800  # of each half; larger pictures are reduced
 _GAP_PX = 8
 _SHOWN_OF_BATCH = 16
+
+
+def augmented_batch(loader: TrainLoader, epoch: int) -> Batch | MaskBatch:
+    """The first batch of the 0-based ``epoch``."""
+    with closing(loader.batches(epoch * loader.steps_per_epoch)) as batches:
+        return next(batches)
 
 
 def save_batch(batch: Batch | MaskBatch, names: Sequence[str], file: Path) -> None:

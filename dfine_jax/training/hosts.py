@@ -5,7 +5,13 @@ Every host keeps the same state and takes the same decisions; the first one writ
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import logging
+import os
+import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +26,11 @@ from dfine_jax.errors import UserError
 if TYPE_CHECKING:
     from dfine_jax.evaluate import Predict, Predictions
 
+logger = logging.getLogger(__name__)
+
 PyTree = Any
 _PATIENCE_MS = 2 * 3600 * 1000
+_FAILED, _WATCH_SECONDS = "dfine_jax/failed", 1.0
 _meetings = itertools.count()  # all hosts count alike
 
 
@@ -53,6 +62,49 @@ def count() -> int:
 def index() -> int:
     """Number of this one; 0 writes the files."""
     return jax.process_index()
+
+
+class EndingTogether:
+    """``with EndingTogether():`` an error of one host ends all: they would wait for it in the middle of a step.
+
+    The others say whose error it was, and exit with status 2 from where they are; what they did since the last
+    checkpoint is lost. To be used by a program's outermost function.
+    """
+
+    def __enter__(self) -> None:
+        """Look out for errors of the others from here on."""
+        if count() > 1:
+            threading.Thread(target=_watch, args=(multihost.get_jax_distributed_client(),), daemon=True).start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Tell the others of an error."""
+        if kind is None or count() == 1:
+            return
+        text = str(error) if isinstance(error, UserError) else f"{kind.__name__}: {error}"
+        multihost.get_jax_distributed_client().key_value_set(_FAILED, f"{index()} {text}", allow_overwrite=True)
+        time.sleep(3 * _WATCH_SECONDS)  # the first host takes the notice board with it
+        atexit.register(_leave)  # before JAX's own farewell, which waits for the others
+
+
+def _watch(client: Any) -> None:
+    while True:
+        time.sleep(_WATCH_SECONDS)
+        try:
+            host, _, text = client.key_value_try_get(_FAILED).partition(" ")
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" in str(error):
+                continue
+            return  # the board is gone, which JAX reports itself
+        if host != str(index()):
+            logger.error("dfine: error: host %s ended: %s", host, text)
+            _leave()
+        return
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def any_host(flag: bool) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from dfine_jax.training.sinks import Sink
@@ -42,6 +44,7 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 _TERM = re.compile(r"loss_([a-z]+)_?(.*)")
 _GROUPS = {"lr": "optim", "backbone_lr": "optim", "grad_norm": "optim", "images_per_s": "speed", "data_wait": "speed"}
+_MAX_CLASSES = 12  # in a line
 _PER_EPOCH = ("epoch", "step", "skipped", "stage")  # count; no curves of their own
 
 
@@ -56,15 +59,18 @@ class RunLog:
         every: int = 10,
         rates: Callable[[int], Mapping[str, float]] | None = None,
         examples: Examples | None = None,
+        pictures: bool = False,
     ) -> None:
         """Open for appending; CSV rows of epochs after ``finished_epochs`` (lost in a crash, run again) are dropped.
 
         Args:
           every: steps whose mean is one point of the sinks' curves.
           rates: learning rates at a 0-based step, for the sinks.
-          examples: images to draw after each evaluation; None: no pictures at all.
+          examples: images to draw after each evaluation, if any.
+          pictures: draw curves and evaluations.
         """
-        self.out_dir, self._sinks, self._every, self._rates, self._examples = out_dir, sinks, every, rates, examples
+        self.out_dir, self._every, self._rates, self._examples = out_dir, every, rates, examples
+        self._sinks, self._pictures = list(sinks), pictures
         self._text = out_dir / "log.txt"
         self._csv = out_dir / "metrics.csv"
         self._columns: list[str] = []
@@ -96,8 +102,7 @@ class RunLog:
             means = {tag(name): sum(seen) / len(seen) for name, seen in self._window.items()}
             means |= {tag(name): rate for name, rate in (self._rates(step - 1) if self._rates else {}).items()}
             self._window.clear()
-            for sink in self._sinks:
-                sink.scalars(step, means)
+            self._tell(lambda sink: sink.scalars(step, means))
 
     def row(self, values: Row) -> None:
         """Add an epoch to the table, the CSV (its columns are those of the first row) and the sinks."""
@@ -117,37 +122,63 @@ class RunLog:
             with self._csv.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns, restval="", extrasaction="ignore").writerow(text)
         known = {name: float(v) for name, v in values.items() if v is not None and name not in _PER_EPOCH}
-        for sink in self._sinks:
-            sink.scalars(int(values["step"] or 0), {epoch_tag(name): value for name, value in known.items()})
+        tagged = {epoch_tag(name): value for name, value in known.items()}
+        self._tell(lambda sink: sink.scalars(int(values["step"] or 0), tagged))
 
     def observe(self, results: Iterable[Mapping[str, Any]]) -> None:
         """Take the COCO results of an evaluation, for the examples."""
         if self._examples is not None:
             self._examples.observe(results)
 
-    def evaluated(self, step: int, metrics: Metrics, best: bool) -> None:
-        """Keep what an evaluation showed, after its row: curves, examples, and the whole of the best so far."""
+    def best(self, metrics: Metrics) -> None:
+        """Keep the numbers of a new best, as ``best_evaluation/metrics.json``; its pictures come with ``draw``."""
+        from dfine_jax.plots import save_evaluation
+
+        self.line(by_class(metrics.per_class))
+        save_evaluation(metrics, self.out_dir / "best_evaluation", pictures=False)
+
+    def draw(self, step: int, metrics: Metrics | None, best: bool) -> None:
+        """Pictures of what the run has shown, after the row of an epoch.
+
+        The curves so far; and after an evaluation (``metrics``) examples and the whole of it in ``last_evaluation``,
+        and in ``best_evaluation`` if it is the best.
+        """
         from dfine_jax.plots import save_evaluation, save_png, training_figure
 
-        examples = {}
-        if self._examples is not None:
-            examples = self._examples.draw(metrics.report.best_threshold)
+        shown: dict[str, Image.Image] = {}
+        if self._pictures:
             save_png(training_figure(read_metrics(self.out_dir)), self.out_dir / "curves.png")
-        folder = self.out_dir / "examples"
-        if examples:
-            folder.mkdir(exist_ok=True)
-        for name, picture in examples.items():
-            picture.save(folder / f"{name}.jpg", quality=90)
-        if best:
-            save_evaluation(metrics, self.out_dir / "best_evaluation", pictures=self._examples is not None)
-        for sink in self._sinks:
-            sink.scalars(step, {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0})
-            sink.pictures(step, {f"examples/{name}": picture for name, picture in examples.items()})
+        if metrics is None:
+            return
+        last, examples = self.out_dir / "last_evaluation", self.out_dir / "examples"
+        save_evaluation(metrics, last, pictures=self._pictures)
+        if best and self._pictures:
+            for name in ("confusion.png", "thresholds.png"):
+                shutil.copyfile(last / name, self.out_dir / "best_evaluation" / name)
+        if self._examples is not None:
+            drawn = self._examples.draw(metrics.report.best_threshold)
+            examples.mkdir(exist_ok=True)
+            for name, picture in drawn.items():
+                picture.save(examples / f"{name}.jpg", quality=90)
+                shown[f"examples/{name}"] = picture
+        if self._pictures and self._sinks:
+            shown |= {f"evaluation/{name}": Image.open(last / f"{name}.png") for name in ("confusion", "thresholds")}
+        classes = {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0}
+        self._tell(lambda sink: sink.scalars(step, classes))
+        self._tell(lambda sink: sink.pictures(step, shown))
 
     def close(self) -> None:
         """Finish the sinks."""
-        for sink in self._sinks:
-            sink.close()
+        self._tell(lambda sink: sink.close())
+
+    def _tell(self, message: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                message(sink)
+            except sink.failures as error:
+                self._sinks.remove(sink)
+                name, text = type(sink).__name__, str(error).splitlines()
+                self.line(f"{name} failed ({text[0] if text else type(error).__name__}): nothing more is sent there")
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         part = self._csv.with_name(self._csv.name + ".part")
@@ -178,6 +209,16 @@ def tag(name: str) -> str:
     if term:
         return f"{term[1]}/{term[2] or 'last'}"
     return f"{_GROUPS[name]}/{name}" if name in _GROUPS else f"loss/{name}"
+
+
+def by_class(per_class: Mapping[str, float]) -> str:
+    """AP of the classes as a line; of many, those of the lowest and the highest."""
+    known = sorted((name for name, ap in per_class.items() if ap >= 0), key=lambda name: per_class[name])
+    texts = [f"{name} {per_class[name]:.3f}" for name in known]
+    if len(texts) > _MAX_CLASSES:
+        half = _MAX_CLASSES // 2
+        texts = [*texts[:half], "...", *texts[-half:]]
+    return "AP by class: " + ", ".join(texts)
 
 
 def epoch_tag(name: str) -> str:

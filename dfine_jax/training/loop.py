@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,14 +23,14 @@ from dfine_jax.models.dfine import init_variables
 from dfine_jax.training import checkpoint, hosts, stages
 from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.training.epoch_log import epoch_row, open_log, rates_of
-from dfine_jax.training.examples import save_batch
+from dfine_jax.training.examples import augmented_batch, save_batch
 from dfine_jax.training.meter import Meter
 from dfine_jax.training.optimizer import check_freeze, make_optimizer
 from dfine_jax.training.programs import TrainPrograms, compile_eval
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
 from dfine_jax.training.skipped import FOLDER as SKIPPED
-from dfine_jax.training.skipped import keep_batch
+from dfine_jax.training.skipped import SkippedSteps, Taken
 from dfine_jax.training.stages import Progress
 from dfine_jax.training.state import TrainState, create_state, ema_variables
 from dfine_jax.training.step import StepMetrics, make_eval_step, predict_function, replicated, split_over_devices
@@ -89,15 +89,6 @@ class _StopError(Exception):
     """A signal came during evaluation."""
 
 
-class _Taken(NamedTuple):
-    """A step that the devices may still be working on."""
-
-    step: int  # from 0
-    size_px: tuple[int, int]
-    batch: Batch  # [d, b, ...]
-    metrics: StepMetrics
-
-
 class _Run:
     def __init__(
         self,
@@ -115,14 +106,13 @@ class _Run:
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
-        self.programs = TrainPrograms(config, self.tx, self.loader.sizes_px(train.epochs), self.steps)
         self.eval_step = make_eval_step(config.model)
         init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda: start.variables if start else init_variables(config.model, init_key)
         self.metadata = describe(config, train_data, start)
         self.progress = Progress()
         self.metrics: Metrics | None = None
-        self.skipped_in_a_row = 0
+        self.meter = Meter()
 
     def run(self, resume: bool, notes: Sequence[str]) -> Result:
         """From the first or the next step to the last, or to a signal."""
@@ -130,22 +120,26 @@ class _Run:
         held, whole = check_freeze(state.params, self.config.optim)
         state, step = replicated(state), int(state.step)
         self.first_step = self.recorded = step
+        self.meter = Meter(self.progress)
+        sizes = self.loader.sizes_px(self.config.train.epochs, step // self.steps)
+        self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps)
         first = hosts.index() == 0
-        self.log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
-        self.log = open_log(self.config, self.log_dir, self.progress.epoch, step, self.rates, self.val_data)
+        log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
+        self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data)
+        self.skips = SkippedSteps(log_dir, self.out_dir, self.config.train.max_skipped_steps)
         for note in (*notes, *self.loader.notes):
             self.log.line(note)
         if held:
             self.log.line(f"optim.freeze holds {held:,} of {whole:,} parameters")
         if not resume:
-            shutil.rmtree(self.log_dir / SKIPPED, ignore_errors=True)
+            shutil.rmtree(log_dir / SKIPPED, ignore_errors=True)
         if resume:
             self.log.line(f"resumed at step {step} of {self.total}, epoch {step // self.steps + 1}")
         batches = iter(self.loader.batches(step))
         bar = tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True)
         with closing(self.log), bar:
             state, step = self._steps(state, step, batches, bar)
-        finished = step >= self.total or self.progress.ended_early
+        finished = self.progress.epoch >= self.config.train.epochs or self.progress.ended_early
         if not finished:
             self._save(state)
             why = f" ({self.stop.reason})" if self.stop.reason else ""
@@ -156,38 +150,58 @@ class _Run:
 
     def _steps(self, state: TrainState, step: int, batches: Iterator[Any], bar: tqdm) -> tuple[TrainState, int]:
         every = self.config.train.checkpoint_steps
-        meter, pending, compiled = Meter(), None, False
+        pending, compiled = None, False
         while not self._stops(step):
             if step and step % self.steps == 0 and self.progress.epoch < step // self.steps:
-                self._record(meter, pending, bar, state)
+                self._record(pending, bar, state)
                 pending = None
-                meter.stop()
-                next_state = self._finish_epoch(state, step // self.steps, meter)
+                self.meter.stop()
+                next_state = self._finish_epoch(state, step // self.steps)
                 if next_state is None:
                     break
-                state, meter = next_state, Meter()
+                state = next_state
             if step >= self.total or self.progress.ended_early:
                 break
             state = self._second_stage(state, step)
             waited = self.loader.wait_seconds
-            batch, size = next(batches), self.loader.size_px(step)
+            with self._kept(state):
+                batch, size = next(batches), self.loader.size_px(step)
             split = split_over_devices(batch)
-            meter.waited(self.loader.wait_seconds - waited)
+            self.meter.waited(self.loader.wait_seconds - waited)
             if not compiled:
-                if step == 0 and self.config.log.pictures and hosts.index() == 0:
-                    save_batch(batch, self.metadata.class_names, self.out_dir / "augmented.jpg")
-                self._compile(state, split)
+                self._prepare(state, step, batch, split)
                 compiled = True
             state, metrics = self.programs(size, state, split)
             step += 1
-            self._record(meter, pending, bar, state)  # the step before: the device is at work meanwhile
-            pending = _Taken(step - 1, size, split, metrics)
+            self._record(pending, bar, state)  # the step before: the device is at work meanwhile
+            pending = Taken(step - 1, size, split, metrics)
             if every and step % every == 0 and step % self.steps:
-                self._record(meter, pending, bar, state)
+                self._record(pending, bar, state)
                 pending = None
                 self._save(state)
-        self._record(meter, pending, bar, state)
+        self._record(pending, bar, state)
         return state, step
+
+    def _prepare(self, state: TrainState, step: int, batch: Batch, split: Batch) -> None:
+        """Before the first step of this process: a picture of what the model gets, programs, a first ``last``."""
+        data, epochs = self.config.data, self.config.train.epochs
+        if step == 0 and self.config.log.pictures and hosts.index() == 0:
+            strong = data.start_augment_epoch if data.augment != "none" and data.start_augment_epoch < epochs else 0
+            shown = augmented_batch(self.loader, strong) if strong else batch
+            save_batch(shown, self.metadata.class_names, self.out_dir / "augmented.jpg")
+        self._compile(state, split)
+        if step == 0:
+            self._save(state)  # from here on there is something to resume
+
+    @contextmanager
+    def _kept(self, state: TrainState) -> Iterator[None]:
+        """What has been trained is saved before unusable data ends the run; with other hosts this cannot be agreed."""
+        try:
+            yield
+        except UserError:
+            if hosts.count() == 1 and int(state.step):
+                self._save(state)
+            raise
 
     def _compile(self, state: TrainState, batch: Batch) -> None:
         self.programs.compile(state, batch, self.log.line)
@@ -229,7 +243,7 @@ class _Run:
         self.log.line(f"back to the weights of epoch {metadata.epoch}; decay of the average {decay:.6g}")
         return replicated(dataclasses.replace(best, step=np.asarray(hosts.on_host(state.step)), ema_shift=shift))
 
-    def _record(self, meter: Meter, taken: _Taken | None, bar: tqdm, state: TrainState) -> None:
+    def _record(self, taken: Taken | None, bar: tqdm, state: TrainState) -> None:
         if taken is None:
             return
         host: StepMetrics = hosts.on_host(taken.metrics)
@@ -238,75 +252,77 @@ class _Run:
         values = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
         values |= {k: float(v) for k, v in host.terms.items()}
         if host.finite:
-            self.skipped_in_a_row = 0
-            meter.add(self.config.train.batch_size, values)
+            self.skips.finite()
+            self.meter.add(self.config.train.batch_size, values)
             self.log.step(self.recorded, values)
         else:
-            meter.add(self.config.train.batch_size, None)
+            self.meter.add(self.config.train.batch_size, None)
             self._skipped(taken, values, state)
         if self.recorded == self.first_step + 1:
-            meter.restart()  # the first step's time is that of compiling
+            self.meter.restart()  # the first step's time is that of compiling
         if self.recorded % self.config.train.log_every == 0 or self.recorded == self.first_step + 1:
             epochs = self.config.train.epochs
             bar.set_description(f"epoch {taken.step // self.steps + 1}/{epochs}", refresh=False)
-            shown, speed = {"loss": f"{host.loss:.2f}"}, meter.images_per_second()
+            shown, speed = {"loss": f"{host.loss:.2f}"}, self.meter.images_per_second()
             if speed is not None:
                 shown["images/s"] = f"{speed:.1f}"
             if self.progress.best_ap >= 0:
                 shown["AP"] = f"{self.metrics.ap if self.metrics else self.progress.best_ap:.3f}"
             bar.set_postfix(shown, refresh=False)
 
-    def _skipped(self, taken: _Taken, values: dict[str, float], state: TrainState) -> None:
-        self.skipped_in_a_row += 1
+    def _skipped(self, taken: Taken, values: dict[str, float], state: TrainState) -> None:
         self.progress = dataclasses.replace(self.progress, skipped=self.progress.skipped + 1)
         bad = [name for name, value in values.items() if not np.isfinite(value)]
-        file = keep_batch(self.log_dir, taken.step, taken.size_px, taken.batch)
-        kept = f"; its batch is in {file}" if file else ""
-        self.log.line(f"step {taken.step} was skipped: {', '.join(bad[:4])} not finite{kept}")
-        if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
+        self.log.line(self.skips.add(taken, bad, lambda folder: self._write(folder, state)))
+        if self.skips.too_many:
             self._save(state)  # the skipped steps have changed nothing in it but their number
-            raise UserError(
-                f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient; lower optim.lr, or check "
-                f"the data and the starting weights (the state before them is in {self.out_dir / 'last'})"
-            )
+            raise UserError(self.skips.message())
 
-    def _finish_epoch(self, state: TrainState, epoch: int, meter: Meter) -> TrainState | None:
+    def _finish_epoch(self, state: TrainState, epoch: int) -> TrainState | None:
         """Evaluate, log and save; the state to continue from, None if a signal came before the evaluation was done."""
         train = self.config.train
         evaluated = self.val_data is not None and (epoch % train.eval_every == 0 or epoch == train.epochs)
-        self.metrics = self._evaluate(state) if evaluated else self.metrics
-        if evaluated and self.metrics is None:
+        with self._kept(state):
+            metrics = self._evaluate(state) if evaluated else None
+        if evaluated and metrics is None:
             return None
-        ap = self.metrics.ap if evaluated and self.metrics else None
-        self.metadata = dataclasses.replace(self.metadata, epoch=epoch, ap=ap)
-        has_start = 0 < train.stage2_epoch < train.epochs
-        verdict = stages.Verdict(self.progress, False, False, False)
-        if ap is not None:
-            has_start &= self.progress.stage == 1 or (self.out_dir / START).is_dir()
-            patience, target_ap = train.patience, train.target_ap
-            verdict = stages.judge(
-                self.progress, ap, epoch, has_start=has_start, patience=patience, target_ap=target_ap
-            )
+        self.metrics = metrics or self.metrics
+        self.metadata = dataclasses.replace(self.metadata, epoch=epoch, ap=metrics.ap if metrics else None)
+        verdict = self._judge(metrics, epoch)
         self.progress = dataclasses.replace(verdict.progress, epoch=epoch)
-        self._log_epoch(state, epoch, meter, evaluated, verdict.is_best)
-        if verdict.is_best:
-            self._write("best", state, weights_only=True)
+        step, first = int(state.step), hosts.index() == 0
+        rates = self.rates(step - 1)
+        self.log.row(epoch_row(self.config, self.meter, self.progress, metrics, epoch=epoch, step=step, rates=rates))
+        self.meter = Meter()
+        if metrics and verdict.is_best:
+            if first:
+                checkpoint.save_weights(self.out_dir / "best", ema_variables(state), self.metadata)
+                self.log.best(metrics)
+            hosts.wait_for_all("best written")
         if verdict.is_start:
-            self._write(START, state)
+            self._write(self.out_dir / START, state)
         if self.progress.ended_early and epoch < train.epochs:
             without = f"no new best in {self.progress.without_best} evaluations: training ends (train.patience)"
             self.log.line(without if self.progress.without_best else "training ends (train.target_ap)")
         elif verdict.go_back and epoch < train.epochs:
             state = self._from_start(state)
         # With every new best, so that the record of the best is never older than the best itself.
-        if (
-            any(verdict[1:])
-            or epoch % train.checkpoint_every == 0
-            or epoch == train.epochs
-            or self.progress.ended_early
-        ):
+        ends = epoch == train.epochs or self.progress.ended_early
+        if any(verdict[1:]) or epoch % train.checkpoint_every == 0 or ends:
             self._save(state)
+        if first:
+            self.log.draw(step, metrics, verdict.is_best)  # what can be lost comes last
+        self.meter.restart()
         return state
+
+    def _judge(self, metrics: Metrics | None, epoch: int) -> stages.Verdict:
+        train, progress = self.config.train, self.progress
+        if metrics is None:
+            return stages.Verdict(progress, False, False, False)
+        has_start = 0 < train.stage2_epoch < train.epochs
+        has_start &= progress.stage == 1 or (self.out_dir / START).is_dir()
+        limits = {"patience": train.patience, "target_ap": train.target_ap}
+        return stages.judge(progress, metrics.ap, epoch, has_start=has_start, **limits)
 
     def _evaluate(self, state: TrainState) -> Metrics | None:
         assert self.val_data is not None and self.eval_loader is not None
@@ -325,20 +341,10 @@ class _Run:
         except _StopError:
             return None
 
-    def _log_epoch(self, state: TrainState, epoch: int, meter: Meter, evaluated: bool, is_best: bool) -> None:
-        step, metrics = int(state.step), self.metrics if evaluated else None
-        rates = self.rates(step - 1)
-        self.log.row(epoch_row(self.config, meter, self.progress, metrics, epoch=epoch, step=step, rates=rates))
-        if metrics and hosts.index() == 0:
-            self.log.evaluated(step, metrics, is_best)
-
     def _save(self, state: TrainState) -> None:
-        self._write("last", state)
+        self._write(self.out_dir / "last", state)
+        hosts.wait_for_all("last written")
 
-    def _write(self, name: str, state: TrainState, weights_only: bool = False) -> None:
+    def _write(self, folder: Path, state: TrainState) -> None:
         if hosts.index() == 0:
-            if weights_only:
-                checkpoint.save_weights(self.out_dir / name, ema_variables(state), self.metadata)
-            else:
-                checkpoint.save_training(self.out_dir / name, state, self.metadata, self.progress)
-        hosts.wait_for_all(f"{name} written")
+            checkpoint.save_training(folder, state, self.metadata, self.meter.noted(self.progress))

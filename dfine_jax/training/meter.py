@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 
+from dfine_jax.training.stages import Progress
+
 _KIND = re.compile(r"loss_(vfl|mal|focal|bbox|giou|fgl|ddf)")
 
 
 class Meter:
-    """Means of an epoch's finite steps, and the speed of training without evaluation and checkpoints."""
+    """Means of an epoch's finite steps, and the speed of training without evaluation and checkpoints.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._count = 0
+    Args:
+      progress: of a run that goes on within an epoch.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        progress = progress or Progress()
+        self._sums = defaultdict(float, zip(progress.summed_names, progress.sums, strict=True))
+        self._count = progress.summed_steps
         self.restart()
+
+    def noted(self, progress: Progress) -> Progress:
+        """The progress with the sums so far, for ``Meter(progress)``."""
+        names, sums = tuple(self._sums), tuple(self._sums.values())
+        return dataclasses.replace(progress, summed_steps=self._count, summed_names=names, sums=sums)
 
     def restart(self) -> None:
         """Measure the speed from here on."""

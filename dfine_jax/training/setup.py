@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ def check(config: Config, train_data: Dataset, val_data: Dataset | None) -> None
             f"model.num_classes={config.model.num_classes}, but {train_data.annotation_file} has "
             f"{len(train_data.names)} classes; set model.num_classes={len(train_data.names)}"
         )
+    of_hosts = Counter(device.process_index for device in jax.devices())
+    if len(set(of_hosts.values())) > 1:
+        told = ", ".join(f"{of_hosts[host]} on host {host}" for host in sorted(of_hosts))
+        raise UserError(f"hosts must have equal numbers of devices, not {told}; hide some (CUDA_VISIBLE_DEVICES)")
     devices, batch, parts = jax.device_count(), config.train.batch_size, config.train.accumulate
     if batch % (devices * parts):
         over = f"the {devices} devices it is split over" + (f", times train.accumulate={parts}" if parts > 1 else "")

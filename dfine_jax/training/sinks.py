@@ -18,7 +18,12 @@ _WANDB_ID = "wandb_run.txt"
 
 
 class Sink(Protocol):
-    """Takes what a run reports; ``step`` is the number of training steps done."""
+    """Takes what a run reports; ``step`` is the number of training steps done.
+
+    ``failures`` are the errors of a full disk or a lost connection, which are no reason to end a training.
+    """
+
+    failures: tuple[type[Exception], ...]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name; the part before a slash groups them."""
@@ -60,6 +65,8 @@ def open_sinks(config: Config, out_dir: Path, step: int) -> list[Sink]:
 class TensorBoard:
     """Event files in ``OUT/tensorboard``, written by tensorboardX, which needs no TensorFlow."""
 
+    failures: tuple[type[Exception], ...] = (OSError,)
+
     def __init__(self, out_dir: Path, step: int) -> None:
         """Continue after ``step``: what an interrupted run wrote for later steps is marked as void."""
         from tensorboardX import SummaryWriter
@@ -85,6 +92,7 @@ class WeightsAndBiases:
     def __init__(self, config: Config, out_dir: Path) -> None:
         import wandb
 
+        self.failures: tuple[type[Exception], ...] = (wandb.Error, OSError)
         self._image: Any = wandb.Image
         noted = out_dir / _WANDB_ID
         try:

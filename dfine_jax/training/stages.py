@@ -27,6 +27,10 @@ class Progress:
     returns: int = 0  # to those weights, in stage 2
     without_best: int = 0  # evaluations of this stage since the last new best
     ended_early: bool = False  # by train.patience or train.target_ap
+    # Of the epoch begun: what its row in the log is the mean of.
+    summed_steps: int = 0
+    summed_names: tuple[str, ...] = ()
+    sums: tuple[float, ...] = ()
 
 
 class Verdict(NamedTuple):

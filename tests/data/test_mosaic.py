@@ -195,3 +195,7 @@ def test_the_size_of_a_batch_is_uniform_and_ends_with_the_policy():
     assert batch_size_px(config, 7, 5, 10) == batch_size_px(DEIM, 7, 2, 10) == (640, 640)
     assert set(sizes) == set(announced_sizes_px(config, 4)) and announced_sizes_px(DEIM, 9) == ((640, 640),)
     assert (640, 640) in announced_sizes_px(config, 9) and len(announced_sizes_px(config, 9)) == 11
+    last = config.stop_augment_epoch - 1
+    assert len(announced_sizes_px(config, 99, last)) == 11
+    for first in (last + 1, 98, 99):  # resumed where only one size is left
+        assert announced_sizes_px(config, 99, first) == ((640, 640),)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from hosts_run import digests
 from tiny import tiny_config
 
 from dfine_jax.config import to_json
+from dfine_jax.data.plan import epoch_order
 from dfine_jax.data.sources import read_dataset
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.training import checkpoint, hosts
+from dfine_jax.training import checkpoint, hosts, setup
 from dfine_jax.training.log import read_metrics
 from dfine_jax.training.setup import make_loaders
 
@@ -33,8 +35,8 @@ def data(tmp_path_factory):
     return make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=12, num_val=7, size_px=96, seed=0)
 
 
-def launch(data, out, config, processes, devices, stop_step=0):
-    """What all processes tell; the last one alone is asked to stop."""
+def launch(data, out, config, processes, devices, stop_step=0, status=0):
+    """What all processes tell, or if they fail (``status``) print; the last one alone is asked to stop."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -54,13 +56,16 @@ def launch(data, out, config, processes, devices, stop_step=0):
         together = ["--coordinator", f"localhost:{port}", "--processes", str(processes), "--process", str(index)]
         command = [sys.executable, str(Path(__file__).with_name("hosts_run.py")), stops, *arguments]
         command += together if processes > 1 else []
-        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        errors = subprocess.STDOUT if status else None
+        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True))
     try:
         outputs = [process.communicate(timeout=1500)[0] for process in running]
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0] * processes
+    assert [process.returncode for process in running] == [status] * processes, outputs
+    if status:
+        return outputs
     return [json.loads(text.splitlines()[-1]) for text in outputs]
 
 
@@ -143,6 +148,21 @@ def test_two_hosts_with_the_default_losses_and_augmentation_then_one(tmp_path, d
     assert np.isfinite(pair["losses"]).all() and checkpoint.load_metadata(tmp_path / "pair" / "last").epoch == 6
 
 
+@pytest.mark.slow
+def test_an_error_of_one_host_ends_both(tmp_path, data):
+    config, file = write_config(tmp_path, loss={"assignment": "device"})
+    shutil.copytree(data, tmp_path / "data")
+    second = read_dataset(tmp_path / "data", "train").records[epoch_order(12, 12, config.train.seed, 1)[2]].path
+    second.write_bytes(second.read_bytes()[:300])  # in the rows of host 1
+    began = time.monotonic()
+    texts = launch(tmp_path / "data", tmp_path / "run", file, 2, 2, status=2)
+    print(f"{time.monotonic() - began:.0f} s")
+    told = [[line for line in text.splitlines() if "error:" in line] for text in texts]
+    assert len(told[0]) == len(told[1]) == 1
+    assert told[0][0].startswith("dfine: error: host 1 ended: ") and second.name in told[0][0]
+    assert told[1][0].startswith("dfine: error: ") and second.name in told[1][0]
+
+
 def _leaves(tree):
     return [leaf for node in tree.values() for leaf in _leaves(node)] if isinstance(tree, dict) else [tree]
 
@@ -156,3 +176,14 @@ def test_a_single_process_shares_with_nobody():
     predict, batches = object(), []
     assert hosts.shared(predict, batches) == (predict, batches)
     assert (hosts.count(), hosts.index()) == (1, 0)
+
+
+def test_hosts_with_different_numbers_of_devices_are_refused(monkeypatch, data):
+    class Device:
+        def __init__(self, host):
+            self.process_index = host
+
+    config = tiny_config(model={"num_classes": 4})
+    monkeypatch.setattr(setup.jax, "devices", lambda: [Device(0), Device(1), Device(0)])
+    with pytest.raises(UserError, match="equal numbers of devices, not 2 on host 0, 1 on host 1; hide some"):
+        setup.check(config, read_dataset(data, "train"), None)

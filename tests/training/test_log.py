@@ -13,12 +13,13 @@ from event_files import events
 from PIL import Image
 from tiny import tiny_config
 
-from dfine_jax.config import LogConfig
+from dfine_jax.config import LogConfig, from_dict
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import ClassList, score
-from dfine_jax.training.log import RunLog, epoch_tag, read_metrics, table_header, table_line, tag
+from dfine_jax.training.log import RunLog, by_class, epoch_tag, read_metrics, table_header, table_line, tag
 from dfine_jax.training.meter import Meter, by_kind
 from dfine_jax.training.sinks import check_installed, open_sinks
+from dfine_jax.training.stages import Progress
 
 
 def test_terms_are_summed_by_kind():
@@ -137,8 +138,11 @@ def test_steps_are_averaged_and_epochs_passed_on(tmp_path):
 
 def test_without_pictures_there_are_numbers(tmp_path):
     _, metrics = evaluated_run(tmp_path)
-    RunLog(tmp_path, 1).evaluated(1, metrics, best=True)
-    assert [p.name for p in (tmp_path / "best_evaluation").iterdir()] == ["metrics.json"]
+    log = RunLog(tmp_path, 1)
+    log.best(metrics)
+    log.draw(1, metrics, best=True)
+    for kind in ("best", "last"):
+        assert [p.name for p in (tmp_path / f"{kind}_evaluation").iterdir()] == ["metrics.json"]
     assert not (tmp_path / "curves.png").exists() and not (tmp_path / "examples").exists()
 
 
@@ -160,7 +164,9 @@ def evaluated_run(folder, sinks=()):
     }
     found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 48], "score": 0.8}]
     metrics = score(truth, found, [1], ClassList(("cat",), (1,)))
-    log = RunLog(folder, 0, sinks, every=1, rates=lambda step: {"lr": 1e-4 + step}, examples=RedPicture())
+    log = RunLog(
+        folder, 0, sinks, every=1, rates=lambda step: {"lr": 1e-4 + step}, examples=RedPicture(), pictures=True
+    )
     log.observe(found)
     log.step(1, {"loss": 3.0, "loss_vfl_aux_0": 0.5})
     log.row({"epoch": 1, "step": 1, "loss": 3.0, "ap": metrics.ap})
@@ -169,17 +175,65 @@ def evaluated_run(folder, sinks=()):
 
 def test_an_evaluation_leaves_curves_examples_and_the_whole_of_the_best(tmp_path):
     log, metrics = evaluated_run(tmp_path)
-    log.evaluated(1, metrics, best=False)
+    log.draw(1, metrics, best=False)
     assert Image.open(tmp_path / "curves.png").size[0] > 400
     assert Image.open(tmp_path / "examples" / "first.jpg").size == (20, 10)
     assert not (tmp_path / "best_evaluation").exists()
-    log.evaluated(1, metrics, best=True)
+    log.best(metrics)
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1].endswith("AP by class: cat 1.000")
+    log.draw(1, metrics, best=True)
     values = json.loads((tmp_path / "best_evaluation" / "metrics.json").read_text())
     assert values["ap"] == pytest.approx(metrics.ap) and values["report"]["best_threshold"] == 0.8
     assert values["report"]["iou"] == pytest.approx(0.96)
-    assert {p.name for p in (tmp_path / "best_evaluation").iterdir()} == {
-        "metrics.json", "confusion.png", "thresholds.png",
-    }  # fmt: skip
+    for kind in ("best", "last"):
+        files = sorted(p.name for p in (tmp_path / f"{kind}_evaluation").iterdir())
+        assert files == ["confusion.png", "metrics.json", "thresholds.png"]
+
+
+def test_without_evaluations_there_are_curves(tmp_path):
+    log = RunLog(tmp_path, 0, pictures=True)
+    log.row({"epoch": 1, "step": 1, "loss": 3.0})
+    log.draw(1, None, best=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "log.txt", "metrics.csv"]
+
+
+class Full:
+    """A sink whose disk is full."""
+
+    failures = (OSError,)
+
+    def scalars(self, step, values):
+        raise OSError("No space left on device\nmore")
+
+    def close(self):
+        raise AssertionError("it was given up")
+
+
+def test_a_sink_that_fails_does_not_end_the_run(tmp_path, capsys):
+    log, metrics = evaluated_run(tmp_path, [Full()])
+    log.best(metrics)
+    log.draw(1, metrics, best=True)
+    log.close()
+    text = (tmp_path / "log.txt").read_text()
+    assert text.count("Full failed (No space left on device): nothing more is sent there") == 1
+    assert len(read_metrics(tmp_path)) == 1 and (tmp_path / "curves.png").exists()
+
+
+def test_many_classes_fit_into_a_line():
+    line = by_class({f"c{i}": i / 100 for i in range(40)} | {"none": -1.0})
+    assert line.startswith("AP by class: c0 0.000, c1 0.010,") and line.endswith("c38 0.380, c39 0.390")
+    assert line.count("c") < 20 and ", ..., " in line and "none" not in line
+
+
+def test_the_means_of_an_epoch_survive_a_stop():
+    first = Meter()
+    for value in (0.1, 0.7, 1e-9):
+        first.add(4, {"loss": value, "grad_norm": 2 * value})
+    first.add(4, None)
+    second = Meter(from_dict(Progress, json.loads(json.dumps(dataclasses.asdict(first.noted(Progress(epoch=3)))))))
+    for meter in (first, second):
+        meter.add(4, {"loss": 0.3, "grad_norm": 1.0})
+    assert second.means() == first.means() and first.noted(Progress()) == second.noted(Progress())
 
 
 def logged_to(**where):
@@ -190,7 +244,7 @@ def test_tensorboard_files(tmp_path):
     pytest.importorskip("tensorboardX")
     (sink,) = open_sinks(logged_to(tensorboard=True), tmp_path, 0)
     log, metrics = evaluated_run(tmp_path, [sink])
-    log.evaluated(1, metrics, best=False)
+    log.draw(1, metrics, best=False)
     log.close()
     scalars, pictures, starts = events(tmp_path / "tensorboard")
     assert scalars["loss/loss"] == [(1, 3.0)] and scalars["vfl/aux_0"] == [(1, 0.5)]
@@ -213,11 +267,12 @@ def test_wandb_offline(tmp_path, monkeypatch):
     for _ in range(2):  # the second time as a resumed run
         (sink,) = open_sinks(logged_to(wandb="cells"), tmp_path, 0)
         log, metrics = evaluated_run(tmp_path, [sink])
-        log.evaluated(1, metrics, best=False)
+        log.draw(1, metrics, best=False)
         ids.append((wandb.run.project, wandb.run.id))
         assert wandb.run.summary["validation/ap"] == pytest.approx(metrics.ap)
         assert wandb.run.config["model"]["variant"] == "n"
         log.close()
+    wandb.teardown()  # the process remembers the mode
     assert ids[0] == ids[1] and ids[0][0] == "cells"
     files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2
