@@ -131,14 +131,13 @@ class _Run:
             self.log.line(note)
         if held:
             self.log.line(f"optim.freeze holds {held:,} of {whole:,} parameters")
-        if not resume:
-            shutil.rmtree(log_dir / SKIPPED, ignore_errors=True)
         if resume:
             self.log.line(f"resumed at step {step} of {self.total}, epoch {step // self.steps + 1}")
-        batches = iter(self.loader.batches(step))
-        bar = tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True)
-        with closing(self.log), bar:
-            state, step = self._steps(state, step, batches, bar)
+        else:
+            shutil.rmtree(log_dir / SKIPPED, ignore_errors=True)
+        self.bar = tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        with closing(self.log), self.bar:
+            state, step = self._steps(state, step, self.loader.batches(step))
         finished = self.progress.epoch >= self.config.train.epochs or self.progress.ended_early
         if not finished:
             self._save(state)
@@ -148,12 +147,12 @@ class _Run:
             shutil.rmtree(self.out_dir / START, ignore_errors=True)
         return Result(finished, self.progress.best_ap, self.progress.best_epoch, self.metrics)
 
-    def _steps(self, state: TrainState, step: int, batches: Iterator[Any], bar: tqdm) -> tuple[TrainState, int]:
+    def _steps(self, state: TrainState, step: int, batches: Iterator[Any]) -> tuple[TrainState, int]:
         every = self.config.train.checkpoint_steps
         pending, compiled = None, False
         while not self._stops(step):
             if step and step % self.steps == 0 and self.progress.epoch < step // self.steps:
-                self._record(pending, bar, state)
+                self._record(pending, state)
                 pending = None
                 self.meter.stop()
                 next_state = self._finish_epoch(state, step // self.steps)
@@ -164,7 +163,7 @@ class _Run:
                 break
             state = self._second_stage(state, step)
             waited = self.loader.wait_seconds
-            with self._kept(state):
+            with self._kept(state, pending):
                 batch, size = next(batches), self.loader.size_px(step)
             split = split_over_devices(batch)
             self.meter.waited(self.loader.wait_seconds - waited)
@@ -173,13 +172,13 @@ class _Run:
                 compiled = True
             state, metrics = self.programs(size, state, split)
             step += 1
-            self._record(pending, bar, state)  # the step before: the device is at work meanwhile
+            self._record(pending, state)  # the step before: the device is at work meanwhile
             pending = Taken(step - 1, size, split, metrics)
             if every and step % every == 0 and step % self.steps:
-                self._record(pending, bar, state)
+                self._record(pending, state)
                 pending = None
                 self._save(state)
-        self._record(pending, bar, state)
+        self._record(pending, state)
         return state, step
 
     def _prepare(self, state: TrainState, step: int, batch: Batch, split: Batch) -> None:
@@ -194,12 +193,13 @@ class _Run:
             self._save(state)  # from here on there is something to resume
 
     @contextmanager
-    def _kept(self, state: TrainState) -> Iterator[None]:
+    def _kept(self, state: TrainState, pending: Taken | None = None) -> Iterator[None]:
         """What has been trained is saved before unusable data ends the run; with other hosts this cannot be agreed."""
         try:
             yield
         except UserError:
             if hosts.count() == 1 and int(state.step):
+                self._record(pending, state)
                 self._save(state)
             raise
 
@@ -243,11 +243,11 @@ class _Run:
         self.log.line(f"back to the weights of epoch {metadata.epoch}; decay of the average {decay:.6g}")
         return replicated(dataclasses.replace(best, step=np.asarray(hosts.on_host(state.step)), ema_shift=shift))
 
-    def _record(self, taken: Taken | None, bar: tqdm, state: TrainState) -> None:
+    def _record(self, taken: Taken | None, state: TrainState) -> None:
         if taken is None:
             return
         host: StepMetrics = hosts.on_host(taken.metrics)
-        bar.update()
+        self.bar.update()
         self.recorded += 1  # a disabled bar does not count
         values = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
         values |= {k: float(v) for k, v in host.terms.items()}
@@ -262,13 +262,13 @@ class _Run:
             self.meter.restart()  # the first step's time is that of compiling
         if self.recorded % self.config.train.log_every == 0 or self.recorded == self.first_step + 1:
             epochs = self.config.train.epochs
-            bar.set_description(f"epoch {taken.step // self.steps + 1}/{epochs}", refresh=False)
+            self.bar.set_description(f"epoch {taken.step // self.steps + 1}/{epochs}", refresh=False)
             shown, speed = {"loss": f"{host.loss:.2f}"}, self.meter.images_per_second()
             if speed is not None:
                 shown["images/s"] = f"{speed:.1f}"
             if self.progress.best_ap >= 0:
                 shown["AP"] = f"{self.metrics.ap if self.metrics else self.progress.best_ap:.3f}"
-            bar.set_postfix(shown, refresh=False)
+            self.bar.set_postfix(shown, refresh=False)
 
     def _skipped(self, taken: Taken, values: dict[str, float], state: TrainState) -> None:
         self.progress = dataclasses.replace(self.progress, skipped=self.progress.skipped + 1)
