@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -140,8 +139,8 @@ class RunLog:
     def draw(self, step: int, metrics: Metrics | None, best: bool) -> None:
         """Pictures of what the run has shown, after the row of an epoch.
 
-        The curves so far; and after an evaluation (``metrics``) examples and the whole of it in ``last_evaluation``,
-        and in ``best_evaluation`` if it is the best.
+        The curves so far; and after an evaluation (``metrics``) examples, its numbers in ``last_evaluation``, and its
+        figures where they are looked for: in ``best_evaluation`` if it is the best, and for the sinks.
         """
         from dfine_jax.plots import save_evaluation, save_png, training_figure
 
@@ -151,17 +150,17 @@ class RunLog:
         if metrics is None:
             return
         last, examples = self.out_dir / "last_evaluation", self.out_dir / "examples"
-        save_evaluation(metrics, last, pictures=self._pictures)
+        for_sinks = self._pictures and bool(self._sinks)  # drawing takes seconds, which tiny datasets would feel
+        save_evaluation(metrics, last, pictures=for_sinks)
         if best and self._pictures:
-            for name in ("confusion.png", "thresholds.png"):
-                shutil.copyfile(last / name, self.out_dir / "best_evaluation" / name)
+            save_evaluation(metrics, self.out_dir / "best_evaluation")
         if self._examples is not None:
             drawn = self._examples.draw(metrics.report.best_threshold)
             examples.mkdir(exist_ok=True)
             for name, picture in drawn.items():
                 picture.save(examples / f"{name}.jpg", quality=90)
                 shown[f"examples/{name}"] = picture
-        if self._pictures and self._sinks:
+        if for_sinks:
             shown |= {f"evaluation/{name}": Image.open(last / f"{name}.png") for name in ("confusion", "thresholds")}
         classes = {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0}
         self._tell(lambda sink: sink.scalars(step, classes))
