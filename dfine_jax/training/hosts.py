@@ -5,13 +5,13 @@ Every host keeps the same state and takes the same decisions; the first one writ
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -67,41 +67,50 @@ def index() -> int:
 class EndingTogether:
     """``with EndingTogether():`` an error of one host ends all: they would wait for it in the middle of a step.
 
-    The others say whose error it was, and exit with status 2 from where they are; what they did since the last
-    checkpoint is lost. To be used by a program's outermost function.
+    Each says whose error it was and exits with status 2 from where it is; what was done since the last checkpoint is
+    lost. To be used by a program's outermost function.
     """
 
     def __enter__(self) -> None:
         """Look out for errors of the others from here on."""
         if count() > 1:
-            threading.Thread(target=_watch, args=(multihost.get_jax_distributed_client(),), daemon=True).start()
+            threading.Thread(target=_watch, daemon=True).start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Tell the others of an error."""
-        if kind is None or count() == 1:
+        """Tell the others of an error, unless it is the consequence of theirs."""
+        if kind is None or count() == 1 or not issubclass(kind, Exception):
             return
-        text = str(error) if isinstance(error, UserError) else f"{kind.__name__}: {error}"
+        if first := _notice():
+            _leave(first)
+        text = str(error) if issubclass(kind, UserError) else f"{kind.__name__}: {error}"
         multihost.get_jax_distributed_client().key_value_set(_FAILED, f"{index()} {text}", allow_overwrite=True)
-        time.sleep(3 * _WATCH_SECONDS)  # the first host takes the notice board with it
-        atexit.register(_leave)  # before JAX's own farewell, which waits for the others
+        if not issubclass(kind, UserError):
+            traceback.print_exception(error)
+        logger.error("dfine: error: %s", text)
+        if index() == 0:
+            time.sleep(3 * _WATCH_SECONDS)  # the notices are kept here until all have seen them
+        _leave()
 
 
-def _watch(client: Any) -> None:
-    while True:
+def _watch() -> None:
+    while not (text := _notice()):
         time.sleep(_WATCH_SECONDS)
-        try:
-            host, _, text = client.key_value_try_get(_FAILED).partition(" ")
-        except jax.errors.JaxRuntimeError as error:
-            if "NOT_FOUND" in str(error):
-                continue
-            return  # the board is gone, which JAX reports itself
-        if host != str(index()):
-            logger.error("dfine: error: host %s ended: %s", host, text)
-            _leave()
-        return
+    if not text.startswith(f"{index()} "):
+        _leave(text)
 
 
-def _leave() -> None:
+def _notice() -> str:
+    try:
+        return multihost.get_jax_distributed_client().key_value_try_get(_FAILED)
+    except jax.errors.JaxRuntimeError:  # none yet; that the others are out of reach JAX says itself
+        return ""
+
+
+def _leave(text: str = "") -> None:
+    """At once: JAX's own farewell waits for the others."""
+    if text:
+        host, _, why = text.partition(" ")
+        logger.error("dfine: error: host %s ended: %s", host, why)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)

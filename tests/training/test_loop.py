@@ -171,7 +171,7 @@ def test_killed_and_resumed_from_an_earlier_step(uninterrupted, data, config, tm
     assert_same_end(tmp_path, uninterrupted, config)
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_stopped_during_evaluation(uninterrupted, data, config, tmp_path, monkeypatch, epoch):
     original, count = loop.evaluate, [0]
 
@@ -203,7 +203,7 @@ def test_stopped_in_the_last_step(uninterrupted, data, config, tmp_path, monkeyp
     assert_same_end(tmp_path, uninterrupted, config)
 
 
-@pytest.mark.parametrize("split", [0, 1])
+@pytest.mark.parametrize("split", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_image_that_cannot_be_read_ends_the_run_without_loss(uninterrupted, data, config, tmp_path, split):
     first = epoch_order(12, 12, config.train.seed, 0)
     bad = data[split].records[first[4] if split == 0 else 0].path  # of the second batch
