@@ -6,6 +6,7 @@ Figures are built without pyplot: nothing global changes, and no display is need
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import warnings
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL import Image
 
 from dfine_jax.metrics import DetectionReport
 
@@ -120,6 +122,9 @@ def threshold_figure(report: DetectionReport) -> Figure:
     return figure
 
 
+EVALUATION_FIGURES = {"confusion": confusion_figure, "thresholds": threshold_figure}  # by file name
+
+
 @_fonts()
 def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Curves of a run by epoch, from the rows of its ``metrics.csv``; panels without numbers are left out."""
@@ -161,18 +166,29 @@ def save_evaluation(
     part.write_text(json.dumps(metrics.to_dict() | dict(extra or {}), indent=2) + "\n")
     os.replace(part, folder / "metrics.json")
     if pictures:
-        save_png(confusion_figure(metrics.report), folder / "confusion.png")
-        save_png(threshold_figure(metrics.report), folder / "thresholds.png")
+        for name, draw in EVALUATION_FIGURES.items():
+            save_png(draw(metrics.report), folder / f"{name}.png")
 
 
 def save_png(figure: Figure, path: Path | str) -> None:
     """Write the figure; a file of that name is replaced at once, so that a reader never sees half of one."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
+    _write_png(figure, part)
+    os.replace(part, path)
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """The figure as a picture."""
+    with io.BytesIO() as stream:
+        _write_png(figure, stream)
+        return Image.open(stream).convert("RGB")
+
+
+def _write_png(figure: Figure, target: Path | io.BytesIO) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # shown as a box; no reason to talk
-        figure.savefig(part, format="png", dpi=110)
-    os.replace(part, path)
+        figure.savefig(target, format="png", dpi=110)
 
 
 def _figure(width_in: float, height_in: float) -> Figure:

@@ -142,26 +142,26 @@ class RunLog:
         The curves so far; and after an evaluation (``metrics``) examples, its numbers in ``last_evaluation``, and its
         figures where they are looked for: in ``best_evaluation`` if it is the best, and for the sinks.
         """
-        from dfine_jax.plots import save_evaluation, save_png, training_figure
+        from dfine_jax.plots import EVALUATION_FIGURES, rendered, save_evaluation, save_png, training_figure
 
         shown: dict[str, Image.Image] = {}
         if self._pictures:
             save_png(training_figure(read_metrics(self.out_dir)), self.out_dir / "curves.png")
         if metrics is None:
             return
-        last, examples = self.out_dir / "last_evaluation", self.out_dir / "examples"
-        for_sinks = self._pictures and bool(self._sinks)  # drawing takes seconds, which tiny datasets would feel
-        save_evaluation(metrics, last, pictures=for_sinks)
-        if best and self._pictures:
-            save_evaluation(metrics, self.out_dir / "best_evaluation")
+        save_evaluation(metrics, self.out_dir / "last_evaluation", pictures=False)
+        if self._pictures and (best or self._sinks):  # drawing takes seconds, which tiny datasets would feel
+            shown = {f"evaluation/{name}": rendered(draw(metrics.report)) for name, draw in EVALUATION_FIGURES.items()}
+        if best:
+            for name, picture in shown.items():
+                picture.save(self.out_dir / "best_evaluation" / f"{Path(name).name}.png")
         if self._examples is not None:
             drawn = self._examples.draw(metrics.report.best_threshold)
+            examples = self.out_dir / "examples"
             examples.mkdir(exist_ok=True)
             for name, picture in drawn.items():
                 picture.save(examples / f"{name}.jpg", quality=90)
                 shown[f"examples/{name}"] = picture
-        if for_sinks:
-            shown |= {f"evaluation/{name}": Image.open(last / f"{name}.png") for name in ("confusion", "thresholds")}
         classes = {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0}
         self._tell(lambda sink: sink.scalars(step, classes))
         self._tell(lambda sink: sink.pictures(step, shown))

@@ -127,8 +127,8 @@ def test_a_run_shows_what_happened(uninterrupted):
     assert len(headings) == 1 and headings[0].split()[2:4] == ["epoch", "loss"]
     report = json.loads((uninterrupted / "best_evaluation" / "metrics.json").read_text())
     assert report["ap"] == pytest.approx(max(row["ap"] for row in rows), rel=1e-4)
-    pictures = ["curves.png"]
-    pictures += [f"{kind}_evaluation/{name}.png" for kind in ("best", "last") for name in ("confusion", "thresholds")]
+    pictures = ["curves.png", "best_evaluation/confusion.png", "best_evaluation/thresholds.png"]
+    pictures += ["last_evaluation/metrics.json"]
     assert all((uninterrupted / name).is_file() for name in pictures)
     assert len(list((uninterrupted / "examples").glob("*.jpg"))) == 1
     batch = np.asarray(Image.open(uninterrupted / "augmented.jpg"), int)
