@@ -176,7 +176,8 @@ def _rehearse(
 
     from dfine_jax.models.dfine import init_variables
     from dfine_jax.training.checkpoint import load_training
-    from dfine_jax.training.optimizer import check_freeze, make_optimizer
+    from dfine_jax.training.optimizer import freeze_notes, make_optimizer
+    from dfine_jax.training.programs import sizes_notes
     from dfine_jax.training.setup import check_same_data, claim, describe, make_loaders
     from dfine_jax.training.state import TrainState, create_state
 
@@ -191,18 +192,13 @@ def _rehearse(
         return create_state(variables, make_optimizer(config.model, config.optim), key)
 
     shapes = jax.eval_shape(first_state)
-    held, whole = check_freeze(shapes.params, config.optim)
     done = 0
     if options.resume:
         state, stored, _ = load_training(options.out / "last", shapes)
         check_same_data(describe(config, train_data, None), stored, options.out)
         done = int(state.step) // loader.steps_per_epoch
-    notes += loader.notes
-    if held:
-        notes.append(f"optim.freeze holds {held:,} of {whole:,} parameters")
-    sizes = [f"{height}x{width}" for height, width in loader.sizes_px(config.train.epochs, done)]
-    if len(sizes) > 1:
-        notes.append(f"input sizes of this run: {', '.join(sizes)}; each is compiled once")
+    notes += [*loader.notes, *freeze_notes(shapes.params, config.optim)]
+    notes += sizes_notes(loader.sizes_px(config.train.epochs, done))
 
 
 def _resume_command(options: argparse.Namespace) -> str:

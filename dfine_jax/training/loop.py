@@ -25,7 +25,7 @@ from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.training.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.examples import augmented_batch, save_batch
 from dfine_jax.training.meter import Meter
-from dfine_jax.training.optimizer import check_freeze, make_optimizer
+from dfine_jax.training.optimizer import freeze_notes, make_optimizer
 from dfine_jax.training.programs import TrainPrograms, compile_eval
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
@@ -117,7 +117,7 @@ class _Run:
     def run(self, resume: bool, notes: Sequence[str]) -> Result:
         """From the first or the next step to the last, or to a signal."""
         state = self._resumed() if resume else create_state(self.init_variables(), self.tx, self.key)
-        held, whole = check_freeze(state.params, self.config.optim)
+        notes = (*notes, *self.loader.notes, *freeze_notes(state.params, self.config.optim))
         state, step = replicated(state), int(state.step)
         self.first_step = self.recorded = step
         self.meter = Meter(self.progress)
@@ -127,10 +127,8 @@ class _Run:
         log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
         self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data)
         self.skips = SkippedSteps(log_dir, self.out_dir, self.config.train.max_skipped_steps)
-        for note in (*notes, *self.loader.notes):
+        for note in notes:
             self.log.line(note)
-        if held:
-            self.log.line(f"optim.freeze holds {held:,} of {whole:,} parameters")
         if resume:
             self.log.line(f"resumed at step {step} of {self.total}, epoch {step // self.steps + 1}")
         else:

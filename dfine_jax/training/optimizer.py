@@ -103,6 +103,12 @@ def check_freeze(params: PyTree, optim: OptimConfig) -> tuple[int, int]:
     return sum(sizes[name] for name in held), sum(sizes.values())
 
 
+def freeze_notes(params: PyTree, optim: OptimConfig) -> list[str]:
+    """What the log says of held parameters. Errors as ``check_freeze``."""
+    held, whole = check_freeze(params, optim)
+    return [f"optim.freeze holds {held:,} of {whole:,} parameters"] if held else []
+
+
 def zero_frozen(grads: PyTree, rules: Sequence[Rule]) -> PyTree:
     """Gradients with those of frozen parameters set to zero, so that they count in no norm."""
 

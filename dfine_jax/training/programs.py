@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -45,9 +45,8 @@ class TrainPrograms:
         """
         started = time.perf_counter()
         needed = 0  # memory maps of a program
-        names = ", ".join(f"{height}x{width}" for height, width in self._steps)
-        if len(self._steps) > 1:
-            say(f"input sizes of this run: {names}; each is compiled once, now")
+        for note in sizes_notes(tuple(self._steps)):
+            say(note)
         with tqdm(self._steps, unit="size", desc="compile", leave=False, disable=None) as bar:
             for size in bar:
                 bar.set_postfix_str(f"{size[0]}x{size[1]}")
@@ -59,8 +58,19 @@ class TrainPrograms:
                 after = memory_maps()
                 needed = max(needed, after[0] - before[0]) if before and after else 0
         hosts.wait_for_all("compiled")
-        say(f"compiled the train step in {time.perf_counter() - started:.0f} s ({names})")
+        say(f"compiled the train step in {time.perf_counter() - started:.0f} s ({_names(self._steps)})")
         say(memory_line(self.peak_bytes, state))
+
+
+def sizes_notes(sizes_px: Sequence[Size]) -> list[str]:
+    """What the log says of several input sizes."""
+    return [f"input sizes of this run: {_names(sizes_px)}; each is compiled once, before the first step"] * (
+        len(sizes_px) > 1
+    )
+
+
+def _names(sizes_px: Iterable[Size]) -> str:
+    return ", ".join(f"{height}x{width}" for height, width in sizes_px)
 
 
 def compile_eval(eval_step: Any, variables: Any, shape: tuple[int, ...], say: Callable[[str], None]) -> Any:
