@@ -64,9 +64,9 @@ class TrainPrograms:
 
 def sizes_notes(sizes_px: Sequence[Size]) -> list[str]:
     """What the log says of several input sizes."""
-    return [f"input sizes of this run: {_names(sizes_px)}; each is compiled once, before the first step"] * (
-        len(sizes_px) > 1
-    )
+    if len(sizes_px) < 2:
+        return []
+    return [f"input sizes of this run: {_names(sizes_px)}; each is compiled once, before the first step"]
 
 
 def _names(sizes_px: Iterable[Size]) -> str:
