@@ -23,12 +23,12 @@ class AveragePrecision:
       max_images: at most so many, spread evenly over the dataset.
 
     Raises:
-      UserError: the dataset has other classes.
+      UserError: the dataset has classes that the model does not know.
     """
 
     def __init__(self, dataset: Dataset, class_names: Sequence[str], preprocess: Preprocess, max_images: int) -> None:
         self._dataset = dataset
-        self._categories = match_categories(class_names, dataset, "the model", str(dataset.annotation_file))
+        self._classes = match_categories(class_names, dataset, "the model", str(dataset.annotation_file))
         self._preprocess = preprocess
         step = max(1, -(-len(dataset) // max_images))
         self.records: tuple[Record, ...] = dataset.records[::step]
@@ -44,4 +44,4 @@ class AveragePrecision:
             resize=self._preprocess.resize,
         )
         bar = tqdm(loader, total=len(loader), unit="batch", desc="AP", leave=False, disable=None)
-        return evaluate_detections(backend.detect, bar, part.annotation_file, self._categories).ap
+        return evaluate_detections(backend.detect, bar, part.annotation_file, self._classes).ap

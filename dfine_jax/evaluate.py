@@ -49,6 +49,25 @@ class ClassList:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClassMatch:
+    """Which categories of a dataset a model's labels stand for."""
+
+    scored: ClassList  # what the dataset annotates
+    category_of_label: tuple[int | None, ...]  # by label of the model; None: the dataset has no such class
+    unscored: tuple[str, ...] = ()  # classes of those labels, whose detections count for nothing
+
+    def note(self) -> str | None:
+        """What a user should know of the classes that do not count."""
+        if not self.unscored:
+            return None
+        total = len(self.category_of_label)
+        return (
+            f"{len(self.unscored)} of the model's {total} classes are not in the data, detections of them do not count:"
+            f" {_listed(self.unscored)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Metrics:
     """COCO's twelve numbers in [0, 1] (-1: no such ground truth), AP by class name, and counts at score thresholds."""
 
@@ -105,25 +124,26 @@ def evaluate(
     def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
         return _in_pixels(predict(images), view_px)
 
-    return evaluate_detections(detect, batches, annotation_file, categories, observe)
+    scored = ClassList(tuple(categories.names), tuple(categories.category_ids))
+    return evaluate_detections(detect, batches, annotation_file, ClassMatch(scored, scored.category_ids), observe)
 
 
 def evaluate_detections(
     detect: Detect,
     batches: Iterable[EvalBatch],
     annotation_file: Path | str,
-    categories: Categories,
+    classes: ClassMatch,
     observe: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> Metrics:
-    """As ``evaluate``, for what answers in pixels: ``Backend.detect`` of any runtime."""
+    """As ``evaluate``, for what answers in pixels (``Backend.detect`` of any runtime) and may know more classes."""
     results: list[dict[str, Any]] = []
     seen: list[int] = []
     for batch in batches:
         seen += [int(i) for i in batch.image_id[_real(batch)]]
-        results += pixel_results(detect(batch.images, _view_px(batch)), batch, categories.category_ids)
+        results += pixel_results(detect(batch.images, _view_px(batch)), batch, classes.category_of_label)
     if observe is not None:
         observe(results)
-    return score(json.loads(Path(annotation_file).read_text()), results, seen, categories)
+    return score(json.loads(Path(annotation_file).read_text()), results, seen, classes.scored)
 
 
 def coco_results(predictions: Predictions, batch: EvalBatch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -131,8 +151,10 @@ def coco_results(predictions: Predictions, batch: EvalBatch, category_ids: Seque
     return pixel_results(_in_pixels(predictions, _view_px(batch)), batch, category_ids)
 
 
-def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """As ``coco_results``, from corners in pixels."""
+def pixel_results(
+    predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]
+) -> list[dict[str, Any]]:
+    """As ``coco_results``, from corners in pixels; labels with None as category are left out."""
     scores, labels, corners = (np.asarray(value) for value in predictions)
     boxes = corners.astype(np.float64)
     boxes[..., 2:] -= boxes[..., :2]
@@ -140,13 +162,14 @@ def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids:
     return [
         {
             "image_id": int(image_id),
-            "category_id": int(category_ids[label]),
+            "category_id": category,
             "bbox": [float(v) for v in box],
             "score": float(value),
         }
         for row, image_id in enumerate(batch.image_id)
         if real[row]
         for value, label, box in zip(scores[row], labels[row], boxes[row], strict=True)
+        if (category := category_ids[label]) is not None
     ]
 
 
@@ -185,26 +208,28 @@ def score(
     )
 
 
-def match_categories(model_names: Sequence[str], data: Categories, model: str, dataset: str) -> ClassList:
-    """The dataset's categories in the order of the model's labels, matched by name.
+def match_categories(model_names: Sequence[str], data: Categories, model: str, dataset: str) -> ClassMatch:
+    """The dataset's categories by the model's labels, matched by name; the model may know more of them.
 
     Args:
       model, dataset: what to call them in the message.
 
     Raises:
-      UserError: one has classes that the other has not.
+      UserError: the dataset has classes that the model does not know.
     """
     ids = dict(zip(data.names, data.category_ids, strict=True))
-    only = {
-        "the data": [name for name in data.names if name not in model_names],
-        "the model": [name for name in model_names if name not in ids],
-    }
-    if any(only.values()):
-        parts = [f"only in {where}: {_listed(names)}" for where, names in only.items() if names]
+    unknown = [name for name in data.names if name not in model_names]
+    unscored = tuple(name for name in model_names if name not in ids)
+    if unknown:
+        parts = [f"only in the data: {_listed(unknown)}"]
+        parts += [f"only in the model: {_listed(unscored)}"] if unscored else []
         raise UserError(
-            f"{model} and {dataset} have different classes ({'; '.join(parts)}); use data with the model's classes"
+            f"{model} does not know all classes of {dataset} ({'; '.join(parts)}); "
+            "use data whose classes the model knows, or rename them there"
         )
-    return ClassList(tuple(model_names), tuple(ids[name] for name in model_names))
+    both = tuple(name for name in model_names if name in ids)
+    scored = ClassList(both, tuple(ids[name] for name in both))
+    return ClassMatch(scored, tuple(ids.get(name) for name in model_names), unscored)
 
 
 def _listed(names: Sequence[str]) -> str:

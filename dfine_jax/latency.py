@@ -16,11 +16,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dfine_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dfine_jax.evaluate import ClassMatch
 
 _THROUGHPUT_RUNS = 5
 
@@ -132,29 +135,25 @@ def num_blocks(contenders: int, plan: Plan) -> int:
     return contenders * (1 + len(_split(plan.pictures, plan.rounds)) + max(1, len(plan.threads)) * len(plan.batches))
 
 
-def average_precision(measurement: Measurement, data: Any) -> float:
-    """AP of the timed detections on a ``data.dataset.Dataset``; every image of it must have been detected in.
+def average_precision(measurement: Measurement, annotation_file: Path, classes: ClassMatch) -> float:
+    """AP of the timed detections; every image of the annotation file must have been detected in."""
+    from dfine_jax.evaluate import score
 
-    Raises:
-      UserError: the model has other classes than the data.
-    """
-    from dfine_jax.evaluate import match_categories, score
-
-    name = measurement.contender.name
-    categories = match_categories(measurement.class_names, data, name, str(data.annotation_file))
     results = []
     for image_id, (scores, labels, corners) in measurement.detections.items():
         for value, label, (left, top, right, bottom) in zip(scores, labels, corners, strict=True):
+            if (category := classes.category_of_label[label]) is None:
+                continue
             results.append(
                 {
                     "image_id": image_id,
-                    "category_id": categories.category_ids[label],
+                    "category_id": category,
                     "bbox": [left, top, right - left, bottom - top],
                     "score": value,
                 }
             )
-    truth = json.loads(Path(data.annotation_file).read_text())
-    return score(truth, results, list(measurement.detections), categories).ap
+    truth = json.loads(annotation_file.read_text())
+    return score(truth, results, list(measurement.detections), classes.scored).ap
 
 
 def hardware() -> dict[str, Any]:

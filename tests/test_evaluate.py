@@ -11,7 +11,16 @@ import pytest
 
 from dfine_jax.data.batch import EvalBatch
 from dfine_jax.errors import UserError
-from dfine_jax.evaluate import ClassList, coco_results, evaluate, match_categories, score, table
+from dfine_jax.evaluate import (
+    ClassList,
+    ClassMatch,
+    coco_results,
+    evaluate,
+    evaluate_detections,
+    match_categories,
+    score,
+    table,
+)
 
 CLASSES = ClassList(("cat", "dog"), (5, 2))  # ids in another order than labels
 
@@ -152,9 +161,33 @@ def test_crowds_are_ignored():
 
 def test_classes_are_matched_by_name():
     data = ClassList(("dog", "cat"), (1, 9))
-    assert match_categories(("cat", "dog"), data, "model", "data") == ClassList(("cat", "dog"), (9, 1))
-    with pytest.raises(UserError, match="different classes \\(only in the data: dog, cat; only in the model: bird\\)"):
+    assert match_categories(("cat", "dog"), data, "model", "data") == ClassMatch(
+        ClassList(("cat", "dog"), (9, 1)), (9, 1)
+    )
+    with pytest.raises(UserError, match="does not know .* \\(only in the data: dog, cat; only in the model: bird\\)"):
         match_categories(("bird",), data, "model", "data")
+
+
+def test_a_model_may_know_more_classes_than_the_data(tmp_path):
+    """Objects365 weights have a row for no class; a COCO model may be judged by its persons alone."""
+    match = match_categories(("none", "cat", "bird", "dog"), CLASSES, "model", "data")
+    assert match == ClassMatch(CLASSES, (None, 5, None, 2), ("none", "bird"))
+    assert match.note() == (
+        "2 of the model's 4 classes are not in the data, detections of them do not count: none, bird"
+    )
+    file = tmp_path / "truth.json"
+    file.write_text(
+        json.dumps(ground_truth([annotation(1, 1, 5, [20, 10, 40, 20]), annotation(2, 1, 2, [0, 0, 9, 9])]))
+    )
+    corners = np.array([[[20, 10, 60, 30], [20, 10, 60, 30], [0, 0, 9, 9]]], np.float32)
+
+    def detect(images, view_px):
+        return np.array([[0.9, 0.8, 0.7]]), np.array([[2, 1, 3]]), corners  # the bird scores best and does not count
+
+    metrics = evaluate_detections(detect, [batch((1,))], file, match)
+    assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 1.0})
+    assert metrics.report.names == ("cat", "dog")
+    assert metrics.report.best.false_positives == 0
 
 
 def test_table_names_classes():

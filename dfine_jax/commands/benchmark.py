@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dfine_jax.data.dataset import Dataset, Record
-    from dfine_jax.latency import Contender, Picture
+    from dfine_jax.latency import Contender, Measurement, Picture
 
 _GENERATED = 20
 
@@ -71,10 +71,8 @@ def run(options: argparse.Namespace) -> int:
         total = latency.num_blocks(len(contenders), plan)
         with tqdm(total=total, unit="block", desc="benchmark", disable=None) as bar:
             measured = latency.measure(contenders, plan, bar.update)
-    if data is not None:
-        for each in measured:
-            each.ap = latency.average_precision(each, data)
-    text = latency_report.table(measured, hardware, described)
+    notes = _average_precisions(measured, data) if data is not None else []
+    text = "\n".join([latency_report.table(measured, hardware, described).rstrip("\n"), *notes]) + "\n"
     print(text, end="")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -88,6 +86,21 @@ def run(options: argparse.Namespace) -> int:
             save_png(latency_report.figure(measured, title), options.out / "benchmark.png")
         print(f"\nwritten to {options.out}")
     return 0
+
+
+def _average_precisions(measured: Sequence[Measurement], data: Dataset) -> list[str]:
+    """Fill in AP; what there is to say about classes."""
+    from dfine_jax.evaluate import match_categories
+    from dfine_jax.latency import average_precision
+
+    notes = []
+    for each in measured:
+        name, file = each.contender.name, data.annotation_file
+        classes = match_categories(each.class_names, data, name, str(file))
+        each.ap = average_precision(each, file, classes)
+        if note := classes.note():
+            notes.append(f"{name}: {note}")
+    return notes
 
 
 def _contender(text: str, options: argparse.Namespace) -> Contender:

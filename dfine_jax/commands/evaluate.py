@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     if not any(len(record.labels) for record in data.records):
         raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; use dfine predict")
     opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)
-    categories = match_categories(opened.classes.names, data, options.model, str(options.data))
+    classes = match_categories(opened.classes.names, data, options.model, str(options.data))
     height, width = _size(options, opened.preprocess)
     batch_size = opened.batch or options.batch_size
     loader = EvalLoader(
@@ -74,13 +74,13 @@ def run(options: argparse.Namespace) -> int:
         resize=opened.preprocess.resize,
     )
     bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
-    metrics = evaluate_detections(opened.backend.detect, bar, data.annotation_file, categories)
+    metrics = evaluate_detections(opened.backend.detect, bar, data.annotation_file, classes)
     print(f"{options.model} on {metrics.num_images} images of {data.annotation_file}, {height}x{width}")
     ran = opened.backend.describe()
-    print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}\n")
-    print(table(metrics))
+    print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}")
+    print("\n".join(filter(None, (classes.note(), "\n" + table(metrics)))))
     origin: dict[str, Any] = {"model": str(options.model), "annotations": str(data.annotation_file)}
-    origin |= {"input_size_px": [height, width], "ran_on": ran}
+    origin |= {"input_size_px": [height, width], "ran_on": ran, "classes_not_in_the_data": list(classes.unscored)}
     if options.json:
         options.json.write_text(json.dumps(metrics.to_dict() | origin, indent=2) + "\n")
     if options.out:

@@ -94,6 +94,12 @@ def test_yolo_descriptions_are_data_too(tmp_path, variables):
     given = ["--rounds", "1", "--runs", "1", "--batches", "1", "--out", str(out)]
     assert main(["benchmark", str(file), "--data", str(tmp_path / "data.yaml"), *given]) == 0
     assert json.loads((out / "benchmark.json").read_text())["models"][0]["end_to_end_ms"]["runs"] == 1
+    assert "not in the data" not in (out / "benchmark.txt").read_text()
+
+    (tmp_path / "data.yaml").write_text("train: images/val\nval: images/val\nnames: [ant, bee]\n")
+    assert main(["benchmark", str(file), "--data", str(tmp_path / "data.yaml"), *given]) == 0
+    line = (out / "benchmark.txt").read_text().splitlines()[-1]
+    assert line == "raw.onnx: 1 of the model's 3 classes are not in the data, detections of them do not count: cat"
 
 
 @pytest.mark.parametrize(("option", "value"), [("threads", "2"), ("device", "cuda")])

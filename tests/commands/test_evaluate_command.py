@@ -59,7 +59,24 @@ def test_other_classes_are_an_error(data, model, tmp_path, capsys):
     file.write_text(json.dumps(content))
     assert main(["evaluate", str(model), "--data", str(other)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "different classes" in error and "only in the data: blob" in error
+    assert "does not know all classes of" in error and "only in the data: blob" in error
+
+
+def test_data_with_some_of_the_classes(data, model, tmp_path, capsys):
+    fewer = make_shapes_dataset(tmp_path / "fewer", num_train=2, num_val=3, size_px=64, seed=0)
+    file = fewer / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    kept = [c["id"] for c in content["categories"] if c["name"] != "star"]
+    content["categories"] = [c for c in content["categories"] if c["id"] in kept]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in kept]
+    file.write_text(json.dumps(content))
+    out = tmp_path / "metrics.json"
+    assert main(["evaluate", str(model), "--data", str(fewer), "--json", str(out)]) == 0
+    note = "1 of the model's 4 classes are not in the data, detections of them do not count: star"
+    assert note in capsys.readouterr().out.splitlines()
+    numbers = json.loads(out.read_text())
+    assert set(numbers["per_class"]) == {"circle", "rectangle", "triangle"}
+    assert numbers["classes_not_in_the_data"] == ["star"]
 
 
 @pytest.mark.parametrize(
