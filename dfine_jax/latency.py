@@ -96,12 +96,16 @@ def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
 
 
 def measure(
-    contenders: Sequence[Contender], plan: Plan, progress: Callable[[], Any] = lambda: None
+    contenders: Sequence[Contender],
+    plan: Plan,
+    progress: Callable[[], Any] = lambda: None,
+    loaded: Callable[[Measurement], Any] = lambda _: None,
 ) -> list[Measurement]:
     """Measure all contenders, interleaved.
 
     Args:
       progress: called after every block.
+      loaded: called for every contender before the first is measured; what it raises ends all.
 
     Raises:
       UserError: a contender cannot be loaded or fails; the message is its own.
@@ -110,6 +114,7 @@ def measure(
     try:
         for contender in contenders:
             workers.append(_Worker(contender))
+            loaded(workers[-1].measurement)
             progress()
         out = [worker.measurement for worker in workers]
         chunks = _split(plan.pictures, plan.rounds)

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, print, write."""
     from dfine_jax import latency, latency_report
+    from dfine_jax.evaluate import ClassMatch, match_categories
 
     for name in ("images", "rounds", "runs"):
         if getattr(options, name) < 1:
@@ -64,15 +65,24 @@ def run(options: argparse.Namespace) -> int:
     contenders = [_contender(text, options) for text in options.model]
     hardware = latency.hardware()
     data = _read(options) if options.data else None
+    matches: list[ClassMatch] = []
+
+    def match(model: Measurement) -> None:
+        if data is not None:
+            matches.append(match_categories(model.class_names, data, model.contender.name, str(data.annotation_file)))
+
     from tqdm import tqdm
 
     with _pictures(data, options.images) as (pictures, described):
         plan = latency.Plan(pictures, options.rounds, options.runs, batches, threads)
         total = latency.num_blocks(len(contenders), plan)
         with tqdm(total=total, unit="block", desc="benchmark", disable=None) as bar:
-            measured = latency.measure(contenders, plan, bar.update)
-    notes = _average_precisions(measured, data) if data is not None else []
-    text = "\n".join([latency_report.table(measured, hardware, described).rstrip("\n"), *notes]) + "\n"
+            measured = latency.measure(contenders, plan, bar.update, match)
+    if data is not None:
+        for model, classes in zip(measured, matches, strict=True):
+            model.ap = latency.average_precision(model, data.annotation_file, classes)
+    notes = [f"{m.contender.name}: {note}\n" for m, c in zip(measured, matches, strict=False) if (note := c.note())]
+    text = "".join([latency_report.table(measured, hardware, described), *notes])
     print(text, end="")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -86,21 +96,6 @@ def run(options: argparse.Namespace) -> int:
             save_png(latency_report.figure(measured, title), options.out / "benchmark.png")
         print(f"\nwritten to {options.out}")
     return 0
-
-
-def _average_precisions(measured: Sequence[Measurement], data: Dataset) -> list[str]:
-    """Fill in AP; what there is to say about classes."""
-    from dfine_jax.evaluate import match_categories
-    from dfine_jax.latency import average_precision
-
-    notes = []
-    for each in measured:
-        name, file = each.contender.name, data.annotation_file
-        classes = match_categories(each.class_names, data, name, str(file))
-        each.ap = average_precision(each, file, classes)
-        if note := classes.note():
-            notes.append(f"{name}: {note}")
-    return notes
 
 
 def _contender(text: str, options: argparse.Namespace) -> Contender:

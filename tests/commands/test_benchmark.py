@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from dfine_jax import latency
 from dfine_jax.cli import main
 from dfine_jax.latency import Contender, Measurement, Picture, Plan, measure, num_blocks, percentiles
 
@@ -84,7 +85,7 @@ def test_pictures_may_lie_in_records(tmp_path, variables, monkeypatch):
     assert model["end_to_end_ms"]["runs"] == tfds_toy.COUNTS["validation"] and 0 <= model["ap"] <= 1
 
 
-def test_yolo_descriptions_are_data_too(tmp_path, variables):
+def test_yolo_descriptions_are_data_too(tmp_path, variables, capsys):
     for kind in ("images", "labels"):
         (tmp_path / kind / "val").mkdir(parents=True)
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "images" / "val" / "a.png")
@@ -100,6 +101,12 @@ def test_yolo_descriptions_are_data_too(tmp_path, variables):
     assert main(["benchmark", str(file), "--data", str(tmp_path / "data.yaml"), *given]) == 0
     line = (out / "benchmark.txt").read_text().splitlines()[-1]
     assert line == "raw.onnx: 1 of the model's 3 classes are not in the data, detections of them do not count: cat"
+
+    (tmp_path / "data.yaml").write_text("train: images/val\nval: images/val\nnames: [ant, wasp]\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency._Worker, "detect", None)  # told before anything is measured
+        assert main(["benchmark", str(file), "--data", str(tmp_path / "data.yaml"), *given]) == 2
+    assert "raw.onnx does not know all classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "value"), [("threads", "2"), ("device", "cuda")])
