@@ -155,7 +155,7 @@ class TrainConfig:
 class LogConfig:
     """Where numbers and pictures go besides the run folder."""
 
-    tensorboard: bool = False  # event files in OUT/tensorboard
+    tensorboard: bool | None = None  # event files in OUT/tensorboard; None: where tensorboardX is installed
     wandb: str = ""  # Weights & Biases: name of the project; empty: off
     pictures: int = 4  # validation images drawn with their detections after each evaluation; 0 = no pictures, no curves
 

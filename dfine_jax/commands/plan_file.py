@@ -26,7 +26,7 @@ class Origin:
     epochs: int | None = None  # as given, like all below
     batch_size: int | None = None
     size_px: tuple[int, ...] = ()  # height, width
-    activations: tuple[str, ...] = ()  # assignments, as in the weights to start from
+    as_in_weights: tuple[str, ...] = ()  # assignments: what is taken from the weights to start from
     overrides: tuple[str, ...] = ()  # assignments
 
 

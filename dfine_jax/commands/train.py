@@ -260,8 +260,21 @@ def _check_options(options: argparse.Namespace) -> None:
 def start_weights(
     config: Config, options: argparse.Namespace, loaded: LoadedModel | None, data: Dataset, notes: list[str]
 ) -> Start | None:
-    """The given weights, class-dependent rows matched by class name; what happened is added to ``notes``."""
+    """The given weights, class-dependent rows matched by class name; what happened is added to ``notes``.
+
+    Raises:
+      UserError: frozen parts would start from nothing, or the weights cannot be had or do not fit.
+    """
     if not loaded and not options.backbone:
+        frozen = [name for name in ("backbone_frozen_stem", "backbone_frozen_bn") if getattr(config.model, name)]
+        if frozen:
+            raise UserError(
+                f"{' and '.join(f'model.{name}=true' for name in frozen)}: frozen parts need pretrained weights; give "
+                "--backbone imagenet (what the published recipes start from), --backbone FILE or --weights, or set "
+                + " ".join(f"model.{name}=false" for name in frozen)
+            )
+        better = f"--weights dfine-{config.model.variant}-coco or --backbone imagenet"
+        notes.append(f"all weights start from nothing; with {better} fewer epochs do")
         return None
     import jax
 

@@ -53,7 +53,20 @@ def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None)
             f"model.num_classes={config.model.num_classes}, but the data has {len(data.names)} classes; leave it out"
         )
     lines = plan_lines(config, recipe.table, found.given, recipe.reasons, origin=found.table)
+    lines += _warnings(config, len(data))
     return Plan(config, [recipe.headline, *found.notes, *lines], found.origin)
+
+
+def _warnings(config: Config, num_images: int) -> list[str]:
+    """What can hardly be meant."""
+    from dfine_jax.data.plan import Sampling
+
+    steps = config.train.epochs * Sampling(num_images, config.train.batch_size, 0, config.data).steps_per_epoch
+    warmup = config.optim.warmup_steps
+    if warmup < steps:
+        return []
+    cure = "a variant (n, s, m, l, x), --epochs or --batch-size fits it to the data"
+    return [f"the rates never leave their warm-up: optim.warmup_steps={warmup} in a run of {steps} steps; {cure}"]
 
 
 def is_file(recipe: str) -> bool:
@@ -76,11 +89,7 @@ def _asked(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | Non
     from dfine_jax.commands.plan_file import Origin
 
     file = is_file(options.recipe)
-    activations = ()
-    if loaded:
-        model = loaded.metadata.config.model
-        names = ("decoder_activation", "mlp_activation")
-        activations = tuple(f"model.{name}={getattr(model, name)}" for name in names)
+    as_in_weights = _as_in_weights(loaded, input_too=not file) if loaded else ()
     method = options.method or (loaded.metadata.config.train.method if loaded else "dfine")
     return Origin(
         options.recipe,
@@ -92,9 +101,18 @@ def _asked(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | Non
         epochs=options.epochs,
         batch_size=options.batch_size,
         size_px=parse_size(options.size) if options.size else (),
-        activations=activations,
+        as_in_weights=as_in_weights,
         overrides=tuple(options.overrides),
     )
+
+
+def _as_in_weights(loaded: LoadedModel, *, input_too: bool) -> tuple[str, ...]:
+    """Assignments: the activations, and size and resizing of the input (640x640 for other programs' files)."""
+    model, data = loaded.metadata.config.model, loaded.metadata.config.data
+    values = [f"model.{name}={getattr(model, name)}" for name in ("decoder_activation", "mlp_activation")]
+    if input_too:
+        values += [f"data.{name}={getattr(data, name)}" for name in ("height_px", "width_px", "resize")]
+    return tuple(values)
 
 
 def _found(origin: Origin, num_classes: int) -> _Found:
@@ -112,7 +130,7 @@ def _from_plan(asked: Origin, num_classes: int) -> _Found:
     both = origin and dataclasses.replace(
         origin,
         size_px=asked.size_px or origin.size_px,
-        activations=asked.activations or origin.activations,
+        as_in_weights=origin.as_in_weights + asked.as_in_weights,
         overrides=origin.overrides + asked.overrides,
     )
     options = {"--epochs": asked.epochs, "--batch-size": asked.batch_size}
@@ -130,7 +148,7 @@ def _from_plan(asked: Origin, num_classes: int) -> _Found:
         return _found(both, num_classes)._replace(notes=(f"{file} is derived anew from {both.recipe} for {flags}",))
     config = _sized(stored, asked.size_px)
     recipe = Recipe(config, stored, headline(config, f"file {file}", asked.num_images), {})
-    recipe = _changed(recipe, asked.activations, asked.overrides)
+    recipe = _changed(recipe, asked.as_in_weights, asked.overrides)
     if origin and origin.num_images != asked.num_images:
         note = f"{file} was derived for {origin.num_images} images; --epochs or --batch-size derives it anew"
         return _Found(recipe, both, _given(asked), notes=(note,))
@@ -177,7 +195,10 @@ def _derive(origin: Origin, num_classes: int) -> Recipe:
             accelerator=origin.accelerator,
             batch_multiple=origin.devices,
         )
-    return _changed(recipe, origin.activations, origin.overrides)
+    as_in_weights = origin.as_in_weights
+    if origin.size_px:
+        as_in_weights = tuple(text for text in as_in_weights if _key(text) not in ("data.height_px", "data.width_px"))
+    return _changed(recipe, as_in_weights, origin.overrides)
 
 
 def _of_file(origin: Origin, num_classes: int) -> Recipe:
@@ -199,14 +220,14 @@ def _sized(config: Config, size_px: tuple[int, ...]) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, height_px=size_px[0], width_px=size_px[1]))
 
 
-def _changed(recipe: Recipe, activations: Iterable[str], overrides: Iterable[str]) -> Recipe:
-    """With the activations of the weights, then the values given; mosaic that is given gets its epochs."""
+def _changed(recipe: Recipe, as_in_weights: Iterable[str], overrides: Iterable[str]) -> Recipe:
+    """With what is taken from the weights, then the values given; mosaic that is given gets its epochs."""
     from dfine_jax.config import override
     from dfine_jax.training.recipes import dense_windows
 
-    activations, overrides = list(activations), list(overrides)
-    reasons = recipe.reasons | dict.fromkeys(map(_key, activations), "as in the weights")
-    config = override(recipe.config, activations)
+    as_in_weights, overrides = list(as_in_weights), list(overrides)
+    reasons = recipe.reasons | dict.fromkeys(map(_key, as_in_weights), "as in the weights")
+    config = override(recipe.config, as_in_weights)
     before = config.data.augment
     config = override(config, overrides)
     if config.data.augment == "deim" != before:

@@ -323,8 +323,8 @@ class Decoder(nn.Module):
 
     def _box_head(self, name: str, out: int) -> MLP:
         width = self.config.decoder_width
-        dtype = None if self.dtype == jnp.float16 else self.dtype  # float16 is too coarse for edges and coordinates
-        return MLP(width, out, 3, self.config.mlp_activation, zero_last=True, dtype=dtype, name=name)
+        # No compute type either: eight bits of mantissa are pixels at the edge of a large box.
+        return MLP(width, out, 3, self.config.mlp_activation, zero_last=True, name=name)
 
 
 def _query_range(stages: StageOutput, start: int, stop: int | None) -> StageOutput:

@@ -26,7 +26,7 @@ from dfine_jax.training.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.examples import augmented_batch, save_batch
 from dfine_jax.training.meter import Meter
 from dfine_jax.training.optimizer import freeze_notes, make_optimizer
-from dfine_jax.training.programs import TrainPrograms, compile_eval
+from dfine_jax.training.programs import TrainPrograms, compile_eval, told_out_of_memory
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
 from dfine_jax.training.skipped import FOLDER as SKIPPED
@@ -76,12 +76,13 @@ def train(
       max_hours: stop as by a signal after so much time.
 
     Raises:
-      UserError: the folder holds a run (or, to resume, none), or data, configuration and devices do not fit.
+      UserError: the folder holds a run (or, to resume, none); data, configuration and devices do not fit; the device
+        ran out of memory.
     """
     out_dir = Path(out_dir)
     check(config, train_data, val_data)
     claim(out_dir, resume)
-    with stop_on_signals(max_hours) as stop:
+    with stop_on_signals(max_hours) as stop, told_out_of_memory():
         return _Run(config, train_data, val_data, out_dir, start, stop).run(resume, notes)
 
 
@@ -160,15 +161,16 @@ class _Run:
             if step >= self.total or self.progress.ended_early:
                 break
             state = self._second_stage(state, step)
-            waited = self.loader.wait_seconds
-            with self._kept(state, pending):
+            with self._kept(state, pending), self.meter.waiting():
                 batch, size = next(batches), self.loader.size_px(step)
             split = split_over_devices(batch)
-            self.meter.waited(self.loader.wait_seconds - waited)
             if not compiled:
                 self._prepare(state, step, batch, split)
                 compiled = True
+                if self._stops(step):
+                    break
             state, metrics = self.programs(size, state, split)
+            self.meter.dispatched(metrics.loss)
             step += 1
             self._record(pending, state)  # the step before: the device is at work meanwhile
             pending = Taken(step - 1, size, split, metrics)
@@ -202,8 +204,8 @@ class _Run:
             raise
 
     def _compile(self, state: TrainState, batch: Batch) -> None:
-        self.programs.compile(state, batch, self.log.line)
-        if self.eval_loader is not None:
+        self.programs.compile(state, batch, self.log.line, self.stop.is_set)
+        if self.eval_loader is not None and not self.stop.is_set():
             shape = self.eval_loader.batch_shape
             self.eval_step = compile_eval(self.eval_step, ema_variables(state), shape, self.log.line)
 

@@ -6,7 +6,11 @@ import dataclasses
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import jax
 
 from dfine_jax.training.stages import Progress
 
@@ -22,6 +26,8 @@ class Meter:
 
     def __init__(self, progress: Progress | None = None) -> None:
         progress = progress or Progress()
+        self._watcher = ThreadPoolExecutor(1, "end of a step")
+        self._step_end: Future[float] | None = None
         self._sums = defaultdict(float, zip(progress.summed_names, progress.sums, strict=True))
         self._count = progress.summed_steps
         self.restart()
@@ -49,12 +55,23 @@ class Meter:
             for name, value in values.items():
                 self._sums[name] += value
 
-    def waited(self, seconds: float) -> None:
-        """Count time in which there was no batch."""
-        self._wait_seconds += seconds
+    def dispatched(self, result: jax.Array) -> None:
+        """A step was handed to the device; ``result`` is one of its outputs."""
+        self._step_end = self._watcher.submit(_time_ready, result)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in which a batch is waited for; it counts from the end of the step that the device is busy with."""
+        since = time.perf_counter()
+        yield
+        now, end = time.perf_counter(), self._step_end
+        if end is None:
+            self._wait_seconds += now - since
+        elif end.done():
+            self._wait_seconds += max(0.0, now - max(since, end.result()))
 
     def wait_share(self) -> float:
-        """Share of the time up to now in which there was no batch."""
+        """Share of the time up to now in which the device had no batch to work on."""
         return min(1.0, self._wait_seconds / max(self._elapsed(), 1e-9))
 
     def means(self) -> dict[str, float]:
@@ -67,6 +84,11 @@ class Meter:
 
     def _elapsed(self) -> float:
         return self._seconds + max(0.0, time.perf_counter() - self._since)
+
+
+def _time_ready(result: jax.Array) -> float:
+    result.block_until_ready()
+    return time.perf_counter()
 
 
 def by_kind(terms: Mapping[str, float]) -> dict[str, float]:

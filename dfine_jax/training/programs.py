@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import optax
 from tqdm import tqdm
 
 from dfine_jax.config import Config
+from dfine_jax.errors import UserError
 from dfine_jax.host_memory import memory_maps, require_maps
 from dfine_jax.training import hosts
 from dfine_jax.training.state import TrainState
@@ -20,6 +23,7 @@ from dfine_jax.typing import Batch
 
 Size = tuple[int, int]
 _GIB = 1 << 30
+_LONG_SECONDS = 20
 
 
 class TrainPrograms:
@@ -31,35 +35,47 @@ class TrainPrograms:
             size: make_train_step(config, tx, steps_per_epoch=steps, size_px=None if size == base else size)
             for size in sizes_px
         }
+        self._assignment = config.loss.assignment
         self.peak_bytes = 0  # of a device, over all sizes; known after compile
 
     def __call__(self, size_px: Size, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """State and metrics after the step; the state given is consumed."""
         return self._steps[size_px](state, spread(batch))
 
-    def compile(self, state: TrainState, batch: Batch, say: Callable[[str], None]) -> None:
+    def compile(
+        self, state: TrainState, batch: Batch, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
+    ) -> None:
         """Compile for all sizes with a progress bar, and say how long it took and what memory a device will need.
 
         Args:
           batch: as the steps will get it.
+          stopped: whether the run should end; on one host, the sizes that are left are then left out.
         """
         started = time.perf_counter()
         needed = 0  # memory maps of a program
         for note in sizes_notes(tuple(self._steps)):
             say(note)
-        with tqdm(self._steps, unit="size", desc="compile", leave=False, disable=None) as bar:
+        largest_first = sorted(self._steps, key=math.prod, reverse=True)  # what does not fit is told early
+        with tqdm(largest_first, unit="size", desc="compile", leave=False, disable=None) as bar:
             for size in bar:
+                if stopped() and hosts.count() == 1:
+                    return
                 bar.set_postfix_str(f"{size[0]}x{size[1]}")
                 require_maps(needed)
                 before = memory_maps()
                 compiled = self._steps[size].lower(state, batch).compile()
-                self.peak_bytes = max(self.peak_bytes, peak_bytes(compiled))
+                if size == largest_first[0]:
+                    self.peak_bytes = peak_bytes(compiled)
+                    say(memory_line(self.peak_bytes, state))
                 self._steps[size] = compiled
                 after = memory_maps()
                 needed = max(needed, after[0] - before[0]) if before and after else 0
         hosts.wait_for_all("compiled")
-        say(f"compiled the train step in {time.perf_counter() - started:.0f} s ({_names(self._steps)})")
-        say(memory_line(self.peak_bytes, state))
+        seconds = time.perf_counter() - started
+        advice = ""
+        if seconds > _LONG_SECONDS and self._assignment == "scipy":
+            advice = "; the next start compiles again, with loss.assignment=device it would not"
+        say(f"compiled the train step in {seconds:.0f} s ({_names(self._steps)}){advice}")
 
 
 def sizes_notes(sizes_px: Sequence[Size]) -> list[str]:
@@ -108,6 +124,21 @@ def memory_line(peak: int, state: TrainState) -> str:
             'train.accumulate=2, or train.remat=["backbone","encoder","decoder"]'
         )
     return text
+
+
+@contextmanager
+def told_out_of_memory() -> Iterator[None]:
+    """Memory of the device that is used up becomes a UserError with the cures; all else stays what it is."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"the device ran out of memory ({first}); take a smaller --batch-size, or continue with --resume and "
+            'train.accumulate=2, train.remat=["backbone","encoder","decoder"] or a smaller train.eval_batch_size'
+        ) from error
 
 
 def dataclass_arrays(state: TrainState) -> list[Any]:

@@ -18,6 +18,9 @@ COCO_IMAGES = 118_287  # the tables are made for so many
 _LEAST_STEPS = {"nothing": 8000, "backbone": 8000, "detector": 3000}
 _MOST_EPOCHS = 500
 _CPU_BATCH_SIZE = 8
+_LEAST_BATCH_SIZE = 8  # few images do not make it smaller
+_USUAL_EPOCHS = 200  # in which few images should give the least number of steps
+_STEPS_BETWEEN_EVALUATIONS = 100  # at least, on an accelerator, where evaluating takes longer than so many steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,8 @@ def default_config(
       variant: ``n``, ``s``, ``m``, ``l`` or ``x``.
       num_classes: classes of the data.
       num_images: training images.
-      batch_size: images per step over all devices, taken as it is; None: the table's (8 without an accelerator), at
-        most the number of images.
+      batch_size: images per step over all devices, taken as it is; None: the table's (8 without an accelerator), for
+        few images a smaller one.
       epochs: as ``default_epochs`` if None.
       size_px: (height, width) of the input, multiples of 32.
       start: what is pretrained: nothing, the backbone, or a whole detector.
@@ -74,10 +77,13 @@ def default_config(
     if any(side % 32 or side < 32 for side in size_px):
         raise UserError(f"input size {size_px[0]}x{size_px[1]} must be multiples of 32, for example 640x640")
     name, table = _table(variant, method, start)
-    if batch_size is None:
-        batch_size = min(table.train.batch_size if accelerator else _CPU_BATCH_SIZE, num_images)
-        batch_size = max(batch_size // batch_multiple, 1) * batch_multiple
     reasons = {}
+    if batch_size is None:
+        usual = table.train.batch_size if accelerator else _CPU_BATCH_SIZE
+        batch_size = min(usual, _most_images_per_batch(num_images, start))
+        batch_size = max(batch_size // batch_multiple, 1) * batch_multiple
+        if batch_size < usual:
+            reasons["train.batch_size"] = "few images"
     if epochs is None:
         epochs, why = default_epochs(table.train.epochs, num_images, batch_size, start)
         if why:
@@ -92,6 +98,10 @@ def default_config(
     if not accelerator:
         data = dataclasses.replace(data, multi_scale_repeat=0)
     train = dataclasses.replace(config.train, eval_batch_size=min(16, 2 * batch_size))
+    every = _evaluation_epochs(num_images // batch_size, epochs) if accelerator else 1
+    if every > 1:
+        train = dataclasses.replace(train, eval_every=every, checkpoint_every=every)
+        reasons |= dict.fromkeys(("train.eval_every", "train.checkpoint_every"), "short epochs")
     config = Config(model, config.loss, optim, data, train)
     return Recipe(config, table, headline(config, f"table {name}", num_images), reasons)
 
@@ -111,6 +121,18 @@ def _table(variant: str, method: Method, start: Start) -> tuple[str, Config]:
     average = ("ema_decay", "ema_warmup_steps", "ema_restart_decay", "ema_restart_step")
     optim = dataclasses.replace(phases.optim, **{name: getattr(tuned.optim, name) for name in rates + average})
     return "deim_coco with the rates of dfine_obj2coco", dataclasses.replace(phases, model=tuned.model, optim=optim)
+
+
+def _most_images_per_batch(num_images: int, start: Start) -> int:
+    """A power of two with which the least number of steps takes no more than the usual epochs."""
+    steps_per_epoch = -(-_LEAST_STEPS[start] // _USUAL_EPOCHS)
+    most = max(1, num_images // steps_per_epoch)
+    return min(max(_LEAST_BATCH_SIZE, 1 << (most.bit_length() - 1)), num_images)
+
+
+def _evaluation_epochs(steps_per_epoch: int, epochs: int) -> int:
+    """Epochs from one evaluation to the next; ten evaluations there are in any case."""
+    return max(1, min(-(-_STEPS_BETWEEN_EVALUATIONS // max(1, steps_per_epoch)), epochs // 10))
 
 
 def default_epochs(table_epochs: int, num_images: int, batch_size: int, start: Start) -> tuple[int, str]:

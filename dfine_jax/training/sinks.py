@@ -55,7 +55,8 @@ def check_installed(config: Config) -> None:
 def open_sinks(config: Config, out_dir: Path, step: int) -> list[Sink]:
     """The sinks that ``config.log`` asks for, of a run that has done ``step`` steps."""
     sinks: list[Sink] = []
-    if config.log.tensorboard:
+    wanted = config.log.tensorboard
+    if wanted or (wanted is None and importlib.util.find_spec("tensorboardX") is not None):
         sinks.append(TensorBoard(out_dir, step))
     if config.log.wandb:
         sinks.append(WeightsAndBiases(config, out_dir))

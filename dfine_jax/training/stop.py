@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -51,6 +52,7 @@ def stop_on_signals(max_hours: float | None = None) -> Iterator[Stop]:
 
     def request(number: int, frame: FrameType | None) -> None:
         stop.request(f"signal {signal.Signals(number).name}")
+        os.write(2, b"\nstopping, as soon as all is saved; a second signal ends at once\n")  # print may be under way
         for each, handler in previous.items():
             signal.signal(each, handler)
 

@@ -148,6 +148,27 @@ def test_the_method_chooses_the_recipe_and_is_found_in_the_weights(data, planned
     assert "model.decoder_activation=silu (derived: as in the weights; table: relu)" in notes
 
 
+def test_the_input_is_that_of_the_weights(data, planned, tmp_path, monkeypatch, capsys):
+    config = Config(model_config("s", num_classes=4))
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, height_px=96, width_px=64, resize="letterbox")
+    )
+    stored = LoadedModel(DFine(config.model), {}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
+    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: stored)
+    monkeypatch.setattr("dfine_jax.commands.train.start_weights", lambda *rest: None)
+    plan = tmp_path / "plan.json"
+    where = ["--weights", "own", "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main(["train", "s", *where, "--save-plan", str(plan)]) == 0
+    assert main(["train", "s", *where, "--size", "32"]) == 0
+    assert main(["train", str(plan), *where, "--epochs", "7"]) == 0
+    assert main(["train", str(plan), *where, "--epochs", "7", "--size", "32"]) == 0
+    assert main(["train", f"{ROOT / 'experiments' / 'dfine_coco.py'}:s", *where]) == 0
+    inputs = [(c.data.height_px, c.data.width_px, c.data.resize) for c, *_ in planned]
+    assert inputs[:3] == [(96, 64, "letterbox"), (32, 32, "letterbox"), (96, 64, "letterbox")]
+    assert inputs[3] == (32, 32, "letterbox") and inputs[4] == (640, 640, "stretch")
+    assert "data.height_px=96 (derived: as in the weights; table: 640)" in "\n".join(planned[0][3]["notes"])
+
+
 def test_a_file_of_deim_continues_as_deim(data, planned, tmp_path, monkeypatch):
     config = model_config("n", num_classes=3)
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from dfine_jax.cli import main
 from dfine_jax.config import Config
@@ -55,8 +56,17 @@ def test_it_says_what_the_log_of_the_run_will_say(dry):
     assert "classes taken over (1): star <- Star\n" in said and "classes that start anew (2): " in said
     assert " slots for objects per image: the fullest image has " in said and "optim.freeze holds " in said
     assert "input sizes of this run" not in said
+    assert "start from nothing" not in said
     said = dry("n", "data.multi_scale_repeat=2", "--size", "64", "--epochs", "20")
     assert "input sizes of this run: 32x32, 64x64; each is compiled once" in said
+    assert "all weights start from nothing; with --weights dfine-n-coco or --backbone imagenet fewer epochs do" in said
+    assert "warm-up: optim" not in said
+
+
+def test_a_warm_up_longer_than_the_run_is_told(dry):
+    recipe = f"{ROOT / 'experiments' / 'dfine_coco.py'}:s"
+    assert "leave their warm-up: optim.warmup_steps=500 in a run of 132 steps" in dry(recipe)
+    assert "leave their warm-up" not in dry(recipe, "--batch-size", "2")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +76,10 @@ def test_it_says_what_the_log_of_the_run_will_say(dry):
         (("n", 'optim.freeze=["^nothing"]'), "'^nothing' matches no parameter; they are named like backbone/"),
         (("n", "data.max_objects=1"), "error: data.max_objects=1, but an image of "),
         (("n", "--backbone", "absent.pth"), "absent.pth does not exist"),
+        (
+            (f"{ROOT / 'experiments' / 'dfine_coco.py'}:l",),
+            "model.backbone_frozen_stem=true and model.backbone_frozen_bn=true: frozen parts need pretrained weights",
+        ),
     ],
 )
 def test_it_refuses_what_the_run_would_refuse(dry, arguments, message):

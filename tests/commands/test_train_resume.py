@@ -82,7 +82,7 @@ def test_the_cure_for_a_missing_package_is_accepted(started, monkeypatch, capsys
     metadata = load_metadata(out / "last")
     log = dataclasses.replace(metadata.config.log, tensorboard=True)
     file = out / "last" / "metadata.json"
-    file.write_text(file.read_text().replace('"tensorboard": false', '"tensorboard": true'))
+    file.write_text(file.read_text().replace('"tensorboard": null', '"tensorboard": true'))
     assert load_metadata(out / "last").config.log == log
     found = importlib.util.find_spec
     monkeypatch.setattr(

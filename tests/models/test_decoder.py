@@ -216,3 +216,19 @@ def test_wide_maps_are_projected():
         "batch_stats/input_proj_1/norm/mean",
         "batch_stats/input_proj_1/norm/var",
     }
+
+
+def test_heads_compute_in_float32_whatever_the_precision(params):
+    """A box head in bfloat16 moves the edges of large boxes by pixels."""
+    decoder = Decoder(CONFIG, dtype=jnp.bfloat16)
+    features = [jnp.asarray(x, jnp.bfloat16) for x in _features()]
+
+    def heads(p):
+        _, kept = decoder.apply(p, features, train=True, capture_intermediates=True, mutable=["intermediates"])
+        return kept["intermediates"]
+
+    kept = jax.eval_shape(heads, params)
+    names = [name for name in kept if "bbox_head" in name or "score_head" in name]
+    assert {"enc_bbox_head", "pre_bbox_head", "dec_bbox_head_0", "dec_score_head_0"} <= set(names)
+    assert {leaf.dtype for name in names for leaf in jax.tree.leaves(kept[name])} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept["layers_0"]["linear1"])} == {jnp.dtype("bfloat16")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import sys
 import time
@@ -238,7 +239,7 @@ def test_the_means_of_an_epoch_survive_a_stop():
 
 
 def logged_to(**where):
-    return dataclasses.replace(tiny_config(), log=LogConfig(**where))
+    return dataclasses.replace(tiny_config(), log=LogConfig(**{"tensorboard": False, **where}))
 
 
 def test_tensorboard_files(tmp_path):
@@ -305,5 +306,17 @@ def test_missing_packages_are_named(monkeypatch, where, module):
 
 
 def test_nothing_is_opened_that_was_not_asked_for(tmp_path):
-    assert open_sinks(tiny_config(), tmp_path, 0) == []
+    assert open_sinks(logged_to(), tmp_path, 0) == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_event_files_are_written_where_they_can_be(tmp_path, monkeypatch, installed):
+    if installed:
+        pytest.importorskip("tensorboardX")
+    else:
+        found = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda n, *rest: None if "tensor" in n else found(n, *rest))
+    config = tiny_config()
+    check_installed(config)
+    assert [type(sink).__name__ for sink in open_sinks(config, tmp_path, 0)] == ["TensorBoard"] * installed

@@ -42,8 +42,9 @@ def shown(recipe, given=()):
 @pytest.mark.parametrize(
     ("images", "options", "epochs", "why"),
     [
-        (100, {"start": "backbone"}, 500, "few images, 3 steps per epoch; the most there are"),
-        (1000, {"start": "backbone"}, 259, "few images, 31 steps per epoch; at least 8000 steps"),
+        (100, {"start": "backbone"}, 500, "few images, 12 steps per epoch; the most there are"),
+        (1000, {"start": "backbone"}, 132, None),  # in batches of 16 that is enough
+        (1000, {"start": "backbone", "batch_size": 32}, 259, "few images, 31 steps per epoch; at least 8000 steps"),
         (1000, {"start": "detector"}, 97, "few images, 31 steps per epoch; at least 3000 steps"),
         (1000, {"start": "backbone", "batch_size": 8}, 132, None),
         (10_000, {"start": "backbone"}, 132, None),
@@ -170,9 +171,35 @@ def test_the_batch_size_that_was_given_is_kept():
 @pytest.mark.parametrize(("images", "devices", "batch"), [(5, 2, 4), (99, 1, 8), (99, 3, 6), (99, 16, 16), (9, 16, 16)])
 def test_without_an_accelerator_a_batch_of_eight_is_made_to_fit_the_devices(images, devices, batch):
     assert default_config("n", 3, images, batch_multiple=devices).config.train.batch_size == batch
-    assert default_config("n", 3, 999, accelerator=True, batch_multiple=devices).config.train.batch_size == (
+    assert default_config("n", 3, COCO_IMAGES, accelerator=True, batch_multiple=devices).config.train.batch_size == (
         128 // devices * devices
     )
+
+
+@pytest.mark.parametrize(
+    ("variant", "start", "batch", "epochs", "evaluated_every"),
+    [("n", "detector", 8, 120, 4), ("n", "nothing", 8, 320, 4), ("s", "detector", 8, 120, 4)],
+)
+def test_few_images_on_an_accelerator(variant, start, batch, epochs, evaluated_every):
+    """The table's batch of 128 would leave 205 images one step per epoch."""
+    recipe = default_config(variant, 3, 205, start=start, accelerator=True)
+    train = recipe.config.train
+    assert (train.batch_size, train.epochs) == (batch, epochs)
+    assert train.eval_every == train.checkpoint_every == evaluated_every
+    lines = "\n".join(shown(recipe))
+    assert f"train.batch_size={batch} (derived: few images; table: " in lines
+    assert f"train.eval_every={evaluated_every} (derived: short epochs; table: 1)" in lines
+    many = default_config(variant, 3, 50_000, start=start, accelerator=True).config.train
+    assert many.batch_size == recipe.table.train.batch_size and many.eval_every == 1
+
+
+@pytest.mark.parametrize("images", [1, 7, 30, 205, 999, 5000])
+@pytest.mark.parametrize("accelerator", [True, False])
+def test_few_images_are_seen_in_enough_steps(images, accelerator):
+    train = default_config("n", 3, images, accelerator=accelerator).config.train
+    assert train.batch_size <= images and train.epochs // train.eval_every >= 10
+    assert train.epochs == 500 or train.epochs * (images // train.batch_size) >= 8000
+    assert accelerator or train.eval_every == 1
 
 
 def test_without_an_accelerator_there_is_one_input_size():

@@ -1,0 +1,89 @@
+"""Compiling ahead: order, what is said, ending early, and a device that is too small."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from dfine_jax.errors import UserError
+from dfine_jax.training import programs
+from dfine_jax.training.programs import TrainPrograms, told_out_of_memory
+from dfine_jax.training.state import create_state
+
+SIZES = [(32, 32), (96, 64), (64, 64)]
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Sizes in the order in which they are compiled, by programs that need a byte per pixel."""
+    order = []
+
+    class Step:
+        def __init__(self, config, tx, *, steps_per_epoch, size_px):
+            self.size = size_px or (64, 64)
+
+        def lower(self, state, batch):
+            return self
+
+        def compile(self):
+            order.append(self.size)
+            area = self.size[0] * self.size[1]
+            stats = SimpleNamespace(argument_size_in_bytes=0, output_size_in_bytes=0, alias_size_in_bytes=0)
+            stats.temp_size_in_bytes = area << 18
+            return SimpleNamespace(memory_analysis=lambda: stats)
+
+    monkeypatch.setattr(programs, "make_train_step", Step)
+    return order
+
+
+@pytest.fixture(scope="module")
+def state():
+    import optax
+
+    variables = {"params": {"w": np.zeros(3, np.float32)}, "batch_stats": {}}
+    return create_state(variables, optax.sgd(0.1), jax.random.key(0))
+
+
+def compile_all(state, config=None, **options):
+    lines = []
+    made = TrainPrograms(config or tiny_config(), None, SIZES, 3)  # type: ignore[arg-type]
+    made.compile(state, None, lines.append, **options)  # type: ignore[arg-type]
+    return made, lines
+
+
+def test_the_largest_size_comes_first_and_tells_the_memory(compiled, state):
+    made, lines = compile_all(state)
+    assert compiled == [(96, 64), (64, 64), (32, 32)]
+    assert made.peak_bytes == 96 * 64 << 18
+    assert "input sizes" in lines[0] and lines[1].startswith("memory of a train step: 1.50 GiB per device")
+    assert lines[2] == "compiled the train step in 0 s (32x32, 96x64, 64x64)" and len(lines) == 3
+
+
+def test_a_stop_is_looked_for_between_sizes(compiled, state):
+    _, lines = compile_all(state, stopped=lambda: len(compiled) == 1)
+    assert compiled == [(96, 64)] and not any("compiled" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("assignment", ["scipy", "device"])
+def test_long_compiling_names_what_would_be_kept(compiled, state, monkeypatch, assignment):
+    monkeypatch.setattr(programs, "_LONG_SECONDS", -1)
+    config = tiny_config()
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, assignment=assignment))
+    _, lines = compile_all(state, config)
+    assert ("with loss.assignment=device it would not" in lines[-1]) == (assignment == "scipy")
+
+
+def test_memory_that_is_used_up_is_told_with_the_cures():
+    with pytest.raises(
+        UserError, match=r"ran out of memory \(RESOURCE_EXHAUSTED: 9 bytes\); .*train.accumulate=2"
+    ) as told:
+        with told_out_of_memory():
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes\nmore")
+    assert "\n" not in str(told.value)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), told_out_of_memory():
+        raise jax.errors.JaxRuntimeError("INTERNAL: else")
