@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -57,6 +59,22 @@ def test_it_says_what_the_log_of_the_run_will_say(dry):
     assert "input sizes of this run" not in said
     said = dry("n", "data.multi_scale_repeat=2", "--size", "64", "--epochs", "20")
     assert "input sizes of this run: 32x32, 64x64; each is compiled once" in said
+
+
+def test_it_says_which_classes_have_no_object(dry, data):
+    file = data / "annotations" / "instances_train.json"
+    before = file.read_text()
+    content = json.loads(before)
+    for entry in content["annotations"]:
+        entry["category_id"] = content["categories"][1]["id"]
+    try:
+        file.write_text(json.dumps(content))
+        said = dry("n")
+    finally:
+        file.write_text(before)
+    absent = ", ".join(entry["name"] for entry in content["categories"] if entry != content["categories"][1])
+    assert f"3 of 4 classes have no object to train on: {absent}\n" in said
+    assert "no object to train on" not in dry("n", "--size", "64")
 
 
 @pytest.mark.parametrize(
