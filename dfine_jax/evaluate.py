@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from dfine_jax.backends.base import PixelPredictions, in_view
 from dfine_jax.data.batch import EvalBatch
+from dfine_jax.data.dataset import listed
 from dfine_jax.errors import UserError
 from dfine_jax.metrics import DetectionReport, detection_report
 from dfine_jax.postprocess import AnyArray
@@ -63,7 +64,7 @@ class ClassMatch:
         total = len(self.category_of_label)
         return (
             f"{len(self.unscored)} of the model's {total} classes are not in the data, detections of them do not count:"
-            f" {_listed(self.unscored)}"
+            f" {listed(self.unscored)}"
         )
 
 
@@ -221,8 +222,8 @@ def match_categories(model_names: Sequence[str], data: Categories, model: str, d
     unknown = [name for name in data.names if name not in model_names]
     unscored = tuple(name for name in model_names if name not in ids)
     if unknown:
-        parts = [f"only in the data: {_listed(unknown)}"]
-        parts += [f"only in the model: {_listed(unscored)}"] if unscored else []
+        parts = [f"only in the data: {listed(unknown)}"]
+        parts += [f"only in the model: {listed(unscored)}"] if unscored else []
         raise UserError(
             f"{model} does not know all classes of {dataset} ({'; '.join(parts)}); "
             "use data whose classes the model knows, or rename them there"
@@ -230,10 +231,6 @@ def match_categories(model_names: Sequence[str], data: Categories, model: str, d
     both = tuple(name for name in model_names if name in ids)
     scored = ClassList(both, tuple(ids[name] for name in both))
     return ClassMatch(scored, tuple(ids.get(name) for name in model_names), unscored)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def table(metrics: Metrics) -> str:

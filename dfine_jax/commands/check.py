@@ -72,9 +72,9 @@ def _read(data: Path) -> dict[str, Dataset]:
     from dfine_jax.data.layout import MissingSplitError
     from dfine_jax.data.sources import read_dataset
 
-    splits = {"train": read_dataset(data, "train")}
+    splits = {"train": read_dataset(data, "train", drop_unlisted=True)}
     try:
-        splits["val"] = read_dataset(data, "val")
+        splits["val"] = read_dataset(data, "val", drop_unlisted=True)
     except MissingSplitError as error:
         print(f"no validation split: {error}")
     else:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dfine_jax.data.dataset import Category as Category
-from dfine_jax.data.dataset import Dataset, Record, Report, Stored
+from dfine_jax.data.dataset import Dataset, Record, Report, Stored, listed
 from dfine_jax.data.dataset import check_same_categories as check_same_categories  # part of this module's surface
 from dfine_jax.data.images import image_size
 from dfine_jax.data.layout import find_split as find_split
@@ -35,6 +35,7 @@ def read_coco(
     stored: Sequence[Stored] | None = None,
     *,
     upright: bool = False,
+    drop_unlisted: bool = False,
 ) -> Dataset:
     """Read an annotation file and check it against the images.
 
@@ -46,10 +47,11 @@ def read_coco(
       image_dir: where its ``file_name`` are looked for, with and without their leading folders.
       stored: the pictures in the order of the file, when they are not files in ``image_dir``.
       upright: sizes and boxes are those of the pictures turned by their EXIF orientation (``Record.upright``).
+      drop_unlisted: annotations of categories that the file does not list are dropped and counted, not an error.
 
     Raises:
-      UserError: the file or folder is missing, is not JSON or not COCO, repeats ids, refers to unknown images, or
-        lists image files that do not exist.
+      UserError: the file or folder is missing, is not JSON or not COCO, repeats ids, refers to unknown images or
+        categories, or lists image files that do not exist.
     """
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
     content = _read_json(annotation_file)
@@ -60,6 +62,8 @@ def read_coco(
     for position, annotation in enumerate(content["annotations"]):
         _check_annotation(annotation, position, annotation_file, images, seen)
         by_image[annotation["image_id"]].append(annotation)
+    if not drop_unlisted:
+        _check_classes(content["annotations"], categories, annotation_file, images)
 
     label_of = {category.id: label for label, category in enumerate(categories)}
     counts = dict.fromkeys((field.name for field in dataclasses.fields(Report)), 0)
@@ -210,6 +214,26 @@ def _check_annotation(
     bbox = annotation["bbox"]
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_finite(value) for value in bbox)):
         raise UserError(f"{name} has bbox {bbox!r}; it must be [x, y, width, height] in pixels")
+
+
+def _check_classes(
+    annotations: list[dict[str, Any]],
+    categories: tuple[Category, ...],
+    source: Path,
+    images: dict[int, tuple[Path, tuple[int, int]]],
+) -> None:
+    """All annotations are of listed categories; crowd regions are dropped anyhow."""
+    ids = {category.id for category in categories}
+    unlisted = [a for a in annotations if not a.get("iscrowd") and a["category_id"] not in ids]
+    if not unlisted:
+        return
+    first = unlisted[0]
+    raise UserError(
+        f"{source}: {len(unlisted)} of {len(annotations)} annotations have a category_id that 'categories' does not "
+        f"list, such as {first['category_id']!r} of annotation {first['id']} in {images[first['image_id']][0].name}; "
+        f"listed are {listed([f'{category.id} {category.name}' for category in categories])}; add the class to "
+        "'categories', or remove the annotations (dfine check --data DIR reports all problems)"
+    )
 
 
 def _record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from PIL import Image
 from dfine_jax.data.images import open_annotated
 from dfine_jax.data.masks import Shape
 from dfine_jax.errors import UserError
+
+_LISTED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Report:
 
     crowd: int = 0  # dropped
     degenerate: int = 0  # dropped: no area left inside the image
-    unknown_category: int = 0  # dropped: category that the file does not list
+    unknown_category: int = 0  # dropped, where that is asked for: category that the file does not list
     clamped: int = 0  # kept, cut at the border of the image
 
     def __str__(self) -> str:
@@ -95,6 +98,12 @@ class Dataset:
     def max_objects(self) -> int:
         """Largest number of objects in one image."""
         return max((len(record.labels) for record in self.records), default=0)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of them and how many there are beside; of a hundred classes, too, a line that can be read."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def open_record(record: Record) -> Image.Image:

@@ -71,7 +71,7 @@ def inspect_annotations(dataset: Dataset) -> list[Finding]:
         else:
             found["ambiguous"].append(f"{where}, {names[before]} and {names[entry['category_id']]}")
     texts: dict[str, tuple[Level, str]] = {
-        "unknown": ("error", "annotations of categories that the file does not list; they are dropped"),
+        "unknown": ("error", "annotations of categories that the file does not list; training refuses them"),
         "degenerate": ("warning", "boxes without area inside the image; they are dropped"),
         "outside": ("warning", "boxes reach beyond the image; they are cut"),
         "duplicate": ("warning", "boxes repeat another one of the same class"),

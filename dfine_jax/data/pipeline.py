@@ -17,7 +17,7 @@ from dfine_jax.data import workers
 from dfine_jax.data.batch import Batch, EvalBatch, MaskBatch
 from dfine_jax.data.coco import with_shapes
 from dfine_jax.data.columns import for_loading
-from dfine_jax.data.dataset import Dataset
+from dfine_jax.data.dataset import Dataset, listed
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.plan import Sampling, most_objects, num_slots
 from dfine_jax.data.rows import EvalSource, RecentTiles, TrainSource
@@ -172,6 +172,10 @@ def _notes(dataset: Dataset, config: DataConfig, batch_size: int, slots: int, mo
         total = sum(len(record.labels) for record in dataset.records)
         size = f"{config.height_px}x{config.width_px}"
         notes.append(f"{small} of {total} objects are thinner than a pixel at {size} and are dropped")
+    present = {label for record in dataset.records for label in record.labels.tolist()}
+    absent = [name for label, name in enumerate(dataset.names) if label not in present]
+    if absent:
+        notes.append(f"{len(absent)} of {len(dataset.names)} classes have no object to train on: {listed(absent)}")
     if len(dataset) < batch_size:
         notes.append(f"{len(dataset)} images fill a batch of {batch_size}: images repeat within a batch")
     return tuple(notes)

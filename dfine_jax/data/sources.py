@@ -18,40 +18,46 @@ from dfine_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def read_dataset(data: Path | str, split: layout.Split) -> Dataset:
+def read_dataset(data: Path | str, split: layout.Split, *, drop_unlisted: bool = False) -> Dataset:
     """A split of a dataset.
 
     Recognised, in this order: ``tfds:NAME`` (TensorFlow Datasets, prepared as array_record), a YOLO description
     (``data.yaml``, or the folder it is in), and folders with COCO JSON as in ``layout.find_split``; a folder that has
     both COCO JSON and YOLO labels is read as COCO JSON. Where there is no validation split, the test split is used.
 
+    Args:
+      data: where it is.
+      split: train, val or test.
+      drop_unlisted: objects of classes that the data does not list are dropped and counted, to report them with all
+        else that is wrong. Only for that: training on the others would lose a class, or give them wrong names.
+
     Raises:
       UserError: nothing recognised (the message says what was looked for), or the data is wrong.
     """
     text = str(data)
     if text.startswith(tfds.PREFIX):
-        return _read_tfds(text.removeprefix(tfds.PREFIX), split)
+        return _read_tfds(text.removeprefix(tfds.PREFIX), split, drop_unlisted)
     if split not in layout.FOLDERS:
         raise UserError(f"unknown split {split!r}; use train, val or test")
     root = Path(data)
     if root.is_file() and root.suffix in (".yaml", ".yml"):
-        return _read_yolo(root, split)
+        return _read_yolo(root, split, drop_unlisted)
     found = layout.locate(root, split)
     if found:
-        return read_coco(*found)
+        return read_coco(*found, drop_unlisted=drop_unlisted)
     description = yolo.find_description(root)
     if description:
-        return _read_yolo(description, split)
+        return _read_yolo(description, split, drop_unlisted)
     raise layout.MissingSplitError(
         f"no {split} annotations recognised in {root}: looked for COCO JSON ({layout.expected(split)}), for Objects365 "
         f"(zhiyuan_objv2_{split}.json) and for YOLO (data.yaml); TensorFlow Datasets are named like tfds:coco/2017"
     )
 
 
-def _read_yolo(description: Path, split: str) -> Dataset:
-    content = yolo.read_yolo(description, split)
+def _read_yolo(description: Path, split: str, drop_unlisted: bool) -> Dataset:
+    content = yolo.read_yolo(description, split, drop_unlisted=drop_unlisted)
     if content is None and split == "val":
-        content = yolo.read_yolo(description, "test")
+        content = yolo.read_yolo(description, "test", drop_unlisted=drop_unlisted)
         if content:
             logger.warning("%s has no validation split; evaluating on its test split", description)
     if content is None:
@@ -59,15 +65,16 @@ def _read_yolo(description: Path, split: str) -> Dataset:
     text = json.dumps(content)
     file = _cache_file(description.absolute().parent.name, split, text)
     _write(file, text)
-    return read_coco(file, description.absolute().parent, upright=True)
+    return read_coco(file, description.absolute().parent, upright=True, drop_unlisted=drop_unlisted)
 
 
-def _read_tfds(name: str, split: str) -> Dataset:
+def _read_tfds(name: str, split: str, drop_unlisted: bool) -> Dataset:
     stored_split = tfds.find_split(name, split)
     file = _cache_file(name, stored_split, tfds.identity(name, stored_split))
     if not file.is_file():
         _write(file, json.dumps(tfds.read_tfds(name, stored_split)))
-    return read_coco(file, Path(tfds.PREFIX + name) / stored_split, tfds.pictures(name, stored_split))
+    pictures = tfds.pictures(name, stored_split)
+    return read_coco(file, Path(tfds.PREFIX + name) / stored_split, pictures, drop_unlisted=drop_unlisted)
 
 
 def _cache_file(name: str, split: str, identity: str) -> Path:

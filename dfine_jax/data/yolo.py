@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dfine_jax.data.dataset import listed
 from dfine_jax.data.images import EXTENSIONS, upright_size
 from dfine_jax.data.layout import FOLDERS
 from dfine_jax.errors import UserError
@@ -30,22 +31,30 @@ def find_description(root: Path) -> Path | None:
     return others[0] if len(others) == 1 else None
 
 
-def read_yolo(description: Path, split: str) -> dict[str, Any] | None:
+def read_yolo(description: Path, split: str, *, drop_unlisted: bool = False) -> dict[str, Any] | None:
     """COCO content of a split; image files by absolute path, category ids are YOLO's class numbers.
+
+    Args:
+      description: the YAML file.
+      split: train, val or test.
+      drop_unlisted: objects of classes that are not among the names stay in the content, to be dropped and counted
+        later; else they are an error.
 
     Returns:
       None when the description names no such split.
 
     Raises:
-      UserError: the description or a label file is malformed, or names folders that do not exist.
+      UserError: the description or a label file is malformed, names folders that do not exist, or lacks
+        classes that labels have.
     """
     settings = _load(description)
     entry = next((settings[name] for name in FOLDERS[split] if settings.get(name)), None)
     if entry is None:
         return None
-    categories = [{"id": number, "name": name} for number, name in _names(settings, description).items()]
+    names = _names(settings, description)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    unlisted: list[str] = []
     found_labels = 0
     for path in _pictures(description, settings, entry):
         width, height = upright_size(path)
@@ -55,7 +64,9 @@ def read_yolo(description: Path, split: str) -> dict[str, Any] | None:
         if label_file is None:
             continue
         found_labels += 1
-        for category, points, is_box in _objects(label_file):
+        for line, category, points, is_box in _objects(label_file):
+            if category not in names:
+                unlisted.append(f"{category} in {label_file}, line {line}")
             annotations.append(_annotation(len(annotations) + 1, image, category, points, is_box))
     if not images:
         raise UserError(f"{description}: no images in {entry} of split {split}")
@@ -64,6 +75,15 @@ def read_yolo(description: Path, split: str) -> dict[str, Any] | None:
             f"{description}: no label files for the {len(images)} images of split {split}; expected {images[0]['id']} "
             f"as {_candidates(Path(images[0]['file_name']))[0]}"
         )
+    if unlisted and not drop_unlisted:
+        raise UserError(
+            f"{description}: {len(unlisted)} of {len(annotations)} objects of split {split} have a class number that "
+            f"'names' does not have, such as {unlisted[0]}; "
+            f"it has {listed([f'{number} {name}' for number, name in names.items()])}; YOLO counts classes from 0: "
+            "correct the labels, add the class to 'names', or remove the lines (dfine check --data DIR reports all "
+            "problems)"
+        )
+    categories = [{"id": number, "name": name} for number, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
@@ -123,8 +143,8 @@ def _label_file(picture: Path) -> Path | None:
     return next((path for path in _candidates(picture) if path.is_file()), None)
 
 
-def _objects(label_file: Path) -> Iterator[tuple[int, list[float], bool]]:
-    """(class, numbers after it, whether they are a box) of each line."""
+def _objects(label_file: Path) -> Iterator[tuple[int, int, list[float], bool]]:
+    """(line number, class, numbers after it, whether they are a box) of each object."""
     for number, line in enumerate(label_file.read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -139,7 +159,7 @@ def _objects(label_file: Path) -> Iterator[tuple[int, list[float], bool]]:
                 f"{label_file}, line {number} has {len(words)} columns; write 'class x y width height' or 'class' and "
                 "at least three points"
             )
-        yield category, points, is_box
+        yield number, category, points, is_box
 
 
 def _annotation(number: int, image: dict[str, Any], category: int, points: list[float], is_box: bool) -> dict[str, Any]:

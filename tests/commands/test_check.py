@@ -37,6 +37,23 @@ def test_a_damaged_picture_is_an_error(data, tmp_path, capsys):
     assert "error: 1 images cannot be used" in out and "000002.jpg" in out and "there are errors" in out
 
 
+def test_unlisted_classes_are_reported_with_the_rest_and_refused_elsewhere(data, tmp_path, capsys):
+    file = data / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["category_id"] = 77
+    content["annotations"][-1]["bbox"][2] = 0
+    file.write_text(json.dumps(content))
+    assert check(data, tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "error: 1 annotations of categories that the file does not list" in out and ", category 77)" in out
+    assert "warning: 1 boxes without area" in out and "all 15 pictures were decoded" in out
+    where = ["--data", str(data), "--out", str(tmp_path / "run")]
+    assert main(["train", "n", *where, "--dry-run"]) == 2
+    assert main(["evaluate", "no-such-model", *where]) == 2
+    train, evaluate = capsys.readouterr().err.splitlines()
+    assert train == evaluate and f"{file}: 1 of " in train and "have a category_id that 'categories'" in train
+
+
 def test_without_validation_split(data, tmp_path, capsys):
     (data / "annotations" / "instances_val.json").unlink()
     assert check(data, tmp_path) == 0

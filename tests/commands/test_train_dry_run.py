@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -67,6 +69,22 @@ def test_a_warm_up_longer_than_the_run_is_told(dry):
     recipe = f"{ROOT / 'experiments' / 'dfine_coco.py'}:s"
     assert "leave their warm-up: optim.warmup_steps=500 in a run of 132 steps" in dry(recipe)
     assert "leave their warm-up" not in dry(recipe, "--batch-size", "2")
+
+
+def test_it_says_which_classes_have_no_object(dry, data):
+    file = data / "annotations" / "instances_train.json"
+    before = file.read_text()
+    content = json.loads(before)
+    for entry in content["annotations"]:
+        entry["category_id"] = content["categories"][1]["id"]
+    try:
+        file.write_text(json.dumps(content))
+        said = dry("n")
+    finally:
+        file.write_text(before)
+    absent = ", ".join(entry["name"] for entry in content["categories"] if entry != content["categories"][1])
+    assert f"3 of 4 classes have no object to train on: {absent}\n" in said
+    assert "no object to train on" not in dry("n", "--size", "64")
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def read(folder, data):
+def read(folder, data, **options):
     path = folder / "data.json"
     path.write_text(data if isinstance(data, str) else json.dumps(data))
-    return read_coco(path, folder / "images")
+    return read_coco(path, folder / "images", **options)
 
 
 def test_ids_are_mapped_in_ascending_order_and_images_without_boxes_kept(folder):
@@ -63,13 +63,30 @@ def test_drops_are_counted_and_said_once(folder, caplog):
         annotation(7, 2, 3, [0, 0, 20.2, 10]),  # rounding
     ]
     with caplog.at_level(logging.WARNING):
-        dataset = read(folder, data)
+        dataset = read(folder, data, drop_unlisted=True)
     report = dataset.report
     assert (report.crowd, report.degenerate, report.unknown_category, report.clamped) == (1, 2, 1, 1)
     np.testing.assert_array_equal(dataset.records[0].boxes_xyxy_px, [[1, 2, 4, 6], [0, 0, 20, 10]])
     np.testing.assert_array_equal(dataset.records[1].boxes_xyxy_px, [[0, 0, 20, 10]])
     assert dataset.records[0].annotation_ids.tolist() == [1, 6]
     assert len(caplog.records) == 1 and "1 crowd regions" in caplog.text and "2 boxes without area" in caplog.text
+
+
+def test_annotations_of_unlisted_classes_are_refused(folder):
+    data = content()
+    data["annotations"].append(annotation(4, 2, 99, [0, 0, 5, 5]) | {"iscrowd": 1})
+    assert read(folder, data).report.crowd == 1
+    data["annotations"] += [annotation(5, 2, 0, [1, 1, 2, 2]), annotation(6, 7, 99, [1, 1, 2, 2])]
+    with pytest.raises(UserError) as caught:
+        read(folder, data)
+    assert str(caught.value) == (
+        f"{folder / 'data.json'}: 2 of 4 annotations have a category_id that 'categories' does not list, such as 0 of "
+        "annotation 5 in b.png; listed are 3 circle, 20 star; add the class to 'categories', or remove the annotations "
+        "(dfine check --data DIR reports all problems)"
+    )
+    data["categories"] += [{"id": number, "name": f"c{number}"} for number in range(30, 108)]
+    with pytest.raises(UserError, match="3 circle, 20 star, 30 c30, 31 c31, 32 c32 and 75 more; add"):
+        read(folder, data)
 
 
 def test_segmentations_are_read_on_demand(folder):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dfine_jax.config import DataConfig
 from dfine_jax.data import transforms
+from dfine_jax.data.dataset import Category
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.plan import Sampling, epoch_plan
@@ -109,7 +110,17 @@ def test_the_loader_says_what_it_made_of_the_data(data):
     dataset = dataclasses.replace(data[0], records=(thin,) * 4)
     notes = loader(dataset, DataConfig()).notes
     assert "4 of 12 objects are thinner than a pixel at 32x48" in notes[1]  # 1.2 of 64 pixels become 0.9 of 48
+    absent = ", ".join(dataset.names[1:])
+    assert notes[2] == f"3 of 4 classes have no object to train on: {absent}" and len(notes) == 3
     assert take(loader(dataset, DataConfig(augment="none")), 1)[0].valid.sum(1).tolist() == [2] * 4
+
+
+def test_many_classes_without_objects_stay_one_readable_line(data):
+    listed = tuple(Category(100 + number, f"c{number}") for number in range(80))
+    notes = loader(dataclasses.replace(data[0], categories=listed)).notes
+    present = {label for record in data[0].records for label in record.labels.tolist()}
+    assert present == {0, 1, 2, 3}
+    assert notes[1:] == ("76 of 80 classes have no object to train on: c4, c5, c6, c7, c8 and 71 more",)
 
 
 def test_time_spent_waiting_is_counted(data):

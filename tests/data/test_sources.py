@@ -140,6 +140,31 @@ def test_wrong_yolo_lines_are_named(coco, tmp_path, line, message):
         read_dataset(root, "train")
 
 
+def test_yolo_labels_that_count_from_one_are_refused(coco, tmp_path):
+    root = as_yolo(coco, tmp_path / "yolo")
+    numbers = {}
+    for file in sorted((root / "labels").rglob("*.txt")):
+        rows = [line.split(maxsplit=1) for line in file.read_text().splitlines()]
+        file.write_text("# by hand\n" + "\n".join(f"{int(category) + 1} {rest}" for category, rest in rows))
+        if file.parent.name == "train":
+            numbers[file] = [int(category) + 1 for category, _ in rows]
+    file, line = next((file, rows.index(4) + 2) for file, rows in numbers.items() if 4 in rows)
+    lost, total = sum(rows.count(4) for rows in numbers.values()), sum(map(len, numbers.values()))
+    assert 0 < lost < total
+    kept = read_dataset(root, "train", drop_unlisted=True)  # leaves its conversion in the cache
+    assert kept.report.unknown_category == lost == total - sum(len(r.labels) for r in kept.records)
+    names = ", ".join(f"{number} {name}" for number, name in enumerate(kept.names))
+    with pytest.raises(UserError) as caught:
+        read_dataset(root, "train")
+    assert str(caught.value) == (
+        f"{root / 'data.yaml'}: {lost} of {total} objects of split train have a class number that 'names' does not "
+        f"have, such as 4 in {file}, line {line}; it has {names}; YOLO counts classes from 0: correct the labels, add "
+        "the class to 'names', or remove the lines (dfine check --data DIR reports all problems)"
+    )
+    with pytest.raises(UserError, match="objects of split val have a class number"):
+        read_dataset(root, "val")
+
+
 def test_wrong_yolo_descriptions(coco, tmp_path):
     root = as_yolo(coco, tmp_path / "yolo")
     text = (root / "data.yaml").read_text()
