@@ -78,11 +78,13 @@ def run(options: argparse.Namespace) -> int:
         total = latency.num_blocks(len(contenders), plan)
         with tqdm(total=total, unit="block", desc="benchmark", disable=None) as bar:
             measured = latency.measure(contenders, plan, bar.update, match)
+    notes = ""
     if data is not None:
         for model, classes in zip(measured, matches, strict=True):
             model.ap = latency.average_precision(model, data.annotation_file, classes)
-    notes = [f"{m.contender.name}: {note}\n" for m, c in zip(measured, matches, strict=False) if (note := c.note())]
-    text = "".join([latency_report.table(measured, hardware, described), *notes])
+            if note := classes.note():
+                notes += f"{model.contender.name}: {note}\n"
+    text = latency_report.table(measured, hardware, described) + notes
     print(text, end="")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)

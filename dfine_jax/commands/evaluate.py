@@ -78,7 +78,9 @@ def run(options: argparse.Namespace) -> int:
     print(f"{options.model} on {metrics.num_images} images of {data.annotation_file}, {height}x{width}")
     ran = opened.backend.describe()
     print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}")
-    print("\n".join(filter(None, (classes.note(), "\n" + table(metrics)))))
+    if note := classes.note():
+        print(note)
+    print(f"\n{table(metrics)}")
     origin: dict[str, Any] = {"model": str(options.model), "annotations": str(data.annotation_file)}
     origin |= {"input_size_px": [height, width], "ran_on": ran, "classes_not_in_the_data": list(classes.unscored)}
     if options.json:

@@ -45,7 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     run_options.add_argument(
         "--method", choices=("dfine", "deim"), help="whose recipe (default: that of the weights, else dfine)"
     )
-    run_options.add_argument("--size", metavar="HxW", help="input size in pixels, multiples of 32 (default: 640x640)")
+    run_options.add_argument(
+        "--size", metavar="HxW", help="input size in pixels, multiples of 32 (default: that of --weights, else 640x640)"
+    )
     run_options.add_argument(
         "--epochs", metavar="N", type=int, help="default: from the number of images; schedules follow, also a file's"
     )

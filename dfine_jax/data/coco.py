@@ -209,6 +209,9 @@ def _check_annotation(
     for key in ("image_id", "category_id", "bbox"):
         if key not in annotation:
             raise UserError(f"{name} has no {key!r}; export the file as COCO detection")
+    for key in ("image_id", "category_id"):
+        if isinstance(annotation[key], (list, dict)):
+            raise UserError(f"{name} has {key} {annotation[key]!r}; it must be the number of one entry")
     if annotation["image_id"] not in images:
         raise UserError(f"{name} refers to image {annotation['image_id']!r}, which is not listed; remove it or list it")
     bbox = annotation["bbox"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import time
 from collections.abc import Generator, Iterator
 
 from dfine_jax.config import DataConfig
@@ -74,7 +73,6 @@ class TrainLoader:
         records = for_loading(dataset.records, workers)
         self._source = TrainSource(records, slots, self._sampling, host_index, host_count, tiles)
         self._workers = workers
-        self.wait_seconds = 0.0  # spent waiting for batches so far
         self.notes = _notes(dataset, config, batch_size, slots, most)  # for the log of the run
 
     @property
@@ -98,8 +96,7 @@ class TrainLoader:
     def batches(self, start_step: int = 0) -> Generator[Batch | MaskBatch, None, None]:
         """Batches from global step ``start_step`` on, without end; closing the iterator ends its workers.
 
-        ``MaskBatch`` where ``data.mask_stride`` is set. ``wait_seconds`` grows by the time each one made the caller
-        wait.
+        ``MaskBatch`` where ``data.mask_stride`` is set.
 
         Raises:
           UserError: an image cannot be read or a worker ended; the message names the file.
@@ -107,10 +104,7 @@ class TrainLoader:
         kind = MaskBatch if self._sampling.config.mask_stride else Batch
         with contextlib.closing(workers.batches(self._source, itertools.count(start_step), self._workers)) as stream:
             while True:
-                started = time.perf_counter()
-                arrays = next(stream)
-                self.wait_seconds += time.perf_counter() - started
-                yield kind(*arrays)
+                yield kind(*next(stream))
 
 
 class EvalLoader:

@@ -135,6 +135,7 @@ def broken(change):
         (broken(lambda d: d["annotations"][0].pop("id")), "number 0 has no integer 'id'"),
         (broken(lambda d: d["annotations"][0].update(id=2**63)), "integer 'id' of at most 64 bits"),
         (broken(lambda d: d["images"][0].update(id=2**64)), "integer 'id' of at most 64 bits"),
+        (broken(lambda d: d["annotations"][0].update(category_id=[3])), r"category_id \[3\]; it must be the number"),
         (broken(lambda d: d["categories"].clear()), "no categories"),
         (broken(lambda d: d["images"][0].pop("file_name")), "file_name"),
         (broken(lambda d: d["images"][1].update(file_name="x.png")), r"1 of 2 images.*first: x.png"),
