@@ -1,0 +1,265 @@
+"""Files of the user's world: text in any usual encoding, writing whole or not at all, searching folders.
+
+Every part of the program that reads text, writes a file or searches a folder does it here, so that a byte order mark,
+a full disk or a hidden folder means the same everywhere.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dfine_jax.errors import UserError
+
+# Folders that tools leave beside the user's files; whatever starts with a dot is left out as well.
+HOUSEKEEPING = frozenset(
+    ("__MACOSX", "__pycache__", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it starts with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_CURES = {
+    errno.ENOSPC: "free some space there, or choose another folder",
+    errno.EDQUOT: "free some space there, or choose another folder",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "correct its permissions, or choose another",
+    errno.EPERM: "correct its permissions, or choose another",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "a part of the path is a file; choose another",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.EEXIST: "choose another name",
+    errno.ELOOP: "a link there leads back to itself; remove it",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENOMEM: "free memory",
+    errno.EIO: "the device fails; check it",
+    errno.ESTALE: "the network folder is gone; mount it again",
+    errno.ETXTBSY: "another program holds it; close that program",
+}
+
+
+def told(error: OSError, path: Path | str | None = None) -> UserError:
+    """What the system refused, as one line with file, reason and cure.
+
+    Args:
+      path: the file, where the error does not name it.
+    """
+    place = path if path is not None else error.filename
+    where = f"{os.fsdecode(place) if isinstance(place, bytes) else place}: " if place is not None else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    cure = _CURES.get(error.errno or 0, "")
+    return UserError(f"{where}{reason}" + (f"; {cure}" if cure else ""))
+
+
+@contextlib.contextmanager
+def telling(path: Path | str | None = None) -> Iterator[None]:
+    """OSErrors of the block become the UserError of ``told``."""
+    try:
+        yield
+    except OSError as error:
+        raise told(error, path) from error
+
+
+def read_text(path: Path | str) -> str:
+    """Text of a file in UTF-8 with or without mark, UTF-16 or UTF-32, whatever the locale; lines end in ``\\n``.
+
+    Raises:
+      UserError: the file cannot be read, or is in no such encoding (the message names file and line).
+    """
+    path = Path(path)
+    with telling(path):
+        content = path.read_bytes()
+    text = decode(content, path)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decode(content: bytes, path: Path | str) -> str:
+    """The text in the bytes of a file; ``path`` is for the message. Errors as ``read_text``."""
+    encoding, start = encoding_of(content)
+    try:
+        return content[start:].decode(encoding)
+    except UnicodeDecodeError as error:
+        before = content[start : start + error.start]
+        line = before.count("\n".encode(encoding)) + 1
+        raise UserError(
+            f"{path}, line {line}: byte {content[start + error.start]:#04x} is not {encoding.upper()} text; save the "
+            "file as UTF-8"
+        ) from None
+
+
+def utf8(content: bytes, path: Path | str) -> bytes:
+    """The text in the bytes of a file as UTF-8 without mark, for parsers that take bytes; UTF-8 is not looked through.
+
+    Raises:
+      UserError: another encoding that turns out to be wrong.
+    """
+    encoding, start = encoding_of(content)
+    if encoding == "utf-8":
+        return content[start:] if start else content
+    return decode(content, path).encode()
+
+
+def encoding_of(content: bytes) -> tuple[str, int]:
+    """Encoding of a text by its mark, or by where its first characters have zero bytes; and where the text starts."""
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            return encoding, len(mark)
+    if len(content) >= 2 and len(content) % 2 == 0:
+        # The files read here start with ASCII: a brace, a digit, a word.
+        if content[0] == 0 != content[1]:
+            return "utf-16-be", 0
+        if content[1] == 0 != content[0]:
+            return "utf-16-le", 0
+    return "utf-8", 0
+
+
+def read_json(path: Path | str) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+      UserError: the file cannot be read or is not JSON (the message names file, line and column).
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error.msg}: line {error.lineno}, column {error.colno})") from None
+    except RecursionError:
+        raise UserError(f"{path} is not usable JSON (nested too deeply)") from None
+
+
+def write_whole(path: Path | str, content: str | bytes) -> None:
+    """Write a file so that a reader, a full disk or a power cut sees the whole new content or the old file.
+
+    Text is stored as UTF-8. Missing folders are made.
+
+    Raises:
+      UserError: the system refuses (full disk, read-only folder, name too long); nothing is left behind.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    with telling(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _part_of(path) as (stream, part):
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+            _take_mode(stream.fileno(), path)
+            os.replace(part, path)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _part_of(path: Path) -> Iterator[tuple[Any, str]]:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as stream:
+        try:
+            yield stream, stream.name
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(stream.name)
+
+
+def _take_mode(descriptor: int, path: Path) -> None:
+    """Permissions of the file that is replaced, or those of any new file, instead of a temporary file's."""
+    if not hasattr(os, "fchmod"):
+        return
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        mode = 0o666 & ~mask
+    os.fchmod(descriptor, mode)
+
+
+def sync_file(path: Path | str) -> None:
+    """Make the content of a file survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path | str) -> None:
+    """Make the names in a folder survive a power cut, where the system can do that."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):  # some network file systems know no such thing
+        sync_file(folder)
+
+
+class Found(NamedTuple):
+    """What a search of a folder gave."""
+
+    files: list[Path]  # sorted, below the folder as it was named
+    left_out: tuple[str, ...]  # hidden and housekeeping folders and files that hold what was searched for, below it
+    repeated: tuple[str, ...]  # folders that a link leads to a second time
+
+    def note(self) -> str:
+        """What was left out, in one line; empty when nothing was."""
+        parts = []
+        if self.left_out:
+            parts.append(f"{len(self.left_out)} in hidden or housekeeping folders left out (first: {self.left_out[0]})")
+        if self.repeated:
+            parts.append(f"{len(self.repeated)} folders that links repeat read once (first: {self.repeated[0]})")
+        return ", ".join(parts)
+
+
+def find_files(root: Path | str, endings: Collection[str]) -> Found:
+    """Files below a folder with one of the endings (lower case, with the dot), links to folders followed.
+
+    Hidden files and folders (a leading dot) and those of operating systems and tools are left out and told; each real
+    folder is read once, so that a link to a parent ends. The folder itself may have any name.
+
+    Raises:
+      UserError: a folder cannot be read.
+    """
+    root = Path(root)
+    files: list[Path] = []
+    left_out: list[str] = []
+    repeated: list[str] = []
+    seen = {_identity(root)}
+    pending = [(root, False)]
+    while pending:
+        folder, hidden = pending.pop()
+        with telling(folder):
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            path = folder / entry.name
+            out = hidden or is_housekeeping(entry.name)
+            if entry.is_dir():
+                identity = _identity(path)
+                if identity in seen:
+                    repeated.append(path.relative_to(root).as_posix())
+                else:
+                    seen.add(identity)
+                    pending.append((path, out))
+            elif path.suffix.lower() in endings and entry.is_file():
+                if out:
+                    left_out.append(path.relative_to(root).as_posix())
+                else:
+                    files.append(path)
+    return Found(sorted(files), tuple(sorted(left_out)), tuple(sorted(repeated)))
+
+
+def is_housekeeping(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or a tool's own."""
+    return name.startswith(".") or name in HOUSEKEEPING
+
+
+def _identity(folder: Path) -> tuple[int, int] | str:
+    found = folder.stat()
+    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(folder)
