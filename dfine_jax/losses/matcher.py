@@ -15,10 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from dfine_jax.config import LossConfig
+from dfine_jax.losses import host_call
 from dfine_jax.losses.assignment import assign_rows
 from dfine_jax.ops.boxes import clamped_xyxy, iou_and_giou
 from dfine_jax.typing import Targets
 
+_ON_HOST = "dfine_jax_assign"  # of the foreign function, in compiled programs
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -77,14 +79,20 @@ def union_match(matches: Int[Array, "t b q"], num_gt: int) -> Int[Array, "b q"]:
 def _assign_on_host(cost: Float[Array, "*s b q g"], valid: Bool[Array, "b g"]) -> Int[Array, "*s b q"]:
     # On CPU pure_callback hands over jax arrays; reading them waits for a copy made by the thread pool whose threads
     # all sit in callbacks when there are more simulated devices than cores: a deadlock (jax 0.10.2: 8 devices, 2 cores,
-    # [5, 4, 300, 100]). buffer_callback passes plain host memory instead. On other platforms the callbacks occupy no
-    # thread of the CPU backend, and pure_callback does the transfers.
+    # [5, 4, 300, 100]). A foreign function and buffer_callback get plain host memory instead, and a program with the
+    # former can be kept by the compilation cache. On other platforms the callbacks occupy no thread of the CPU
+    # backend, and pure_callback does the transfers.
     shape = jax.ShapeDtypeStruct(cost.shape[:-1], jnp.int32)
     if cost.size == 0:
         return jnp.full(shape.shape, -1, jnp.int32)
 
     def into_buffers(_: object, out: np.ndarray, cost: np.ndarray, valid: np.ndarray) -> None:
         np.asarray(out)[...] = _solve(np.asarray(cost), np.asarray(valid))
+
+    def in_memory(cost: jax.Array, valid: jax.Array) -> jax.Array:
+        if host_call.register(_ON_HOST, _solve):
+            return jax.ffi.ffi_call(_ON_HOST, shape, vmap_method="sequential")(cost, valid)
+        return buffer_callback(into_buffers, shape, vmap_method="sequential")(cost, valid)
 
     def with_arrays(cost: jax.Array, valid: jax.Array) -> jax.Array:
         return jax.pure_callback(
@@ -95,7 +103,6 @@ def _assign_on_host(cost: Float[Array, "*s b q g"], valid: Bool[Array, "b g"]) -
             vmap_method="sequential",
         )
 
-    in_memory = buffer_callback(into_buffers, shape, vmap_method="sequential")
     return jax.lax.platform_dependent(cost, valid, cpu=in_memory, default=with_arrays)
 
 

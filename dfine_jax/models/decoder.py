@@ -82,7 +82,7 @@ class DeformableAttention(nn.Module):
         self, query: Float[Array, "b n d"], reference_cxcywh: Float[Array, "b n 4"], source: Source
     ) -> Float[Array, "b n d"]:
         shape = (*query.shape[:2], self.num_heads, sum(self.num_points))
-        zeros = nn.initializers.zeros
+        zeros = initializers.zeros
         offset_bias = initializers.sampling_offsets_bias(self.num_heads, self.num_points)
         heads_points = self.num_heads * sum(self.num_points)
         offsets = Linear(2 * heads_points, zeros, offset_bias, self.dtype, name="sampling_offsets")(query)
@@ -103,7 +103,7 @@ class Gateway(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], sampled: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        zeros = nn.initializers.zeros
+        zeros = initializers.zeros
         both = jnp.concatenate([x, sampled], -1)
         gates = nn.sigmoid(Linear(both.shape[-1], zeros, zeros, self.dtype, name="gate")(both))
         keep, take = jnp.split(gates, 2, -1)

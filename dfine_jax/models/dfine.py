@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Key
 
@@ -16,6 +17,7 @@ from dfine_jax.config import ModelConfig
 from dfine_jax.models.decoder import Decoder
 from dfine_jax.models.hgnetv2 import HGNetV2
 from dfine_jax.models.hybrid_encoder import HybridEncoder
+from dfine_jax.models.initializers import draw_variables
 from dfine_jax.models.layers import called
 from dfine_jax.typing import DenoisingQueries, ModelOutput
 
@@ -79,15 +81,20 @@ class DFine(nn.Module):
 def init_variables(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:
     """Fresh ``{"params", "batch_stats"}`` with the reference's initial values; nothing depends on the image size.
 
-    All decoder layers start from identical values, as the reference copies one instance.
+    Drawn on the host without compiling anything; equal keys give equal values on every device. All decoder layers start
+    from identical values, as the reference copies one instance.
     """
-    images = jnp.zeros((1, 4 * STRIDE, 4 * STRIDE, 3))
-    variables = jax.jit(lambda k: DFine(config).init(k, images, train=True))(key)
+    images = np.zeros((1, 4 * STRIDE, 4 * STRIDE, 3), np.float32)
+
+    def init(key: Key[Array, ""]) -> dict[str, Any]:
+        return dict(DFine(config).init(key, images, train=True))
+
+    variables = draw_variables(init, key)
     decoder = dict(variables["params"]["decoder"])
     for i in range(1, config.decoder_layers):
-        decoder[f"layers_{i}"] = jax.tree.map(jnp.copy, decoder["layers_0"])
+        decoder[f"layers_{i}"] = decoder["layers_0"]
     params = {**variables["params"], "decoder": decoder}
-    return {"params": params, "batch_stats": variables["batch_stats"]}
+    return jax.device_put({"params": params, "batch_stats": variables["batch_stats"]})
 
 
 def num_parameters(variables: Mapping[str, Any], config: ModelConfig) -> int:

@@ -17,6 +17,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from dfine_jax.models import initializers
 from dfine_jax.models.initializers import Initializer, fan_in_uniform, uniform_bias, xavier_uniform
 from dfine_jax.ops.conv import conv2d, project
 from dfine_jax.ops.replace import replaceable
@@ -30,7 +31,13 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 # PyTorch's epsilon; two-pass variance.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+LayerNorm = functools.partial(
+    nn.LayerNorm,
+    epsilon=1e-5,
+    use_fast_variance=False,
+    scale_init=initializers.ones,
+    bias_init=initializers.zeros,
+)
 
 
 @replaceable
@@ -92,7 +99,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
-        zeros = nn.initializers.zeros
+        zeros = initializers.zeros
         for i in range(self.num_layers - 1):
             layer = Linear(self.hidden, kernel_init=self.kernel_init, dtype=self.dtype, name=f"layers_{i}")
             x = activation(self.activation)(layer(x))
@@ -141,10 +148,10 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
         shape = (x.shape[-1],)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        mean = self.variable("batch_stats", "mean", initializers.zeros, None, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", initializers.ones, None, shape, jnp.float32)
+        scale = self.param("scale", initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", initializers.zeros, shape, jnp.float32)
         out_dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
         x = x.astype(_at_least_float32(x.dtype))
         if self.frozen:
@@ -179,8 +186,8 @@ class LearnableAffine(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        scale = self.param("scale", nn.initializers.ones, (1,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (1,), jnp.float32)
+        scale = self.param("scale", initializers.ones, (1,), jnp.float32)
+        bias = self.param("bias", initializers.zeros, (1,), jnp.float32)
         x, scale, bias = promote_dtype(x, scale, bias, dtype=self.dtype)
         return x * scale + bias
 
@@ -231,7 +238,7 @@ class InProjection(nn.Module):
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"], Float[Array, "b n d"]]:
         d = query_key.shape[-1]
         kernel = self.param("kernel", xavier_uniform, (d, 3 * d), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (3 * d,), jnp.float32)
+        bias = self.param("bias", initializers.zeros, (3 * d,), jnp.float32)
         query_key, value, kernel, bias = promote_dtype(query_key, value, kernel, bias, dtype=self.dtype)
         both = project(query_key, kernel[:, : 2 * d]) + bias[: 2 * d]
         return both[..., :d], both[..., d:], project(value, kernel[:, 2 * d :]) + bias[2 * d :]
@@ -262,4 +269,4 @@ class MultiHeadAttention(nn.Module):
             logits = jnp.where(mask, jnp.finfo(logits.dtype).min, logits)
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         x = jnp.einsum("bmqk,bkmd->bqmd", weights, v).reshape(b, n, d)
-        return Linear(d, bias_init=nn.initializers.zeros, dtype=self.dtype, name="out_proj")(x)
+        return Linear(d, bias_init=initializers.zeros, dtype=self.dtype, name="out_proj")(x)

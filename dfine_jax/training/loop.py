@@ -108,8 +108,8 @@ class _Run:
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
         self.eval_step = make_eval_step(config.model)
-        init_key, self.key = jax.random.split(jax.random.key(train.seed))
-        self.init_variables = lambda: start.variables if start else init_variables(config.model, init_key)
+        self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
+        self.init_variables = lambda key: start.variables if start else init_variables(config.model, key)
         self.metadata = describe(config, train_data, start)
         self.progress = Progress()
         self.metrics: Metrics | None = None
@@ -117,7 +117,7 @@ class _Run:
 
     def run(self, resume: bool, notes: Sequence[str]) -> Result:
         """From the first or the next step to the last, or to a signal."""
-        state = self._resumed() if resume else create_state(self.init_variables(), self.tx, self.key)
+        state = self._resumed() if resume else create_state(self.init_variables(self.init_key), self.tx, self.key)
         notes = (*notes, *self.loader.notes, *freeze_notes(state.params, self.config.optim))
         state, step = replicated(state), int(state.step)
         self.first_step = self.recorded = step
@@ -215,7 +215,7 @@ class _Run:
         return step % _ASK_HOSTS_EVERY == 0 and self.stop.agreed()
 
     def _load(self, name: str) -> tuple[TrainState, Metadata, Progress]:
-        shapes = jax.eval_shape(lambda: create_state(self.init_variables(), self.tx, self.key))
+        shapes = jax.eval_shape(lambda key: create_state(self.init_variables(key), self.tx, self.key), self.init_key)
         return checkpoint.load_training(self.out_dir / name, shapes)
 
     def _resumed(self) -> TrainState:
