@@ -144,7 +144,7 @@ def of_input(answer: Reference, artefact: Artefact) -> Reference:
 
 
 def _exact(answer: Reference) -> Reference:
-    """The answer with float32 products whatever JAX was told: the limits of float32 files are far below TF32's noise."""
+    """The answer with float32 products whatever JAX was told: TF32's noise is above the limits of float32 files."""
 
     def asked(images: Images) -> tuple[np.ndarray, np.ndarray]:
         with exact_products():

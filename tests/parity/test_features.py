@@ -1,4 +1,4 @@
-"""Features of backbone and encoder against the numbers of the reference (the second set: models/test_golden_eval.py)."""
+"""Features of backbone and encoder against the reference; those of the second set are in models/test_golden_eval.py."""
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ def test_float32(golden, variant, size, tolerance):
 
 @pytest.mark.parametrize("variant", ["n", "l"])
 def test_float64(golden, variant):
-    with jax.enable_x64(True), np.load(golden(f"eval64_{variant}_640x640.npz")) as golden:
+    with jax.enable_x64(True), np.load(golden(f"eval64_{variant}_640x640.npz")) as stored:
         variables = variables_from_state_dict(golden_state_dict(golden, variant), np.float64)
         images = golden_image(640, 640).astype(np.float64)
         outputs = features(variant, variables, images)
