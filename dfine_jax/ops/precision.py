@@ -20,4 +20,5 @@ def exact_products() -> contextlib.AbstractContextManager[None]:
 
 def inference_products() -> contextlib.AbstractContextManager[None]:
     """As ``exact_products``, unless JAX's own setting asks for something (``jax.default_matmul_precision``)."""
-    return contextlib.nullcontext() if jax.config.jax_default_matmul_precision else exact_products()
+    asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    return contextlib.nullcontext() if asked else exact_products()
