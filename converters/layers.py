@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from dfine_jax.artefact import Artefact
 from dfine_jax.errors import UserError
+from dfine_jax.ops.precision import exact_products
 
 _TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 1.0}  # largest difference, in root mean squares of the tensor
 _SMALLEST = 16  # elements; smaller tensors are equal by chance
@@ -108,7 +109,8 @@ def _modules(model: Any, variables: Any, images: np.ndarray) -> list[Module]:
 
     closed, shapes = jax.make_jaxpr(outputs, return_shape=True)(variables, images)
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-    values = jax.tree.leaves(jax.jit(outputs)(variables, images))
+    with exact_products():
+        values = jax.tree.leaves(jax.jit(outputs)(variables, images))
     wanted: dict[Any, int] = {}
     for i, var in enumerate(closed.jaxpr.outvars):
         if not isinstance(var, Literal):

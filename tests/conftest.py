@@ -1,38 +1,61 @@
-"""Shared fixtures. Golden numbers and real images are looked up, and tests that need them are skipped when absent."""
+"""Shared fixtures: reference numbers and real pictures, looked up file by file, and one compilation cache per session.
+
+A test that needs a file which is not part of the repository is skipped, and the summary says which.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # commands run by tests store nothing in the user's cache
+# Commands run by tests store nothing in the user's cache. One folder for the session and all its processes: what one of
+# them has compiled the others load. The controlling process makes it and removes it.
+_OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if _OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dfine-jax-tests-")
 # A shell ignores Ctrl-C for its background jobs; tests of Ctrl-C need it, here and in the processes they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
+Lookup = Callable[[str], Path]
 
 
-def _first_existing(*candidates: Path | str | None) -> Path | None:
-    return next((Path(c) for c in candidates if c and Path(c).is_dir()), None)
+def pytest_unconfigure() -> None:
+    """Remove the session's compilation cache."""
+    if _OWN_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def _lookup(kind: str, variable: str) -> Lookup:
+    folders = [Path(p) for p in (os.environ.get(variable), ROOT.parent / "shared" / kind, ROOT / "tests" / kind) if p]
+
+    def find(name: str) -> Path:
+        found = next((folder / name for folder in folders if (folder / name).exists()), None)
+        if found is None:
+            pytest.skip(f"{name} is not part of the repository; set {variable} to a folder that holds it")
+        return found
+
+    return find
 
 
 @pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """Folder of the reference numbers."""
-    found = _first_existing(
-        os.environ.get("DFINE_GOLDEN"), ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden"
-    )
-    if found is None:
-        pytest.skip("reference numbers not found; set DFINE_GOLDEN")
-    return found
+def golden() -> Lookup:
+    """Path of a file of reference numbers by its name."""
+    return _lookup("golden", "DFINE_GOLDEN")
 
 
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """Folder of real images (bccd/, coco_mini/)."""
-    found = _first_existing(os.environ.get("DFINE_DATA"), ROOT.parent / "shared" / "data")
-    if found is None:
-        pytest.skip("real images not found; set DFINE_DATA")
-    return found
+def real_data() -> Lookup:
+    """Path of something in the folder of real images (bccd/, coco_mini/) by its relative name."""
+    return _lookup("data", "DFINE_DATA")
+
+
+@pytest.fixture(scope="session")
+def cells() -> Path:
+    """Folder of two real photographs with annotations, in COCO's layout, split "val"; part of the repository."""
+    return ROOT / "tests" / "data" / "bccd"

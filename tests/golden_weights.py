@@ -1,25 +1,24 @@
 """Reference weights and images, rebuilt from names, and their place in the variables of the model.
 
-Two independent fills: the one of the golden folder (``weights.py`` there) and the integer hash of the specification
-(appendix A.1). ``variables_from_state_dict`` applies the naming contract to any official state dict, whole or partial.
+Two independent fills: the drawn one (``golden_fill.py``) and an integer hash. ``variables_from_state_dict`` applies the
+naming contract to any official state dict, whole or partial.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import csv
+import gzip
 import json
-import os
 import re
 import zlib
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import golden_fill
 import numpy as np
-import pytest
 from conftest import ROOT
+from golden_fill import image as golden_image  # noqa: F401
 
 _COMPUTED = re.compile(r"(^|\.)(up|reg_scale|anchors|valid_mask|num_points_scale|num_batches_tracked)$")
 
@@ -67,36 +66,20 @@ def submodule(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {collection: tree[name] for collection, tree in variables.items() if name in tree}
 
 
-@lru_cache
-def golden_module(golden_dir: Path) -> ModuleType:
-    """``weights.py`` of the golden folder (``fill``, ``state_dict``, ``image``)."""
-    spec = importlib.util.spec_from_file_location("golden_fill", golden_dir / "weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def golden_state_dict(golden: Callable[[str], Path], variant: str) -> dict[str, np.ndarray]:
+    """Official state dict behind ``eval_<variant>_*``, ``step_<variant>_*`` and ``train_<variant>_*``."""
+    return golden_fill.state_dict(golden(f"manifest_{variant}.json"), golden(f"bnstats_{variant}.npz"))
 
 
-def golden_state_dict(golden_dir: Path, variant: str) -> dict[str, np.ndarray]:
-    """Official state dict behind ``eval_<variant>_*`` and ``train_<variant>_*``."""
-    return golden_module(golden_dir).state_dict(str(golden_dir / f"manifest_{variant}.json"))
-
-
-def golden_image(golden_dir: Path, height: int, width: int, batch: int = 1, seed: int = 0) -> np.ndarray:
-    """Float32 images [batch, height, width, 3] of the golden folder."""
-    return golden_module(golden_dir).image(height, width, batch, seed)
-
-
-def spec_keys_dir() -> Path:
-    """Folder of the state-dict listings ``<variant>.tsv``; skips the test when absent."""
-    candidates = (os.environ.get("DFINE_SPEC_KEYS"), ROOT.parent / "shared" / "spec" / "keys", ROOT / "tests" / "keys")
-    for candidate in candidates:
-        if candidate and Path(candidate).is_dir():
-            return Path(candidate)
-    pytest.skip("state-dict listings not found; set DFINE_SPEC_KEYS")
+def official_shapes(variant: str) -> dict[str, tuple[int, ...]]:
+    """Every key of the official state dict with its shape."""
+    with gzip.open(ROOT / "tests" / "golden" / "keys" / f"{variant}.tsv.gz", "rt") as file:
+        rows = csv.reader(file, delimiter="\t")
+        return {key: tuple(json.loads(shape)) for key, shape, *_ in rows}
 
 
 def hash_uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Float64 values in [-1, 1) from the CRC of a name, in C order (appendix A.1)."""
+    """Float64 values in [-1, 1) from the CRC of a name, in C order."""
     index = np.uint32(zlib.crc32(name.encode()))
     with np.errstate(over="ignore"):
         v = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint32) * np.uint32(2654435761)
@@ -132,10 +115,9 @@ def _hash_value(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def hash_state_dict(variant: str) -> dict[str, np.ndarray]:
     """Float32 official state dict behind ``hash_golden.json``; computed entries are left out."""
-    rows = [line.split("\t") for line in (spec_keys_dir() / f"{variant}.tsv").read_text().splitlines()]
     return {
-        key: _hash_value(key, tuple(json.loads(shape))).astype(np.float32)
-        for key, shape, *_ in rows
+        key: _hash_value(key, shape).astype(np.float32)
+        for key, shape in official_shapes(variant).items()
         if not _COMPUTED.search(key)
     }
 

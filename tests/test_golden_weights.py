@@ -6,7 +6,6 @@ from golden_weights import (
     hash_image,
     hash_state_dict,
     hash_uniform,
-    spec_keys_dir,
     variables_from_state_dict,
 )
 
@@ -23,7 +22,6 @@ def test_hash_values():
 
 
 def test_hash_image():
-    spec_keys_dir()
     image = hash_image(640)
     assert image.shape == (2, 640, 640, 3)
     assert abs(image.mean(dtype=np.float64) - 0.48747625) < 1e-7
@@ -31,8 +29,8 @@ def test_hash_image():
     assert abs(hash_image(320).mean(dtype=np.float64) - 0.50494256) < 1e-7
 
 
-def test_naming_contract(golden_dir):
-    state = golden_state_dict(golden_dir, "s")
+def test_naming_contract(golden):
+    state = golden_state_dict(golden, "s")
     tree = variables_from_state_dict(state)
     params, stats = tree["params"], tree["batch_stats"]
     assert params["backbone"]["stages_1"]["blocks_0"]["layers_0"]["conv"]["kernel"].shape == (3, 3, 64, 32)

@@ -89,6 +89,6 @@ def official_groups(model):
     return [{"params": members, **patterns.get(p, {})} for p, members in groups.items() if members]
 
 
-def golden_images(golden_dir, seed):
+def golden_images(seed):
     """A batch of the stored training steps."""
-    return golden_weights.golden_image(golden_dir, 256, 256, 4, seed=seed)
+    return golden_weights.golden_image(256, 256, 4, seed=seed)

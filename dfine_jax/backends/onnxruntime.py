@@ -24,15 +24,18 @@ _FAILURES = {
     "kernels": ("NotImplemented", "RuntimeException"),
     "run": ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException", "NotImplemented", "EPFail", "EngineError"),
 }
+# Without this the CUDA kernels multiply float32 numbers with ten bits of mantissa on GPUs since Ampere.
+_OPTIONS = {"cuda": {"use_tf32": "0"}}
 _FAMILIES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that NumPy does not know
 
 
 class OnnxRuntimeSession:
-    """One ONNX file.
+    """One ONNX file. Float32 products are float32 with ``cuda``, as on the CPU.
 
     Args:
       path: the file.
-      device: ``cpu``, ``cuda``, ``tensorrt`` (ONNX Runtime's own TensorRT provider), or None: CUDA where the installed
+      device: ``cpu``, ``cuda``, ``tensorrt`` (ONNX Runtime's own TensorRT provider; it has no such switch, so set
+        NVIDIA_TF32_OVERRIDE=0 in the environment where float32 must be exact), or None: CUDA where the installed
         package has it, otherwise the CPU.
       threads: of one run; None: as many as there are cores.
 
@@ -93,7 +96,8 @@ def failures(when: Literal["load", "kernels", "run"]) -> tuple[type[Exception], 
     return tuple(getattr(state, name) for name in _FAILURES[when])
 
 
-def _providers(ort: Any, device: str | None) -> list[str]:
+def _providers(ort: Any, device: str | None) -> list[tuple[str, dict[str, str]]]:
+    """Providers in the order they are tried, each with its options."""
     present = ort.get_available_providers()
     if device is None:
         device = "cuda" if _PROVIDERS["cuda"] in present else "cpu"
@@ -102,7 +106,7 @@ def _providers(ort: Any, device: str | None) -> list[str]:
     if _PROVIDERS[device] not in present:
         raise UserError(f"device {device}: this ONNX Runtime has no {_PROVIDERS[device]}; pip install onnxruntime-gpu")
     first = {"cpu": [], "cuda": ["cuda"], "tensorrt": ["tensorrt", "cuda"]}[device]
-    return [_PROVIDERS[name] for name in [*first, "cpu"] if _PROVIDERS[name] in present]
+    return [(_PROVIDERS[name], _OPTIONS.get(name, {})) for name in [*first, "cpu"] if _PROVIDERS[name] in present]
 
 
 def _dtype(name: str) -> np.dtype:

@@ -16,8 +16,8 @@ from dfine_jax.errors import UserError
 class OpenVinoSession:
     """One model in OpenVINO.
 
-    Processors with bfloat16 units would compute in bfloat16 unasked; here they compute in float32 unless the weights
-    are meant for less, so that the same file gives the same boxes everywhere.
+    Processors with bfloat16 units and GPUs would compute in less than float32 unasked; here they compute in float32
+    unless the weights are meant for less, so that the same file gives the same boxes everywhere.
 
     Args:
       path: an ``.xml`` with its ``.bin``, or an ``.onnx``.
@@ -50,6 +50,8 @@ class OpenVinoSession:
                 config["INFERENCE_NUM_THREADS"] = threads
         elif self._device.startswith("GPU"):
             config["INFERENCE_PRECISION_HINT"] = "f32" if self.artefact.precision == "fp32" else "f16"
+        elif self._device != "NPU" and self.artefact.precision == "fp32":  # AUTO and the like; an NPU has no float32
+            config["INFERENCE_PRECISION_HINT"] = "f32"
         try:
             self._compiled = core.compile_model(model, self._device, config)
         except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from dfine_jax.models.hgnetv2 import HGNetV2
 from dfine_jax.models.hybrid_encoder import HybridEncoder
 from dfine_jax.models.initializers import draw_variables
 from dfine_jax.models.layers import called
+from dfine_jax.ops.precision import inference_products
 from dfine_jax.typing import DenoisingQueries, ModelOutput
 
 STRIDE = 32  # of the coarsest map; image sides are multiples of it
@@ -41,6 +43,9 @@ class DFine(nn.Module):
         self, images: Float[Array, "b h w 3"], denoising: DenoisingQueries | None = None, *, train: bool
     ) -> ModelOutput:
         """Predict; ``train`` also returns what losses need and, with ``mutable=["batch_stats"]``, new statistics.
+
+        Without ``train`` products of float32 numbers are float32 on every device, unless
+        ``jax.default_matmul_precision`` asks for less; with ``train`` they are what JAX does there (TF32 on GPUs).
 
         Raises:
           ValueError: image sides that are not multiples of 32, or denoising queries without ``train``.
@@ -74,8 +79,9 @@ class DFine(nn.Module):
         )
         decoder = Decoder(config, self.bn_axis_name, dtype, self.keep_queries, name="decoder")
         again = {name: train and name in self.remat and not self.is_initializing() for name in ("encoder", "decoder")}
-        features = called(encoder, backbone(images, train=train), train=train, remat=again["encoder"])
-        return called(decoder, features, denoising, train=train, remat=again["decoder"])
+        with contextlib.nullcontext() if train or dtype == jnp.bfloat16 else inference_products():
+            features = called(encoder, backbone(images, train=train), train=train, remat=again["encoder"])
+            return called(decoder, features, denoising, train=train, remat=again["decoder"])
 
 
 def init_variables(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dfine_jax.ops.precision import EXACT
 from dfine_jax.ops.replace import replaceable
 
 
@@ -27,9 +28,12 @@ def weighting_function(reg_max: int, up: float, reg_scale: float) -> Float[np.nd
 
 @replaceable
 def integral(corners_logit: Float[Array, "*n e r"], project: Float[Array, " r"]) -> Float[Array, "*n e"]:
-    """Expected offset of each edge: softmax over bins times W(n), in at least float32."""
+    """Expected offset of each edge: softmax over bins times W(n), in at least float32, also where products are not.
+
+    Ten bits of mantissa, as in TF32, would move an edge of a box of 600 px by up to 0.15 px.
+    """
     wide = corners_logit.astype(jnp.promote_types(corners_logit.dtype, jnp.float32))
-    return jax.nn.softmax(wide, -1) @ jnp.asarray(project, wide.dtype)
+    return jnp.matmul(jax.nn.softmax(wide, -1), jnp.asarray(project, wide.dtype), precision=EXACT)
 
 
 @replaceable

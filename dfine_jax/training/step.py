@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dfine_jax.config import Config, ModelConfig
 from dfine_jax.evaluate import Predict, Predictions
 from dfine_jax.models.dfine import DFine
+from dfine_jax.ops.precision import exact_products
 from dfine_jax.postprocess import select
 from dfine_jax.training import hosts
 from dfine_jax.training.gradient import make_gradient, split_parts, unit_range
@@ -121,7 +122,8 @@ def make_eval_step(
 
     def eval_step(variables: PyTree, images: Array) -> tuple[Array, Array, Array]:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
-        output: ModelOutput = apply(variables, unit_range(images, dtype), train=False)
+        with exact_products():
+            output: ModelOutput = apply(variables, unit_range(images, dtype), train=False)
         scores, labels, boxes_cxcywh = map(jnp.asarray, select(output.logits, output.boxes_cxcywh))
         return scores, labels, boxes_cxcywh
 

@@ -104,11 +104,12 @@ ORIENTED = {  # what a viewer does to the stored pixels, by EXIF orientation
 
 
 @pytest.fixture(scope="module")
-def real_photographs(data_dir, tmp_path_factory):
+def real_photographs(cells, tmp_path_factory):
     """Real photographs, as they are and in odd forms: files, and what a viewer would show of each as RGB pixels."""
     folder = tmp_path_factory.mktemp("real")
-    files = sorted((data_dir / "coco_mini" / "val2017").glob("*.jpg"))
-    out = [(file, Image.open(file).convert("RGB")) for file in files[:6]]
+    files = sorted((cells / "val").glob("*.jpg"))
+    out = [(file, Image.open(file).convert("RGB")) for file in files]
+    assert len(out) == 2
 
     def add(name, image, seen=None, **options):
         image.save(folder / name, **options)
@@ -120,7 +121,7 @@ def real_photographs(data_dir, tmp_path_factory):
     for orientation, turn in ORIENTED.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
-        stored = out[orientation % 6][1]
+        stored = out[orientation % 2][1]
         add(f"exif{orientation}.jpg", stored, lambda i, t=turn: i if t is None else i.transpose(t), exif=exif)
     grey = photograph.convert("L")
     add("grey.jpg", grey)
@@ -316,3 +317,46 @@ def test_what_a_checkpoint_stores_about_preprocessing_is_used(tmp_path):
     file.write_text(json.dumps(values))
     with pytest.raises(UserError, match="preprocessing.interpolation"):
         load_metadata(tmp_path / "best")
+
+
+class ManyProviders:
+    """ONNX Runtime as it is on a machine with a GPU."""
+
+    @staticmethod
+    def get_available_providers():
+        return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("device", [None, "cuda", "tensorrt"])
+def test_cuda_multiplies_float32_as_float32(device):
+    from dfine_jax.backends import onnxruntime
+
+    providers = dict(onnxruntime._providers(ManyProviders, device))
+    assert providers["CUDAExecutionProvider"] == {"use_tf32": "0"}
+    assert list(providers)[0] == f"{'Tensorrt' if device == 'tensorrt' else 'CUDA'}ExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "hint"),
+    [
+        ("CPU", "fp16", "f32"),
+        ("GPU", "fp32", "f32"),
+        ("GPU", "fp16", "f16"),
+        ("AUTO", "fp32", "f32"),
+        ("NPU", "fp32", None),
+    ],
+)
+def test_openvino_computes_float32_files_in_float32(tmp_path, model, monkeypatch, device, precision, hint):
+    openvino = pytest.importorskip("openvino")
+    asked = {}
+
+    class Core(openvino.Core):
+        def compile_model(self, model, device_name, config):
+            asked.update(config, device=device_name)
+            raise RuntimeError("far enough")
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    path = toy.write_toy(tmp_path / "toy.onnx", model[1], precision=precision)
+    with pytest.raises(UserError, match="far enough"):
+        open_artefact(path, runtime="openvino", device=device)
+    assert asked["device"] == device and asked.get("INFERENCE_PRECISION_HINT") == hint

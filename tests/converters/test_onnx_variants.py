@@ -32,10 +32,10 @@ META = {"class_names": [f"class {i}" for i in range(80)], "category_ids": range(
 PYTORCH_NODES = {"n": 665, "s": 736, "m": 916}
 
 
-def weights(golden_dir, variant: str, kind: str = ""):
+def weights(golden, variant: str, kind: str = ""):
     """Reference weights; of N, S and L there are statistics of real activations ("golden"), else hashed ones."""
     if (kind or ("golden" if variant in "ns" else "hash")) == "golden":
-        return golden_weights.variables_from_state_dict(golden_weights.golden_state_dict(golden_dir, variant))
+        return golden_weights.variables_from_state_dict(golden_weights.golden_state_dict(golden, variant))
     return golden_weights.variables_from_state_dict(golden_weights.hash_state_dict(variant))
 
 
@@ -83,11 +83,11 @@ def remembered(answer):
 
 @pytest.mark.parametrize("size_hw", [(640, 640), (320, 512)], ids=["640x640", "320x512"])
 @pytest.mark.parametrize("weight_set", ["n golden", "s golden", "l golden", "m hash", "l hash", "x hash"])
-def test_gate(golden_dir, data_dir, tmp_path, weight_set, size_hw):
+def test_gate(golden, real_data, tmp_path, weight_set, size_hw):
     variant, kind = weight_set.split()
-    model, variables = DFine(model_config(variant)), weights(golden_dir, variant, kind)
+    model, variables = DFine(model_config(variant)), weights(golden, variant, kind)
     reference = remembered(JaxBackend(model, variables).predict)
-    photos = open_data(data_dir / "coco_mini" / "val2017", "val")
+    photos = open_data(real_data("coco_mini/val2017"), "val")
     images = [Preprocess(*size_hw)(picture) for picture in pictures(photos, 8)[0]]
     strict = float32_limits(model, variables, reference, images)
     print(f"{weight_set} {size_hw[0]}x{size_hw[1]}: {strict}")
@@ -114,21 +114,21 @@ def test_gate(golden_dir, data_dir, tmp_path, weight_set, size_hw):
 
 
 @pytest.mark.parametrize("variant", ["n", "s", "m"])
-def test_fewer_nodes_than_the_pytorch_export(golden_dir, variant):
-    model, variables = DFine(model_config(variant)), weights(golden_dir, variant)
+def test_fewer_nodes_than_the_pytorch_export(golden, variant):
+    model, variables = DFine(model_config(variant)), weights(golden, variant)
     nodes = len(export_onnx(model, variables, META, size_hw=(640, 640)).graph.node)
     print(f"{variant}: {nodes} nodes, {nodes / PYTORCH_NODES[variant]:.2f} of the PyTorch export")
     assert nodes <= PYTORCH_NODES[variant]
 
 
-@pytest.mark.parametrize(("variant", "height", "width"), [("n", 320, 512), ("n", 640, 640), ("s", 640, 640)])
-def test_reference_numbers(golden_dir, variant, height, width):
-    with np.load(golden_dir / f"eval_{variant}_{height}x{width}.npz") as file:
+@pytest.mark.parametrize(("variant", "height", "width"), [("n", 640, 640), ("s", 640, 640)])
+def test_reference_numbers(golden, variant, height, width):
+    with np.load(golden(f"eval_{variant}_{height}x{width}.npz")) as file:
         want = {k: file[k] for k in file.files}
-    model, variables = DFine(model_config(variant)), weights(golden_dir, variant)
+    model, variables = DFine(model_config(variant)), weights(golden, variant)
     proto = export_onnx(model, variables, META, size_hw=(height, width), batch=None)
     batch = int(want["image_hwb"][2])
-    images = golden_weights.golden_image(golden_dir, height, width, batch).transpose(0, 3, 1, 2)
+    images = golden_weights.golden_image(height, width, batch).transpose(0, 3, 1, 2)
     got = tiny.run(proto, images=np.ascontiguousarray(images))
     for i in range(batch):
         theirs = Rows(want["pred_boxes"][i], want["pred_logits"][i])

@@ -76,8 +76,8 @@ def test_same_variables_as_a_second_mapping(variant):
 
 
 @pytest.mark.parametrize("variant", ["n", "s", "l"])
-def test_reference_weights(golden_dir, variant):
-    state = golden_state_dict(golden_dir, variant)
+def test_reference_weights(golden, variant):
+    state = golden_state_dict(golden, variant)
     config, variables = convert_state_dict(state)
     assert config == model_config(variant)
     back = export_state_dict(config, variables)

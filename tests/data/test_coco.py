@@ -196,9 +196,17 @@ def test_unrecognised_layouts(tmp_path):
         find_split(tmp_path, "val")
 
 
-def test_real_data(data_dir):
-    cells = read_coco(*find_split(data_dir / "bccd", "train"))
-    assert (len(cells), cells.names, cells.report.degenerate) == (205, ("RBC", "WBC", "Platelets"), 1)
-    photos = read_coco(*find_split(data_dir / "coco_mini", "val"))
+def test_real_annotations(cells):
+    dataset = read_coco(*find_split(cells, "val"))
+    assert dataset.names == ("RBC", "WBC", "Platelets")
+    assert [np.bincount(record.labels).tolist() for record in dataset.records] == [[8, 1, 1], [5, 1, 2]]
+    (white,) = dataset.records[1].boxes_xyxy_px[dataset.records[1].labels == 1]
+    np.testing.assert_array_equal(white, [1, 11, 222, 221])
+
+
+def test_real_data(real_data):
+    blood = read_coco(*find_split(real_data("bccd"), "train"))
+    assert (len(blood), blood.names, blood.report.degenerate) == (205, ("RBC", "WBC", "Platelets"), 1)
+    photos = read_coco(*find_split(real_data("coco_mini"), "val"))
     assert (len(photos), len(photos.names), photos.report.crowd) == (40, 80, 4)
     assert photos.category_ids[-1] == 90 and max(r.labels.max(initial=0) for r in photos.records) < 80

@@ -93,10 +93,10 @@ def stored_output(arrays):
 
 
 @pytest.mark.parametrize("name", ["train_n_dn0", "train_n_dn100", "train_deim_n_dn100"])
-def test_terms_of_the_stored_outputs(golden_dir, name):
+def test_terms_of_the_stored_outputs(golden, name):
     """Measured: 1.5e-7. Slots that do not exist hold NaN here."""
-    arrays = dict(np.load(golden_dir / f"{name}.npz"))
-    want = json.loads((golden_dir / f"{name}.json").read_text())["losses"]
+    arrays = dict(np.load(golden(f"{name}.npz")))
+    want = json.loads(golden(f"{name}.json").read_text())["losses"]
     denoising = golden_denoising(arrays, 200)
     config = LossConfig(class_loss="mal") if "deim" in name else CONFIG
     _, got = evaluate(stored_output(arrays), golden_targets(arrays, 15), denoising, config)

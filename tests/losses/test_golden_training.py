@@ -64,10 +64,9 @@ def summary(errors):
     return f"median {np.median(list(errors.values())):.1e}, worst {errors[worst]:.1e} ({worst})"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["n", "s", "m", "l", "x"])
-def test_double_precision_step_of_the_hash_weights(golden_dir, variant):
-    want = json.loads((golden_dir / "hash_golden.json").read_text())["train64"][variant]
+@pytest.mark.parametrize("variant", ["n", *(pytest.param(v, marks=pytest.mark.slow) for v in "smlx")])
+def test_double_precision_step_of_the_hash_weights(golden, variant):
+    want = json.loads(golden("hash_golden.json").read_text())["train64"][variant]
     state = golden_weights.hash_state_dict(variant)
     with jax.enable_x64(True):
         variables = golden_weights.variables_from_state_dict(state, np.float64)
@@ -90,16 +89,16 @@ def test_double_precision_step_of_the_hash_weights(golden_dir, variant):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_n_dn0", "train_n_dn100", "train_deim_n_dn100"])
-def test_single_precision_step(golden_dir, name):
+def test_single_precision_step(golden, name):
     """DEIM's file differs in activations and class loss, and does not list its one term that is always zero."""
-    arrays = dict(np.load(golden_dir / f"{name}.npz"))
-    want = json.loads((golden_dir / f"{name}.json").read_text())
-    state = golden_weights.golden_state_dict(golden_dir, "n")
+    arrays = dict(np.load(golden(f"{name}.npz")))
+    want = json.loads(golden(f"{name}.json").read_text())
+    state = golden_weights.golden_state_dict(golden, "n")
     deim = "deim" in name
     total, named, _, grads = training_step(
         deim_model("n") if deim else model_config("n"),
         golden_weights.variables_from_state_dict(state),
-        golden_weights.golden_image(golden_dir, 256, 256, 4, seed=50),
+        golden_weights.golden_image(256, 256, 4, seed=50),
         golden_targets(arrays, 15),
         golden_denoising(arrays, 200),
         LossConfig(class_loss="mal") if deim else LossConfig(),

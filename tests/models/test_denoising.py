@@ -144,8 +144,8 @@ def test_slots_and_their_check():
         make_denoising_queries(random_targets((2,), 3), noise, CLASSES, 100)
 
 
-def test_layout_of_the_golden_step(golden_dir):
-    arrays = dict(np.load(golden_dir / "train_n_dn100.npz"))
+def test_layout_of_the_golden_step(golden):
+    arrays = dict(np.load(golden("step_n_dn100.npz")))
     noise = sample_noise(jax.random.key(0), 4, 200, CLASSES)
     ours = make_denoising_queries(golden_targets(arrays, 15), noise, CLASSES, 100)
     stored = golden_denoising(arrays, 200)

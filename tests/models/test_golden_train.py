@@ -19,15 +19,15 @@ CUT_LIMIT = 5e-4  # logits closer than this to the last chosen one may be swappe
 SLOTS = 200  # the reference's 8 groups of 24 and eight slots that do not exist
 
 
-def stored(golden_dir, name):
-    with np.load(golden_dir / name) as file:
+def stored(golden, name):
+    with np.load(golden(name)) as file:
         return {k: file[k] for k in file.files}
 
 
-def forward(golden_dir, want, denoising):
-    state = golden_weights.golden_state_dict(golden_dir, "n")
+def forward(golden, want, denoising):
+    state = golden_weights.golden_state_dict(golden, "n")
     variables = golden_weights.variables_from_state_dict(state)
-    images = golden_weights.golden_image(golden_dir, 256, 256, 4, seed=50)
+    images = golden_weights.golden_image(256, 256, 4, seed=50)
     model = DFine(model_config("n"))
     return jax.jit(lambda v, x, d: model.apply(v, x, d, train=True, mutable=["batch_stats"]))(
         variables, images, denoising
@@ -50,10 +50,10 @@ def images_with_equal_queries(out, want_index) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["train_n_dn0", pytest.param("train_n_dn100", marks=pytest.mark.slow)])
-def test_outputs(golden_dir, name):
-    want = stored(golden_dir, f"{name}.npz")
+def test_outputs(golden, name):
+    want = stored(golden, f"{name}.npz")
     denoising = golden_denoising(want, SLOTS)
-    out, updates = forward(golden_dir, want, denoising)
+    out, updates = forward(golden, want, denoising)
     training, matching = out.training, out.training.matching
     rows = images_with_equal_queries(out, want["topk_index"])
     order = query_order(out.topk_index[rows], want["topk_index"][rows])

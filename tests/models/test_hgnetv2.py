@@ -55,14 +55,14 @@ def test_every_size_gives_the_strides(name):
     assert [o.shape for o in outputs] == [(2, 16 >> i, 24 >> i, c) for i, c in enumerate(widths)]
 
 
-def test_training_statistics_of_the_first_layer(golden_dir):
-    variables = submodule(variables_from_state_dict(golden_state_dict(golden_dir, "n")), "backbone")
-    images = golden_image(golden_dir, 256, 256, 4, seed=50)
+def test_training_statistics_of_the_first_layer(golden):
+    variables = submodule(variables_from_state_dict(golden_state_dict(golden, "n")), "backbone")
+    images = golden_image(256, 256, 4, seed=50)
     module = HGNetV2("B0", lab=True, return_stages=(0,))
     _, updated = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))(variables, images)
-    with np.load(golden_dir / "train_n_dn0.npz") as golden:
+    with np.load(golden("step_n_dn0.npz")) as stored:
         for name in ("mean", "var"):
-            expected = golden[f"after_backbone.stem.stem1.bn.running_{name}"]
+            expected = stored[f"after_backbone.stem.stem1.bn.running_{name}"]
             np.testing.assert_allclose(
                 updated["batch_stats"]["stem"]["stem1"]["bn"][name], expected, rtol=2e-6, atol=1e-7
             )

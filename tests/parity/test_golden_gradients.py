@@ -30,15 +30,15 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.fixture(scope="module")
-def state(golden_dir):
-    return golden_weights.golden_state_dict(golden_dir, "n")
+def state(golden):
+    return golden_weights.golden_state_dict(golden, "n")
 
 
-def test_losses_and_gradient_norms(golden_dir, state):
-    arrays = dict(np.load(golden_dir / "train_n_dn0.npz"))
-    want = json.loads((golden_dir / "train_n_dn0.json").read_text())
+def test_losses_and_gradient_norms(golden, state):
+    arrays = dict(np.load(golden("step_n_dn0.npz")))
+    want = json.loads(golden("step_n_dn0.json").read_text())
     model = torch_step.golden_model(state)
-    images = torch_step.golden_images(golden_dir, 50)
+    images = torch_step.golden_images(50)
     total, terms, grads = torch_step.backward(model, images, golden_targets(arrays, 15))
     np.testing.assert_allclose(total, want["total"], rtol=1e-6)
     assert set(terms) == set(want["losses"])
@@ -53,30 +53,30 @@ def test_losses_and_gradient_norms(golden_dir, state):
     assert errors[worst] < 5e-3
 
 
-def test_two_optimiser_steps(golden_dir, state):
+def test_two_optimiser_steps(golden, state):
     """Stored six-step trajectory, as far as its float32 arithmetic repeats on another processor.
 
     From the third step on, rounding decides which way Adam sends vanishing gradients: the bound is then that of the
     noise. Six steps without that noise are in test_trajectory.py.
     """
-    golden = np.load(golden_dir / "trajectory_n.npz")
+    stored = np.load(golden("trajectory_n.npz"))
     config = model_config("n")
     optim = OptimConfig(lr=8e-4, backbone_lr=4e-4, weight_decay=1e-4, warmup_steps=0)
     tx = make_optimizer(config, optim)
     variables = golden_weights.variables_from_state_dict(state)
     params = variables["params"]
     opt_state = tx.init(jax.tree.map(jnp.asarray, params))
-    targets = golden_targets(np.load(golden_dir / "train_n_dn0.npz"))
+    targets = golden_targets(np.load(golden("step_n_dn0.npz")))
     model = torch_step.golden_model(state)
     errors = []
     for index in range(3):
-        total, _, official = torch_step.backward(model, torch_step.golden_images(golden_dir, 50 + index), targets)
+        total, _, official = torch_step.backward(model, torch_step.golden_images(50 + index), targets)
         found = traverse_util.flatten_dict(golden_weights.variables_from_state_dict(official)["params"])
         grads = traverse_util.unflatten_dict(
             {path: found.get(path, np.zeros_like(leaf)) for path, leaf in traverse_util.flatten_dict(params).items()}
         )
         norm = optax.tree.norm(grads)
-        errors.append((abs(total / golden["loss"][index] - 1), abs(norm / golden["grad_norm"][index] - 1)))
+        errors.append((abs(total / stored["loss"][index] - 1), abs(norm / stored["grad_norm"][index] - 1)))
         coefficient = clip_coefficient(norm, optim.clip_norm)
         updates, opt_state = tx.update(jax.tree.map(lambda g, c=coefficient: g * c, grads), opt_state, params)
         params = optax.apply_updates(params, updates)

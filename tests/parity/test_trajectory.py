@@ -39,7 +39,7 @@ KEYS = (
 )
 
 
-def torch_trajectory(golden_dir, state, targets, steps):
+def torch_trajectory(state, targets, steps):
     """Losses, gradient norms, and after the last step parameters and their average, by official name."""
     model = torch_step.golden_model(state).double()
     optimizer = torch.optim.AdamW(torch_step.official_groups(model), lr=8e-4, weight_decay=1e-4)
@@ -47,7 +47,7 @@ def torch_trajectory(golden_dir, state, targets, steps):
     average = {key: names[key].detach().clone() for key in KEYS}
     curve = []
     for index in range(steps):
-        images = torch_step.golden_images(golden_dir, 50 + index % 3).astype(np.float64)
+        images = torch_step.golden_images(50 + index % 3).astype(np.float64)
         total, _, _ = torch_step.backward(model, images, targets)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
@@ -59,15 +59,15 @@ def torch_trajectory(golden_dir, state, targets, steps):
     return np.array(curve), params, {key: value.numpy() for key, value in average.items()}
 
 
-def test_four_steps(golden_dir):
-    state = golden_weights.golden_state_dict(golden_dir, "n")
+def test_four_steps(golden):
+    state = golden_weights.golden_state_dict(golden, "n")
     optim = OptimConfig(lr=8e-4, backbone_lr=4e-4, weight_decay=1e-4, warmup_steps=0)
     config = Config(model=model_config("n"), loss=LossConfig(num_denoising=0), optim=optim)
-    arrays = np.load(golden_dir / "train_n_dn0.npz")
+    arrays = np.load(golden("step_n_dn0.npz"))
     with jax.enable_x64(True):
         targets = golden_targets(arrays)
         targets = targets.replace(boxes_cxcywh=jnp.asarray(targets.boxes_cxcywh, jnp.float64))
-        curve, params, average = torch_trajectory(golden_dir, state, targets, STEPS)
+        curve, params, average = torch_trajectory(state, targets, STEPS)
         tx = make_optimizer(config.model, optim)
         variables = golden_weights.variables_from_state_dict(state, np.float64)
         train = create_state(jax.tree.map(jnp.asarray, variables), tx, jax.random.key(0))
@@ -75,7 +75,7 @@ def test_four_steps(golden_dir):
         labelled = [np.asarray(x)[None] for x in (targets.labels, targets.boxes_cxcywh, targets.valid)]
         ours = []
         for index in range(STEPS):
-            images = torch_step.golden_images(golden_dir, 50 + index % 3).astype(np.float64)
+            images = torch_step.golden_images(50 + index % 3).astype(np.float64)
             train, metrics = step(train, Batch(images[None], *labelled))
             assert bool(metrics.finite)
             ours.append((float(metrics.loss), float(metrics.grad_norm)))

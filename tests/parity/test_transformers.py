@@ -20,9 +20,9 @@ pytestmark = pytest.mark.parity
 SHAPE = (2, 256, 256, 3)  # square: on other maps transformers orders the position embedding unlike the reference
 
 
-def peer(golden_dir, variant: str, dtype):
+def peer(golden, variant: str, dtype):
     """transformers' model with the weights of the reference numbers, and our variables of the same."""
-    state = golden_weights.golden_state_dict(golden_dir, variant)
+    state = golden_weights.golden_state_dict(golden, variant)
     model = build(variant, num_denoising=0)
     left = ("num_batches_tracked", "denoising_class_embed.weight")  # the peer without denoising has one row less
     values = huggingface.from_official(state, [n for n in model.state_dict() if not n.endswith(left)])
@@ -33,10 +33,10 @@ def peer(golden_dir, variant: str, dtype):
     return model.to(torch.float64 if dtype == np.float64 else torch.float32), variables
 
 
-def both(golden_dir, variant: str, dtype, train: bool):
+def both(golden, variant: str, dtype, train: bool):
     """Outputs of the peer (tensors) and ours on one batch."""
-    model, variables = peer(golden_dir, variant, dtype)
-    images = golden_weights.golden_image(golden_dir, *SHAPE[1:3], SHAPE[0]).astype(dtype)
+    model, variables = peer(golden, variant, dtype)
+    images = golden_weights.golden_image(*SHAPE[1:3], SHAPE[0]).astype(dtype)
     model.train(train)
     with torch.no_grad():
         theirs = model(pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
@@ -70,9 +70,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("variant", "dtype", "train", "logits", "boxes"), CASES)
-def test_same_weights_same_outputs(golden_dir, variant, dtype, train, logits, boxes):
+def test_same_weights_same_outputs(golden, variant, dtype, train, logits, boxes):
     with jax.enable_x64(dtype == np.float64):
-        theirs, ours = both(golden_dir, variant, dtype, train)
+        theirs, ours = both(golden, variant, dtype, train)
         assert ours.logits.dtype == jnp.dtype(dtype)
     errors = nearest_errors(ours, theirs)
     print(variant, np.dtype(dtype).name, "train" if train else "eval", {k: f"{v:.1e}" for k, v in errors.items()})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_weights import variables_from_state_dict
+from golden_weights import official_shapes, variables_from_state_dict
 
 from dfine_jax.config import ConfigError, OptimConfig
 from dfine_jax.training import optimizer
@@ -28,21 +27,15 @@ GROUPS = {
 FROZEN_STEM = {"n": 0, "s": 0, "m": 0, "l": 24_928, "x": 25_440}  # 1.4 without the scalars up and reg_scale
 
 
-def official_params(keys_dir, variant):
+def official_params(variant):
     """Zero-memory parameters of a variant under our names; frozen batch norms have scale and bias too."""
-    state = {}
-    with open(keys_dir / f"{variant}.tsv") as file:
-        for key, shape, *_ in csv.reader(file, delimiter="\t"):
-            state[key] = np.broadcast_to(np.float32(0), tuple(map(int, re.findall(r"\d+", shape))))
+    state = {key: np.broadcast_to(np.float32(0), shape) for key, shape in official_shapes(variant).items()}
     return variables_from_state_dict(state)["params"]
 
 
 @pytest.mark.parametrize("variant", list(GROUPS))
-def test_groups_are_those_of_the_reference(golden_dir, variant):
-    keys = golden_dir.parent / "spec" / "keys"
-    if not keys.is_dir():
-        pytest.skip("key lists of the official models not found")
-    params = official_params(keys, variant)
+def test_groups_are_those_of_the_reference(variant):
+    params = official_params(variant)
     optim = published("dfine_custom", variant).optim
     rules = optimizer.match_rules(params, optimizer.parameter_rules(model_config(variant), optim))
     counts = {}
@@ -65,11 +58,8 @@ def test_groups_are_those_of_the_reference(golden_dir, variant):
         ("l", "backbone", r"norm\d?/(scale|bias)$"),
     ],
 )
-def test_groups_of_deim_are_the_effective_ones(golden_dir, variant, backbone_bn, no_decay):
-    keys = golden_dir.parent / "spec" / "keys"
-    if not keys.is_dir():
-        pytest.skip("key lists of the official models not found")
-    params = official_params(keys, variant)
+def test_groups_of_deim_are_the_effective_ones(variant, backbone_bn, no_decay):
+    params = official_params(variant)
     config = published("deim_coco", variant)
     rules = optimizer.match_rules(params, optimizer.parameter_rules(config.model, config.optim))
     for path, rule in jax.tree_util.tree_leaves_with_path(rules):
