@@ -1,4 +1,4 @@
-"""Pictures at http addresses: which addresses are pictures, and their content."""
+"""Sources that are no files: streams and cameras by their names, and pictures at http addresses with their content."""
 
 from __future__ import annotations
 
@@ -11,17 +11,35 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dfine_jax.data.images import EXTENSIONS
 from dfine_jax.errors import UserError
-from dfine_jax.video import EXTENSIONS as VIDEO_EXTENSIONS
-from dfine_jax.video import public_name
 
+VIDEO_EXTENSIONS = (
+    ".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp",
+    ".ogv", ".mjpeg", ".y4m",
+)  # fmt: skip
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+CAMERA = re.compile(r"\d{1,3}|/dev/video\d{1,3}")
+_SECRET = re.compile(r"(?<=://)[^/@\s]*@")  # user and password of a URL
 _TIMEOUT_S = 15.0
 _MOST_BYTES = 1 << 30
 _PLAYLISTS = (".m3u8", ".m3u", ".mpd", ".sdp", ".mjpg")  # of streams
 _FAILED = (OSError, http.client.HTTPException, ValueError)
+
+
+def is_stream(source: str) -> bool:
+    """Whether a source is a URL or a camera (a number, or /dev/video0), rather than a file."""
+    if CAMERA.fullmatch(source):
+        return source.startswith("/dev/") or not Path(source).exists()
+    return bool(_URL.match(source))
+
+
+def public_name(source: str) -> str:
+    """The source without user name and password, for messages and results."""
+    return _SECRET.sub("", source)
 
 
 def is_picture(address: str) -> bool:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dfine_jax.ahead import Ahead
 from dfine_jax.class_filter import keep_classes
+from dfine_jax.data.images import save_picture
 from dfine_jax.detector import DetectionResult, Detector
 from dfine_jax.errors import UserError
 from dfine_jax.inputs import Clip, Inputs, Picture
@@ -165,9 +166,7 @@ class Prediction:
 
     def _keep(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:
         if self._plan.drawn is not None:
-            target = self._plan.drawn / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            result.draw(image, self._plan.font).save(target, quality=92)
+            save_picture(result.draw(image, self._plan.font), self._plan.drawn / file, quality=92)
         self._crop(image, result, file)
 
     def _crop(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:

@@ -23,7 +23,7 @@ from PIL import Image, ImageFile
 
 from dfine_jax.data.pixels import to_rgb, warn_if_dark
 from dfine_jax.errors import UserError
-from dfine_jax.files import told
+from dfine_jax.files import told, write_whole
 
 # Searched for in folders: what Pillow decodes to photographs or drawings. Not among them although Pillow knows them:
 # video, documents, icons and vector graphics. A file named one by one may have any ending.
@@ -145,11 +145,15 @@ def read_image(
     return np.array(open_rgb(path, apply_exif=apply_exif, encoded=encoded, any_size=any_size))
 
 
-def encoded_as(image: Image.Image, suffix: str, **options: Any) -> bytes:
-    """Content of a file of this ending, for ``files.write_whole``; ``options`` are Pillow's."""
+def save_picture(image: Image.Image, path: Path | str, **options: Any) -> None:
+    """Write a picture whole or not at all, in the format of its ending; ``options`` are Pillow's.
+
+    Raises:
+      UserError: the system refuses.
+    """
     with io.BytesIO() as stream:
-        image.save(stream, Image.registered_extensions()[suffix.lower()], **options)
-        return stream.getvalue()
+        image.save(stream, Image.registered_extensions()[Path(path).suffix.lower()], **options)
+        write_whole(path, stream.getvalue(), durable=False)
 
 
 def open_annotated(
