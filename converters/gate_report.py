@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.compare import Comparison, Limits
+from dfine_jax.files import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +152,8 @@ def write_refusal(artefact: Path, reason: str) -> None:
 
 def _write(values: dict[str, Any], table: str, artefact: Path) -> None:
     numbers, text = report_files(artefact)
-    numbers.write_text(json.dumps(_finite(values), indent=2) + "\n")
-    text.write_text(table)
+    write_whole(numbers, json.dumps(_finite(values), indent=2) + "\n")
+    write_whole(text, table)
 
 
 def _listed(values: dict[str, Any]) -> str:

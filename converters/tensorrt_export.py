@@ -16,6 +16,7 @@ from typing import Any
 from dfine_jax.artefact import KEY, SIZES_INPUT, Artefact, from_json, missing, sha256, sidecar
 from dfine_jax.backends.tensorrt import ENGINE, PACKAGES, import_tensorrt
 from dfine_jax.errors import UserError
+from dfine_jax.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class EngineBuilder:
             raise UserError(f"{onnx_file}: {self.package} {trt.__version__} built no engine ({log.last_error})")
         engine_file.write_bytes(engine)
         if cache is not None and self.timing_cache is not None:
-            self.timing_cache.write_bytes(cache.serialize())
+            write_whole(self.timing_cache, bytes(cache.serialize()))
         built = {
             "runtime": self.package,
             "version": trt.__version__,

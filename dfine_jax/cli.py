@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 from dfine_jax import __version__
 from dfine_jax.errors import UserError
+from dfine_jax.files import is_of_the_users_world, told
 
 COMMANDS = {
     "demo": "whole tour on a synthetic dataset in minutes: data, training, evaluation, pictures, report",
@@ -28,7 +30,6 @@ COMMANDS = {
     "benchmark": "latency, throughput, memory and accuracy of models in one interleaved run",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
-_FILE_ERRORS = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)  # a path of the user's
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPT = 130
 
@@ -69,21 +70,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("dfine_jax").setLevel(logging.INFO)
     try:
-        status = _run(arguments)
-        sys.stdout.flush()
-        return status
+        return _flushed(arguments)
     except UserError as error:
         print(f"dfine: error: {error}", file=sys.stderr)
-        return _EXIT_USER_ERROR
-    except _FILE_ERRORS as error:
-        print(f"dfine: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return _EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("dfine: interrupted", file=sys.stderr)
         return _EXIT_INTERRUPT
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return 0
+    except OSError as error:  # a full disk, a read-only folder, a name that is too long
+        if not is_of_the_users_world(error):
+            raise
+        print(f"dfine: error: {told(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is the output that is full
+            _give_up_output()
+        return _EXIT_USER_ERROR
+
+
+def _flushed(arguments: list[str]) -> int:
+    """The command with all that it prints, so that what is wrong with the output is told like any other error."""
+    try:
+        status = _run(arguments)
+    except SystemExit:  # of help, and of mistakes in options
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return status
+
+
+def _give_up_output() -> None:
+    """Nothing more is printed, not even what is waiting: at its end the interpreter would fail on that again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:
@@ -110,7 +131,12 @@ def _keep_compiled_programs() -> None:
     from dfine_jax.hub import cache_dir
 
     # By host name, because homes are shared between machines whose processors differ.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / f"compiled-{platform.node()}"))
+    folder = cache_dir() / f"compiled-{platform.node()}"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        with contextlib.suppress(OSError):  # read-only or full: programs are compiled anew each time
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def _overview() -> Parser:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast, overload
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 from PIL import Image
 
 from dfine_jax.artefact import is_artefact
 from dfine_jax.backends.base import Backend
-from dfine_jax.data.images import Preprocess, read_image, to_rgb
+from dfine_jax.data.any_image import any_pixels, is_one_picture
+from dfine_jax.data.images import Preprocess
 from dfine_jax.draw import draw_boxes
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dfine_jax.weights import LoadedModel
 
-ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
+# Path, content of a picture file, open binary file, PIL image, or array (``data.any_image``).
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 
 
 class Classes(NamedTuple):
@@ -48,7 +51,7 @@ class DetectionResult:
 
     def draw(self, image: ImageSource, font_file: str | None = None) -> Image.Image:
         """Picture with boxes and labels; ``image`` is the one that was given to the detector."""
-        picture = Image.fromarray(_pixels(image))
+        picture = Image.fromarray(any_pixels(image))
         if picture.size != self.size_px:
             raise UserError(
                 f"the picture is {picture.width}x{picture.height}, the detections belong to one of "
@@ -120,25 +123,29 @@ class Detector:
     def __call__(self, images: ImageSource) -> DetectionResult: ...
 
     @overload
-    def __call__(self, images: Sequence[ImageSource]) -> list[DetectionResult]: ...
+    def __call__(self, images: Iterable[ImageSource]) -> list[DetectionResult]: ...
 
-    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> DetectionResult | list[DetectionResult]:
-        """Detections of one image, or a list of them for a list.
+    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> DetectionResult | list[DetectionResult]:
+        """Detections of one image, or a list of them for a list. Several threads may call one detector.
 
         Args:
-          images: path, PIL image, uint8 array [h, w, 3] in RGB, or a list of these.
+          images: path, content of a picture file (bytes), open binary file, PIL image, or an array (uint8 [h, w, 3] in
+            RGB; grey, RGBA and uint16 are taken too); or a list or generator of these. Files and PIL images with an
+            EXIF orientation are turned upright; arrays are taken as they are.
 
         Raises:
-          UserError: a file is missing or no image, or an array is of another type or shape.
+          UserError: a file is missing or no image, or something is of another kind; the message says what is taken.
         """
-        if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray)):
-            return next(self._detect([images]))
-        return list(self._detect(images))
+        if is_one_picture(images):
+            return next(self._detect([cast(ImageSource, images)]))
+        if isinstance(images, (dict, set, frozenset)) or not isinstance(images, Iterable):
+            images = [cast(ImageSource, images)]  # refused as what it is
+        return list(self._detect(cast(Iterable[ImageSource], images)))
 
-    def _detect(self, sources: Sequence[ImageSource]) -> Iterator[DetectionResult]:
+    def _detect(self, sources: Iterable[ImageSource]) -> Iterator[DetectionResult]:
         height, width = self.input_size_px
-        for start in range(0, len(sources), self.batch_size):
-            pictures = [_pixels(source) for source in sources[start : start + self.batch_size]]
+        upcoming = iter(sources)
+        while pictures := [any_pixels(source) for source in itertools.islice(upcoming, self.batch_size)]:
             rows = self.batch_size if self._backend.compiles_per_shape else len(pictures)
             batch = np.zeros((rows, height, width, 3), np.uint8)
             views_px = np.ones((rows, 4))
@@ -204,17 +211,3 @@ def open_model(
     metadata = model.metadata
     backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale)
     return OpenedModel(backend, Classes(metadata.class_names, metadata.category_ids), metadata.preprocess, None)
-
-
-def _pixels(source: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of anything the detector takes."""
-    if isinstance(source, Image.Image):
-        return np.asarray(to_rgb(source))
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
-            raise UserError(
-                f"array of type {source.dtype} and shape {list(source.shape)} is not an image; "
-                "give uint8 [height, width, 3] in RGB order"
-            )
-        return source
-    return read_image(source)

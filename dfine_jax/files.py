@@ -15,7 +15,7 @@ import stat
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from dfine_jax.errors import UserError
 
@@ -37,6 +37,7 @@ _CURES = {
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "correct its permissions, or choose another",
     errno.EPERM: "correct its permissions, or choose another",
+    errno.EFBIG: "files there may not become so large (ulimit -f); allow it, or choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOENT: "check the name",
     errno.ENOTDIR: "a part of the path is a file; choose another",
@@ -44,7 +45,11 @@ _CURES = {
     errno.EEXIST: "choose another name",
     errno.ELOOP: "a link there leads back to itself; remove it",
     errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "the system has too many open files; close some programs",
     errno.ENOMEM: "free memory",
+    errno.EBUSY: "another program holds it; close that program",
+    errno.ENXIO: "the device is not there; check it",
+    errno.ENODEV: "the device is not there; check it",
     errno.EIO: "the device fails; check it",
     errno.ESTALE: "the network folder is gone; mount it again",
     errno.ETXTBSY: "another program holds it; close that program",
@@ -140,35 +145,77 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} is not usable JSON (nested too deeply)") from None
 
 
-def write_whole(path: Path | str, content: str | bytes) -> None:
+def write_whole(path: Path | str, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file so that a reader, a full disk or a power cut sees the whole new content or the old file.
 
     Text is stored as UTF-8. Missing folders are made.
 
+    Args:
+      durable: wait until the content would survive a power cut; of many small files that is most of the time.
+
     Raises:
       UserError: the system refuses (full disk, read-only folder, name too long); nothing is left behind.
     """
-    path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    with telling(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _part_of(path) as (stream, part):
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            _take_mode(stream.fileno(), path)
-            os.replace(part, path)
-        sync_folder(path.parent)
+    with replacing(path, durable=durable) as stream, telling(path):
+        stream.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def _part_of(path: Path) -> Iterator[tuple[Any, str]]:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as stream:
-        try:
-            yield stream, stream.name
-        finally:
+def replacing(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A stream whose content becomes the file at the end of the block, as ``write_whole`` does it.
+
+    When the block raises, nothing is left and the old file stays. Devices and pipes are written to as they are; of a
+    link the file that it leads to is replaced.
+    """
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    with telling(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            opened: Any = open(path, "wb")
+            part = None
+        else:
+            opened = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False)
+            part = opened.name
+    try:
+        yield opened
+        with telling(path):
+            opened.flush()
+            if part is not None:
+                if durable:
+                    os.fsync(opened.fileno())
+                _take_mode(opened.fileno(), path)
+            opened.close()
+            if part is not None:
+                os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):  # of what is thrown away
+            opened.close()
+        if part is not None:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(stream.name)
+                os.unlink(part)
+    if durable and part is not None:
+        sync_folder(path.parent)
+
+
+def require_writable(folder: Path | str) -> None:
+    """Before hours of work: that files can be made in a folder, or in the nearest one above it that exists.
+
+    Raises:
+      UserError: they cannot.
+    """
+    place = Path(os.path.abspath(folder))
+    with telling(folder):
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+        with tempfile.TemporaryFile(dir=place):
+            pass
+
+
+def is_of_the_users_world(error: OSError) -> bool:
+    """Whether an error of the system has a cause that the user can cure, and not the program's own mistake."""
+    return error.errno in _CURES
 
 
 def _take_mode(descriptor: int, path: Path) -> None:

@@ -77,7 +77,15 @@ def fetch_backbone(name: str, *, progress: bool | None = None) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where downloads are kept: ``DFINE_CACHE``, else the user's cache folder."""
+    """Where downloads are kept: ``DFINE_CACHE``, else the user's cache folder; without a home, one that may be lost."""
+    try:
+        return _chosen_cache_dir()
+    except RuntimeError:  # of pathlib: nobody's home
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        return Path(tempfile.gettempdir()) / f"dfine_jax-{user}"
+
+
+def _chosen_cache_dir() -> Path:
     if chosen := os.environ.get("DFINE_CACHE"):
         return Path(chosen).expanduser()
     if base := os.environ.get("XDG_CACHE_HOME"):

@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -16,6 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+from dfine_jax.data.images import save_picture
+from dfine_jax.files import replacing, told
 
 if TYPE_CHECKING:
     from dfine_jax.detector import DetectionResult
@@ -38,37 +41,52 @@ def uninterrupted() -> Iterator[None]:
 
 
 class ResultsFile:
-    """COCO results, a line for each detection; a context manager. Without a path it takes entries and keeps none."""
+    """COCO results, a line for each detection; a context manager. Without a path it takes entries and keeps none.
+
+    The file appears at the end, complete: after an error or an interruption with what was found until then, if that is
+    anything; not at all when it cannot be written.
+
+    Raises:
+      UserError: it cannot be written (full disk, read-only folder).
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._file: IO[str] | None = None
-        self._separator = "\n"
+        self._stack = ExitStack()
+        self._stream: IO[bytes] | None = None
+        self._separator, self._failed = b"[\n", False
 
     def __enter__(self) -> Self:
-        """Itself; the file is made with the first results."""
+        """Itself."""
+        if self.path is not None:
+            self._stream = self._stack.enter_context(replacing(self.path))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the list."""
-        if error is None:
-            self.add([])
-        if self._file is not None:
-            self._file.write("\n]\n")
-            self._file.close()
+        empty = self._separator == b"[\n"
+        if self._failed or (empty and error is not None):
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._write(b"[\n]\n" if empty else b"\n]\n")
 
     def add(self, entries: Sequence[dict[str, Any]]) -> None:
         """Append entries, as from ``DetectionResult.to_coco``."""
-        if self.path is None:
-            return
-        if self._file is None:
-            self._file = open(self.path, "w", encoding="utf-8")
-            self._file.write("[")
         for entry in entries:
-            self._file.write(self._separator + json.dumps(entry))
-            self._separator = ",\n"
+            self._write(self._separator + json.dumps(entry).encode())
+            self._separator = b",\n"
+
+    def _write(self, content: bytes) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(content)
+        except OSError as error:
+            self._failed = True
+            raise told(error, self.path) from error
 
 
 def frame_entries(result: DetectionResult, clip: str, index: int, time_s: float) -> list[dict[str, Any]]:
@@ -89,8 +107,7 @@ def save_crops(image: UInt8[np.ndarray, "h w 3"], result: DetectionResult, folde
         x1, y1 = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
         if x0 < x1 and y0 < y1:
             path = folder / _folder_name(class_name) / name.with_name(f"{name.stem}_{number}{name.suffix}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[y0:y1, x0:x1]).save(path, quality=95)
+            save_picture(Image.fromarray(image[y0:y1, x0:x1]), path, quality=95)
 
 
 def _folder_name(class_name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from dfine_jax.files import write_whole
 from dfine_jax.metrics import DetectionReport
 
 if TYPE_CHECKING:
@@ -161,10 +161,7 @@ def save_evaluation(
       extra: more entries for the JSON.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "metrics.json.part"
-    part.write_text(json.dumps(metrics.to_dict() | dict(extra or {}), indent=2) + "\n")
-    os.replace(part, folder / "metrics.json")
+    write_whole(folder / "metrics.json", json.dumps(metrics.to_dict() | dict(extra or {}), indent=2) + "\n")
     if pictures:
         for name, draw in EVALUATION_FIGURES.items():
             save_png(draw(metrics.report), folder / f"{name}.png")
@@ -172,10 +169,9 @@ def save_evaluation(
 
 def save_png(figure: Figure, path: Path | str) -> None:
     """Write the figure; a file of that name is replaced at once, so that a reader never sees half of one."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    _write_png(figure, part)
-    os.replace(part, path)
+    with io.BytesIO() as stream:
+        _write_png(figure, stream)
+        write_whole(path, stream.getvalue())
 
 
 def rendered(figure: Figure) -> Image.Image:
@@ -185,7 +181,7 @@ def rendered(figure: Figure) -> Image.Image:
         return Image.open(stream).convert("RGB")
 
 
-def _write_png(figure: Figure, target: Path | io.BytesIO) -> None:
+def _write_png(figure: Figure, target: io.BytesIO) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # shown as a box; no reason to talk
         figure.savefig(target, format="png", dpi=110)

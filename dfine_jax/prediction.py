@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dfine_jax.ahead import Ahead
 from dfine_jax.class_filter import keep_classes
-from dfine_jax.data.images import read_image
+from dfine_jax.data.images import save_picture
 from dfine_jax.detector import DetectionResult, Detector
 from dfine_jax.errors import UserError
 from dfine_jax.inputs import Clip, Inputs, Picture
@@ -31,6 +31,7 @@ class Plan(NamedTuple):
 
     inputs: Inputs
     ids: list[int | str]  # of the pictures, in results
+    clip_ids: list[str]
     picture_files: list[Path]  # relative to the folders below
     clip_files: list[Path]
     drawn: Path | None  # folder of pictures and videos with boxes
@@ -38,6 +39,7 @@ class Plan(NamedTuple):
     font: str | None
     every: int  # of so many frames one is used
     seconds: float | None  # end of each video
+    any_size: bool  # pictures beyond the usual limit are decoded
 
 
 @dataclasses.dataclass
@@ -86,8 +88,8 @@ class Prediction:
     def run(self) -> None:
         """Pictures first, then videos; a KeyboardInterrupt passes through and leaves complete files."""
         self._pictures()
-        for clip, file in zip(self._plan.inputs.clips, self._plan.clip_files, strict=True):
-            self._clip(clip, file)
+        for clip, name, file in zip(self._plan.inputs.clips, self._plan.clip_ids, self._plan.clip_files, strict=True):
+            self._clip(clip, name, file)
 
     def _pictures(self) -> None:
         pictures = self._plan.inputs.pictures
@@ -95,7 +97,7 @@ class Prediction:
             return
         with (
             tqdm(total=len(pictures), unit="image", desc="predict", disable=None) as bar,
-            Ahead(_read(pictures), self._at_once) as ahead,
+            Ahead(_read(pictures, self._plan.any_size), self._at_once) as ahead,
         ):
             for batch in _batches(self._readable(ahead, bar), self._at_once):
                 found = self._detect([image for _, image in batch], bar)
@@ -103,39 +105,39 @@ class Prediction:
                     with uninterrupted():
                         self._results.add(result.to_coco(self._plan.ids[i]))
                         self._keep(image, result, self._plan.picture_files[i])
-                        self.tallies.append(Tally(str(pictures[i].path), Counter(result.names)))
+                        self.tallies.append(Tally(pictures[i].place, Counter(result.names)))
                     bar.update()
 
-    def _clip(self, clip: Clip, file: Path) -> None:
+    def _clip(self, clip: Clip, name: str, file: Path) -> None:
         try:
             with VideoReader(clip.source, self._plan.every, self._plan.seconds) as reader:
-                tally = Tally(clip.name, is_clip=True)
+                tally = Tally(name, is_clip=True)
                 self.tallies.append(tally)
                 try:
-                    self._frames(reader, clip, file, tally)
+                    self._frames(reader, file, tally)
                 except KeyboardInterrupt:  # which is how a live source ends
                     if not reader.live:
                         raise
                 if reader.damaged:
-                    self.notes.append(f"{clip.name}: {reader.damaged} damaged packets were skipped")
+                    self.notes.append(f"{name}: {reader.damaged} damaged packets were skipped")
                 if reader.problem:
-                    self.failures.append(f"{clip.name} broke off after {tally.frames} frames ({reader.problem})")
+                    self.failures.append(f"{name} broke off after {tally.frames} frames ({reader.problem})")
         except UserError as error:
             self.failures.append(str(error))
 
-    def _frames(self, reader: VideoReader, clip: Clip, file: Path, tally: Tally) -> None:
+    def _frames(self, reader: VideoReader, file: Path, tally: Tally) -> None:
         target = self._plan.drawn / file if self._plan.drawn else None
         rate = reader.rate / self._plan.every
         started, first = 0.0, 0
         with (
             VideoWriter(target, rate, reader.pixel_aspect) if target else nullcontext() as writer,
-            tqdm(total=reader.expected_frames, unit="frame", desc=clip.name, disable=None) as bar,
+            tqdm(total=reader.expected_frames, unit="frame", desc=tally.name, disable=None) as bar,
             Ahead(reader, self._at_once, newest=reader.live) as ahead,
         ):
             for frames in _batches(ahead, self._at_once):
                 for frame, result in zip(frames, self._detect([f.image for f in frames], bar), strict=True):
                     with uninterrupted():
-                        self._results.add(frame_entries(result, clip.name, frame.index, frame.time_s))
+                        self._results.add(frame_entries(result, tally.name, frame.index, frame.time_s))
                         if writer is not None:
                             writer.write(result.draw(frame.image, self._plan.font), frame.time_s)
                         self._crop(frame.image, result, file.with_name(f"{file.stem}_{frame.index:06d}.jpg"))
@@ -164,9 +166,7 @@ class Prediction:
 
     def _keep(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:
         if self._plan.drawn is not None:
-            target = self._plan.drawn / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            result.draw(image, self._plan.font).save(target, quality=92)
+            save_picture(result.draw(image, self._plan.font), self._plan.drawn / file, quality=92)
         self._crop(image, result, file)
 
     def _crop(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:
@@ -182,11 +182,11 @@ class Prediction:
                 yield i, image
 
 
-def _read(pictures: list[Picture]) -> Iterator[tuple[int, np.ndarray | UserError]]:
+def _read(pictures: list[Picture], any_size: bool) -> Iterator[tuple[int, np.ndarray | UserError]]:
     """Index and pixels of each picture, or why it cannot be read."""
     for i, picture in enumerate(pictures):
         try:
-            image = read_image(picture.path)
+            image = picture.read(any_size)
         except UserError as error:
             image = error
         yield i, image

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import re
+import os
+import secrets
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,15 +16,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from dfine_jax.addresses import CAMERA, is_stream, public_name
+from dfine_jax.addresses import VIDEO_EXTENSIONS as EXTENSIONS
 from dfine_jax.errors import UserError
+from dfine_jax.files import telling
 
-EXTENSIONS = (
-    ".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp",
-    ".ogv", ".mjpeg", ".y4m",
-)  # fmt: skip
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_CAMERA = re.compile(r"\d{1,3}|/dev/video\d{1,3}")
-_SECRET = re.compile(r"(?<=://)[^/@\s]*@")  # user and password of a URL
+__all__ = ["EXTENSIONS", "Frame", "VideoReader", "VideoWriter", "is_stream", "public_name", "require_av"]
+
 _TIMEOUT_S = (15.0, 15.0)  # to open a stream, and to wait for its next data
 _DEFAULT_RATE = Fraction(25)
 _TICKS = Fraction(1, 90_000)  # time base of written videos: fits all usual frame rates
@@ -40,18 +39,6 @@ class Frame(NamedTuple):
     index: int  # of all frames of the video, from 0
     time_s: float  # since the first frame, increasing
     image: UInt8[np.ndarray, "h w 3"]  # upright, RGB
-
-
-def is_stream(source: str) -> bool:
-    """Whether a source is a URL or a camera (a number, or /dev/video0), rather than a file."""
-    if _CAMERA.fullmatch(source):
-        return source.startswith("/dev/") or not Path(source).exists()
-    return bool(_URL.match(source))
-
-
-def public_name(source: str) -> str:
-    """The source without user name and password, for messages and results."""
-    return _SECRET.sub("", source)
 
 
 def require_av() -> ModuleType:
@@ -170,7 +157,7 @@ class VideoReader:
             yield from frames
 
     def _open(self, source: str) -> Any:
-        camera = bool(_CAMERA.fullmatch(source)) and is_stream(source)
+        camera = bool(CAMERA.fullmatch(source)) and is_stream(source)
         try:
             if camera:
                 return self._open_camera(source)
@@ -203,7 +190,8 @@ class VideoReader:
 class VideoWriter:
     """Pictures into an H.264 video (MP4) that browsers play; a context manager, which also completes a broken run.
 
-    The first picture decides the size; later ones of another size are fitted into it. Nothing is written before it.
+    The first picture decides the size; later ones of another size are fitted into it. Nothing is written before it, and
+    the file has its name only when it is complete.
 
     Args:
       path: file to write; its folder is made.
@@ -218,6 +206,8 @@ class VideoWriter:
         self._rate, self._pixel_aspect = rate, pixel_aspect
         self._container: Any = None
         self._stream: Any = None
+        self._part: Path | None = None  # becomes the file when it is complete
+        self._failed = False
         self._last_tick = -1
 
     def __enter__(self) -> Self:
@@ -228,14 +218,20 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Complete the file. UserError when that fails, unless another error is on its way."""
-        if self._container is None:
+        if self._container is None or self._part is None:
             return
         try:
             with self._container:
-                self._encode(None)
+                if not self._failed:
+                    self._encode(None)
+            if not self._failed:
+                with telling(self.path):
+                    os.replace(self._part, self.path)
         except self._av.FFmpegError as failure:
             if error is None:
                 raise self._unwritable(failure) from failure
+        finally:
+            self._part.unlink(missing_ok=True)
 
     def write(self, picture: Image.Image, time_s: float) -> None:
         """Append an RGB picture that is shown from ``time_s`` on; times must increase.
@@ -255,12 +251,17 @@ class VideoWriter:
             frame.pts, frame.time_base = self._last_tick, _TICKS
             self._encode(frame)
         except self._av.FFmpegError as error:
+            self._failed = True
             raise self._unwritable(error) from error
         self.frames += 1
 
     def _start(self, size_px: tuple[int, int]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = self._av.open(str(self.path), "w", format="mp4", options={"movflags": "+faststart"})
+        with telling(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            raise UserError(f"video {self.path} cannot be written (it is a folder); choose another place")
+        self._part = self.path.with_name(f".part-{secrets.token_hex(4)}.mp4")
+        self._container = self._av.open(str(self._part), "w", format="mp4", options={"movflags": "+faststart"})
         encoder = next(name for name in _ENCODERS if name in self._av.codecs_available)
         # Without B-frames decoding times equal display times, which MP4 needs for a right duration of uneven frames.
         options = {"bf": "0", "crf": "21", "preset": "veryfast"} if encoder == "libx264" else {"bf": "0"}

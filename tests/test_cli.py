@@ -95,7 +95,16 @@ def test_options_may_stand_before_between_and_after_arguments(monkeypatch):
     [
         (UserError("file x is broken; take another"), 2, "dfine: error: file x is broken; take another\n"),
         (KeyboardInterrupt(), 130, "dfine: interrupted\n"),
-        (PermissionError(13, "Permission denied", "/out"), 2, "dfine: error: /out: Permission denied\n"),
+        (
+            PermissionError(13, "Permission denied", "/out"),
+            2,
+            "dfine: error: /out: Permission denied; correct its permissions, or choose another\n",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "dfine: error: No space left on device; free some space there, or choose another folder\n",
+        ),
     ],
 )
 def test_failures_of_a_command(capsys, monkeypatch, error, status, message):

@@ -111,9 +111,13 @@ def test_drawing_needs_the_same_picture():
     "array",
     [
         np.zeros((8, 8, 3), np.float32),
-        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8), np.int64),
         np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 2), np.uint8),
+        np.zeros((2, 8, 8, 3), np.uint8),
+        np.array(["a.jpg"]),
         np.zeros((0, 8, 3), np.uint8),
+        np.zeros(0, np.uint8),
     ],
 )
 def test_arrays_that_are_no_images_are_refused(array):

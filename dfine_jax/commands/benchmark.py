@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
+from dfine_jax.files import require_writable, write_whole
 
 if TYPE_CHECKING:
     from dfine_jax.data.dataset import Dataset, Record
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     for name in ("images", "rounds", "runs"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
+    if options.out:
+        require_writable(options.out)
     batches = _numbers("--batches", options.batches)
     threads = _numbers("--throughput-threads", options.throughput_threads)
     contenders = [_contender(text, options) for text in options.model]
@@ -87,10 +90,9 @@ def run(options: argparse.Namespace) -> int:
     text = latency_report.table(measured, hardware, described) + notes
     print(text, end="")
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
         values = latency_report.to_dict(measured, hardware, described)
-        (options.out / "benchmark.json").write_text(json.dumps(values, indent=2) + "\n")
-        (options.out / "benchmark.txt").write_text(text)
+        write_whole(options.out / "benchmark.json", json.dumps(values, indent=2) + "\n")
+        write_whole(options.out / "benchmark.txt", text)
         if data is not None:
             from dfine_jax.plots import save_png
 

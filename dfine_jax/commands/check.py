@@ -115,6 +115,7 @@ def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
     """Grids of the training split: as annotated, and in the middle of the training as configured."""
     from dfine_jax.config import Config, DataConfig, override, validate
     from dfine_jax.data.grid import annotated_grid, batch_grid
+    from dfine_jax.data.images import save_picture
     from dfine_jax.data.pipeline import TrainLoader
     from dfine_jax.variants import model_config
 
@@ -124,9 +125,8 @@ def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
         options.overrides,
     )
     validate(config)
-    options.out.mkdir(parents=True, exist_ok=True)
     shown = dataset.records[:: max(1, len(dataset) // NUM_SHOWN)][:NUM_SHOWN]
-    annotated_grid(shown, dataset.names).save(options.out / "annotated.jpg", quality=90)
+    save_picture(annotated_grid(shown, dataset.names), options.out / "annotated.jpg", quality=90)
 
     data = config.data
     loader = TrainLoader(
@@ -143,7 +143,7 @@ def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
     for note in loader.notes:
         print(note)
     batches = loader.batches(data.start_augment_epoch * loader.steps_per_epoch)
-    batch_grid([next(batches)], dataset.names, NUM_SHOWN).save(options.out / "augmented.jpg", quality=90)
+    save_picture(batch_grid([next(batches)], dataset.names, NUM_SHOWN), options.out / "augmented.jpg", quality=90)
     print(f"pictures: {options.out / 'annotated.jpg'} and, as the model sees them, {options.out / 'augmented.jpg'}")
 
 

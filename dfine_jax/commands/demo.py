@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
+from dfine_jax.files import write_whole
 
 if TYPE_CHECKING:
     from converters.gate_report import Report
@@ -165,13 +166,13 @@ def _draw(out: Path, val_data: Dataset, threshold: float) -> list[Figure]:
     """Annotated and detected pictures side by side, of validation images with several objects."""
     from PIL import Image
 
+    from dfine_jax.data.images import save_picture
     from dfine_jax.detector import Detector
     from dfine_jax.draw import draw_boxes
     from dfine_jax.report import Figure
 
     detector = Detector(out / "run" / "best", threshold=threshold)
     shown: list[Record] = sorted(val_data.records, key=lambda r: -len(r.labels))[:NUM_SHOWN]
-    (out / "pictures").mkdir(exist_ok=True)
     figures = []
     for record in shown:
         result = detector(record.path)
@@ -181,7 +182,7 @@ def _draw(out: Path, val_data: Dataset, threshold: float) -> list[Figure]:
         pair = Image.new("RGB", (annotated.width + drawn.width + 8, drawn.height), "white")
         pair.paste(annotated, (0, 0))
         pair.paste(drawn, (annotated.width + 8, 0))
-        pair.save(out / "pictures" / f"{record.path.stem}.png")
+        save_picture(pair, out / "pictures" / f"{record.path.stem}.png")
         caption = f"{record.path.name}: {len(record.labels)} annotated (left), {len(result)} detected (right)"
         figures.append(Figure(pair, caption))
     return figures
@@ -238,4 +239,4 @@ def _write_report(
     text = (
         "A small D-FINE detector, trained from random weights on drawn shapes to tell circles, rectangles, triangles "
     )
-    (out / "report.html").write_text(page(title, text + "and stars apart and find them.", sections), encoding="utf-8")
+    write_whole(out / "report.html", page(title, text + "and stars apart and find them.", sections))

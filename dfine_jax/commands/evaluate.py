@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
+from dfine_jax.files import require_writable, write_whole
 
 if TYPE_CHECKING:
     from dfine_jax.data.images import Preprocess
@@ -47,6 +48,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist")
     if options.out and options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; give a folder")
+    for place in (options.out, options.json and options.json.absolute().parent):
+        if place:
+            require_writable(place)
     from tqdm import tqdm
 
     from dfine_jax.artefact import is_artefact
@@ -84,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     origin: dict[str, Any] = {"model": str(options.model), "annotations": str(data.annotation_file)}
     origin |= {"input_size_px": [height, width], "ran_on": ran, "classes_not_in_the_data": list(classes.unscored)}
     if options.json:
-        options.json.write_text(json.dumps(metrics.to_dict() | origin, indent=2) + "\n")
+        write_whole(options.json, json.dumps(metrics.to_dict() | origin, indent=2) + "\n")
     if options.out:
         from dfine_jax.plots import save_evaluation
 

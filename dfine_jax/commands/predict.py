@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         if len(done.failures) == 1 and not done.tallies and not interrupted:
             raise UserError(done.failures[0])
     _report(done.tallies, plan, options.json)
-    for note in done.notes:
+    for note in plan.inputs.notes + done.notes:
         print(f"dfine: {note}", file=sys.stderr)
     for failure in done.failures:
         print(f"dfine: error: {failure}", file=sys.stderr)
@@ -115,7 +115,8 @@ def run(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> Plan:
     """Everything that can be found wrong before the model is loaded."""
     from dfine_jax.draw import check_font
-    from dfine_jax.inputs import find_inputs, image_ids, refuse_overwriting, result_files
+    from dfine_jax.files import require_writable
+    from dfine_jax.inputs import clip_ids, find_inputs, image_ids, refuse_overwriting, result_files
     from dfine_jax.prediction import Plan
     from dfine_jax.video import require_av
 
@@ -133,6 +134,9 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise UserError(f"--json {options.json} is a folder; give a file")
     if options.json is not None and not options.json.parent.is_dir():
         raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist; create it first")
+    for place in (out, options.crops, options.json and options.json.parent):
+        if place is not None:
+            require_writable(place)
     inputs = find_inputs(options.source, exclude=[folder for folder in (out, options.crops) if folder])
     if inputs.clips:
         require_av()
@@ -141,21 +145,27 @@ def _plan(options: argparse.Namespace) -> Plan:
     picture_files, clip_files = result_files(inputs)
     if out is not None:
         refuse_overwriting(inputs, [out / file for file in picture_files + clip_files])
-    ids = image_ids(inputs.pictures, options.annotations)
+    ids = image_ids(inputs, options.annotations)
+    moved = [
+        i for i, picture in zip(ids, inputs.pictures, strict=True) if not options.annotations and i != picture.name
+    ]
+    if moved:
+        inputs.notes.append(
+            f"{len(moved)} pictures have the name of another one: ids in results carry their folders (first: "
+            f"{moved[0]}), files are numbered"
+        )
     return Plan(
-        inputs, ids, picture_files, clip_files, out, options.crops, options.font, options.every, options.seconds
-    )
+        inputs, ids, clip_ids(inputs), picture_files, clip_files, out, options.crops, options.font, options.every,
+        options.seconds, any_size=bool(options.tile),
+    )  # fmt: skip
 
 
 def _tiling(options: argparse.Namespace) -> Tiling | None:
     """The tiling asked for; of ``auto`` the size is filled in when the model is known."""
     if not options.tile:
         return None
-    from PIL import Image
-
     from dfine_jax.tiling import Tiling
 
-    Image.MAX_IMAGE_PIXELS = None  # very large pictures are what tiles are for
     if options.tile == "auto":
         return Tiling(640, 640, options.overlap)
     parts = options.tile.lower().split("x")

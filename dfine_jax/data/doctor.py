@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dfine_jax.data.dataset import Dataset, Record, open_record
+from dfine_jax.data.images import orientation_note
 from dfine_jax.errors import UserError
 
 Level = Literal["error", "warning", "note"]
@@ -114,6 +115,7 @@ class ImageCheck:
     name: str
     problem: str  # empty: none
     digest: str  # of the pixels; empty when unreadable
+    doubt: str = ""  # its boxes may be of the turned picture
 
 
 def inspect_images(records: Sequence[Record]) -> Iterable[ImageCheck]:
@@ -127,11 +129,14 @@ def _check_image(record: Record) -> ImageCheck:
         image = open_record(record)
     except UserError as error:
         return ImageCheck(record.path.name, str(error), "")
-    return ImageCheck(record.path.name, "", hashlib.sha256(image.tobytes()).hexdigest())
+    stored = None if record.stored is None else record.stored.read()
+    doubt = "" if record.upright else orientation_note(record.path, record.width_px, record.height_px, stored)
+    return ImageCheck(record.path.name, "", hashlib.sha256(image.tobytes()).hexdigest(), doubt)
 
 
 def image_findings(checks: dict[str, list[ImageCheck]]) -> list[Finding]:
     """Findings from the pictures of all splits: unreadable ones, and the same picture more than once."""
+    doubts = [check.doubt for split in checks.values() for check in split if check.doubt]
     broken = [check.problem for split in checks.values() for check in split if check.problem]
     places: dict[str, list[str]] = defaultdict(list)
     for split, results in checks.items():
@@ -145,6 +150,7 @@ def image_findings(checks: dict[str, list[ImageCheck]]) -> list[Finding]:
         ("error", "images cannot be used", broken),
         ("warning", "pictures are in several splits: validation looks better than it is", _joined(crossing)),
         ("warning", "pictures occur more than once in a split", _joined(within)),
+        ("note", "pictures that viewers turn (EXIF); their boxes are taken as those of the stored pixels", doubts),
     ]
     return [Finding(level, text, len(n), tuple(n[:_NUM_EXAMPLES])) for level, text, n in rows if n]
 

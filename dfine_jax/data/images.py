@@ -2,72 +2,158 @@
 
 Two ways to treat the EXIF orientation, on purpose. COCO's boxes refer to the stored pixels, which are read like that,
 as in the reference. YOLO's labels refer to the upright picture, and so do the boxes drawn for a person who hands over
-pictures for prediction: those are turned upright.
+pictures for prediction: those are turned upright, in whatever form they come.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
 
+from dfine_jax.data.pixels import to_rgb, warn_if_dark
 from dfine_jax.errors import UserError
+from dfine_jax.files import told, write_whole
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_BROKEN_FILE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# Searched for in folders: what Pillow decodes to photographs or drawings. Not among them although Pillow knows them:
+# video, documents, icons and vector graphics. A file named one by one may have any ending.
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".avif", ".tif", ".tiff",
+    ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".qoi",
+)  # fmt: skip
+# Pictures too, but not for Pillow as it is installed with this package; searches count them and say so.
+UNREADABLE_EXTENSIONS = (
+    ".heic", ".heif", ".jxl", ".jxr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".psd",
+    ".exr", ".hdr", ".svg", ".dcm",
+)  # fmt: skip
+SIZE_SETTING = "DFINE_MAX_MEGAPIXELS"  # environment: the largest picture that is decoded as a whole
+_MAX_PIXELS = 178_956_970  # Pillow's own: larger ones may be made to fill the memory
+BROKEN_FILE = (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError, Image.DecompressionBombError)
 _ORIENTATION = 0x0112
-_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
+TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def open_rgb(path: str | os.PathLike[str], *, apply_exif: bool = True, encoded: bytes | None = None) -> Image.Image:
+def open_rgb(
+    path: str | os.PathLike[str], *, apply_exif: bool = True, encoded: bytes | None = None, any_size: bool = False
+) -> Image.Image:
     """Decode a picture completely, as an RGB Pillow image; ``encoded`` is the content when ``path`` is but a name.
 
-    Grey, palette, CMYK and alpha pictures are converted (alpha is dropped, as in the reference); 16-bit grey keeps its
-    high byte instead of being clipped.
+    Grey, palette, CMYK, LAB and alpha pictures and those of more than 8 bits are converted as ``pixels.to_rgb`` says.
+
+    Args:
+      any_size: decode pictures beyond the limit (179 megapixels, or ``DFINE_MAX_MEGAPIXELS``) too.
 
     Raises:
-      UserError: the file is missing, is no picture, is damaged or holds floating point pixels; the message names it.
+      UserError: the file is missing, is no picture, is damaged, too large or holds pixels of unknown range; the message
+        names it.
     """
     path = Path(path)
     if encoded is None and not path.is_file():
         raise UserError(f"image {path} does not exist" if not path.exists() else f"image {path} is not a file")
     try:
-        with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
+        with _opened(path, encoded) as image:
+            if not any_size:
+                _check_size(image.size, path)
+            high_byte_kept = image.mode not in ("L", "1") and any(";16" in str(tile[3]) for tile in image.tile)
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image) if apply_exif else image)
+            turn = TURNS.get(orientation_of(image)) if apply_exif else None
+            rgb = to_rgb(image, f"image {path}")
+            if high_byte_kept and not image.mode.startswith("I"):
+                warn_if_dark(rgb, f"image {path}")
+            if turn is not None:
+                return rgb.transpose(turn)
+            return rgb.copy() if rgb is image else rgb
     except Image.UnidentifiedImageError:
         raise UserError(f"image {path} is not a picture that Pillow can read; convert it to JPEG or PNG") from None
-    except _BROKEN_FILE as error:
+    except BROKEN_FILE as error:
+        if isinstance(error, OSError) and error.errno:  # the system's word, not the decoder's
+            raise told(error, f"image {path}") from error
         raise UserError(f"image {path} cannot be decoded ({error}); replace or remove the file") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as 8-bit RGB; ValueError for floating point pixels, whose range is unknown."""
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F":
-        raise ValueError("floating point pixels; save it with 8 bits per channel")
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip everything above 255 to white
-        grey = np.asarray(image).astype(np.int64)
-        if grey.max(initial=0) > 255:
-            grey >>= 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # same colours, without Pillow's warning about the transparency it drops
-    return image.convert("RGB")
+@contextlib.contextmanager
+def _opened(path: Path, encoded: bytes | None = None) -> Iterator[ImageFile.ImageFile]:
+    """``Image.open`` without its limit of size, which holds for the whole process; pixels are not decoded yet."""
+    with open(path, "rb") if encoded is None else io.BytesIO(encoded) as stream:
+        prefix = stream.read(16)
+        for prepare in (Image.preinit, Image.init):  # the usual formats first
+            prepare()
+            for factory, accept in [Image.OPEN[name] for name in Image.ID]:
+                answer = accept is None or accept(prefix)
+                if not answer or isinstance(answer, str):
+                    continue
+                stream.seek(0)
+                try:
+                    image = factory(stream, str(path))
+                except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
+                    continue
+                with image:
+                    yield image
+                return
+        raise Image.UnidentifiedImageError("it is no picture that Pillow can read")
 
 
-def read_image(path: str | os.PathLike[str], *, apply_exif: bool = True) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture as RGB bytes, upright unless ``apply_exif`` is False. Errors as ``open_rgb``."""
-    return np.array(open_rgb(path, apply_exif=apply_exif))
+def _check_size(size_px: tuple[int, int], path: Path) -> None:
+    setting, pixels = os.environ.get(SIZE_SETTING), size_px[0] * size_px[1]
+    limit = _MAX_PIXELS
+    if setting:
+        if not setting.isdecimal() or not int(setting):
+            raise UserError(f"{SIZE_SETTING}={setting} must be a positive number of megapixels")
+        limit = int(setting) * 1_000_000
+    if pixels > limit:
+        raise UserError(
+            f"image {path} has {size_px[0]}x{size_px[1]} pixels, {limit / 1e6:.0f} megapixels are the limit: dfine "
+            f"predict takes it with --tile; everywhere else set {SIZE_SETTING}={-(-pixels // 1_000_000)} in the "
+            f"environment ({3 * pixels / 1e9:.1f} GB of memory for each such picture), or make it smaller"
+        )
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation of an open or loaded picture, 1 (upright) when absent or unreadable."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF blocks, which then count as absent
+        try:
+            found = image.getexif().get(_ORIENTATION, 1)
+        except BROKEN_FILE:  # a PNG is decoded for it; what is wrong is said where the pixels are needed
+            return 1
+    return found if isinstance(found, int) else 1
+
+
+def read_image(
+    path: str | os.PathLike[str], *, apply_exif: bool = True, encoded: bytes | None = None, any_size: bool = False
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture as RGB bytes, upright unless ``apply_exif`` is False. Arguments and errors as ``open_rgb``."""
+    return np.array(open_rgb(path, apply_exif=apply_exif, encoded=encoded, any_size=any_size))
+
+
+def save_picture(image: Image.Image, path: Path | str, **options: Any) -> None:
+    """Write a picture whole or not at all, in the format of its ending; ``options`` are Pillow's.
+
+    Raises:
+      UserError: the system refuses.
+    """
+    with io.BytesIO() as stream:
+        image.save(stream, Image.registered_extensions()[Path(path).suffix.lower()], **options)
+        write_whole(path, stream.getvalue(), durable=False)
 
 
 def open_annotated(
@@ -86,7 +172,7 @@ def open_annotated(
     image = open_rgb(path, apply_exif=upright, encoded=encoded)
     if image.size == (width_px, height_px):
         return image
-    if not upright and image.size == (height_px, width_px) and orientation(path, encoded) in _TRANSPOSED:
+    if not upright and image.size == (height_px, width_px) and orientation(path, encoded) in TRANSPOSED:
         return open_rgb(path, apply_exif=True, encoded=encoded)
     raise UserError(
         f"image {path} has {image.width}x{image.height} pixels, its annotations say {width_px}x{height_px}; "
@@ -94,21 +180,45 @@ def open_annotated(
     )
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the stored pixels, from the file's header."""
+def orientation_note(path: Path, width_px: int, height_px: int, encoded: bytes | None = None) -> str:
+    """That boxes (in COCO JSON) are taken as those of the stored pixels, though viewers show the picture turned.
+
+    Empty without an EXIF orientation, and where the annotated size is that of the turned picture: then it is read
+    turned. Nothing else tells which of the two was annotated.
+    """
+    found = orientation(path, encoded)
     try:
-        with Image.open(path) as image:
+        with _opened(path, encoded) as image:
+            stored = image.size
+    except BROKEN_FILE:
+        return ""
+    if found not in TURNS or stored != (width_px, height_px):
+        return ""
+    return f"{path.name}, EXIF orientation {found}"
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the stored pixels, from the file's header.
+
+    Raises:
+      UserError: it is no picture, or larger than ``open_rgb`` decodes.
+    """
+    try:
+        with _opened(path) as image:
+            _check_size(image.size, path)
             return image.size
-    except _BROKEN_FILE as error:
+    except BROKEN_FILE as error:
+        if isinstance(error, OSError) and error.errno:
+            raise told(error, f"image {path}") from error
         raise UserError(f"image {path} cannot be opened ({error}); replace or remove the file") from error
 
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(width, height) of the picture as a viewer shows it, from the file's header. Errors as ``image_size``."""
     width, height = image_size(path)
-    if orientation(path) not in _TRANSPOSED:
+    if orientation(path) not in TRANSPOSED:
         return width, height
-    with Image.open(path) as image:
+    with _opened(path) as image:
         if image.format == "TIFF":  # Pillow turns these itself; some of its versions already in the size of the header
             return open_rgb(path).size
     return height, width
@@ -117,10 +227,9 @@ def upright_size(path: Path) -> tuple[int, int]:
 def orientation(path: Path, encoded: bytes | None = None) -> int:
     """EXIF orientation, 1 (upright) when absent or unreadable."""
     try:
-        with Image.open(path if encoded is None else io.BytesIO(encoded)) as image, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF blocks, which then count as absent
-            return image.getexif().get(_ORIENTATION, 1)
-    except _BROKEN_FILE:  # a PNG is decoded for it; what is wrong is said where the pixels are needed
+        with _opened(path, encoded) as image:
+            return orientation_of(image)
+    except BROKEN_FILE:
         return 1
 
 

@@ -16,6 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
+from dfine_jax.data.images import save_picture
+from dfine_jax.files import write_whole
+
 CATEGORIES = {3: "circle", 7: "rectangle", 8: "triangle", 20: "star"}
 
 _SUPERSAMPLE = 2  # drawn larger and reduced, for smooth edges
@@ -36,20 +39,18 @@ def make_shapes_dataset(directory: Path | str, num_train: int, num_val: int, siz
     depend on the number of images.
     """
     root = Path(directory)
-    (root / "annotations").mkdir(parents=True, exist_ok=True)
     for stream, (split, count) in enumerate((("train", num_train), ("val", num_val))):
-        (root / split).mkdir(exist_ok=True)
         images, annotations = [], []
         for index in range(count):
             picture, objects = draw_scene(np.random.default_rng((seed, stream, index)), size_px)
             name = f"{index + 1:06d}.jpg"
-            picture.save(root / split / name, quality=_JPEG_QUALITY)
+            save_picture(picture, root / split / name, quality=_JPEG_QUALITY)
             images.append({"id": index + 1, "file_name": name, "width": size_px, "height": size_px})
             for entry in objects:
                 annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "iscrowd": 0, **entry})
         categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in CATEGORIES.items()]
         content = {"images": images, "annotations": annotations, "categories": categories}
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        write_whole(root / "annotations" / f"instances_{split}.json", json.dumps(content))
     return root
 
 

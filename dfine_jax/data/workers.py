@@ -24,6 +24,7 @@ from typing import IO, Protocol
 
 import numpy as np
 
+from dfine_jax.data import pixels
 from dfine_jax.data.shared import aligned, dumps, unnamed_memory
 from dfine_jax.errors import UserError
 
@@ -205,6 +206,8 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 def work(memory_fd: int, spec_fd: int, index: int, workers: int) -> None:
     """Body of a worker process: "step slot" lines on standard input; null or an error message per batch back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends this one
+    if index:
+        pixels.warn_of_nothing()
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not look like an answer
     with mmap.mmap(spec_fd, 0, access=mmap.ACCESS_READ) as spec:

@@ -13,6 +13,7 @@ from PIL import Image
 from dfine_jax.data.batch import Batch, MaskBatch
 from dfine_jax.data.dataset import Dataset, Record, open_record
 from dfine_jax.data.grid import batch_grid
+from dfine_jax.data.images import save_picture
 from dfine_jax.data.pipeline import TrainLoader
 from dfine_jax.draw import draw_boxes
 
@@ -30,7 +31,7 @@ def augmented_batch(loader: TrainLoader, epoch: int) -> Batch | MaskBatch:
 def save_batch(batch: Batch | MaskBatch, names: Sequence[str], file: Path) -> None:
     """Write the first rows of a training batch as one picture, with their objects."""
     rows = type(batch)(*(values[:_SHOWN_OF_BATCH] for values in batch))
-    batch_grid([rows], names, _SHOWN_OF_BATCH).save(file, quality=90)
+    save_picture(batch_grid([rows], names, _SHOWN_OF_BATCH), file, quality=90)
 
 
 class Examples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 import re
 import time
 from collections import defaultdict
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
+from dfine_jax.data.images import save_picture
+from dfine_jax.files import telling, write_whole
 from dfine_jax.training.sinks import Sink
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class RunLog:
     def line(self, text: str) -> None:
         """Add a line to the log, with the time, and show it above the progress bar."""
         tqdm.write(text)
-        with self._text.open("a") as file:
+        with telling(self._text), self._text.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
@@ -118,8 +120,7 @@ class RunLog:
             self._columns = list(text)
             self._write([text])
         else:
-            with self._csv.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns, restval="", extrasaction="ignore").writerow(text)
+            self._write([*_read_rows(self._csv), text])
         known = {name: float(v) for name, v in values.items() if v is not None and name not in _PER_EPOCH}
         tagged = {epoch_tag(name): value for name, value in known.items()}
         self._tell(lambda sink: sink.scalars(int(values["step"] or 0), tagged))
@@ -154,13 +155,12 @@ class RunLog:
             shown = {f"evaluation/{name}": rendered(draw(metrics.report)) for name, draw in EVALUATION_FIGURES.items()}
         if best:
             for name, picture in shown.items():
-                picture.save(self.out_dir / "best_evaluation" / f"{Path(name).name}.png")
+                save_picture(picture, self.out_dir / "best_evaluation" / f"{Path(name).name}.png")
         if self._examples is not None:
             drawn = self._examples.draw(metrics.report.best_threshold)
             examples = self.out_dir / "examples"
-            examples.mkdir(exist_ok=True)
             for name, picture in drawn.items():
-                picture.save(examples / f"{name}.jpg", quality=90)
+                save_picture(picture, examples / f"{name}.jpg", quality=90)
                 shown[f"examples/{name}"] = picture
         classes = {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0}
         self._tell(lambda sink: sink.scalars(step, classes))
@@ -180,12 +180,11 @@ class RunLog:
                 self.line(f"{name} failed ({text[0] if text else type(error).__name__}): nothing more is sent there")
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        part = self._csv.with_name(self._csv.name + ".part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
+        with io.StringIO(newline="") as text:
+            writer = csv.DictWriter(text, self._columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(part, self._csv)  # killed at any moment, a resumed run keeps its rows
+            write_whole(self._csv, text.getvalue())  # killed at any moment, a resumed run keeps its rows
 
 
 def table_header() -> str:

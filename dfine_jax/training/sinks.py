@@ -13,6 +13,7 @@ from PIL import Image
 
 from dfine_jax.config import Config
 from dfine_jax.errors import UserError
+from dfine_jax.files import write_whole
 
 _WANDB_ID = "wandb_run.txt"
 
@@ -110,7 +111,7 @@ class WeightsAndBiases:
                 f"log.wandb={config.log.wandb}: no run could be started ({str(error).splitlines()[0]}); set "
                 'WANDB_API_KEY, or WANDB_MODE=offline to keep it here, or log.wandb=""'
             ) from error
-        noted.write_text(self._run.id + "\n")
+        write_whole(noted, self._run.id + "\n")
         # Our step and not theirs: theirs only grows, ours falls back when a run is resumed from an earlier checkpoint.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from dfine_jax.data.batch import Batch
 from dfine_jax.errors import UserError
+from dfine_jax.files import write_whole
 from dfine_jax.training import checkpoint
 from dfine_jax.training.optimizer import make_optimizer
 from dfine_jax.training.state import create_state
@@ -24,12 +26,13 @@ _KEPT = 3  # files; a batch can be large
 def keep_batch(out_dir: Path, step: int, size_px: tuple[int, int], batch: Batch) -> Path | None:
     """Write the batch [d, b, ...] of the 0-based ``step`` as [d * b, ...]; None when enough are kept already."""
     folder = out_dir / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     if len(list(folder.glob("*.npz"))) >= _KEPT:
         return None
     file = folder / f"step_{step:08d}.npz"
     arrays: dict[str, Any] = {name: _flat(getattr(batch, name)) for name in Batch._fields}
-    np.savez_compressed(file, **arrays, step=np.array(step), size_px=np.array(size_px))
+    with io.BytesIO() as stream:
+        np.savez_compressed(stream, **arrays, step=np.array(step), size_px=np.array(size_px))
+        write_whole(file, stream.getvalue())
     return file
 
 

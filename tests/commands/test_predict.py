@@ -342,7 +342,7 @@ def test_ids_from_annotations(folder, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not a COCO annotation file"),
+        ("{", "is not JSON"),
         ("[]", "is not a COCO annotation file"),
         ('{"images": []}', "has no image 'a.jpg' (3 of 3 are absent)"),
     ],
@@ -387,7 +387,7 @@ def test_a_single_corrupt_image_is_the_error(tmp_path, capsys):
         (["moddel", "{f}", "--tile", "auto", "--overlap", "1"], "overlap=1.0 of tiles must lie between 0 and 0.8"),
         (["moddel", "{f}", "--every", "0"], "--every 0 must be at least 1"),
         (["moddel", "{f}", "--seconds", "-1"], "--seconds -1 must be positive"),
-        (["moddel", "{f}", "--annotations", "{f}/no.json"], "annotation file {f}/no.json cannot be read"),
+        (["moddel", "{f}", "--annotations", "{f}/no.json"], "{f}/no.json: No such file or directory; check the name"),
         (["moddel", "{f}"], "moddel is no model"),
     ],
 )

@@ -175,3 +175,12 @@ def test_an_unreadable_picture_among_yolo_labels_is_left_to_the_check_of_picture
     broken.write_bytes(broken.read_bytes()[:-40])
     problems = [check.problem for check in doctor.inspect_images(read_dataset(root, "train").records)]
     assert problems[0] == "" and "3.png" in problems[1] and "cannot be decoded" in problems[1]
+
+
+def test_the_check_names_pictures_whose_boxes_may_be_of_the_turned_one(tmp_path):
+    checks = list(doctor.inspect_images(coco(tmp_path, "wide").records))
+    (finding,) = doctor.image_findings({"train": checks})
+    assert (finding.level, finding.count) == ("note", 7)
+    assert "stored pixels" in finding.text and finding.examples[0] == "2.jpg, EXIF orientation 2"
+    of_yolo = list(doctor.inspect_images(yolo(tmp_path / "yolo", "wide").records))
+    assert not any(check.doubt for check in of_yolo)
