@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import re
-import tempfile
 from pathlib import Path
 
-from dfine_jax.data import layout, tfds, yolo
+from dfine_jax.data import annotation_cache, layout, tfds, yolo
 from dfine_jax.data.coco import read_coco
 from dfine_jax.data.dataset import Dataset
+from dfine_jax.data.notes import Notes
 from dfine_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -55,41 +52,25 @@ def read_dataset(data: Path | str, split: layout.Split, *, drop_unlisted: bool =
 
 
 def _read_yolo(description: Path, split: str, drop_unlisted: bool) -> Dataset:
-    content = yolo.read_yolo(description, split, drop_unlisted=drop_unlisted)
+    notes = Notes()
+    content = yolo.read_yolo(description, split, drop_unlisted=drop_unlisted, notes=notes)
     if content is None and split == "val":
-        content = yolo.read_yolo(description, "test", drop_unlisted=drop_unlisted)
+        content = yolo.read_yolo(description, "test", drop_unlisted=drop_unlisted, notes=notes)
         if content:
             logger.warning("%s has no validation split; evaluating on its test split", description)
     if content is None:
         raise layout.MissingSplitError(f"{description} names no {split} images; add '{split}: FOLDER' to it")
+    for line in notes.lines():
+        logger.warning("%s: %s", description, line)
     text = json.dumps(content)
-    file = _cache_file(description.absolute().parent.name, split, text)
-    _write(file, text)
-    return read_coco(file, description.absolute().parent, upright=True, drop_unlisted=drop_unlisted)
+    folder = description.absolute().parent
+    file = annotation_cache.keep(folder.name, split, text, lambda: text)
+    return read_coco(file, folder, upright=True, drop_unlisted=drop_unlisted)
 
 
 def _read_tfds(name: str, split: str, drop_unlisted: bool) -> Dataset:
     stored_split = tfds.find_split(name, split)
-    file = _cache_file(name, stored_split, tfds.identity(name, stored_split))
-    if not file.is_file():
-        _write(file, json.dumps(tfds.read_tfds(name, stored_split)))
+    identity = tfds.identity(name, stored_split)
+    file = annotation_cache.keep(name, stored_split, identity, lambda: json.dumps(tfds.read_tfds(name, stored_split)))
     pictures = tfds.pictures(name, stored_split)
     return read_coco(file, Path(tfds.PREFIX + name) / stored_split, pictures, drop_unlisted=drop_unlisted)
-
-
-def _cache_file(name: str, split: str, identity: str) -> Path:
-    """Where the annotations are kept as COCO JSON, which evaluation reads like any other."""
-    from dfine_jax.hub import cache_dir
-
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return cache_dir() / "annotations" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{split}-{digest}.json"
-
-
-def _write(file: Path, text: str) -> None:
-    """All of the file or nothing, also when two processes write at once."""
-    if file.is_file():
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
-        part.write(text)
-    os.replace(part.name, file)
