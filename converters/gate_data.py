@@ -14,6 +14,7 @@ from dfine_jax.data.dataset import Dataset, Record, open_record
 from dfine_jax.data.images import EXTENSIONS, read_image
 from dfine_jax.data.sources import read_dataset
 from dfine_jax.errors import UserError
+from dfine_jax.files import find_files
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,9 @@ def _annotated(data: Path | str, split: str) -> Dataset | None:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    if not files:
+    found = find_files(folder, EXTENSIONS)
+    if found.note():
+        logger.warning("%s: %s", folder, found.note())
+    if not found.files:
         raise UserError(f"{folder} holds no images ({', '.join(EXTENSIONS)})")
-    return files
+    return found.files

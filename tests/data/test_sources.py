@@ -174,7 +174,9 @@ def test_wrong_yolo_descriptions(coco, tmp_path):
         ("names: [a", "not YAML"),
         ("train: x", "needs 'names'"),
         (text.replace("images/train", "nothing"), "nothing does not exist"),
-        (text.replace("- ", "a: "), "must list the classes"),
+        (text.replace("- ", "a: "), "'a' is given twice"),
+        ("train: x\nnames: cat", "must list the classes"),
+        ("train: x\nnames: {cat: 0}", "must list the classes.*write the number first"),
     ):
         (root / "data.yaml").write_text(changed)
         with pytest.raises(UserError, match=message):

@@ -1,0 +1,137 @@
+"""Pascal VOC: an XML file for each picture.
+
+``xmin ymin xmax ymax`` are taken as edges in pixels from 0, as labelImg, CVAT and Roboflow write them. The files of the
+VOC challenges count pixels from 1 and include the last, so that 1 is subtracted from xmin and ymin there; they are
+known by their ``<database>``. Objects marked difficult are like COCO's crowds: not trained on, ignored when evaluating.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from dfine_jax.data.formats.finder import Finder
+from dfine_jax.data.formats.parsing import number, read_xml, size
+from dfine_jax.data.formats.picture import Picture, Thing, box, class_name, outline
+from dfine_jax.data.notes import Notes
+from dfine_jax.errors import UserError
+from dfine_jax.files import read_text
+
+TITLE = "Pascal VOC"
+ENDINGS = (".xml",)
+_FROM_ONE = "The VOC"  # as the database of the challenges is called, with a year
+_SPLITS = {"val": ("val",), "test": ("test",), "train": ("train", "trainval")}
+
+
+def recognises(parsed: Any) -> bool:
+    """Whether a parsed file is of this format."""
+    return isinstance(parsed, ElementTree.Element) and parsed.tag == "annotation"
+
+
+def read(files: Sequence[Path], finder: Finder, notes: Notes) -> tuple[list[Picture], None]:
+    """Pictures of the files; classes in no order of their own.
+
+    Raises:
+      UserError: a file that cannot be used, or a list of a split that names none.
+    """
+    pictures: list[Picture] = []
+    for file in files:
+        try:
+            picture = _picture(file, read_xml(file), finder, notes)
+        except UserError as error:
+            notes.refuse(str(error))
+            continue
+        if picture is not None:
+            pictures.append(picture)
+    _assign_splits(pictures, [Path(p.where) for p in pictures], finder, notes)
+    return pictures, None
+
+
+def _picture(file: Path, root: ElementTree.Element, finder: Finder, notes: Notes) -> Picture | None:
+    written = (root.findtext("filename") or "").strip()
+    path = finder.beside(file)
+    if path is None:
+        path = finder.find(written or file.stem, file, where=str(file))
+    elif written and Path(written.replace("\\", "/")).stem != path.stem:
+        notes.add("files name another picture than the one of their own name, which is used", f"{file}: {written}")
+    if path is None:
+        return None
+    from_one = (root.findtext("source/database") or "").strip().startswith(_FROM_ONE)
+    things: list[Thing] = []
+    for position, entry in enumerate(root.findall("object"), 1):
+        where = f"{file}, object {position}"
+        try:
+            thing = _thing(entry, from_one, where, notes)
+        except UserError as error:
+            notes.refuse(str(error))
+            continue
+        if thing.crowd:
+            notes.add("difficult objects; not trained on, ignored when evaluating", where)
+        things.append(thing)
+    shown = size(root.findtext("size/width"), root.findtext("size/height"))
+    return Picture(path, str(file), shown, things, finder.split_below(file))
+
+
+def _thing(entry: ElementTree.Element, from_one: bool, where: str, notes: Notes) -> Thing:
+    name = class_name(entry.findtext("name"), where)
+    difficult = (entry.findtext("difficult") or "0").strip().lower()
+    if difficult not in ("0", "1", "true", "false", "unspecified", ""):
+        raise UserError(f"{where} has difficult {difficult!r}; it must be 0 or 1")
+    crowd = difficult in ("1", "true")
+    if entry.find("bndbox") is None and entry.find("polygon") is not None:
+        return outline(name, [_polygon(entry, where)])
+    edges = [number(entry.findtext(f"bndbox/{key}"), key, where) for key in ("xmin", "ymin", "xmax", "ymax")]
+    if from_one:
+        notes.add("boxes of the VOC challenges, whose pixels count from 1", where)
+        edges = [edges[0] - 1, edges[1] - 1, *edges[2:]]
+    return box(name, *edges, crowd=crowd)
+
+
+def _polygon(entry: ElementTree.Element, where: str) -> list[float]:
+    values = {child.tag: child.text for child in entry.find("polygon") or ()}
+    count = len(values) // 2
+    if count < 3:
+        raise UserError(f"{where} has a polygon of {count} points; it needs three")
+    return [number(values.get(f"{axis}{i}"), f"{axis}{i}", where) for i in range(1, count + 1) for axis in "xy"]
+
+
+def _assign_splits(pictures: list[Picture], files: list[Path], finder: Finder, notes: Notes) -> None:
+    """Splits from ``ImageSets/Main``, where there are such lists."""
+    folders = {folder for folder in {file.parent.parent for file in files} if (folder / "ImageSets" / "Main").is_dir()}
+    for folder in sorted(folders):
+        listed = _listed(folder / "ImageSets" / "Main")
+        if not listed:
+            continue
+        own = {
+            file.stem: picture for file, picture in zip(files, pictures, strict=True) if file.parent.parent == folder
+        }
+        for picture in own.values():
+            picture.split = ""
+        for stem, (split, where) in listed.items():
+            if stem in own:
+                own[stem].split = split
+            elif not notes.lenient and not (folder / "Annotations" / f"{stem}.xml").is_file():
+                notes.add("listed pictures have no annotation file; they are left out", f"{where}: {stem}")
+
+
+def _listed(folder: Path) -> dict[str, tuple[str, str]]:
+    """(split, list and line) by name of a picture; pictures of train.txt and trainval.txt alike are for training."""
+    out: dict[str, tuple[str, str]] = {}
+    for split, names in _SPLITS.items():
+        file = next((folder / f"{name}.txt" for name in names if (folder / f"{name}.txt").is_file()), None)
+        if file is None:
+            continue
+        for line_number, line in enumerate(read_text(file).split("\n"), 1):
+            words = line.split()
+            if not words:
+                continue
+            stem = words[0].removesuffix(".jpg").removesuffix(".png")
+            where = f"{file}, line {line_number}"
+            before = out.get(stem)
+            if before is None:
+                out[stem] = (split, where)
+            elif before[0] != split and not (file.stem == "trainval" and before[0] == "val"):
+                raise UserError(f"{where}: {stem} is also in {before[1]}; a picture belongs to one split")
+    return out

@@ -1,0 +1,156 @@
+"""Datasets as folders of the formats that can be read, and what a format cannot hold, counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dfine_jax.data.formats.placing import Mode, Placement, new_folder
+from dfine_jax.data.items import WHOLE, Item, Items
+from dfine_jax.data.notes import Notes
+from dfine_jax.errors import UserError
+
+_ROUNDING_PX = 1.0  # boxes of whole pixels around outlines of fractions
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a writer gets: the dataset, where the pictures go, and the folder."""
+
+    items: Items
+    folder: Path
+    placement: Placement
+    notes: Notes
+
+    @property
+    def names(self) -> dict[Any, str]:
+        """Class names by category id."""
+        return {category["id"]: category["name"] for category in self.items.categories}
+
+    def place(self, split: str) -> Path:
+        """The folder of a split; that of the dataset where there are no splits."""
+        folder = self.folder if split == WHOLE else self.folder / split
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def shapes(self, item: Item, *, parts: bool = False, masks: bool = False, crowds: bool = False) -> list[Shape]:
+        """Objects of a picture as the format can hold them; what is lost is noted.
+
+        Args:
+          item: the picture.
+          parts: polygons of several parts can be held.
+          masks: masks can be held.
+          crowds: crowds can be held.
+        """
+        out = []
+        for annotation in item.annotations:
+            where = f"{item.path}, annotation {annotation.get('id')}"
+            crowd = bool(annotation.get("iscrowd"))
+            if annotation["category_id"] not in self.names:
+                self.notes.add("objects of unlisted classes are left out", where)
+                continue
+            if crowd and not crowds:
+                self.notes.add("crowd regions cannot be held; they are left out", where)
+                continue
+            x, y, w, h = map(float, annotation["bbox"])
+            box = (x, y, x + w, y + h)
+            segmentation = annotation.get("segmentation")
+            polygons: list[list[float]] = []
+            mask = None
+            if isinstance(segmentation, list):
+                polygons = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
+                if len(polygons) > 1 and not parts:
+                    self.notes.add("polygons of several parts cannot be held; their boxes are written", where)
+                    polygons = []
+                elif polygons and not _fits(polygons, box):
+                    self.notes.add("outlines do not fit their boxes; the boxes are written", where)
+                    polygons = []
+            elif isinstance(segmentation, dict):
+                if masks:
+                    mask = segmentation
+                else:
+                    self.notes.add("masks cannot be held; their boxes are written", where)
+            out.append(
+                Shape(self.names[annotation["category_id"]], annotation["category_id"], box, polygons, mask, crowd)
+            )
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An object, in pixels of the upright picture."""
+
+    name: str
+    category_id: Any
+    xyxy_px: tuple[float, float, float, float]
+    polygons_px: list[list[float]]
+    run_lengths: dict[str, Any] | None
+    crowd: bool
+
+
+def _fits(polygons: list[list[float]], box: tuple[float, float, float, float]) -> bool:
+    """Whether the extent of an outline is its box, give or take rounding; most formats that hold one lack the other."""
+    extent = [pick(pick(part[axis::2]) for part in polygons) for pick in (min, max) for axis in (0, 1)]
+    return all(abs(a - b) <= _ROUNDING_PX for a, b in zip(extent, box, strict=True))
+
+
+def formats() -> dict[str, tuple[Callable[[Target], None], bool, bool]]:
+    """(writer, whether pictures may stay where they are, whether names have no folders) by name."""
+    from dfine_jax.data.formats import write_json, write_text
+
+    return {
+        "coco": (write_json.write_coco, True, False),
+        "yolo": (write_text.write_yolo, False, False),
+        "voc": (write_text.write_voc, False, True),
+        "labelme": (write_json.write_labelme, True, False),
+        "via": (write_json.write_via, True, False),
+        "cvat": (write_text.write_cvat, True, False),
+        "labelstudio": (write_json.write_labelstudio, True, False),
+    }
+
+
+FORMATS = ("coco", "yolo", "voc", "labelme", "via", "cvat", "labelstudio")
+
+
+def write(items: Items, form: str, out: Path, mode: Mode | None) -> Notes:
+    """Write a dataset as a new folder, whole or not at all.
+
+    Args:
+      items: the dataset.
+      form: one of ``FORMATS``.
+      out: the folder, which must not exist, or be empty.
+      mode: where pictures go; None refers to them where they are if the format can, else links them.
+
+    Returns:
+      What the format cannot hold.
+
+    Raises:
+      UserError: something is there already, the system refuses, or the mode does not fit the format.
+    """
+    writer, can_refer, flat = formats()[form]
+    if mode == "refer" and not can_refer:
+        raise UserError(f"{form} needs its pictures in its own folders; link or copy them")
+    chosen: Mode = mode or ("refer" if can_refer else "link")
+    pictures = {split: [item.path for item in own] for split, own in items.splits.items()}
+    notes = Notes()
+    with new_folder(out) as folder:
+        placement = Placement(pictures, chosen, flat=flat)
+        for path in placement.renamed if chosen != "refer" else ():
+            notes.add("pictures were renamed, because names without ending must differ", str(path))
+        writer(Target(items, folder, placement, notes))
+    return notes
+
+
+def used_names(splits: Mapping[str, Sequence[Item]]) -> set[Any]:
+    """Ids of the classes that have objects."""
+    return {a["category_id"] for own in splits.values() for item in own for a in item.annotations}
+
+
+def note_unused(target: Target) -> None:
+    """Note classes without objects, for formats that know the classes by their objects only."""
+    used = used_names(target.items.splits)
+    for number, name in target.names.items():
+        if number not in used:
+            target.notes.add("classes without objects cannot be held", name)
