@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flax import traverse_util
-
-from converters import huggingface, name_map, torch_pickle
-from converters.pickle_machine import TensorRef
-from converters.torch_weights import leaf_shapes, select_state_dict
+from converters import name_map
+from converters.state_dicts import BACKBONE
+from converters.tensor_files import read_tensors
+from converters.torch_weights import leaf_shapes, to_tree
 from dfine_jax.config import ModelConfig
 from dfine_jax.errors import UserError
 
@@ -22,7 +20,8 @@ def import_backbone(source: str | Path, config: ModelConfig) -> dict[str, Any]:
     """``{"params", "batch_stats"}`` of the backbone of a configuration (float32 NumPy).
 
     Args:
-      source: official ``PPHGNetV2_B*_stage1.pth``, or a ``.safetensors`` with the same names.
+      source: official ``PPHGNetV2_B*_stage1.pth``, a ``.safetensors`` with the same names, or a detector, whose
+        backbone is taken.
       config: whose backbone it must be; a file fits in every entry or is refused.
 
     Raises:
@@ -31,7 +30,7 @@ def import_backbone(source: str | Path, config: ModelConfig) -> dict[str, Any]:
     source = Path(source)
     if not source.is_file():
         raise UserError(f"{source} does not exist; give a backbone file, or the word imagenet to download it")
-    tensors = {key if key.startswith(_PREFIX) else _PREFIX + key: value for key, value in _read(source).items()}
+    tensors = {_PREFIX + key: value for key, value in read_tensors(source, BACKBONE).tensors.items()}
     collections = ("params/backbone/", "batch_stats/backbone/")
     expected = {path: shape for path, shape in leaf_shapes(config).items() if path.startswith(collections)}
     official = {path: name_map.to_official(path) for path in expected}
@@ -48,16 +47,8 @@ def import_backbone(source: str | Path, config: ModelConfig) -> dict[str, Any]:
             f"{source} is not HGNetv2-{config.backbone}, the backbone of D-FINE-{config.variant.upper()}: "
             f"{', '.join(problems[:_LISTED])}{more}"
         )
-    leaves = {
-        path: np.ascontiguousarray(name_map.to_leaf(path, np.asarray(tensors[key], np.float32)))
-        for path, key in official.items()
-    }
-    tree = traverse_util.unflatten_dict(leaves, sep="/")
+    try:
+        tree = to_tree(tensors, official)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     return {name: tree[name]["backbone"] for name in ("params", "batch_stats")}
-
-
-def _read(source: Path) -> dict[str, np.ndarray]:
-    if source.suffix == ".safetensors":
-        return huggingface.read_safetensors(source)
-    with torch_pickle.opened(source) as content:
-        return torch_pickle.materialise(select_state_dict(content, TensorRef))

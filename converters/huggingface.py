@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
-import safetensors
 
+from converters.state_dicts import tell
+from converters.tensor_files import read_folder_tensors
 from converters.torch_weights import recognise
 from dfine_jax.config import ModelConfig
 from dfine_jax.errors import UserError
+from dfine_jax.files import read_json
 
 # Applied in order to a key without its leading "model."; the first that fits wins.
 _PLACES: tuple[tuple[str, str], ...] = (
@@ -103,8 +103,8 @@ def official_place(name: str) -> Place | None:
 
 
 def is_huggingface(names: Iterable[str]) -> bool:
-    """Whether tensor names are those of transformers."""
-    return any(name.startswith("model.backbone.model.") for name in names)
+    """Whether tensor names are those of transformers, of the whole model or of its part without heads."""
+    return any(name.removeprefix("model.").startswith("backbone.model.") for name in names)
 
 
 def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -154,35 +154,8 @@ def from_official(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> di
     return out
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a ``.safetensors`` file.
-
-    Raises:
-      UserError: the file is missing or damaged, or uses a number type without NumPy counterpart.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        entries = safetensors.deserialize(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: truncated or damaged ({error}); fetch the file again") from error
-    out = {}
-    for name, entry in entries:
-        if entry["dtype"] not in _SAFETENSORS_DTYPES:
-            raise UserError(f"{path}: {name} has the number type {entry['dtype']}, which is not supported")
-        out[name] = np.frombuffer(entry["data"], _SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return out
-
-
-_SAFETENSORS_DTYPES = {
-    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
-}  # fmt: skip
-
-
 def read_folder(folder: Path) -> Imported:
-    """A folder written by ``save_pretrained`` or downloaded from the hub (config.json, model.safetensors).
+    """A folder written by ``save_pretrained`` or downloaded from the hub: config.json and weights, whole or in parts.
 
     Raises:
       UserError: a file is missing or damaged, or the configuration asks for something this model does not have.
@@ -190,17 +163,16 @@ def read_folder(folder: Path) -> Imported:
     place = folder / "config.json"
     if not place.is_file():
         raise UserError(f"{folder}: no config.json; give a Hugging Face D-FINE folder")
-    try:
-        settings = json.loads(place.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{place}: not JSON ({error})") from error
+    settings = read_json(place)
     if not isinstance(settings, dict) or settings.get("model_type") != "d_fine":
         kind = settings.get("model_type") if isinstance(settings, dict) else None
         raise UserError(f"{place}: model_type is {kind!r}; only 'd_fine' can be converted")
     for name, value in _REQUIRED.items():
         if settings.get(name, value) != value:
             raise UserError(f"{place}: {name}={settings[name]!r} is not supported (only {value!r})")
-    tensors = to_official(read_safetensors(folder / "model.safetensors"))
+    selected = read_folder_tensors(folder)
+    tell(selected, folder)
+    tensors = to_official(selected.tensors)
     return Imported(tensors, _configuration(place, settings, tensors), class_names(settings))
 
 

@@ -6,163 +6,20 @@ instructions that build values and a short list of names; everything else is ref
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import math
 import pickletools
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
-import numpy as np
-
+from converters.pickle_values import ALLOWED, Global, NumpyType, SetAside, Storage, TensorRef, keys
 from dfine_jax.errors import UserError
 
 MALFORMED = (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, EOFError, struct.error)
 
-DTYPES: dict[str, np.dtype] = {
-    "float64": np.dtype(np.float64), "double": np.dtype(np.float64), "float32": np.dtype(np.float32),
-    "float": np.dtype(np.float32), "float16": np.dtype(np.float16), "half": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16), "int64": np.dtype(np.int64), "long": np.dtype(np.int64),
-    "int32": np.dtype(np.int32), "int": np.dtype(np.int32), "int16": np.dtype(np.int16),
-    "short": np.dtype(np.int16), "int8": np.dtype(np.int8), "uint8": np.dtype(np.uint8), "bool": np.dtype(np.bool_),
-}  # fmt: skip
-STORAGES: dict[str, np.dtype] = {
-    "DoubleStorage": DTYPES["double"], "FloatStorage": DTYPES["float"], "HalfStorage": DTYPES["half"],
-    "BFloat16Storage": DTYPES["bfloat16"], "LongStorage": DTYPES["long"], "IntStorage": DTYPES["int"],
-    "ShortStorage": DTYPES["short"], "CharStorage": DTYPES["int8"], "ByteStorage": DTYPES["uint8"],
-    "BoolStorage": DTYPES["bool"], "UntypedStorage": DTYPES["uint8"],
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Storage:
-    """A flat buffer of the file; ``read`` returns its bytes."""
-
-    dtype: np.dtype
-    numel: int
-    read: Callable[[], bytes]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the file."""
-        return self.numel * self.dtype.itemsize
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TensorRef:
-    """A tensor that has not been read yet."""
-
-    storage: Storage
-    dtype: np.dtype
-    offset: int  # in elements
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # in elements
-
-    def numpy(self) -> np.ndarray:
-        """Read the tensor: a contiguous array of its own."""
-        flat = np.frombuffer(self.storage.read(), self.dtype)
-        byte_strides = [s * self.dtype.itemsize for s in self.strides]
-        view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, byte_strides, writeable=False)
-        return view.copy()
-
-
-def is_size(value: Any) -> bool:
-    """Whether the value is a non-negative whole number."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Global:
-    """A permitted name: what calling it does, or the number type it stands for."""
-
-    call: Callable[..., Any] | None = None
-    number: np.dtype | None = None
-
-    @property
-    def dtype(self) -> np.dtype:
-        if self.number is None:
-            raise ValueError("a function used as a type")
-        return self.number
-
-
-class _NumpyType:
-    """A NumPy number type under construction; only plain numbers are known."""
-
-    def __init__(self, code: str) -> None:
-        if code not in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1"):
-            raise ValueError(f"NumPy type {code!r}")
-        self.code = code
-        self.order = "<"
-
-
-def _rebuild_tensor(
-    storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *rest: Any
-) -> TensorRef:
-    """rest: requires_grad, hooks and metadata, of no concern here; PyTorch's version 3 adds the type of the view."""
-    dtype = next((item.dtype for item in rest if isinstance(item, _Global)), storage.dtype)
-    numel = storage.nbytes // dtype.itemsize
-    sizes_ok = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
-    if not sizes_ok or not all(map(is_size, (offset, *shape, *strides))):
-        raise ValueError("tensor geometry")
-    count = math.prod(shape)
-    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if count else 0
-    if count > numel or last >= max(numel, 1) or (count and offset >= numel):
-        raise ValueError(f"tensor of shape {shape} reaches beyond its storage of {numel} elements")
-    return TensorRef(storage, dtype, offset if count else 0, shape, strides)
-
-
-def _rebuild_parameter(data: TensorRef, *rest: Any) -> TensorRef:
-    if not isinstance(data, TensorRef):
-        raise ValueError("parameter without a tensor")
-    return data
-
-
-def _numpy_scalar(kind: _NumpyType, data: bytes) -> Any:
-    return np.frombuffer(data, kind.order + kind.code, count=1)[0].item()
-
-
-def _mapping(items: Any = ()) -> dict[Any, Any]:
-    pairs = list(items.items() if isinstance(items, dict) else items)
-    return dict(zip(_keys([k for k, _ in pairs]), [v for _, v in pairs], strict=True))
-
-
-def _keys(values: list[Any]) -> list[Any]:
-    """Only plain values may be keys: hashing a tuple nested a million deep would end the process."""
-    if not all(value is None or isinstance(value, (str, bytes, int, float)) for value in values):
-        raise ValueError("a container used as a key")
-    return values
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _mapping,
-    "collections.Counter": _mapping,
-    "collections.defaultdict": lambda *factory: {},
-    "torch.Size": lambda sizes: tuple(sizes),
-    "torch.device": lambda kind, *index: kind,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_tensor_v3": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
-    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
-    "_codecs.encode": _encode,
-    "numpy.dtype": lambda code, *_: _NumpyType(code),
-    **{f"{module}.{name}": call for module in ("builtins", "__builtin__")
-       for name, call in (("set", lambda items=(): set(_keys(list(items)))), ("dict", _mapping), ("list", list))},
-    **{f"{module}.scalar": _numpy_scalar for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
-}  # fmt: skip
-_ALLOWED: dict[str, _Global] = {
-    **{name: _Global(call) for name, call in _CALLS.items()},
-    **{f"torch.{name}": _Global(number=dtype) for name, dtype in {**DTYPES, **STORAGES}.items()},
-    "torch.storage.UntypedStorage": _Global(number=STORAGES["UntypedStorage"]),
-}
+_TIMES_FILE = 64  # memory that a program may ask for, as a multiple of the size of its file
+_FREE_BYTES = 16 << 20  # whatever the size
 
 _MARK = object()
 _LITERALS = frozenset(
@@ -174,19 +31,26 @@ _EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
+# Bytes that things take in memory, about; a set has room for its first entries from the start.
+_OBJECT, _SET, _ENTRY, _SLOT, _TENSOR = 64, 216, 104, 10, 640
+_COSTS = {"EMPTY_SET": _SET, "EMPTY_DICT": _OBJECT, "EMPTY_LIST": _OBJECT, "MEMOIZE": _ENTRY, "BINPERSID": _TENSOR}
+_COSTS |= dict.fromkeys(("BINPUT", "LONG_BINPUT", "PUT"), _ENTRY)
+
+
 class Machine:
-    """Interprets pickles of one file."""
+    """Interprets pickles of one file, within memory that is a multiple of the file's size."""
 
     def __init__(self, path: Path, storage: Callable[[tuple[Any, ...]], Storage]) -> None:
         """``storage`` resolves a reference to a buffer of the file; ``path`` is named in errors."""
         self._path = path
         self._storage = storage
+        self._budget = _TIMES_FILE * path.stat().st_size + _FREE_BYTES
 
     def run(self, stream: BinaryIO | io.BytesIO) -> Any:
         """Interpret one pickle and return the object it describes.
 
         Raises:
-          UserError: the pickle is damaged or asks for something that is not data.
+          UserError: the pickle is damaged, asks for something that is not data, or for much more memory than its size.
         """
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -197,12 +61,22 @@ class Machine:
                     return result
                 self._step(opcode.name, argument)
             raise ValueError("no end")
-        except MALFORMED as error:
+        except (*MALFORMED, MemoryError) as error:
             raise UserError(f"{self._path}: truncated or damaged ({error}); fetch the file again") from error
+
+    def _charge(self, count: int) -> None:
+        self._budget -= count
+        if self._budget < 0:
+            raise UserError(
+                f"{self._path}: refused, its pickle builds more than {_TIMES_FILE} times what the file holds, which no "
+                "checkpoint does and which would fill the memory"
+            )
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
+        self._charge(_COSTS.get(name, _SLOT))
         if name in _LITERALS:
+            self._charge(_OBJECT + (len(argument) if isinstance(argument, (str, bytes)) else 0))
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
@@ -219,12 +93,7 @@ class Machine:
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             self._global(argument.replace(" ", ".", 1) if name == "GLOBAL" else ".".join(self._pop(2)))
         elif name in ("REDUCE", "NEWOBJ"):
-            function, args = self._pop(2)
-            if not isinstance(function, _Global) or not isinstance(args, tuple):
-                raise ValueError("call of something that is not a function")
-            if function.call is None:
-                raise ValueError("a type used as a function")
-            stack.append(function.call(*args))
+            self._call(*self._pop(2))
         elif name == "BINPERSID":
             stack.append(self._reference(stack.pop()))
         elif name == "BUILD":
@@ -232,26 +101,41 @@ class Machine:
         elif name not in ("PROTO", "FRAME"):
             self._container(name)
 
+    def _call(self, function: Any, args: Any) -> None:
+        if not isinstance(function, Global) or not isinstance(args, tuple):
+            raise ValueError("call of something that is not a function")
+        if function.call is None:
+            raise ValueError("a type used as a function")
+        # Every function copies at most what it is given, once.
+        sizes = (len(arg) * _ENTRY for arg in args if isinstance(arg, (list, tuple, dict, set)))
+        texts = (len(arg) for arg in args if isinstance(arg, (str, bytes)))
+        self._charge(_SET + sum(sizes) + sum(texts))
+        result = function.call(*args)
+        if isinstance(result, TensorRef):
+            self._charge(_TENSOR)
+        self._stack.append(result)
+
     def _container(self, name: str) -> None:
         stack = self._stack
         if name in _FIXED_TUPLES:
+            self._charge(_OBJECT)
             stack.append(tuple(self._pop(_FIXED_TUPLES[name])))
         elif name == "TUPLE":
-            stack.append(tuple(self._pop_mark()))
+            stack.append(tuple(self._items(_SLOT)))
         elif name == "LIST":
-            stack.append(self._pop_mark())
+            stack.append(self._items(_SLOT))
         elif name == "DICT":
-            items = self._pop_mark()
-            stack.append(dict(zip(_keys(items[::2]), items[1::2], strict=True)))
+            items = self._items(_ENTRY)
+            stack.append(dict(zip(keys(items[::2]), items[1::2], strict=True)))
         elif name in ("SETITEM", "SETITEMS"):
-            items = self._pop(2) if name == "SETITEM" else self._pop_mark()
-            self._top(dict).update(zip(_keys(items[::2]), items[1::2], strict=True))
+            items = self._items(_ENTRY, 2 if name == "SETITEM" else None)
+            self._top(dict).update(zip(keys(items[::2]), items[1::2], strict=True))
         elif name in ("APPEND", "APPENDS"):
-            items = self._pop(1) if name == "APPEND" else self._pop_mark()
+            items = self._items(_SLOT, 1 if name == "APPEND" else None)
             self._top(list).extend(items)
         elif name == "ADDITEMS":
-            items = self._pop_mark()
-            self._top(set).update(_keys(items))
+            items = self._items(_ENTRY)
+            self._top(set).update(keys(items))
         elif name == "POP":
             stack.pop()
         elif name == "POP_MARK":
@@ -260,25 +144,28 @@ class Machine:
             raise UserError(f"{self._path}: refused, it uses the pickle instruction {name}, which no checkpoint needs")
 
     def _global(self, name: str) -> None:
-        if name not in _ALLOWED:
-            raise UserError(
-                f"{self._path}: refused, it asks for {name!r}, which a checkpoint of weights does not need and which "
-                "could run code; if you trust it, load it with PyTorch and save its state dict alone"
-            )
-        self._stack.append(_ALLOWED[name])
+        if name not in ALLOWED:
+            raise UserError(f"{self._path}: refused, {_what_asks_for(name)}; {_ALONE}")
+        self._stack.append(ALLOWED[name])
 
     def _reference(self, identity: Any) -> Storage:
-        if not isinstance(identity, tuple) or not isinstance(identity[1], _Global):
+        if not isinstance(identity, tuple) or not isinstance(identity[1], Global):
             raise ValueError("unknown reference")
         return self._storage(identity)
 
     def _build(self, state: Any) -> None:
-        """State of an object: the version notes of a state dict are dropped, a NumPy type takes its byte order."""
+        """State of an object: dropped, except the byte order of a NumPy type."""
         target = self._stack[-1]
-        if isinstance(target, _NumpyType):
+        if isinstance(target, NumpyType):
             target.order = {"<": "<", ">": ">", "|": "|"}[state[1]]
-        elif not isinstance(target, dict):
+        elif not isinstance(target, (dict, SetAside)):
             raise ValueError("state for something that has none")
+
+    def _items(self, cost: int, count: int | None = None) -> list[Any]:
+        """Values from the stack for a container, ``count`` of them or those above the mark."""
+        items = self._pop_mark() if count is None else self._pop(count)
+        self._charge(_OBJECT + cost * len(items))
+        return items
 
     def _top(self, kind: type) -> Any:
         if not isinstance(self._stack[-1], kind):
@@ -303,3 +190,19 @@ class Machine:
         items = self._stack[position + 1 :]
         del self._stack[position:]
         return items
+
+
+_ALONE = "if you trust it, load it with PyTorch where it was made and save its state dict alone: " \
+    "torch.save(model.state_dict(), FILE)"  # fmt: skip
+
+
+def _what_asks_for(name: str) -> str:
+    """What kind of file asks for a name that is not data."""
+    if name.startswith(("ultralytics.", "models.yolo.", "models.common.", "yolov")):
+        return f"it is a YOLO model stored whole, which needs code to be built ({name!r}), and no D-FINE"
+    if (
+        name.startswith(("torch.nn.", "torchvision.", "transformers.", "timm."))
+        or name.rpartition(".")[2][:1].isupper()
+    ):
+        return f"it is not a state dict: it holds a whole object of class {name!r}, which would have to run code"
+    return f"it asks for {name!r}, which a checkpoint of weights does not need and which could run code"

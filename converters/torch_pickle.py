@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,11 +17,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from converters.pickle_machine import MALFORMED, STORAGES, Machine, Storage, TensorRef, is_size
+from converters.file_kinds import kind_of, program_entry
+from converters.pickle_machine import MALFORMED, Machine
+from converters.pickle_values import STORAGES, Storage, TensorRef, is_size
 from dfine_jax.errors import UserError
+from dfine_jax.files import write_whole
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old format
-_LEGACY_START = b"\x80\x02\x8a\x0a"
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
 
 
@@ -37,26 +37,34 @@ def opened(path: str | Path) -> Iterator[Any]:
       UserError: the file is missing, truncated, damaged, of another format, or asks for anything but data.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a PyTorch checkpoint (.pth)")
+    kind = kind_of(path)
+    if kind == "safetensors":
+        raise UserError(f"{path}: a safetensors file, not a PyTorch checkpoint")
     with path.open("rb") as file:
-        start = file.read(16)
-        file.seek(0)
-        if start.startswith(b"PK"):
-            with _zip_archive(path, file) as archive:
-                yield _read_zip(path, archive)
-        elif start.startswith(_LEGACY_START):
+        if kind == "legacy":
             yield _read_legacy(path, file)
         else:
-            raise UserError(
-                f"{path}: not a PyTorch checkpoint (it starts with {start!r}); "
-                "an interrupted or redirected download is the usual cause, fetch the file again"
-            )
+            with _zip_archive(path, file) as archive:
+                yield _read_zip(path, archive)
 
 
-def materialise(tensors: Mapping[str, TensorRef]) -> dict[str, np.ndarray]:
-    """Read the tensors of a state dict."""
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+def materialise(tensors: Mapping[str, TensorRef], most_bytes: int | None = None) -> dict[str, np.ndarray]:
+    """Read the tensors of a state dict; a storage that several share is read once.
+
+    Raises:
+      UserError: together they take more than ``most_bytes``.
+    """
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if most_bytes is not None and total > most_bytes:
+        raise UserError(f"refused, its {len(tensors)} tensors repeat the same data and would take {total:,} bytes")
+    of_storage: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        of_storage.setdefault(id(tensor.storage), []).append(name)
+    found: dict[str, np.ndarray] = {}
+    for names in of_storage.values():
+        content = tensors[names[0]].storage.read() if any(tensors[name].nbytes for name in names) else b""
+        found.update((name, tensors[name].numpy(content)) for name in names)
+    return {name: found[name] for name in tensors}
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -68,25 +76,15 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
       UserError: the file cannot be written.
       TypeError: a leaf is not an array of a number type PyTorch has.
     """
-    path = Path(path)
     arrays: list[np.ndarray] = []
     program = b"\x80\x02" + _emit(content, arrays) + b"."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                with zipfile.ZipFile(file, "w") as archive:
-                    entries = {"data.pkl": program, "byteorder": b"little"}
-                    entries.update({f"data/{i}": array.tobytes() for i, array in enumerate(arrays)})
-                    for name, data in {**entries, "version": b"3\n"}.items():
-                        archive.writestr(zipfile.ZipInfo(f"{path.stem}/{name}"), data)
-                file.flush()
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        entries = {"data.pkl": program, "byteorder": b"little"}
+        entries.update({f"data/{i}": array.tobytes() for i, array in enumerate(arrays)})
+        for name, data in {**entries, "version": b"3\n"}.items():
+            archive.writestr(zipfile.ZipInfo(f"{Path(path).stem}/{name}"), data)
+    write_whole(path, whole.getvalue())
 
 
 def _emit(value: Any, arrays: list[np.ndarray]) -> bytes:
@@ -140,10 +138,8 @@ def _read_entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
-    names = [n for n in archive.namelist() if n == "data.pkl" or n.endswith("/data.pkl")]
-    if len(names) != 1:
-        raise UserError(f"{path}: a zip file but not a PyTorch checkpoint ({len(names)} entries named data.pkl)")
-    prefix = names[0][: -len("data.pkl")]
+    program = program_entry(path, archive)
+    prefix = program[: -len("data.pkl")]
     order = f"{prefix}byteorder"
     if order in archive.namelist() and _read_entry(path, archive, order).strip() != b"little":
         raise UserError(f"{path}: saved on a big-endian machine; save it again on a little-endian one")
@@ -164,7 +160,7 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
             raise UserError(f"{path}: damaged, storage {key} holds {len(data)} bytes instead of {expected}")
         return data
 
-    return Machine(path, storage).run(io.BytesIO(_read_entry(path, archive, names[0])))
+    return Machine(path, storage).run(io.BytesIO(_read_entry(path, archive, program)))
 
 
 def _read_legacy(path: Path, file: BinaryIO) -> Any:

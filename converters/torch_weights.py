@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import itertools
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from flax import traverse_util
 from converters import name_map
 from dfine_jax.config import Activation, ModelConfig
 from dfine_jax.errors import UserError
+from dfine_jax.finite import not_finite
 from dfine_jax.ops.anchors import anchors
 from dfine_jax.variants import VARIANTS
 
@@ -35,35 +37,8 @@ class Tensor(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Tensor)
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree} of NumPy arrays
 _LISTED = 6  # names per kind of problem in an error
-
-
-def select_state_dict(content: Any, kind: type[T]) -> dict[str, T]:
-    """State dict inside a checkpoint: ``ema.module``, else ``model``, else the content itself.
-
-    Args:
-      content: what the file holds.
-      kind: type of the tensors.
-
-    Raises:
-      UserError: there are no tensors where they should be.
-    """
-    found, place = content, "the file"
-    if isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping) and "module" in content["ema"]:
-        found, place = content["ema"]["module"], "its entry ema.module"
-    elif isinstance(content, Mapping) and "model" in content and not isinstance(content["model"], kind):
-        found, place = content["model"], "its entry model"
-    if not isinstance(found, Mapping) or not found:
-        raise UserError(f"{place} holds no state dict; save one with torch.save({{'model': model.state_dict()}}, ...)")
-    tensors = {str(key): value for key, value in found.items() if isinstance(value, kind)}
-    if len(tensors) != len(found):
-        other = next(str(key) for key in found if not isinstance(found[key], kind))
-        raise UserError(f"{place} is not a state dict: {other!r} is not a tensor")
-    if all(key.startswith("module.") for key in tensors):  # saved from a data-parallel wrapper
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
 
 
 def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu") -> ModelConfig:
@@ -130,11 +105,35 @@ def convert_state_dict(
         raise UserError(_mismatch(config, name_map.in_official_order(missing), unexpected, misshapen))
     config = _with_scalars(config, tensors)
     tensors = _fold_point_scale(config, tensors)
-    leaves = {
-        path: np.ascontiguousarray(name_map.to_leaf(path, np.asarray(tensors[key], np.float32)))
-        for path, key in official.items()
-    }
-    return config, traverse_util.unflatten_dict(leaves, sep="/")
+    return config, to_tree(tensors, official)
+
+
+def to_tree(tensors: Mapping[str, np.ndarray], official: Mapping[str, str]) -> Variables:
+    """Leaves from the tensors of their official keys, as float32.
+
+    Args:
+      official: official key of each path.
+
+    Raises:
+      UserError: a tensor is not of floating-point numbers, or has values that are not finite (in float32).
+    """
+    with np.errstate(over="ignore"):
+        leaves = {
+            path: np.ascontiguousarray(name_map.to_leaf(path, _float32(key, tensors[key])))
+            for path, key in official.items()
+        }
+    if wrong := not_finite({official[path]: leaf for path, leaf in leaves.items()}):
+        raise UserError(wrong)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _float32(key: str, tensor: np.ndarray) -> np.ndarray:
+    tensor = np.asarray(tensor)
+    if tensor.dtype.kind in "iub" or tensor.dtype.itemsize == 1:
+        raise UserError(
+            f"{key} is stored as {tensor.dtype}: quantised weights cannot be converted, give those they were made from"
+        )
+    return np.asarray(tensor, np.float32)
 
 
 def export_state_dict(
@@ -284,14 +283,28 @@ def _count(shapes: Mapping[str, Any], prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
 
 
+# What other programs' names look like, and whose they are; the first that fits is told.
+_OTHER_MODELS: tuple[tuple[str, str], ...] = (
+    (r"(^|\.)model\.\d+\.(conv|cv1|m)\.", "a YOLO model"),
+    (r"(^|\.)backbone\.0\.encoder\.", "RF-DETR"),
+    (r"(^|\.)backbone\.(dinov3|sta)\.", "DEIMv2 with DINOv3"),
+    (r"(^|\.)backbone\.res_layers\.|(^|\.)backbone\.conv1\.conv1_1\.", "RT-DETR with ResNet"),
+    (r"(^|\.)backbone\.model\.embedder\.embedder\.", "transformers' RT-DETR"),
+    (r"(^|\.)backbone\.model\.", "transformers' names, but not those of its D-FINE"),
+    (r"(^|\.)roi_heads\.", "a Faster or Mask R-CNN"),
+    (r"(^|\.)transformer\.(encoder|decoder)\.", "a DETR"),
+    (r"^(stem\.stem1|backbone\.stem\.stem1)\.", "weights of the backbone alone, without a detector (see --backbone)"),
+    (r"^(layer1\.0|conv1)\.|^stages\.\d+\.", "an image classifier"),
+    (r"(exp_avg|momentum_buffer)", "the state of an optimiser, without weights"),
+)
+
+
 def _not_dfine(shapes: Mapping[str, Any]) -> str:
-    if any(key.startswith("model.backbone.") for key in shapes):
-        hint = "the names are those of Hugging Face transformers; give the folder with config.json, or the .safetensors"
-    elif any(key.startswith("stem.stem1") for key in shapes):
-        hint = "these are weights of the backbone alone, without a detector"
-    else:
-        hint = f"{len(shapes)} entries such as {_listed(list(shapes))}"
-    return f"not a D-FINE state dict: {hint}"
+    names = f"{len(shapes)} entries such as {_listed(list(shapes))}"
+    for pattern, whose in _OTHER_MODELS:
+        if any(re.search(pattern, key) for key in shapes):
+            return f"not a D-FINE state dict: the names are those of {whose} ({names})"
+    return f"not a D-FINE state dict: {names}"
 
 
 def _mismatch(config: ModelConfig, missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
@@ -301,7 +314,11 @@ def _mismatch(config: ModelConfig, missing: list[str], unexpected: list[str], mi
         if names
     ]
     hint = ""
-    if any(key.endswith("conv.bias") for key in unexpected):
+    if any("swish_ffn" in key for key in unexpected):
+        hint = "; these names are those of DEIMv2, another architecture"
+    elif any("mask" in key for key in unexpected):
+        hint = "; these names are those of a D-FINE that segments, another architecture"
+    elif any(key.endswith("conv.bias") for key in unexpected):
         hint = "; this looks like the deployed form with merged convolutions, give the training checkpoint"
     name = f"D-FINE-{config.variant.upper()} with {config.num_classes} classes"
     return f"the entries do not fit {name} ({'; '.join(parts)}){hint}"

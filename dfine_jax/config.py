@@ -240,6 +240,22 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
     return cls(**out)
 
 
+def known_only(cls: type, values: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Values without keys that the dataclass or its sections do not have, and those keys, dotted."""
+    hints = typing.get_type_hints(cls)
+    kept, unknown = {}, []
+    for name, value in values.items():
+        hint = hints.get(name)
+        if hint is None:
+            unknown.append(prefix + name)
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            kept[name], deeper = known_only(hint, value, f"{prefix}{name}.")
+            unknown += deeper
+        else:
+            kept[name] = value
+    return kept, unknown
+
+
 def override(config: Any, assignments: typing.Sequence[str]) -> Any:
     """Apply ``section.key=value`` strings, for example ``optim.lr=2e-4``; values are JSON or bare words.
 

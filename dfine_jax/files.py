@@ -240,6 +240,14 @@ def sync_file(path: Path | str) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path | str) -> None:
+    """Make all files and names below a folder, and its own, survive a power cut."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync_file(os.path.join(place, name))
+        sync_folder(place)
+
+
 def sync_folder(folder: Path | str) -> None:
     """Make the names in a folder survive a power cut, where the system can do that."""
     if os.name == "nt":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import textwrap
@@ -17,17 +18,21 @@ from flax import traverse_util
 from jaxtyping import Array
 
 from dfine_jax.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
-from dfine_jax.config import Activation
+from dfine_jax.config import Activation, ModelConfig
 from dfine_jax.errors import UserError
 from dfine_jax.models.dfine import DFine
 from dfine_jax.training.checkpoint import Metadata, load_weights, replaced_path, save_weights
 
 __all__ = [
+    "FREE",
     "LoadedModel",
     "Metadata",
     "Transfer",
+    "bound_fields",
+    "check_same_architecture",
     "load",
     "load_checkpoint",
+    "read",
     "save_weights",
     "transfer",
     "with_backbone",
@@ -35,7 +40,7 @@ __all__ = [
 
 EXPECTED = (
     "a checkpoint folder (metadata.json and weights/), an official .pth, a .safetensors, a Hugging Face folder "
-    "(config.json and model.safetensors) or a published name"
+    "(config.json and weights) or a published name"
 )
 
 
@@ -58,10 +63,11 @@ def load(source: str | os.PathLike[str], *, activation: Activation | None = None
       source: checkpoint folder, official ``.pth``, ``.safetensors``, Hugging Face folder or published name
         (``dfine-s-coco``).
       activation: of decoder and heads, for files that do not say it: ``relu`` (D-FINE) or ``silu`` (DEIM). None: found
-        by the name of the file and its batch norms, with a line that says so.
+        by the name of the file or its batch norms, with a warning that says so.
 
     Raises:
-      UserError: nothing of that kind is there, it is damaged, or it says itself which activation it has.
+      UserError: nothing of that kind is there, it is damaged or has values that are not finite, its activation is not
+        to be found, or it says itself that it has another one.
     """
     loaded = load_checkpoint(source, activation=activation)
     return loaded.model, loaded.variables
@@ -73,34 +79,83 @@ def load_checkpoint(source: str | os.PathLike[str], *, activation: Activation | 
     Raises:
       UserError: as ``load``.
     """
-    variables, metadata = _read(str(source), activation)
+    variables, metadata = read(source, activation=activation)
     variables = jax.tree.map(jnp.asarray, variables)
     # float32 as in the evaluation during training, whatever the weights were trained in.
     model = DFine(dataclasses.replace(metadata.config.model, precision="float32"))
     return LoadedModel(model, variables, metadata)
 
 
-def _read(source: str, activation: Activation | None) -> tuple[dict[str, Any], Metadata]:
-    path = Path(source)
+def read(
+    source: str | os.PathLike[str], *, activation: Activation | None = None, class_names: Sequence[str] | None = None
+) -> tuple[dict[str, Any], Metadata]:
+    """Variables (float32 NumPy) and description of weights, wherever they are: the one way in for all commands.
+
+    Args:
+      source: as for ``load``.
+      activation: as for ``load``.
+      class_names: one per class, for files that do not say them.
+
+    Raises:
+      UserError: as ``load``, or a checkpoint folder is given names.
+    """
+    name = os.fspath(source)
+    path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
-        return _own(path, activation)
+        return _own(path, activation, class_names)
     from converters.importer import import_weights
     from dfine_jax import hub
 
     if path.exists():
-        return import_weights(path, activation=activation)
-    if hub.is_published(source):
-        known = activation or ("relu" if source in hub.OFFICIAL else None)
-        return import_weights(hub.fetch(source), activation=known, licence=hub.LICENCE)
+        return import_weights(path, activation=activation, class_names=class_names)
+    if hub.is_published(name):
+        return import_weights(hub.fetch(name), activation=activation, class_names=class_names, licence=hub.LICENCE)
     if replaced_path(path).is_dir():
-        return _own(path, activation)
-    raise UserError(f"{source} does not exist; expected {EXPECTED} ({', '.join(hub.OFFICIAL)})")
+        return _own(path, activation, class_names)
+    if name.startswith("hf:"):
+        raise UserError(f"{name!r} is no name of the Hugging Face hub; write hf:OWNER/MODEL or hf:OWNER/MODEL@REVISION")
+    close = difflib.get_close_matches(name, hub.OFFICIAL, n=2)
+    names = f"did you mean {' or '.join(close)}?" if close else f"expected {EXPECTED} ({', '.join(hub.OFFICIAL)})"
+    raise UserError(f"{name} does not exist; {names}")
 
 
-def _own(path: Path, activation: Activation | None) -> tuple[dict[str, Any], Metadata]:
-    if activation is not None:
-        raise UserError(f"{path} is a checkpoint that knows its activation; leave --activation out")
-    return load_weights(path)
+def _own(
+    path: Path, activation: Activation | None, class_names: Sequence[str] | None
+) -> tuple[dict[str, Any], Metadata]:
+    variables, metadata = load_weights(path)
+    stored = metadata.config.model.decoder_activation
+    if activation not in (None, stored):
+        raise UserError(f"{path} is a checkpoint that knows its activation ({stored}); leave {activation} out")
+    if class_names is not None:
+        raise UserError(f"{path} is a checkpoint that knows its classes; leave the names out")
+    return variables, metadata
+
+
+# What a run may choose for itself; all other fields of an architecture are those of the weights it starts from, though
+# many leave no trace in the shapes of the weights.
+FREE = frozenset(("num_classes", "num_queries", "precision", "backbone_frozen_bn", "backbone_frozen_stem"))
+
+
+def bound_fields(model: ModelConfig) -> dict[str, Any]:
+    """Fields of an architecture that weights decide, with their values."""
+    return {name: value for name, value in dataclasses.asdict(model).items() if name not in FREE}
+
+
+def check_same_architecture(weights: ModelConfig, model: ModelConfig) -> None:
+    """Weights compute in ``model`` what they computed where they were trained.
+
+    Raises:
+      UserError: a field that weights decide differs; the message names it with both values.
+    """
+    stored = bound_fields(weights)
+    differing = {name: value for name, value in bound_fields(model).items() if value != stored[name]}
+    wrong = [f"model.{name} is {stored[name]!r} in the weights, not {value!r}" for name, value in differing.items()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"the weights are of another architecture: {', '.join(wrong[:3])}{more}; leave these values out, or start "
+            "from weights that have them"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +175,7 @@ class Transfer:
         return [line for text in texts for line in textwrap.wrap(text, 116, subsequent_indent="  ")]
 
 
-def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[str]) -> Transfer:
+def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[str], model: ModelConfig) -> Transfer:
     """Weights of ``source`` for a model of other classes; rows of classes with the same name are taken over.
 
     Names are compared without regard to case, dashes and underscores, and what other sets call COCO's classes counts as
@@ -129,10 +184,13 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
     Args:
       fresh: initial variables of the new model, which keep the rows of new classes.
       class_names: classes of the new model, by label.
+      model: architecture of the new model. Fields outside ``FREE`` must be those of the weights, also where they leave
+        no trace in shapes (``reg_scale``, ``num_points``, activations).
 
     Raises:
-      UserError: the models differ in more than their classes.
+      UserError: the models differ in more than what is free.
     """
+    check_same_architecture(source.metadata.config.model, model)
     names = source.metadata.class_names
     rows = {_key(name): row for row, name in reversed(list(enumerate(names)))}
     rows |= {name: row for row, name in reversed(list(enumerate(names)))}  # the exact name first

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
+from dfine_jax.files import read_text, write_whole
 
 if TYPE_CHECKING:
     from dfine_jax.training.checkpoint import Metadata
@@ -38,8 +38,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--activation", choices=("relu", "silu"),
-        help="of decoder and heads, which other programs do not store: relu for D-FINE, silu for DEIM (default: silu "
-        "for a file named deim... or an L or X with trained batch norms in the backbone, else relu)",
+        help="of decoder and heads, which other programs do not store: relu for D-FINE, silu for DEIM (default: by the "
+        "name of the file, deim or dfine; silu for an L or X with trained batch norms in the backbone; else it must be "
+        "given)",
     )  # fmt: skip
     parser.add_argument(
         "--class-names", metavar="FILE", type=Path,
@@ -52,7 +53,9 @@ def run(options: argparse.Namespace) -> int:
     """Convert and say what was found."""
     _check_place(options.out, options.force)
     names = _read_names(options.class_names) if options.class_names else None
-    variables, metadata = _read(options.checkpoint, options.activation, names)
+    from dfine_jax.weights import read
+
+    variables, metadata = read(options.checkpoint, activation=options.activation, class_names=names)
     model = metadata.config.model
     size = sum(leaf.size for leaf in _leaves(variables["params"]))
     if options.out.suffix in _OFFICIAL_SUFFIXES:
@@ -65,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         f"{options.out}: D-FINE-{model.variant.upper()}, {model.num_classes} classes "
         f"({', '.join(metadata.class_names[:3])}{', ...' if model.num_classes > 3 else ''}), {size:,} parameters, "
         f"{model.decoder_activation.replace('relu', 'ReLU').replace('silu', 'SiLU')}"
+        + (f", from {metadata.source_entry}" if metadata.source_entry else "")
     )
     return 0
 
@@ -78,29 +82,9 @@ def _check_place(out: Path, force: bool) -> None:
         raise UserError(f"{out} is a folder but not a checkpoint, so it is not replaced; choose another place")
 
 
-def _read(source: str, activation: Any, names: list[str] | None) -> tuple[dict[str, Any], Metadata]:
-    from converters.importer import import_weights
-    from dfine_jax import hub
-    from dfine_jax.training.checkpoint import load_weights
-
-    path, licence = Path(source), ""
-    if not path.exists() and hub.is_published(source):
-        activation = activation or ("relu" if source in hub.OFFICIAL else None)
-        path, licence = hub.fetch(source), hub.LICENCE
-    if path.is_dir() and not (path / "config.json").is_file():
-        if names is not None or activation is not None:
-            raise UserError(f"{path} is a checkpoint that knows its classes and activation; leave the options out")
-        return load_weights(path)
-    if not path.exists():
-        close = difflib.get_close_matches(source, hub.OFFICIAL, n=2)
-        names_like = f"did you mean {' or '.join(close)}?" if close else f"names: {', '.join(hub.OFFICIAL)}"
-        raise UserError(f"{source}: no such file, folder or published name; {names_like}")
-    return import_weights(path, activation=activation, class_names=names, licence=licence)
-
-
 def _write_official(out: Path, variables: dict[str, Any], metadata: Metadata) -> None:
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     from converters import torch_pickle
     from converters.torch_weights import export_state_dict
@@ -110,18 +94,11 @@ def _write_official(out: Path, variables: dict[str, Any], metadata: Metadata) ->
     if out.suffix == ".pth":
         torch_pickle.save(out, {"model": tensors})
         return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
+    write_whole(out, save({key: np.ascontiguousarray(value) for key, value in tensors.items()}))
 
 
 def _read_names(file: Path) -> list[str]:
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as text ({error}); give one class name per line") from error
+    names = [line.strip() for line in read_text(file).splitlines()]
     return [name for name in names if name]
 
 

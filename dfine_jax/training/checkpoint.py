@@ -7,16 +7,20 @@
       weights/        the averaged weights: {"params", "batch_stats"}
       training/       `last` only: everything else a resumed run needs
 
-A directory is written beside its target and swapped in by two renames, so a process killed at any moment leaves a whole
-checkpoint: either under the name, or, between the renames, at ``replaced_path``, where ``settled`` finds it.
+A directory is written beside its target, brought to the disk and then swapped in by two renames, so a process killed or
+a power cut at any moment leaves a whole checkpoint: either under the name, or, between the renames, at
+``replaced_path``, where ``settled`` finds it. A disk that is full leaves the previous one. ``stored`` says how
+descriptions of other versions are read.
 Arrays are stored from the host without device layout: any number of devices of any kind can read them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +28,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dfine_jax import __version__
-from dfine_jax.config import Config, from_dict
+from dfine_jax import stored
+from dfine_jax.config import Config
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
+from dfine_jax.files import read_json, sync_folder, sync_tree, telling, told, write_whole
+from dfine_jax.finite import not_finite
 from dfine_jax.training import hosts
 from dfine_jax.training.stages import Progress
 from dfine_jax.training.state import TrainState, ema_variables
 
 PyTree = Any
-FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Metadata:
     epoch: int = 0  # finished epochs
     ap: float | None = None  # COCO AP on the validation set
     preprocessing: Preprocess | None = None  # as stored; None: the standard one at the size of the configuration
+    source_entry: str = ""  # where the weights stood in source_file, for example ema.module
 
     @property
     def preprocess(self) -> Preprocess:
@@ -96,11 +102,13 @@ def load_weights(path: str | Path) -> tuple[dict[str, PyTree], Metadata]:
     """``{"params", "batch_stats"}`` as NumPy arrays, and the description.
 
     Raises:
-      UserError: as ``load_metadata``, or the arrays cannot be read.
+      UserError: as ``load_metadata``, or the arrays cannot be read or have values that are not finite.
     """
     path = settled(path)
     metadata, _ = _read_metadata(path)
-    return _restore(path / "weights"), metadata
+    weights = _restore(path / "weights")
+    _check_finite(weights, path)
+    return weights, metadata
 
 
 def load_training(path: str | Path, template: TrainState) -> tuple[TrainState, Metadata, Progress]:
@@ -114,10 +122,12 @@ def load_training(path: str | Path, template: TrainState) -> tuple[TrainState, M
     if "progress" not in raw or not (path / "training").is_dir():
         raise UserError(f"{path} holds weights only; a run is resumed from its 'last' checkpoint")
     weights, training = _restore(path / "weights"), _restore(path / "training")
-    stored = training["opt_state"]
-    if set(stored) != set(_numbered(template.opt_state)):
+    _check_finite(weights, path)
+    _check_finite({"params": training["params"], "batch_stats": training["batch_stats"]}, path)
+    leaves = training["opt_state"]
+    if set(leaves) != set(_numbered(template.opt_state)):
         raise UserError(f"{path} was written with another optimiser; start a new run with --weights {path}")
-    opt_state = jax.tree.unflatten(jax.tree.structure(template.opt_state), [stored[name] for name in sorted(stored)])
+    opt_state = jax.tree.unflatten(jax.tree.structure(template.opt_state), [leaves[name] for name in sorted(leaves)])
     state = dataclasses.replace(
         template,
         step=training["step"],
@@ -126,15 +136,14 @@ def load_training(path: str | Path, template: TrainState) -> tuple[TrainState, M
         opt_state=opt_state,
         ema_params=weights["params"],
         ema_batch_stats=weights["batch_stats"],
-        ema_updates=training["ema_updates"],
-        ema_shift=training["ema_shift"],
+        ema_updates=training.get("ema_updates", training["step"]),  # early files count both as one
+        ema_shift=training.get("ema_shift", np.zeros((), np.float32)),
         key=jax.random.wrap_key_data(training["key"]),
     )
     if difference := _difference(template, state):
         raise UserError(f"{path} does not fit the configuration: {difference}")
-    known = {field.name for field in dataclasses.fields(Progress)}
-    progress = {name: value for name, value in raw["progress"].items() if name in known}
-    return state, metadata, from_dict(Progress, progress, "progress.")
+    progress = stored.build(Progress, raw["progress"], path / "metadata.json", stored.version_of(raw))
+    return state, metadata, progress
 
 
 def settled(path: str | Path) -> Path:
@@ -164,21 +173,43 @@ def _numbered(tree: PyTree) -> dict[str, Any]:
 
 
 def _write(path: Path, trees: dict[str, PyTree], metadata: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     new, old = path.with_name(f".{path.name}.unfinished"), replaced_path(path)
-    if old.exists() and not path.exists():
-        old.rename(path)
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir()
-    for name, tree in trees.items():
-        with _checkpointer() as checkpointer:
-            checkpointer.save((new / name).absolute(), hosts.on_host(tree))
-    (new / "metadata.json").write_text(metadata)
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
+    with telling(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        with _telling_full(path):
+            new.mkdir()
+            for name, tree in trees.items():
+                with _checkpointer() as checkpointer:
+                    checkpointer.save((new / name).absolute(), hosts.on_host(tree))
+            write_whole(new / "metadata.json", metadata)
+            sync_tree(new)  # all of it is on the disk before anything is renamed
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    with telling(path):
+        sync_folder(path.parent)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        sync_folder(path.parent)  # the new one is found under its name before the old one goes
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _telling_full(path: Path) -> Iterator[None]:
+    """What goes wrong while a checkpoint is written, in one line; the array storage has errors of its own kind."""
+    try:
+        yield
+    except (OSError, ValueError, UserError) as error:
+        kept = "the one before it is kept" if path.exists() else "there is none before it"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = str(told(error)) if isinstance(error, OSError) else lines[0][:300]
+        raise UserError(f"{path} cannot be written, {kept}: {reason}") from error
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -206,8 +237,7 @@ def _restore(path: Path) -> dict[str, PyTree]:
 
 def _metadata_json(metadata: Metadata, **extra: Any) -> str:
     values = {
-        "format": FORMAT,
-        "library_version": __version__,
+        **stored.stamp(),
         **dataclasses.asdict(metadata),
         "input_size_px": metadata.input_size_px,
         "method": metadata.config.train.method,
@@ -221,16 +251,22 @@ def _metadata_json(metadata: Metadata, **extra: Any) -> str:
 def _read_metadata(path: Path) -> tuple[Metadata, dict[str, Any]]:
     file = path / "metadata.json"
     try:
-        raw = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(file)
+    except UserError as error:
         raise UserError(f"{file} cannot be read ({error}); the checkpoint is damaged, take another one") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise UserError(f"{file} is not of format {FORMAT}; it was written by another program or a later version")
+    raw = stored.current(content, file)
+    # Beside the description stand values for other programs, which are in it already.
     fields = {field.name for field in dataclasses.fields(Metadata)}
-    metadata = from_dict(Metadata, {k: v for k, v in raw.items() if k in fields}, f"{file}: ")
+    metadata = stored.build(Metadata, {k: v for k, v in raw.items() if k in fields}, file, stored.version_of(raw))
     if metadata.preprocessing == dataclasses.replace(metadata, preprocessing=None).preprocess:
         metadata = dataclasses.replace(metadata, preprocessing=None)
     return metadata, raw
+
+
+def _check_finite(variables: dict[str, PyTree], path: Path) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    if wrong := not_finite({"/".join(str(key.key) for key in where): np.asarray(leaf) for where, leaf in leaves}):
+        raise UserError(f"{path}: {wrong}")
 
 
 def _difference(expected: PyTree, found: PyTree) -> str:

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from converters import huggingface
 from converters.importer import import_weights
+from converters.tensor_files import read_safetensors
 from converters.torch_weights import convert_state_dict, export_state_dict
 from dfine_jax.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
 from dfine_jax.errors import UserError
@@ -91,9 +92,9 @@ def test_damaged_safetensors(tmp_path):
     for length in (0, 5, 30, len(whole) - 1):
         (tmp_path / "a.safetensors").write_bytes(whole[:length])
         with pytest.raises(UserError, match="damaged"):
-            huggingface.read_safetensors(tmp_path / "a.safetensors")
+            read_safetensors(tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="no such file"):
-        huggingface.read_safetensors(tmp_path / "b.safetensors")
+        read_safetensors(tmp_path / "b.safetensors")
 
 
 def test_brain_floats(tmp_path):
@@ -101,7 +102,7 @@ def test_brain_floats(tmp_path):
     from safetensors.torch import save_file as save_torch
 
     save_torch({"a": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
-    np.testing.assert_array_equal(huggingface.read_safetensors(tmp_path / "a.safetensors")["a"], [1.5, -2.0])
+    np.testing.assert_array_equal(read_safetensors(tmp_path / "a.safetensors")["a"], [1.5, -2.0])
 
 
 def test_contradictions_and_gaps():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from converters import torch_pickle
-from converters.pickle_machine import TensorRef
+from converters.pickle_values import TensorRef
 from dfine_jax.errors import UserError
 
 STATE = {

@@ -11,7 +11,7 @@ from flax import traverse_util
 from golden_weights import golden_state_dict, hash_state_dict, variables_from_state_dict
 
 from converters import name_map
-from converters.torch_weights import convert_state_dict, export_state_dict, leaf_shapes, recognise, select_state_dict
+from converters.torch_weights import convert_state_dict, export_state_dict, leaf_shapes, recognise
 from dfine_jax.errors import UserError
 from dfine_jax.models.dfine import init_variables
 from dfine_jax.ops.anchors import anchors
@@ -251,18 +251,6 @@ def test_activation_and_depth():
 def test_other_models(keys, hint):
     with pytest.raises(UserError, match=f"not a D-FINE state dict.*{hint}"):
         convert_state_dict({key: np.zeros((2, 2), np.float32) for key in keys})
-
-
-def test_wrappers():
-    tensor = np.zeros(2, np.float32)
-    assert select_state_dict({"w": tensor}, np.ndarray) == {"w": tensor}
-    both = {"model": {"w": tensor}, "ema": {"module": {"v": tensor}, "updates": 3}, "last_epoch": 1}
-    assert list(select_state_dict(both, np.ndarray)) == ["v"]
-    assert list(select_state_dict({"model": {"w": tensor}, "ema": None}, np.ndarray)) == ["w"]
-    assert list(select_state_dict({"model": {"module.w": tensor}}, np.ndarray)) == ["w"]
-    for wrong in ({}, {"model": {}}, {"model": 3}, [tensor], {"w": tensor, "epoch": 3}):
-        with pytest.raises(UserError):
-            select_state_dict(wrong, np.ndarray)
 
 
 def test_export_refuses_foreign_variables():
