@@ -183,17 +183,15 @@ def _write(path: Path, trees: dict[str, PyTree], metadata: str) -> None:
             old.rename(path)
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        with _telling_full(path):
-            new.mkdir()
-            for name, tree in trees.items():
-                with _checkpointer() as checkpointer:
-                    checkpointer.save((new / name).absolute(), hosts.on_host(tree))
-            write_whole(new / "metadata.json", metadata)
-            sync_tree(new)  # all of it is on the disk before anything is renamed
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+    with contextlib.ExitStack() as undo, _telling_full(path):
+        undo.callback(shutil.rmtree, new, ignore_errors=True)
+        new.mkdir()
+        for name, tree in trees.items():
+            with _checkpointer() as checkpointer:
+                checkpointer.save((new / name).absolute(), hosts.on_host(tree))
+        write_whole(new / "metadata.json", metadata)
+        sync_tree(new)  # all of it is on the disk before anything is renamed
+        undo.pop_all()
     with telling(path):
         sync_folder(path.parent)
         if path.exists():
