@@ -103,8 +103,8 @@ def official_place(name: str) -> Place | None:
 
 
 def is_huggingface(names: Iterable[str]) -> bool:
-    """Whether tensor names are those of transformers, of the whole model or of its part without heads."""
-    return any(name.removeprefix("model.").startswith("backbone.model.") for name in names)
+    """Whether tensor names are those of transformers' D-FINE, of the whole model or of its part without heads."""
+    return any(name.removeprefix("model.").startswith("backbone.model.embedder.stem") for name in names)
 
 
 def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -86,6 +86,11 @@ def from_json(text: str, where: object) -> Artefact:
         raise UserError(f"{where}: its description is not JSON ({error}); {_CURE}") from error
     if not isinstance(values, dict) or values.get("format_version") != FORMAT:
         found = values.get("format_version") if isinstance(values, dict) else None
+        if isinstance(found, int) and found > FORMAT:
+            raise UserError(
+                f"{where}: its description was written by a newer dfine_jax (format {found}, this version reads up to "
+                f"{FORMAT}); upgrade dfine_jax, or {_CURE}"
+            )
         raise UserError(f"{where}: its description is of format {found}, this version reads {FORMAT}; {_CURE}")
     try:
         return _checked(_build(values), where)

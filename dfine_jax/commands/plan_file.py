@@ -6,8 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from dfine_jax.config import Config, from_dict
+from dfine_jax import stored
+from dfine_jax.config import Config
 from dfine_jax.errors import UserError
+from dfine_jax.files import read_json, write_whole
 from dfine_jax.training.recipes import Method, Start
 
 _ORIGIN = "origin"  # beside the sections of the configuration
@@ -33,25 +35,29 @@ class Origin:
 def read_plan(file: str) -> tuple[Config, Origin | None]:
     """The configuration and its origin, which hand-written files and those of early versions do not tell.
 
+    A plan is data: nothing that it names is run or read.
+
     Raises:
-      UserError: there is no such file, or it is not a plan.
+      UserError: there is no such file, or it is not a plan, or one of a newer format.
     """
     if not Path(file).is_file():
         raise UserError(f"plan {file} does not exist; --save-plan writes one")
-    try:
-        values = json.loads(Path(file).read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} is not a plan written by --save-plan ({error})") from error
+    values = read_json(file)
     if not isinstance(values, dict):
         raise UserError(f"{file} is not a plan written by --save-plan (it holds no sections of a configuration)")
-    origin = values.pop(_ORIGIN, None)
-    return from_dict(Config, values), None if origin is None else from_dict(Origin, origin, f"{_ORIGIN}.")
+    values = stored.current(values, file, unmarked=True)
+    version = stored.version_of(values)
+    origin = values.get(_ORIGIN)
+    sections = {key: value for key, value in values.items() if key not in (_ORIGIN, *stored.stamp())}
+    config = stored.build(Config, sections, file, version)
+    if origin is not None and not isinstance(origin, dict):
+        raise UserError(f"{file}: {_ORIGIN} must be a mapping, not {origin!r}")
+    return config, None if origin is None else stored.build(Origin, origin, f"{file}: {_ORIGIN}", version)
 
 
 def write_plan(file: Path, config: Config, origin: Origin | None) -> None:
     """Write what ``read_plan`` reads."""
-    values = dataclasses.asdict(config)
+    values = {**stored.stamp(), **dataclasses.asdict(config)}
     if origin:
         values[_ORIGIN] = dataclasses.asdict(origin)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2) + "\n")
+    write_whole(file, json.dumps(values, indent=2) + "\n")

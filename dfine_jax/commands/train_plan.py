@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import runpy
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,10 +45,16 @@ def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None)
       UserError: the recipe, the file or a value is wrong.
     """
     from dfine_jax.training.plan_text import plan_lines
+    from dfine_jax.weights import check_same_architecture
 
     asked = _asked(options, data, loaded)
-    found = (_from_plan if options.recipe.endswith(".json") else _found)(asked, len(data.names))
+    if options.recipe.endswith(".json"):
+        found = _from_plan(asked, len(data.names), loaded)
+    else:
+        found = _found(asked, len(data.names), loaded)
     recipe, config = found.recipe, found.recipe.config
+    if loaded:
+        check_same_architecture(loaded.metadata.config.model, config.model)
     if config.model.num_classes != len(data.names):
         raise UserError(
             f"model.num_classes={config.model.num_classes}, but the data has {len(data.names)} classes; leave it out"
@@ -107,19 +114,61 @@ def _asked(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | Non
 
 
 def _as_in_weights(loaded: LoadedModel, *, input_too: bool) -> tuple[str, ...]:
-    """Assignments: the activations, and size and resizing of the input (640x640 for other programs' files)."""
-    model, data = loaded.metadata.config.model, loaded.metadata.config.data
-    values = [f"model.{name}={getattr(model, name)}" for name in ("decoder_activation", "mlp_activation")]
+    """Assignments: the architecture, and size and resizing of the input (640x640 for other programs' files)."""
+    from dfine_jax.weights import bound_fields
+
+    data = loaded.metadata.config.data
+    fields = bound_fields(loaded.metadata.config.model)
+    values = [f"model.{name}={json.dumps(value)}" for name, value in fields.items()]
     if input_too:
         values += [f"data.{name}={getattr(data, name)}" for name in ("height_px", "width_px", "resize")]
     return tuple(values)
 
 
-def _found(origin: Origin, num_classes: int) -> _Found:
-    return _Found(_derive(origin, num_classes), origin, _given(origin), "file" if is_file(origin.recipe) else "table")
+def _check_weights(recipe: Config, asked: Origin, loaded: LoadedModel, derived: Iterable[str] = ()) -> None:
+    """What the recipe and the values given say of the architecture is what the weights say.
+
+    Fields that a table of variants decides, and those that a plan took from weights (``derived``), are the weights' to
+    decide; what somebody has set is not changed behind their back.
+
+    Raises:
+      UserError: the variant, a field that was set, or a value given is another one; the message has both.
+    """
+    from dfine_jax.config import override
+    from dfine_jax.variants import VARIANTS
+    from dfine_jax.weights import bound_fields
+
+    stored = bound_fields(loaded.metadata.config.model)
+    planned = bound_fields(recipe.model)
+    if planned["variant"] != stored["variant"]:
+        raise UserError(
+            f"{asked.recipe} is of variant {planned['variant']}, the weights are of variant {stored['variant']}; train "
+            f"{stored['variant']}, or give weights of {planned['variant']}"
+        )
+    table = VARIANTS.get(recipe.model.variant, recipe.model)
+    activations = ("decoder_activation", "mlp_activation")  # of the method, in experiment files
+    for name, value in planned.items():
+        if value not in (stored[name], getattr(table, name)) and name not in (*activations, *derived):
+            raise UserError(_contradiction(f"model.{name}", value, asked.recipe, stored[name]))
+    given = bound_fields(override(recipe, asked.overrides).model)
+    for section, _, name in (_key(text).partition(".") for text in asked.overrides):
+        if section == "model" and name in stored and given[name] != stored[name]:
+            raise UserError(_contradiction(f"model.{name}", given[name], "the command line", stored[name]))
 
 
-def _from_plan(asked: Origin, num_classes: int) -> _Found:
+def _contradiction(field: str, value: object, where: str, stored: object) -> str:
+    return (
+        f"{field} is {value!r} in {where}, but {stored!r} in the weights, which compute something else with another "
+        f"value; leave {field} out, or give weights that have it"
+    )
+
+
+def _found(origin: Origin, num_classes: int, loaded: LoadedModel | None = None) -> _Found:
+    recipe = _derive(origin, num_classes, loaded)
+    return _Found(recipe, origin, _given(origin), "file" if is_file(origin.recipe) else "table")
+
+
+def _from_plan(asked: Origin, num_classes: int, loaded: LoadedModel | None) -> _Found:
     """A plan as it is, or, with --epochs or --batch-size, derived anew from its origin."""
     from dfine_jax.commands.plan_file import read_plan
     from dfine_jax.training.recipes import Recipe, headline
@@ -127,6 +176,9 @@ def _from_plan(asked: Origin, num_classes: int) -> _Found:
     file = asked.recipe
     stored, origin = read_plan(file)
     stored = dataclasses.replace(stored, model=dataclasses.replace(stored.model, num_classes=num_classes))
+    if loaded:
+        derived = [_key(text).removeprefix("model.") for text in origin.as_in_weights] if origin else []
+        _check_weights(stored, asked, loaded, derived)
     both = origin and dataclasses.replace(
         origin,
         size_px=asked.size_px or origin.size_px,
@@ -158,6 +210,7 @@ def _from_plan(asked: Origin, num_classes: int) -> _Found:
 def _check_origin(file: str, stored: Config, origin: Origin | None, flags: str) -> None:
     """The plan is what its origin gives."""
     from dfine_jax.training.plan_text import differing
+    from dfine_jax.variants import VARIANTS
 
     if origin is None:
         raise UserError(
@@ -165,8 +218,10 @@ def _check_origin(file: str, stored: Config, origin: Origin | None, flags: str) 
             "recipe it came from, or write the values into the file"
         )
     cure = f"give {flags} to: dfine train {origin.recipe}"
-    if is_file(origin.recipe) and not Path(_parts(origin.recipe)[0]).is_file():
-        raise UserError(f"{file} was derived from {origin.recipe}, which is not here; {cure}, from where it is")
+    if origin.recipe not in VARIANTS:
+        raise UserError(
+            f"{file} was made from {origin.recipe}, which a plan does not run, so {flags} cannot derive it anew; {cure}"
+        )
     names = sorted(differing(stored, _derive(origin, stored.model.num_classes).config))
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -176,8 +231,8 @@ def _check_origin(file: str, stored: Config, origin: Origin | None, flags: str) 
         )
 
 
-def _derive(origin: Origin, num_classes: int) -> Recipe:
-    """The configuration that follows from an origin."""
+def _derive(origin: Origin, num_classes: int, loaded: LoadedModel | None = None) -> Recipe:
+    """The configuration that follows from an origin, which the weights to start from do not contradict."""
     from dfine_jax.training.recipes import default_config
 
     if is_file(origin.recipe):
@@ -195,6 +250,8 @@ def _derive(origin: Origin, num_classes: int) -> Recipe:
             accelerator=origin.accelerator,
             batch_multiple=origin.devices,
         )
+    if loaded:
+        _check_weights(recipe.config, origin, loaded)
     as_in_weights = origin.as_in_weights
     if origin.size_px:
         as_in_weights = tuple(text for text in as_in_weights if _key(text) not in ("data.height_px", "data.width_px"))

@@ -19,6 +19,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,17 +183,15 @@ def _write(path: Path, trees: dict[str, PyTree], metadata: str) -> None:
             old.rename(path)
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        with _telling_full(path):
-            new.mkdir()
-            for name, tree in trees.items():
-                with _checkpointer() as checkpointer:
-                    checkpointer.save((new / name).absolute(), hosts.on_host(tree))
-            write_whole(new / "metadata.json", metadata)
-            sync_tree(new)  # all of it is on the disk before anything is renamed
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+    with contextlib.ExitStack() as undo, _telling_full(path):
+        undo.callback(shutil.rmtree, new, ignore_errors=True)
+        new.mkdir()
+        for name, tree in trees.items():
+            with _checkpointer() as checkpointer:
+                checkpointer.save((new / name).absolute(), hosts.on_host(tree))
+        write_whole(new / "metadata.json", metadata)
+        sync_tree(new)  # all of it is on the disk before anything is renamed
+        undo.pop_all()
     with telling(path):
         sync_folder(path.parent)
         if path.exists():
@@ -202,14 +203,26 @@ def _write(path: Path, trees: dict[str, PyTree], metadata: str) -> None:
 
 @contextlib.contextmanager
 def _telling_full(path: Path) -> Iterator[None]:
-    """What goes wrong while a checkpoint is written, in one line; the array storage has errors of its own kind."""
+    """What goes wrong while a checkpoint is written, in one line, instead of the traces that the array storage logs."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     except (OSError, ValueError, UserError) as error:
         kept = "the one before it is kept" if path.exists() else "there is none before it"
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = str(told(error)) if isinstance(error, OSError) else lines[0][:300]
-        raise UserError(f"{path} cannot be written, {kept}: {reason}") from error
+        raise UserError(f"{path} cannot be written, {kept}: {_reason(error)}") from error
+    finally:
+        log.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    """Why arrays were not written; the storage hides the error of the system in its own."""
+    if not isinstance(error, OSError) and (hidden := re.search(r"os_error_code='(\d+)'", str(error))):
+        error = OSError(int(hidden[1]), os.strerror(int(hidden[1])))
+    if isinstance(error, OSError):
+        return str(told(error))
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _checkpointer() -> ocp.Checkpointer:

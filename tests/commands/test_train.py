@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from flax import traverse_util
+from tiny_weights import tiny_weights
 
 from converters import torch_pickle
 from converters.torch_weights import export_state_dict, leaf_shapes
 from dfine_jax.cli import main
+from dfine_jax.commands.plan_file import read_plan
 from dfine_jax.config import Config
 from dfine_jax.data.synthetic import make_shapes_dataset
-from dfine_jax.models.dfine import DFine
 from dfine_jax.training import loop
 from dfine_jax.training.checkpoint import Metadata, save_weights
 from dfine_jax.training.tables import published
 from dfine_jax.variants import model_config
-from dfine_jax.weights import LoadedModel
+from dfine_jax.weights import bound_fields, load_checkpoint
 
 EXPERIMENT = """
 from dfine_jax.config import Config, OptimConfig
@@ -131,59 +132,82 @@ def test_a_file_of_variants_and_the_published_recipes(data, planned, tmp_path):
     assert planned[0][0] == dataclasses.replace(expected, model=dataclasses.replace(expected.model, num_classes=4))
 
 
-def test_the_method_chooses_the_recipe_and_is_found_in_the_weights(data, planned, tmp_path, monkeypatch):
+def test_the_method_chooses_the_recipe(data, planned, tmp_path):
     where = ["--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2"]
     assert main(["train", "s", "--method", "deim", *where, "--max-hours", "2"]) == 0
     config, options = planned[0][0], planned[0][3]
     assert (config.train.method, config.loss.class_loss, config.data.augment) == ("deim", "mal", "deim")
     assert config.model.decoder_activation == config.model.mlp_activation == "silu" and options["max_hours"] == 2
-    stored = LoadedModel(DFine(config.model), {}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
-    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: stored)
-    monkeypatch.setattr("dfine_jax.commands.train.start_weights", lambda *rest: None)
-    assert main(["train", "s", "--weights", "own", *where]) == 0
-    assert planned[1][0].train.method == "deim" and planned[1][0].model.mlp_activation == "silu"
-    assert main(["train", "s", "--weights", "own", "--method", "dfine", *where]) == 0
-    assert planned[2][0].train.method == "dfine" and planned[2][0].model.mlp_activation == "silu"
-    notes = "\n".join(planned[2][3]["notes"])
-    assert "model.decoder_activation=silu (derived: as in the weights; table: relu)" in notes
 
 
-def test_the_input_is_that_of_the_weights(data, planned, tmp_path, monkeypatch, capsys):
-    config = Config(model_config("s", num_classes=4))
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, height_px=96, width_px=64, resize="letterbox")
+def test_a_run_starts_from_a_checkpoint(data, planned, tmp_path):
+    """The whole way, with a real checkpoint: its architecture, its method, its input, its values, its class rows."""
+    size = {"height_px": 96, "width_px": 64, "resize": "letterbox"}
+    source = tiny_weights(tmp_path / "own", ("cat", "Circle"), data=size, method="deim", reg_scale=6.0, up=0.25)
+    stored = load_checkpoint(source)
+    where = ["--weights", str(source), "--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2"]
+    assert main(["train", "n", *where]) == 0
+    config, train_data, _, options = planned[0]
+    assert bound_fields(config.model) == bound_fields(stored.metadata.config.model) and config.model.reg_scale == 6.0
+    assert (config.train.method, config.data.height_px, config.data.resize) == ("deim", 96, "letterbox")
+    start, notes = options["start"], "\n".join(options["notes"])
+    assert "model.reg_scale=6 (derived: as in the weights; table: 4)" in notes
+    assert "data.height_px=96 (derived: as in the weights; table: 640)" in notes
+    new = traverse_util.flatten_dict(start.variables, sep="/")
+    old = traverse_util.flatten_dict(stored.variables, sep="/")
+    assert set(new) == set(old) and start.source == stored.metadata
+    classes = [path for path in new if new[path].shape != old[path].shape]
+    assert classes and all("score_head" in path or "class_embed" in path for path in classes)
+    assert all(np.array_equal(new[path], old[path]) for path in set(new) - set(classes))
+    to = train_data.names.index("circle")
+    bias = "params/decoder/enc_score_head/bias"
+    assert new[bias][to] == old[bias][1] and "circle <- Circle" in notes
+
+
+def test_a_value_against_the_weights_starts_nothing(data, planned, tmp_path, capsys):
+    source = tiny_weights(tmp_path / "own", reg_scale=6.0)
+    where = ["--weights", str(source), "--data", str(data), "--out", str(tmp_path / "run")]
+    for command in (["n", "model.reg_scale=4"], ["n", "model.reg_scale=4", "--dry-run"]):
+        assert main(["train", *command, *where]) == 2
+        assert "model.reg_scale is 4.0 in the command line, but 6.0 in the weights" in capsys.readouterr().err
+    assert main(["train", "s", *where]) == 2
+    assert "s is of variant s, the weights are of variant n; train n" in capsys.readouterr().err
+    assert main(["train", "n", "model.reg_scale=6", *where, "--dry-run"]) == 0
+    assert not planned and not (tmp_path / "run").exists()
+
+
+def test_weights_of_deim_stay_so(data, planned, tmp_path):
+    silu = {"decoder_activation": "silu", "mlp_activation": "silu"}
+    source = tiny_weights(tmp_path / "own", method="deim", **silu)
+    where = ["--weights", str(source), "--data", str(data), "--out", str(tmp_path / "run")]
+    assert (
+        main(["train", "n", "--method", "dfine", *where, "--dry-run", "--save-plan", str(tmp_path / "plan.json")]) == 0
     )
-    stored = LoadedModel(DFine(config.model), {}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
-    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: stored)
-    monkeypatch.setattr("dfine_jax.commands.train.start_weights", lambda *rest: None)
-    plan = tmp_path / "plan.json"
-    where = ["--weights", "own", "--data", str(data), "--out", str(tmp_path / "run")]
-    assert main(["train", "s", *where, "--save-plan", str(plan)]) == 0
-    assert main(["train", "s", *where, "--size", "32"]) == 0
-    assert main(["train", str(plan), *where, "--epochs", "7"]) == 0
-    assert main(["train", str(plan), *where, "--epochs", "7", "--size", "32"]) == 0
-    assert main(["train", f"{ROOT / 'experiments' / 'dfine_coco.py'}:s", *where]) == 0
-    inputs = [(c.data.height_px, c.data.width_px, c.data.resize) for c, *_ in planned]
-    assert inputs[:3] == [(96, 64, "letterbox"), (32, 32, "letterbox"), (96, 64, "letterbox")]
-    assert inputs[3] == (32, 32, "letterbox") and inputs[4] == (640, 640, "stretch")
-    assert "data.height_px=96 (derived: as in the weights; table: 640)" in "\n".join(planned[0][3]["notes"])
+    config, _ = read_plan(str(tmp_path / "plan.json"))
+    assert config.train.method == "dfine" and config.model.decoder_activation == config.model.mlp_activation == "silu"
+    assert main(["train", "n", *where, "--dry-run", "--save-plan", str(tmp_path / "plan.json")]) == 0
+    assert read_plan(str(tmp_path / "plan.json"))[0].train.method == "deim"
 
 
-def test_a_file_of_deim_continues_as_deim(data, planned, tmp_path, monkeypatch):
+def test_a_file_of_deim_continues_as_deim(data, tmp_path, capsys):
     config = model_config("n", num_classes=3)
     rng = np.random.default_rng(0)
     leaves = {path: rng.standard_normal(shape, np.float32) for path, shape in leaf_shapes(config).items()}
     state = export_state_dict(config, traverse_util.unflatten_dict(leaves, sep="/"))
     torch_pickle.save(tmp_path / "deim_n.pth", {"model": state})
     torch_pickle.save(tmp_path / "n.pth", {"model": state})
-    monkeypatch.setattr("dfine_jax.commands.train.start_weights", lambda *rest: None)
-    where = ["--data", str(data), "--out", str(tmp_path / "run")]
-    assert main(["train", "n", "--weights", str(tmp_path / "deim_n.pth"), *where]) == 0
-    assert main(["train", "n", "--weights", str(tmp_path / "n.pth"), "--activation", "silu", *where]) == 0
-    assert main(["train", "n", "--weights", str(tmp_path / "deim_n.pth"), "--activation", "relu", *where]) == 0
-    methods = [(c.train.method, c.loss.class_loss, c.model.decoder_activation) for c, *_ in planned]
+    file = tmp_path / "plan.json"
+    where = ["--data", str(data), "--out", str(tmp_path / "run"), "--dry-run", "--save-plan", str(file)]
+    commands = (["deim_n.pth"], ["n.pth", "--activation", "silu"], ["deim_n.pth", "--activation", "relu"])
+    configs = []
+    for name, *options in commands:
+        assert main(["train", "n", "--weights", str(tmp_path / name), *options, *where]) == 0
+        configs.append(read_plan(str(file))[0])
+    methods = [(c.train.method, c.loss.class_loss, c.model.decoder_activation) for c in configs]
     assert methods == [("deim", "mal", "silu")] * 2 + [("dfine", "vfl", "relu")]
-    assert planned[0][0].optim.warmup_steps == 0
+    assert configs[0].optim.warmup_steps == 0
+    assert main(["train", "n", "--weights", str(tmp_path / "n.pth"), *where]) == 2
+    assert "n.pth does not say which activation its decoder has" in capsys.readouterr().err
 
 
 def test_a_plan_is_printed_saved_and_taken_up_again(data, planned, tmp_path, capsys):

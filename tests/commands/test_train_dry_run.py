@@ -90,7 +90,7 @@ def test_it_says_which_classes_have_no_object(dry, data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("s", "--weights", "n.pth"), "the weights are of another architecture (N)"),
+        (("s", "--weights", "n.pth"), "s is of variant s, the weights are of variant n; train n, or give weights of s"),
         (("n", 'optim.freeze=["^nothing"]'), "'^nothing' matches no parameter; they are named like backbone/"),
         (("n", "data.max_objects=1"), "error: data.max_objects=1, but an image of "),
         (("n", "--backbone", "absent.pth"), "absent.pth does not exist"),

@@ -1,4 +1,4 @@
-"""Saved plans: taken as they are, and derived anew for another length or batch size."""
+"""Plans: derived, saved, taken as they are, derived anew for another length or batch size; and what weights decide."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import json
 import pytest
 from conftest import ROOT
 
-from dfine_jax.cli import main
+from dfine_jax.cli import Parser, main
+from dfine_jax.commands import train
+from dfine_jax.commands.plan_file import read_plan, write_plan
+from dfine_jax.commands.train_plan import plan
 from dfine_jax.config import Config, to_json
+from dfine_jax.data.sources import read_dataset
 from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.errors import UserError
 from dfine_jax.models.dfine import DFine
-from dfine_jax.training import loop
 from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.variants import model_config
-from dfine_jax.weights import LoadedModel
+from dfine_jax.weights import LoadedModel, bound_fields
 
 OVERRIDES = ("optim.weight_decay=0.5", "train.patience=7")
 
@@ -25,45 +29,45 @@ def data(tmp_path_factory):
     return make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=40, num_val=1, size_px=32, seed=0)
 
 
-@pytest.fixture
-def configured(data, tmp_path, monkeypatch):
-    """A function that gives configuration and log lines of a command line; weights are those of a DEIM model."""
-    calls = []
-
-    def train(config, train_data, val_data, out_dir, **options):
-        calls.append((config, "\n".join(options["notes"])))
-        return loop.Result(True, 0.5, 3, None)
-
-    model = model_config("s", num_classes=4, decoder_activation="silu", mlp_activation="silu")
-    config = Config(model)
+def loaded(variant="s", **changes):
+    """Weights as far as a plan looks at them: those of a DEIM model, input 640x640."""
+    changes = {"num_classes": 4, "decoder_activation": "silu", "mlp_activation": "silu"} | changes
+    config = Config(model_config(variant, **changes))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, method="deim"))
-    stored = LoadedModel(DFine(model), {}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
-    monkeypatch.setattr(loop, "train", train)
-    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: stored)
-    monkeypatch.setattr("dfine_jax.commands.train.start_weights", lambda *rest: None)
+    return LoadedModel(DFine(config.model), {}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
 
-    def of(*arguments, save=()):
-        saved = ["--save-plan", str(save)] if save else []
-        assert main(["train", *arguments, "--data", str(data), "--out", str(tmp_path / "run"), *saved]) == 0
-        return calls.pop()
+
+@pytest.fixture
+def configured(data, tmp_path):
+    """A function that gives configuration and log lines of a command line."""
+    train_data = read_dataset(data, "train")
+    commands = Parser(prog="dfine").add_subparsers(parser_class=Parser)
+    train.add_parser(commands)
+
+    def of(*arguments, save=(), weights=None):
+        words = [*arguments, "--data", str(data), "--out", str(tmp_path / "run")]
+        options = commands.choices["train"].parse_intermixed_args(words)
+        planned = plan(options, train_data, weights)
+        if save:
+            write_plan(save, planned.config, planned.origin)
+        return planned.config, "\n".join(planned.notes)
 
     return of
 
 
-@pytest.mark.parametrize(
-    "start", [(), ("--backbone", "b.pth"), ("--weights", "own"), ("--weights", "own", "--method=dfine")]
-)
+@pytest.mark.parametrize("start", [(), ("--backbone", "b.pth"), ("weights",), ("weights", "--method=dfine")])
 @pytest.mark.parametrize("variant", ["n", "s", "l", "x"])
 @pytest.mark.parametrize("method", ["dfine", "deim"])
 def test_a_plan_with_epochs_is_what_its_recipe_with_epochs_is(configured, tmp_path, variant, method, start):
-    asked = [variant, *start, *OVERRIDES]
-    if not any(option.startswith("--weights") for option in start):
+    weights = loaded(variant) if "weights" in start else None
+    asked = [variant, *(option for option in start if option != "weights"), *OVERRIDES]
+    if not weights:
         asked += ["--method", method]
     file = tmp_path / "plan.json"
-    short = configured(*asked, "--epochs", "5", "--size", "64x96", save=file)[0]
+    short = configured(*asked, "--epochs", "5", "--size", "64x96", save=file, weights=weights)[0]
     assert configured(str(file))[0] == short
     for flags in (["--epochs", "100"], ["--batch-size", "4"], ["--epochs", "300", "--batch-size", "16"]):
-        direct = configured(*asked, "--epochs", "5", "--size", "64x96", *flags)[0]
+        direct = configured(*asked, "--epochs", "5", "--size", "64x96", *flags, weights=weights)[0]
         anew, notes = configured(str(file), *flags)
         assert anew == direct != short
         assert f"{file} is derived anew from {variant} for {flags[0]}" in notes
@@ -84,7 +88,7 @@ def test_a_short_plan_grows_back(configured, tmp_path):
 def test_a_plan_of_a_plan_keeps_all_that_was_given(configured, tmp_path):
     first, second, third = (tmp_path / f"{i}.json" for i in range(3))
     configured("s", "optim.lr=0.25", "--epochs", "5", save=first)
-    configured(str(first), "--augment", "deim", "--size", "64", save=second)
+    configured(str(first), "data.augment=deim", "--size", "64", save=second)
     configured(str(second), "--batch-size", "4", "train.seed=3", save=third)
     found = configured(str(third), "--epochs", "40")[0]
     asked = [
@@ -102,13 +106,35 @@ def test_a_plan_of_a_plan_keeps_all_that_was_given(configured, tmp_path):
     assert (found.data.start_augment_epoch, found.data.stop_mosaic_epoch) == (4, 20)
 
 
-def test_a_plan_of_an_experiment_file(configured, tmp_path, capsys, data):
+def test_a_plan_of_an_experiment_file(configured, tmp_path):
     recipe, file = f"{ROOT / 'experiments' / 'deim_coco.py'}:s", tmp_path / "plan.json"
-    configured(recipe, "--epochs", "5", *OVERRIDES, save=file)
-    assert configured(str(file), "--epochs", "70")[0] == configured(recipe, "--epochs", "70", *OVERRIDES)[0]
-    file.write_text(file.read_text().replace("deim_coco.py:s", "gone.py:s"))
-    assert main(["train", str(file), "--epochs", "9", "--data", str(data), "--out", str(tmp_path / "run")]) == 2
-    assert "gone.py:s, which is not here; give --epochs to: dfine train" in capsys.readouterr().err
+    short = configured(recipe, "--epochs", "5", *OVERRIDES, save=file)[0]
+    assert configured(str(file))[0] == short
+    for flags in (["--epochs", "70"], ["--batch-size", "4"]):
+        with pytest.raises(UserError) as caught:
+            configured(str(file), *flags)
+        assert f"was made from {recipe}, which a plan does not run, so {flags[0]} cannot derive it anew" in str(
+            caught.value
+        )
+        assert f"give {flags[0]} to: dfine train {recipe}" in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["{}", "{}:s", "{}.json", "../{}", "s; {}"])
+def test_a_plan_never_runs_what_it_names(configured, data, tmp_path, capsys, recipe):
+    witness, script = tmp_path / "witness", tmp_path / "evil.py"
+    script.write_text(f"import pathlib\npathlib.Path({str(witness)!r}).touch()\n")
+    (tmp_path / "evil.py.json").write_text(script.read_text())
+    file = tmp_path / "plan.json"
+    configured("n", "--epochs", "5", save=file)
+    values = json.loads(file.read_text())
+    values["origin"]["recipe"] = recipe.format(script)
+    file.write_text(json.dumps(values))
+    configured(str(file))
+    where = ["--data", str(data), "--out", str(tmp_path / "run"), "--dry-run"]
+    for flags in (["--epochs", "9"], ["--batch-size", "2"], ["--epochs", "9", "--batch-size", "2"]):
+        assert main(["train", str(file), *flags, *where]) == 2
+        assert "which a plan does not run" in capsys.readouterr().err
+    assert not witness.exists()
 
 
 def test_a_plan_without_origin_is_taken_as_it_is_only(configured, data, tmp_path, capsys):
@@ -118,29 +144,153 @@ def test_a_plan_without_origin_is_taken_as_it_is_only(configured, data, tmp_path
     assert (found.optim.lr, found.data.width_px, found.model.num_classes) == (0.125, 64, 4)
     assert found.train == config.train and f"(file {file})" in notes
     for flag in ("--epochs", "--batch-size"):
-        assert main(["train", str(file), flag, "3", "--data", str(data), "--out", str(tmp_path / "run")]) == 2
-        error = capsys.readouterr().err
-        assert f"does not say what it was derived from, so {flag} cannot derive it anew; give {flag} with" in error
-    for text in ("[1, 2]", "{", '{"origin": {"recipes": "s"}}'):
+        message = f"does not say what it was derived from, so {flag} cannot derive it anew; give {flag} with"
+        with pytest.raises(UserError, match=message):
+            configured(str(file), flag, "3")
+    for text, message in (
+        ("[1, 2]", "holds no sections"),
+        ("{", "is not JSON"),
+        ('{"origin": {"recipes": "s"}}', "configuration key '.*model' is missing"),
+        (json.dumps(dataclasses.asdict(config) | {"origin": [1]}), "origin must be a mapping"),
+        (json.dumps(dataclasses.asdict(config) | {"orgin": {}}), "unknown configuration key '.*orgin'"),
+    ):
         file.write_text(text)
-        assert main(["train", str(file), "--data", str(data), "--out", str(tmp_path / "run")]) == 2
-    assert "configuration key 'model' is missing" in capsys.readouterr().err
+        with pytest.raises(UserError, match=message):
+            configured(str(file))
 
 
-def test_a_plan_changed_by_hand_is_not_derived_anew(configured, data, tmp_path, capsys):
+def test_plans_of_other_versions(configured, tmp_path, caplog):
+    file = tmp_path / "plan.json"
+    config = configured("n", "--epochs", "5", save=file)[0]
+    values = json.loads(file.read_text())
+    assert values["format"] == 1
+    file.write_text(json.dumps(values | {"format": 2, "library_version": "99.0"}))
+    with pytest.raises(
+        UserError, match=r"plan.json was written by a newer dfine_jax \(99.0\): it is of format 2, .*upgrade"
+    ):
+        read_plan(str(file))
+    newer = values | {"library_version": "99.0", "telemetry": 1}
+    newer["optim"] = values["optim"] | {"lookahead": 3}
+    newer["origin"] = values["origin"] | {"mood": "good"}
+    file.write_text(json.dumps(newer))
+    assert read_plan(str(file))[0] == config
+    said = "\n".join(caplog.messages)
+    assert "left out what this version" in said and "telemetry, optim.lookahead" in said.replace(
+        "optim.lookahead, telemetry", "telemetry, optim.lookahead"
+    )
+    assert "mood" in said
+    file.write_text(json.dumps(values | {"optim": values["optim"] | {"lookahead": 3}}))
+    with pytest.raises(UserError, match="unknown configuration key '.*optim.lookahead'"):
+        read_plan(str(file))
+
+
+def test_a_plan_changed_by_hand_is_not_derived_anew(configured, tmp_path):
     file = tmp_path / "plan.json"
     configured("s", "--epochs", "5", save=file)
-    plan = json.loads(file.read_text())
-    plan["optim"]["lr"] = 0.375
-    file.write_text(json.dumps(plan))
+    values = json.loads(file.read_text())
+    values["optim"]["lr"] = 0.375
+    file.write_text(json.dumps(values))
     assert configured(str(file))[0].optim.lr == 0.375
-    assert main(["train", str(file), "--epochs", "9", "--data", str(data), "--out", str(tmp_path / "run")]) == 2
-    assert "is not what s gives (optim.lr): changed by hand, or derived by another version" in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match=r"is not what s gives \(optim.lr\): changed by hand, or derived by another version"
+    ):
+        configured(str(file), "--epochs", "9")
 
 
 def test_a_plan_for_other_data_says_so(configured, tmp_path):
     file = tmp_path / "plan.json"
     configured("n", "--epochs", "5", save=file)
-    plan = json.loads(file.read_text())
-    file.write_text(json.dumps(plan | {"origin": plan["origin"] | {"num_images": 7}}))
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"origin": values["origin"] | {"num_images": 7}}))
     assert "was derived for 7 images; --epochs or --batch-size derives it anew" in configured(str(file))[1]
+
+
+TRACELESS = [
+    ("reg_scale", 8.0), ("up", 0.25), ("num_points", (6, 3, 3)), ("decoder_activation", "relu"),
+    ("mlp_activation", "relu"), ("num_heads", 4), ("reg_max", 16), ("encoder_depth", 1.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), TRACELESS)
+def test_the_architecture_is_that_of_the_weights(configured, tmp_path, field, value):
+    weights, file = loaded("s", **{field: value}), tmp_path / "plan.json"
+    experiment = f"{ROOT / 'experiments' / 'dfine_coco.py'}:s"
+    config, notes = configured("s", weights=weights, save=file)
+    assert getattr(config.model, field) == value and bound_fields(config.model) == bound_fields(
+        weights.metadata.config.model
+    )
+    shown = f"model.{field}=" in notes and "as in the weights; table: " in notes
+    assert shown or field.endswith("activation")  # which are in the table, too
+    for recipe in (experiment, str(file)):
+        assert getattr(configured(recipe, weights=weights)[0].model, field) == value
+    assert getattr(configured(str(file), "--epochs", "9")[0].model, field) == value  # derived anew
+    assert getattr(configured(str(file), "--epochs", "9", weights=loaded())[0].model, field) == getattr(
+        loaded().metadata.config.model, field
+    )
+
+
+@pytest.mark.parametrize(("field", "value"), TRACELESS)
+@pytest.mark.parametrize("kind", ["variant", "experiment", "plan"])
+def test_a_value_against_the_weights_is_an_error(configured, tmp_path, kind, field, value):
+    stored = getattr(loaded().metadata.config.model, field)
+    file = tmp_path / "plan.json"
+    configured("s", "--method=deim", save=file)
+    recipe = {"variant": "s", "experiment": f"{ROOT / 'experiments' / 'deim_coco.py'}:s", "plan": str(file)}[kind]
+    same = f"model.{field}={json.dumps(stored)}"
+    taken = configured(recipe, same, weights=loaded())[0].model
+    assert bound_fields(taken) == bound_fields(loaded().metadata.config.model)
+    with pytest.raises(UserError) as caught:
+        configured(recipe, f"model.{field}={json.dumps(value)}", weights=loaded())
+    assert f"model.{field} is {value!r} in the command line, but {stored!r} in the weights" in str(caught.value)
+
+
+def test_what_a_plan_or_a_file_sets_is_not_changed_by_weights(configured, tmp_path):
+    plan_file, script = tmp_path / "plan.json", tmp_path / "mine.py"
+    configured("s", "--method=deim", "model.reg_scale=8", save=plan_file)
+    script.write_text(
+        "from dfine_jax.config import Config\nfrom dfine_jax.variants import model_config\n"
+        "def get_config():\n    return Config(model_config('s', reg_scale=8.0))\n"
+    )
+    for file in (plan_file, script):
+        with pytest.raises(UserError) as caught:
+            configured(str(file), weights=loaded())
+        assert f"model.reg_scale is 8.0 in {file}, but 4.0 in the weights" in str(caught.value)
+        assert configured(str(file), weights=loaded(reg_scale=8.0))[0].model.reg_scale == 8.0
+
+
+def test_weights_of_another_variant(configured):
+    with pytest.raises(
+        UserError, match="n is of variant n, the weights are of variant s; train s, or give weights of n"
+    ):
+        configured("n", weights=loaded("s"))
+
+
+def test_free_fields_are_the_runs(configured):
+    weights = loaded(num_queries=100, precision="bfloat16", backbone_frozen_bn=True)
+    config = configured("s", "model.num_queries=50", "model.backbone_frozen_stem=true", weights=weights)[0]
+    assert (config.model.num_queries, config.model.precision, config.model.backbone_frozen_stem) == (
+        50,
+        "float32",
+        True,
+    )
+
+
+def test_the_input_is_that_of_the_weights(configured, tmp_path):
+    weights = loaded()
+    config = weights.metadata.config
+    input_of = dataclasses.replace(config.data, height_px=96, width_px=64, resize="letterbox")
+    metadata = dataclasses.replace(weights.metadata, config=dataclasses.replace(config, data=input_of))
+    weights, file = dataclasses.replace(weights, metadata=metadata), tmp_path / "plan.json"
+    experiment = f"{ROOT / 'experiments' / 'dfine_coco.py'}:s"
+    commands = [
+        ["s"],
+        ["s", "--size", "32"],
+        [str(file), "--epochs", "7"],
+        [str(file), "--epochs", "7", "--size", "32"],
+    ]
+    notes = configured("s", weights=weights, save=file)[1]
+    found = [configured(*command, weights=weights)[0].data for command in (*commands, [experiment])]
+    inputs = [(data.height_px, data.width_px, data.resize) for data in found]
+    assert inputs[:3] == [(96, 64, "letterbox"), (32, 32, "letterbox"), (96, 64, "letterbox")]
+    assert inputs[3:] == [(32, 32, "letterbox"), (640, 640, "stretch")]
+    assert "data.height_px=96 (derived: as in the weights; table: 640)" in notes

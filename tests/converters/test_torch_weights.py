@@ -244,7 +244,7 @@ def test_activation_and_depth():
     ("keys", "hint"),
     [
         (["stem.stem1.conv.weight"], "backbone alone"),
-        (["model.backbone.model.embedder.stem1.convolution.weight"], "Hugging Face"),
+        (["model.backbone.model.embedder.stem1.convolution.weight"], "transformers' names"),
         (["conv1.weight", "fc.weight"], "conv1.weight"),
     ],
 )

@@ -163,7 +163,9 @@ def test_damage_is_reported_in_one_line(tmp_path):
     with pytest.raises(UserError, match="metadata.json cannot be read"):
         checkpoint.load_metadata(path)
     (path / "metadata.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(UserError, match=r"written by a newer dfine_jax: it is of format 99, this version reads up to 1; upgrade"):
+    with pytest.raises(
+        UserError, match=r"written by a newer dfine_jax: it is of format 99, this version reads up to 1; upgrade"
+    ):
         checkpoint.load_metadata(path)
 
 
@@ -181,3 +183,94 @@ def test_another_model_is_refused(tmp_path):
 def test_metadata_fields_are_all_stored():
     text = checkpoint._metadata_json(METADATA)
     assert {field.name for field in dataclasses.fields(Metadata)} <= set(json.loads(text))
+
+
+def value_of(path):
+    return float(checkpoint.load_weights(path)[0]["params"]["w"][0])
+
+
+def test_what_is_renamed_is_on_the_disk_and_one_checkpoint_is_whole_at_every_moment(tmp_path, monkeypatch):
+    """The order of calls decides what a power cut leaves: each is recorded, and what could be read before it."""
+    target, calls = tmp_path / "last", []
+    checkpoint.save_weights(target, {"params": {"w": np.zeros(1000)}}, METADATA)
+    fsync, rename, rmtree = os.fsync, os.rename, checkpoint.shutil.rmtree
+
+    def record(kind, place):
+        if tmp_path in Path(place).parents or Path(place) == tmp_path:
+            calls.append((kind, Path(place).relative_to(tmp_path).as_posix(), value_of(target)))
+
+    def fsynced(descriptor):
+        record("sync", os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def renamed(old, new, **options):
+        record("rename", new)
+        rename(old, new, **options)
+
+    def removed(folder, **options):
+        record("remove", folder)
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(os, "fsync", fsynced)
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
+    checkpoint.save_weights(target, {"params": {"w": np.ones(1000)}}, METADATA)
+    monkeypatch.undo()
+    assert value_of(target) == 1.0 and {value for *_, value in calls} == {0.0, 1.0}
+    kinds = [(kind, place) for kind, place, _ in calls]
+    aside, into = kinds.index(("rename", ".last.replaced")), kinds.index(("rename", "last"))
+    synced = {place for kind, place in kinds[:aside] if kind == "sync"}
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*")}
+    assert {f".last.unfinished/{name}" for name in files} <= synced and {".last.unfinished", "."} <= synced
+    assert aside < into and ("sync", ".") in kinds[into:]
+    gone = len(kinds) - 1 - kinds[::-1].index(("remove", ".last.replaced"))
+    assert ("sync", ".") in kinds[into:gone]  # the new name is safe before the old checkpoint goes
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("RESOURCE_EXHAUSTED: no space\nstack")]
+)
+@pytest.mark.parametrize("where", ["arrays", "description", "sync"])
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, error, where):
+    target = tmp_path / "last"
+    checkpoint.save_weights(target, {"params": {"w": np.zeros(10)}}, METADATA)
+
+    def fails(*_, **__):
+        raise error
+
+    place = {"arrays": (checkpoint.ocp.Checkpointer, "save"), "description": (checkpoint, "write_whole")}
+    monkeypatch.setattr(*place.get(where, (checkpoint, "sync_tree")), fails)
+    with pytest.raises(UserError, match="last cannot be written, the one before it is kept: .*(No|no) space") as caught:
+        checkpoint.save_weights(target, {"params": {"w": np.ones(10)}}, METADATA)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert value_of(target) == 0.0 and [path.name for path in tmp_path.iterdir()] == ["last"]
+    monkeypatch.setattr(*place.get(where, (checkpoint, "sync_tree")), fails)
+    with pytest.raises(UserError, match="other cannot be written, there is none before it"):
+        checkpoint.save_weights(tmp_path / "other", {"params": {"w": np.ones(10)}}, METADATA)
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+LIMITED = """
+import resource, sys, numpy as np
+sys.path[:0] = {paths!r}
+from test_checkpoint import METADATA
+from dfine_jax.errors import UserError
+from dfine_jax.training import checkpoint
+checkpoint.save_weights({target!r}, {{"params": {{"w": np.zeros(2000)}}}}, METADATA)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # larger files cannot be written, as on a full disk
+try:
+    checkpoint.save_weights({target!r}, {{"params": {{"w": np.random.default_rng(0).random(2_000_000)}}}}, METADATA)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_files_that_the_system_refuses_are_one_line(tmp_path):
+    """The array storage writes through code of its own, whose errors are its own, too."""
+    target = tmp_path / "last"
+    code = LIMITED.format(paths=[str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)], target=str(target))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "last cannot be written, the one before it is kept: " in done.stdout and done.stdout.count("\n") == 1
+    assert value_of(target) == 0.0 and [path.name for path in tmp_path.iterdir()] == ["last"]
