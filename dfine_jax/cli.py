@@ -31,6 +31,7 @@ COMMANDS = {
     "benchmark": "latency, throughput, memory and accuracy of models in one interleaved run",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
+_TALKATIVE = ("jax", "absl", "orbax", "flax", "matplotlib", "PIL", "onnx", "nncf", "openvino")  # in warnings
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPT = 130
 
@@ -97,7 +98,8 @@ def _quiet_libraries() -> None:
     """Warnings of libraries are for programmers; what a user should know is said by this package."""
     if not sys.warnoptions:  # asked for by python -W or PYTHONWARNINGS
         warnings.simplefilter("ignore")
-    logging.getLogger("jax").setLevel(logging.ERROR)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of XLA, whose "very slow compile" is no error
 
 
