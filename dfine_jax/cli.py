@@ -11,6 +11,7 @@ import platform
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ COMMANDS = {
     "benchmark": "latency, throughput, memory and accuracy of models in one interleaved run",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
+_TALKATIVE = ("jax", "absl", "orbax", "flax", "matplotlib", "PIL", "onnx", "nncf", "openvino")  # in warnings
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPT = 130
 
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 2 for an error of the user, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _quiet_libraries()
     logging.getLogger("dfine_jax").setLevel(logging.INFO)
     try:
         return _flushed(arguments)
@@ -89,6 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:  # it is the output that is full
             _give_up_output()
         return _EXIT_USER_ERROR
+
+
+def _quiet_libraries() -> None:
+    """Warnings of libraries are for programmers; what a user should know is said by this package."""
+    if not sys.warnoptions:  # asked for by python -W or PYTHONWARNINGS
+        warnings.simplefilter("ignore")
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of XLA, whose "very slow compile" is no error
 
 
 def _flushed(arguments: list[str]) -> int:

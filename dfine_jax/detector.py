@@ -18,6 +18,7 @@ from dfine_jax.data.any_image import any_pixels, is_one_picture
 from dfine_jax.data.images import Preprocess
 from dfine_jax.draw import draw_boxes
 from dfine_jax.errors import UserError
+from dfine_jax.waiting import waiting
 
 if TYPE_CHECKING:
     from dfine_jax.weights import LoadedModel
@@ -119,6 +120,10 @@ class Detector:
         self.input_size_px = self._preprocess.height_px, self._preprocess.width_px
         self._backend = model.backend
 
+    def prepare(self) -> None:
+        """Compile now what the first detection would compile; exported files need none of it."""
+        self._backend.prepare((self.batch_size, *self.input_size_px, 3))
+
     @overload
     def __call__(self, images: ImageSource) -> DetectionResult: ...
 
@@ -195,7 +200,8 @@ def open_model(
     if isinstance(model, (str, os.PathLike)) and is_artefact(model):
         from dfine_jax.backends.registry import open_artefact
 
-        backend = open_artefact(model, runtime=runtime, device=device, threads=threads)
+        with waiting(f"loading {model}"):
+            backend = open_artefact(model, runtime=runtime, device=device, threads=threads)
         described = backend.artefact
         classes = Classes(described.class_names, described.category_ids)
         return OpenedModel(backend, classes, described.preprocess, described.input.batch)
@@ -207,7 +213,8 @@ def open_model(
     if isinstance(model, (str, os.PathLike)):
         from dfine_jax.weights import load_checkpoint
 
-        model = load_checkpoint(model)
+        with waiting(f"loading {model}"):
+            model = load_checkpoint(model)
     metadata = model.metadata
     backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale)
     return OpenedModel(backend, Classes(metadata.class_names, metadata.category_ids), metadata.preprocess, None)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from dfine_jax.backends.base import PixelPredictions, in_view
 from dfine_jax.data.batch import EvalBatch
 from dfine_jax.data.dataset import listed
+from dfine_jax.data.workers import closing_batches
 from dfine_jax.errors import UserError
 from dfine_jax.metrics import DetectionReport, detection_report
 from dfine_jax.postprocess import AnyArray
@@ -139,9 +140,10 @@ def evaluate_detections(
     """As ``evaluate``, for what answers in pixels (``Backend.detect`` of any runtime) and may know more classes."""
     results: list[dict[str, Any]] = []
     seen: list[int] = []
-    for batch in batches:
-        seen += [int(i) for i in batch.image_id[_real(batch)]]
-        results += pixel_results(detect(batch.images, _view_px(batch)), batch, classes.category_of_label)
+    with closing_batches(batches) as stream:
+        for batch in stream:
+            seen += [int(i) for i in batch.image_id[_real(batch)]]
+            results += pixel_results(detect(batch.images, _view_px(batch)), batch, classes.category_of_label)
     if observe is not None:
         observe(results)
     return score(json.loads(Path(annotation_file).read_text()), results, seen, classes.scored)

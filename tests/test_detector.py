@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import types
 
 import jax.numpy as jnp
@@ -65,6 +66,41 @@ def test_all_kinds_of_input_give_the_same(tmp_path):
     listed = detector([file, array])
     assert [len(r) for r in listed] == [6, 6]
     np.testing.assert_array_equal(listed[1].boxes_xyxy_px, expected.boxes_xyxy_px)
+
+
+def test_a_turned_photograph_is_the_same_in_every_form_and_can_be_drawn_from_each(tmp_path):
+    file = tmp_path / "phone.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture((204, 51, 102), (80, 48)).save(file, exif=exif)
+    content = file.read_bytes()
+    detector = Detector(LOADED, threshold=0.25)
+    expected = detector(file)
+    assert expected.size_px == (48, 80)
+    with open(file, "rb") as stream:
+        for source in (str(file), content, io.BytesIO(content), stream, Image.open(file), Image.open(file).copy()):
+            result = detector(source)
+            assert result.size_px == (48, 80)
+            np.testing.assert_array_equal(result.boxes_xyxy_px, expected.boxes_xyxy_px)
+            np.testing.assert_array_equal(result.scores, expected.scores)
+            assert result.draw(source).tobytes() == expected.draw(file).tobytes()
+        assert [r.size_px for r in detector(source for source in (file, content, np.zeros((8, 9), np.uint8)))] == [
+            (48, 80), (48, 80), (9, 8)
+        ]  # fmt: skip
+
+
+def test_tensors_are_one_picture_each():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    detector = Detector(LOADED, threshold=0.0)
+    np.testing.assert_array_equal(detector(jnp.asarray(pixels)).scores, detector(pixels).scores)
+    with pytest.raises(UserError, match=r"of type float32 and shape \[3, 20, 30\] is not an image; give uint8"):
+        detector(jnp.zeros((3, 20, 30)))
+
+
+@pytest.mark.parametrize("source", [None, 3, {"image": 1}, {1, 2}, [None], [["a.jpg"]], object()])
+def test_what_is_no_image_is_one_clear_error(source):
+    with pytest.raises(UserError, match="is not an image; give a path, the bytes of a picture file"):
+        Detector(LOADED)(source)
 
 
 def test_batches_have_one_size_and_are_preprocessed_like_everywhere():

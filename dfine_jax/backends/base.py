@@ -19,7 +19,10 @@ Views = Float[np.ndarray, "b 4"]  # left, top, width, height in pixels of the or
 
 
 class Session(Protocol):
-    """One exported file in one runtime. Two methods; heavy packages are imported inside the constructor."""
+    """One exported file in one runtime. Two methods; heavy packages are imported inside the constructor.
+
+    Several threads may call ``run`` of one session.
+    """
 
     artefact: Artefact
     input_dtypes: dict[str, np.dtype]  # as the graph declares them
@@ -35,13 +38,17 @@ class Session(Protocol):
 
 
 class Backend(abc.ABC):
-    """Something that runs the network on preprocessed images."""
+    """Something that runs the network on preprocessed images. Several threads may use one."""
 
     compiles_per_shape = True  # batches of another size cost a compilation, so callers fill them up
 
     @abc.abstractmethod
     def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray]:
         """Class logits float32 [b, q, k] and boxes_cxcywh float32 [b, q, 4], fractions of the image."""
+
+    def prepare(self, shape: tuple[int, int, int, int]) -> None:
+        """What the first run on images of this shape would do once (compile), where that takes time of its own."""
+        return None
 
     def detect(self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300) -> PixelPredictions:
         """Scores, labels and boxes in pixels of the original images, best first.

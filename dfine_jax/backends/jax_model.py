@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+import threading
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from dfine_jax.backends.base import Backend
+from dfine_jax.waiting import waiting
 
 
 class JaxBackend(Backend):
@@ -26,11 +28,33 @@ class JaxBackend(Backend):
 
         self._variables = jax.device_put(variables)
         self._forward = jax.jit(forward)
+        self._programs: dict[tuple[int, ...], Any] = {}  # by shape of the images
+        self._compiling = threading.Lock()  # a second thread would compile the same once more
+
+    def prepare(self, shape: tuple[int, int, int, int]) -> None:
+        """As ``Backend.prepare``; a line tells of a compilation that takes longer than a moment."""
+        self._program(shape)
 
     def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray]:
         """As ``Backend.predict``."""
-        logits, boxes_cxcywh = self._forward(self._variables, images)
+        logits, boxes_cxcywh = self._program(images.shape)(self._variables, images)
         return np.asarray(logits, np.float32), np.asarray(boxes_cxcywh, np.float32)
+
+    def _program(self, shape: tuple[int, ...]) -> Any:
+        if shape in self._programs:
+            return self._programs[shape]
+        import jax
+
+        with self._compiling:
+            if shape not in self._programs:
+                batch, height, width, _ = shape
+                kept = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+                detail = "about a minute" + (f" the first time; kept in {kept}" if kept else "; it is not kept")
+                of_many = f", {batch} images at a time" if batch > 1 else ""
+                with waiting(f"compiling for {height}x{width}{of_many}", detail):
+                    images = jax.ShapeDtypeStruct(shape, np.uint8)
+                    self._programs[shape] = self._forward.lower(self._variables, images).compile()
+        return self._programs[shape]
 
     def describe(self) -> dict[str, Any]:
         """As ``Backend.describe``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class OpenVinoSession:
             raise UserError(
                 f"{path}: OpenVINO cannot run it on {self._device} ({_reason(error)}); here: {present}"
             ) from error
-        self._request = self._compiled.create_infer_request()
+        self._requests = threading.local()  # of each thread its own: one that is busy refuses another run
         self.input_dtypes = {port.get_any_name(): port.get_element_type().to_dtype() for port in self._compiled.inputs}
         self.max_batch: int | None = None
         self._outputs = {port.get_any_name(): port for port in self._compiled.outputs}
@@ -71,8 +72,10 @@ class OpenVinoSession:
         Raises:
           UserError: OpenVINO fails; the message has file, shapes and reason.
         """
+        if not hasattr(self._requests, "own"):
+            self._requests.own = self._compiled.create_infer_request()
         try:
-            out = self._request.infer(feeds, share_inputs=True)
+            out = self._requests.own.infer(feeds, share_inputs=True)
         except (RuntimeError, ValueError, TypeError) as error:
             raise failed(self._path, "OpenVINO", feeds, error) from error
         return {name: np.array(out[port]) for name, port in self._outputs.items()}

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import json
 import os
+import threading
 import weakref
 from typing import Any
 
@@ -59,6 +60,7 @@ class TensorRtSession:
         profile = built.get("profile", {}).get(self.artefact.input.name)
         self.max_batch = profile[2][0] if profile else None
         self._plans: dict[tuple[tuple[int, ...], ...], _Plan] = {}
+        self._lock = threading.Lock()
         self._held: list[int] = []  # device and pinned host memory, alternating
         weakref.finalize(self, _free, self._cuda, self._held)
 
@@ -68,6 +70,12 @@ class TensorRtSession:
         Raises:
           UserError: a batch outside the profile the engine was built for.
         """
+        with self._lock:  # memory and captured graphs serve one run at a time
+            # Which GPU is meant is a property of the thread.
+            _check(self._cuda, self._cuda.cudaSetDevice(_index(self._device)))
+            return self._run(feeds)
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         key = tuple(feeds[name].shape for name in self._inputs)
         plan = self._plans.get(key)
         if plan is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,8 +143,9 @@ def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
     print()
     for note in loader.notes:
         print(note)
-    batches = loader.batches(data.start_augment_epoch * loader.steps_per_epoch)
-    save_picture(batch_grid([next(batches)], dataset.names, NUM_SHOWN), options.out / "augmented.jpg", quality=90)
+    with closing(loader.batches(data.start_augment_epoch * loader.steps_per_epoch)) as batches:
+        shown_batch = next(batches)
+    save_picture(batch_grid([shown_batch], dataset.names, NUM_SHOWN), options.out / "augmented.jpg", quality=90)
     print(f"pictures: {options.out / 'annotated.jpg'} and, as the model sees them, {options.out / 'augmented.jpg'}")
 
 

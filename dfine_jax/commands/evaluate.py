@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
         workers=options.workers,
         resize=opened.preprocess.resize,
     )
+    opened.backend.prepare((batch_size, height, width, 3))
     bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
     metrics = evaluate_detections(opened.backend.detect, bar, data.annotation_file, classes)
     print(f"{options.model} on {metrics.num_images} images of {data.annotation_file}, {height}x{width}")

@@ -92,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
     labels = class_labels(options.classes, detector.classes) if options.classes else None
     if tiling and options.tile == "auto":
         tiling = dataclasses.replace(tiling, height_px=detector.input_size_px[0], width_px=detector.input_size_px[1])
+    detector.prepare()
     interrupted = False
     with ResultsFile(options.json) as results:
         done = Prediction(plan, detector, results, tiling, labels)

@@ -61,6 +61,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--augment", choices=("dfine", "deim", "none"), help="augmentation, as data.augment=... (default: the recipe's)"
     )
     run_options.add_argument("--max-hours", metavar="H", type=float, help="stop in good order after this time")
+    run_options.add_argument(
+        "--no-export", dest="export", action="store_false",
+        help="leave out the ONNX file that is made of the best weights at the end, where jax2onnx is installed",
+    )  # fmt: skip
     run_options.add_argument("--save-plan", metavar="FILE", type=Path, help="write the configuration as .json")
     run_options.add_argument(
         "--dry-run",
@@ -119,10 +123,18 @@ def run(options: argparse.Namespace) -> int:
     if options.processes is not None:
         hosts.join(options.coordinator, options.processes, options.process)
     with hosts.EndingTogether():
-        return _run(options, train_data, val_data, missing)
+        finished = _run(options, train_data, val_data, missing)
+    if not options.dry_run and hosts.index() == 0:
+        from dfine_jax.commands.train_export import export_best
+
+        # Of several hosts the others would wait for this one.
+        if note := export_best(options.out, wanted=finished and options.export and hosts.count() == 1):
+            print(note)
+    return 0
 
 
-def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | None, missing: list[str]) -> int:
+def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | None, missing: list[str]) -> bool:
+    """Train, and say how it ended; whether the run is finished."""
     from dfine_jax.commands.plan_file import write_plan
     from dfine_jax.training.loop import train
     from dfine_jax.training.setup import check
@@ -144,7 +156,7 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
         write_plan(options.save_plan, config, planned.origin)
     if options.dry_run:
         print("\n".join(notes))
-        return 0
+        return False
     start = None if options.resume else start_weights(config, options, loaded, train_data, notes)
     result = train(
         config,
@@ -162,7 +174,7 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
         print(f"done: AP {result.best_ap:.3f} in epoch {result.best_epoch}, kept in {options.out / 'best'}")
     else:
         print(f"done: weights in {options.out / 'last'}")
-    return 0
+    return result.finished
 
 
 def _rehearse(

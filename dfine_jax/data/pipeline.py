@@ -147,8 +147,9 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """One pass. Raises UserError as ``TrainLoader.batches``."""
-        for arrays in workers.batches(self._source, range(len(self)), self._workers):
-            yield EvalBatch(*arrays)
+        with contextlib.closing(workers.batches(self._source, range(len(self)), self._workers)) as stream:
+            for arrays in stream:
+                yield EvalBatch(*arrays)
 
 
 def _notes(dataset: Dataset, config: DataConfig, batch_size: int, slots: int, most: int) -> tuple[str, ...]:

@@ -71,7 +71,8 @@ def array_to_rgb(array: np.ndarray, name: str = "array") -> UInt8[np.ndarray, "h
     """
     shape = array.shape
     fits = array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3, 4))
-    if array.dtype not in (np.uint8, np.uint16) or not fits or 0 in shape:
+    known = array.dtype.kind == "u" and array.dtype.itemsize <= 2
+    if not known or not fits or 0 in shape:
         cure = f"give {ARRAY_KINDS}"
         if 0 in shape:
             cure += "; this one has no pixel"
@@ -79,10 +80,10 @@ def array_to_rgb(array: np.ndarray, name: str = "array") -> UInt8[np.ndarray, "h
             cure += "; this one seems to have its channels first: array.transpose(1, 2, 0)"
         elif array.ndim == 4:
             cure += "; of a batch give a list of its images: list(array)"
-        elif array.dtype not in (np.uint8, np.uint16):
+        elif not known:
             cure += "; of other types the range is unknown"
         raise UserError(f"{name} of type {array.dtype} and shape {list(shape)} is not an image; {cure}")
-    if array.dtype == np.uint16:
+    if array.dtype.itemsize == 2:
         colours = array[..., :3] if array.ndim == 3 else array
         array = _high_bits(colours.astype(np.int64), _CONTAINER_BITS, name)
     if array.ndim == 2 or shape[2] == 1:

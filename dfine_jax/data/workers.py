@@ -8,6 +8,7 @@ even after a kill, and which container limits on /dev/shm do not touch. Workers 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -18,9 +19,9 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from dfine_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Arrays = tuple[np.ndarray, ...]
 Layout = tuple[tuple[tuple[int, ...], str], ...]
 
@@ -82,6 +84,21 @@ def batches(source: Source, steps: Iterable[int], workers: int) -> Generator[Arr
         workers = 0
     rows = source.layout[0][0][0]
     return _serial(source, steps, rows) if workers == 0 else _parallel(source, steps, min(workers, rows), rows)
+
+
+@contextlib.contextmanager
+def closing_batches(batches: Iterable[T]) -> Iterator[Iterator[T]]:
+    """An iterator over the batches that is closed, with its processes, when the block ends.
+
+    Without it an error in the block would keep them: a traceback that somebody holds (a notebook does) holds the
+    iterator.
+    """
+    stream = iter(batches)
+    try:
+        yield stream
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()
 
 
 def _serial(source: Source, steps: Iterable[int], rows: int) -> Generator[Arrays]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -54,8 +55,22 @@ class Examples:
                 self._found[result["image_id"]].append(result)
 
     def draw(self, threshold: float) -> dict[str, Image.Image]:
-        """By the name of the file: annotations left, detections that score at least ``threshold`` right."""
-        return {record.path.stem: self._pair(record, threshold) for record in self._records}
+        """By the name of the file: annotations left, detections that score at least ``threshold`` right.
+
+        Images of one name in several folders carry their ids.
+        """
+        repeated = Counter(record.path.stem.casefold() for record in self._records)
+        names: set[str] = set()
+        drawn = {}
+        for record in self._records:
+            name = record.path.stem
+            if repeated[name.casefold()] > 1:
+                name += f"_{record.image_id}"
+            while name.casefold() in names:
+                name += "_"
+            names.add(name.casefold())
+            drawn[name] = self._pair(record, threshold)
+        return drawn
 
     def _pair(self, record: Record, threshold: float) -> Image.Image:
         image = open_record(record)

@@ -135,8 +135,8 @@ class _Run:
         else:
             shutil.rmtree(log_dir / SKIPPED, ignore_errors=True)
         self.bar = tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True)
-        with closing(self.log), self.bar:
-            state, step = self._steps(state, step, self.loader.batches(step))
+        with closing(self.log), self.bar, closing(self.loader.batches(step)) as batches:
+            state, step = self._steps(state, step, batches)
         finished = self.progress.epoch >= self.config.train.epochs or self.progress.ended_early
         if not finished:
             self._save(state)

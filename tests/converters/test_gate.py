@@ -16,7 +16,7 @@ from conftest import ROOT
 from onnx import numpy_helper
 from PIL import Image
 
-from converters import compare, gate, layers
+from converters import compare, gate, gate_report, layers
 from converters.compare import LIMITS, Rows
 from converters.gate_data import open_data
 from converters.staging import RefusedError, release, staging
@@ -342,11 +342,11 @@ def test_a_process_that_is_killed_leaves_no_mixed_files(tmp_path, model, answers
     done = []
 
     def ending(original):
-        def call(self, *args, **kwargs):
-            if len(done) == moves and self.name.startswith("toy"):
+        def call(path, *args, **kwargs):
+            if len(done) == moves and path.name.startswith("toy"):
                 raise KeyboardInterrupt
-            done.append(self.name)
-            return original(self, *args, **kwargs)
+            done.append(path.name)
+            return original(path, *args, **kwargs)
 
         return call
 
@@ -355,7 +355,7 @@ def test_a_process_that_is_killed_leaves_no_mixed_files(tmp_path, model, answers
         (staged.parent / "toy.bin").write_text("new")
         report = gate.check_artefact(staged, *model, reference=answers)
         monkeypatch.setattr(Path, "replace", ending(Path.replace))
-        monkeypatch.setattr(Path, "write_text", ending(Path.write_text))
+        monkeypatch.setattr(gate_report, "write_whole", ending(gate_report.write_whole))
         with pytest.raises(KeyboardInterrupt):
             release(staged, final, report)
         monkeypatch.undo()

@@ -162,7 +162,8 @@ def test_arrays_of_every_certain_kind():
     for one in (colour[..., 0], colour[..., :1]):
         np.testing.assert_array_equal(array_to_rgb(one), np.repeat(colour[..., :1], 3, 2))
     deep = colour.astype(np.uint16) << 8
-    np.testing.assert_array_equal(array_to_rgb(deep), colour)
+    for order in (deep, deep.astype(">u2")):
+        np.testing.assert_array_equal(array_to_rgb(order), colour)
     with pytest.raises(UserError, match=r"array.transpose\(1, 2, 0\)"):
         array_to_rgb(colour.transpose(2, 0, 1))
     with pytest.raises(UserError, match=r"list\(array\)"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,6 +31,19 @@ def test_images_are_spread_and_never_more_than_there_are(data):
     assert shown[0] == annotated[0] and shown[-1] == annotated[-1] and len(shown) == 3
     assert list(Examples(data, 99).draw(0.5)) == annotated
     assert Examples(data, 0).draw(0.5) == {}
+
+
+def test_images_of_one_name_in_several_folders_are_all_drawn(data, tmp_path):
+    first, second = [record for record in data.records if len(record.labels)][:2]
+    for folder, record in (("a", first), ("b", second)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.jpg").write_bytes(record.path.read_bytes())
+    records = tuple(
+        dataclasses.replace(record, path=tmp_path / folder / "0.jpg")
+        for folder, record in (("a", first), ("b", second))
+    )
+    drawn = Examples(dataclasses.replace(data, records=records), 2).draw(0.5)
+    assert list(drawn) == [f"0_{first.image_id}", f"0_{second.image_id}"]
 
 
 def test_annotations_left_and_good_detections_right(data):
