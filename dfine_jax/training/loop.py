@@ -26,7 +26,7 @@ from dfine_jax.training.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.examples import augmented_batch, save_batch
 from dfine_jax.training.meter import Meter
 from dfine_jax.training.optimizer import freeze_notes, make_optimizer
-from dfine_jax.training.programs import TrainPrograms, compile_eval, told_out_of_memory
+from dfine_jax.training.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
 from dfine_jax.training.skipped import FOLDER as SKIPPED
@@ -107,7 +107,7 @@ class _Run:
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
-        self.eval_step = make_eval_step(config.model)
+        self.eval_step = EvalProgram(make_eval_step(config.model))
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda key: start.variables if start else init_variables(config.model, key)
         self.metadata = describe(config, train_data, start)
@@ -171,6 +171,7 @@ class _Run:
                     break
             state, metrics = self.programs(size, state, split)
             self.meter.dispatched(metrics.loss)
+            self.eval_step.tell(self.log.line)
             step += 1
             self._record(pending, state)  # the step before: the device is at work meanwhile
             pending = Taken(step - 1, size, split, metrics)
@@ -204,10 +205,9 @@ class _Run:
             raise
 
     def _compile(self, state: TrainState, batch: Batch) -> None:
-        self.programs.compile(state, batch, self.log.line, self.stop.is_set)
-        if self.eval_loader is not None and not self.stop.is_set():
-            shape = self.eval_loader.batch_shape
-            self.eval_step = compile_eval(self.eval_step, ema_variables(state), shape, self.log.line)
+        shape = self.eval_loader.batch_shape if self.eval_loader else None
+        meanwhile = (lambda: self.eval_step.start(ema_variables(state), shape)) if shape else None
+        self.programs.compile(state, batch, self.log.line, self.stop.is_set, meanwhile)
 
     def _stops(self, step: int) -> bool:
         if hosts.count() == 1:
