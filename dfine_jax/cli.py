@@ -135,6 +135,7 @@ def _run(arguments: list[str]) -> int:
     command.add_parser(commands)
     options = commands.choices[name].parse_intermixed_args(arguments[1:])
     _keep_compiled_programs()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # not XLA's alarm about slow compiling; its errors are raised
     return command.run(options)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,17 +53,22 @@ def run(options: argparse.Namespace) -> int:
     if options.epochs < 1:
         raise UserError(f"--epochs {options.epochs} must be at least 1")
     started = time.monotonic()
+    logging.getLogger().setLevel(logging.ERROR)  # of other libraries; this one's have a level of their own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _tour(out, options.epochs, started)
+    return 0
 
+
+def _tour(out: Path, epochs: int, started: float) -> None:
     from dfine_jax.data.synthetic import make_shapes_dataset
-    from dfine_jax.host_memory import keep_freed_memory
 
-    keep_freed_memory()
     print(f"1/5  draw {NUM_TRAIN} training and {NUM_VAL} validation pictures: {out / 'data'}", flush=True)
     make_shapes_dataset(out / "data", NUM_TRAIN, NUM_VAL, PICTURE_PX, seed=0)
     train_data, val_data = _read(out / "data", "train"), _read(out / "data", "val")
 
-    print("2/5  train (the first step compiles the program, a minute or two)", flush=True)
-    config = demo_config(len(train_data.names), options.epochs)
+    print("2/5  train (before the first step the program is compiled, a minute or two)", flush=True)
+    config = demo_config(len(train_data.names), epochs)
     before, after = _train(config, train_data, val_data, out / "run")
     print(f"3/5  average precision before and after training: {before.ap:.3f}, {after.ap:.3f}", flush=True)
 
@@ -74,7 +81,6 @@ def run(options: argparse.Namespace) -> int:
     print(f"\ndone in {minutes:.1f} minutes; open {out / 'report.html'}")
     print(f"more pictures:  dfine predict {out / 'run' / 'best'} {out / 'data' / 'val'} --out drawn")
     print("your own data:  dfine train n --data DIR --out DIR")
-    return 0
 
 
 def demo_config(num_classes: int, epochs: int) -> Config:
@@ -121,16 +127,16 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
     from dfine_jax.training.step import make_eval_step, predict_function
 
     variables = init_variables(config.model, jax.random.key(config.train.seed))
+    result = train(config, train_data, val_data, out, start=Start(variables))
+    if result.metrics is None or not result.finished:
+        raise KeyboardInterrupt
+    # The fresh weights come last: training has compiled the evaluation beside its own program, and it is in the cache.
     data = config.data
     loader = EvalLoader(
         val_data, height_px=data.height_px, width_px=data.width_px, batch_size=config.train.eval_batch_size
     )
     predict = predict_function(make_eval_step(config.model), variables)
-    before = evaluate(predict, loader, val_data.annotation_file, val_data)
-    result = train(config, train_data, val_data, out, start=Start(variables))
-    if result.metrics is None or not result.finished:
-        raise KeyboardInterrupt
-    return before, result.metrics
+    return evaluate(predict, loader, val_data.annotation_file, val_data), result.metrics
 
 
 def _export(out: Path) -> Report | None:

@@ -116,10 +116,8 @@ def run(options: argparse.Namespace) -> int:
     val_data, missing = _val_data(options, train_data)
 
     # Here and not above: mistakes in paths and options are told before jax takes its seconds to load.
-    from dfine_jax.host_memory import keep_freed_memory
     from dfine_jax.training import hosts
 
-    keep_freed_memory()
     if options.processes is not None:
         hosts.join(options.coordinator, options.processes, options.process)
     with hosts.EndingTogether():

@@ -64,6 +64,11 @@ def assign(
     return _assign_on_host(cost, valid) if method == "scipy" else _assign_on_device(cost, valid)
 
 
+def is_cacheable(method: str) -> bool:
+    """Whether programs for the default backend that ``assign`` by this method can be kept by the compilation cache."""
+    return method == "device" or (jax.default_backend() == "cpu" and host_call.register(_ON_HOST, _solve))
+
+
 def union_match(matches: Int[Array, "t b q"], num_gt: int) -> Int[Array, "b q"]:
     """Union of the matches of all ``t`` outputs: each query takes the slot it was matched to most often.
 

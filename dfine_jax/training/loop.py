@@ -24,9 +24,9 @@ from dfine_jax.training import checkpoint, hosts, stages
 from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.training.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.examples import augmented_batch, save_batch
-from dfine_jax.training.meter import Meter
+from dfine_jax.training.meter import Forecast, Meter
 from dfine_jax.training.optimizer import freeze_notes, make_optimizer
-from dfine_jax.training.programs import TrainPrograms, compile_eval, told_out_of_memory
+from dfine_jax.training.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
 from dfine_jax.training.skipped import FOLDER as SKIPPED
@@ -107,13 +107,13 @@ class _Run:
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
-        self.eval_step = make_eval_step(config.model)
+        self.eval_step = EvalProgram(make_eval_step(config.model))
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda key: start.variables if start else init_variables(config.model, key)
         self.metadata = describe(config, train_data, start)
         self.progress = Progress()
         self.metrics: Metrics | None = None
-        self.meter = Meter()
+        self.meter, self.forecast = Meter(), Forecast(0, self.total)
 
     def run(self, resume: bool, notes: Sequence[str]) -> Result:
         """From the first or the next step to the last, or to a signal."""
@@ -171,6 +171,7 @@ class _Run:
                     break
             state, metrics = self.programs(size, state, split)
             self.meter.dispatched(metrics.loss)
+            self.eval_step.tell(self.log.line)
             step += 1
             self._record(pending, state)  # the step before: the device is at work meanwhile
             pending = Taken(step - 1, size, split, metrics)
@@ -188,7 +189,9 @@ class _Run:
             strong = data.start_augment_epoch if data.augment != "none" and data.start_augment_epoch < epochs else 0
             shown = augmented_batch(self.loader, strong) if strong else batch
             save_batch(shown, self.metadata.class_names, self.out_dir / "augmented.jpg")
-        self._compile(state, split)
+        shape = self.eval_loader.batch_shape if self.eval_loader else None
+        evaluation_too = (lambda: self.eval_step.start(ema_variables(state), shape)) if shape else None
+        self.programs.compile(state, split, self.log.line, self.stop.is_set, evaluation_too)
         if step == 0:
             self._save(state)  # from here on there is something to resume
 
@@ -202,12 +205,6 @@ class _Run:
                 self._record(pending, state)
                 self._save(state)
             raise
-
-    def _compile(self, state: TrainState, batch: Batch) -> None:
-        self.programs.compile(state, batch, self.log.line, self.stop.is_set)
-        if self.eval_loader is not None and not self.stop.is_set():
-            shape = self.eval_loader.batch_shape
-            self.eval_step = compile_eval(self.eval_step, ema_variables(state), shape, self.log.line)
 
     def _stops(self, step: int) -> bool:
         if hosts.count() == 1:
@@ -260,6 +257,7 @@ class _Run:
             self._skipped(taken, values, state)
         if self.recorded == self.first_step + 1:
             self.meter.restart()  # the first step's time is that of compiling
+            self.forecast = Forecast(self.recorded, self.total)
         if self.recorded % self.config.train.log_every == 0 or self.recorded == self.first_step + 1:
             epochs = self.config.train.epochs
             self.bar.set_description(f"epoch {taken.step // self.steps + 1}/{epochs}", refresh=False)
@@ -293,6 +291,8 @@ class _Run:
         step, first = int(state.step), hosts.index() == 0
         rates = self.rates(step - 1)
         self.log.row(epoch_row(self.config, self.meter, self.progress, metrics, epoch=epoch, step=step, rates=rates))
+        for text in self.forecast.lines(step):
+            self.log.line(text)
         self.meter = Meter()
         if metrics and verdict.is_best:
             if first:

@@ -86,6 +86,32 @@ class Meter:
         return self._seconds + max(0.0, time.perf_counter() - self._since)
 
 
+class Forecast:
+    """What is left of a run, told once, after the first epoch in which the pace could be measured.
+
+    Args:
+      step: the pace is measured from here on.
+      total: steps of the run.
+    """
+
+    def __init__(self, step: int, total: int) -> None:
+        self._first, self._total, self._since, self._told = step, total, time.perf_counter(), False
+
+    def lines(self, step: int) -> list[str]:
+        """For the log, at the end of an epoch with its evaluation; none when there is nothing to tell."""
+        if self._told or not self._first < step < self._total:
+            return []
+        self._told = True
+        left_s = (time.perf_counter() - self._since) / (step - self._first) * (self._total - step)
+        return [f"about {_duration(left_s)} left for the other {self._total - step} steps, evaluations included"]
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 90 * 60:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 600 else f"{max(seconds / 60, 0.1):.1f} minutes"
+
+
 def _time_ready(result: jax.Array) -> float:
     result.block_until_ready()
     return time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 from dfine_jax.config import Config
 from dfine_jax.errors import UserError
-from dfine_jax.host_memory import memory_maps, require_maps
+from dfine_jax.host_memory import keep_freed_memory, memory_maps, require_maps
+from dfine_jax.losses.matcher import is_cacheable
 from dfine_jax.training import hosts
 from dfine_jax.training.state import TrainState
-from dfine_jax.training.step import StepMetrics, make_train_step, replicated, spread
+from dfine_jax.training.step import StepMetrics, make_train_step, spread
 from dfine_jax.typing import Batch
 
 Size = tuple[int, int]
@@ -43,14 +45,22 @@ class TrainPrograms:
         return self._steps[size_px](state, spread(batch))
 
     def compile(
-        self, state: TrainState, batch: Batch, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
+        self,
+        state: TrainState,
+        batch: Batch,
+        say: Callable[[str], None],
+        stopped: Callable[[], bool] = lambda: False,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         """Compile for all sizes with a progress bar, and say how long it took and what memory a device will need.
 
         Args:
           batch: as the steps will get it.
           stopped: whether the run should end; on one host, the sizes that are left are then left out.
+          meanwhile: called once, when the first program goes from Python to the compiler: starts what may run beside.
         """
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
         started = time.perf_counter()
         needed = 0  # memory maps of a program
         for note in sizes_notes(tuple(self._steps)):
@@ -63,7 +73,10 @@ class TrainPrograms:
                 bar.set_postfix_str(f"{size[0]}x{size[1]}")
                 require_maps(needed)
                 before = memory_maps()
-                compiled = self._steps[size].lower(state, batch).compile()
+                lowered = self._steps[size].lower(state, batch)
+                if meanwhile and size == largest_first[0]:
+                    meanwhile()
+                compiled = lowered.compile()
                 if size == largest_first[0]:
                     self.peak_bytes = peak_bytes(compiled)
                     say(memory_line(self.peak_bytes, state))
@@ -73,7 +86,7 @@ class TrainPrograms:
         hosts.wait_for_all("compiled")
         seconds = time.perf_counter() - started
         advice = ""
-        if seconds > _LONG_SECONDS and self._assignment == "scipy":
+        if seconds > _LONG_SECONDS and not is_cacheable(self._assignment):
             advice = "; the next start compiles again, with loss.assignment=device it would not"
         say(f"compiled the train step in {seconds:.0f} s ({_names(self._steps)}){advice}")
 
@@ -89,19 +102,45 @@ def _names(sizes_px: Iterable[Size]) -> str:
     return ", ".join(f"{height}x{width}" for height, width in sizes_px)
 
 
-def compile_eval(eval_step: Any, variables: Any, shape: tuple[int, ...], say: Callable[[str], None]) -> Any:
-    """The evaluation step, compiled ahead for images [b, h, w, 3]; on several hosts it compiles when first used."""
-    if hosts.count() > 1:
-        return eval_step
+class EvalProgram:
+    """``program(variables, images)``: the evaluation step, compiled while the train step is; called before, it waits.
+
+    On several hosts it compiles when first called.
+    """
+
+    def __init__(self, eval_step: Any) -> None:
+        self._step = eval_step
+        self._compiling: Future[tuple[Any, str]] | None = None
+        self._note = ""
+
+    def start(self, variables: Any, shape: tuple[int, ...]) -> None:
+        """Compile for images [b, h, w, 3], in a thread on CPUs; elsewhere compilers measure, and must be alone."""
+        if hosts.count() > 1:
+            return
+        given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), variables)
+        worker = ThreadPoolExecutor(1, "compile-evaluation")
+        self._compiling = worker.submit(_compile_eval, self._step, given, shape)
+        worker.shutdown(wait=jax.default_backend() != "cpu")  # the thread ends with its only task
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Once it is compiled, say so, once; what went wrong is raised here."""
+        if self._compiling and self._compiling.done():
+            (self._step, note), self._compiling = self._compiling.result(), None
+            say(note)
+
+    def __call__(self, variables: Any, images: np.ndarray) -> Any:
+        """Scores, labels and boxes, as of ``make_eval_step``."""
+        step = self._compiling.result()[0] if self._compiling else self._step
+        return step(variables, images)
+
+
+def _compile_eval(eval_step: Any, variables: Any, shape: tuple[int, ...]) -> tuple[Any, str]:
     started = time.perf_counter()
     devices = jax.local_device_count()
     images = np.zeros((devices, shape[0] // devices, *shape[1:]), np.uint8)
-    compiled = eval_step.lower(replicated(variables), images).compile()
-    say(
-        f"compiled the evaluation in {time.perf_counter() - started:.0f} s; it takes "
-        f"{peak_bytes(compiled) / _GIB:.2f} GiB per device"
-    )
-    return compiled
+    compiled = eval_step.lower(variables, images).compile()
+    seconds, peak = time.perf_counter() - started, peak_bytes(compiled)
+    return compiled, f"compiled the evaluation in {seconds:.0f} s; it takes {peak / _GIB:.2f} GiB per device"
 
 
 def peak_bytes(compiled: Any) -> int:

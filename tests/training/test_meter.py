@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from dfine_jax.training.meter import Meter
+from dfine_jax.training import meter
+from dfine_jax.training.meter import Forecast, Meter
 
 
 class Output:
@@ -61,3 +62,21 @@ def test_a_step_that_ended_earlier_does_not_lengthen_the_waiting():
     with meter.waiting():
         pass
     assert waited(meter) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("seconds_a_step", "told"), [(12, "about 17 minutes left"), (1.5, "about 2.1 minutes"), (90, "about 2.1 hours")]
+)
+def test_the_forecast_is_told_once_with_the_pace_of_the_first_epoch(monkeypatch, seconds_a_step, told):
+    now = [100.0]
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: now[0])
+    forecast = Forecast(4, 104)
+    now[0] += 16 * seconds_a_step
+    assert forecast.lines(4) == []  # nothing measured yet
+    (line,) = forecast.lines(20)
+    assert told in line and "84 steps" in line
+    assert forecast.lines(40) == []
+
+
+def test_a_run_of_one_epoch_has_no_forecast():
+    assert Forecast(1, 20).lines(20) == []

@@ -11,8 +11,9 @@ import pytest
 from tiny import tiny_config
 
 from dfine_jax.errors import UserError
+from dfine_jax.losses import host_call
 from dfine_jax.training import programs
-from dfine_jax.training.programs import TrainPrograms, told_out_of_memory
+from dfine_jax.training.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.state import create_state
 
 SIZES = [(32, 32), (96, 64), (64, 64)]
@@ -69,13 +70,50 @@ def test_a_stop_is_looked_for_between_sizes(compiled, state):
     assert compiled == [(96, 64)] and not any("compiled" in line for line in lines[1:])
 
 
-@pytest.mark.parametrize("assignment", ["scipy", "device"])
-def test_long_compiling_names_what_would_be_kept(compiled, state, monkeypatch, assignment):
+@pytest.mark.parametrize(("assignment", "known"), [("scipy", False), ("scipy", True), ("device", False)])
+def test_long_compiling_names_what_would_be_kept(compiled, state, monkeypatch, assignment, known):
     monkeypatch.setattr(programs, "_LONG_SECONDS", -1)
+    monkeypatch.setattr(host_call, "register", lambda name, function: known)
     config = tiny_config()
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, assignment=assignment))
     _, lines = compile_all(state, config)
-    assert ("with loss.assignment=device it would not" in lines[-1]) == (assignment == "scipy")
+    assert ("with loss.assignment=device it would not" in lines[-1]) == (assignment == "scipy" and not known)
+
+
+def test_what_may_run_beside_the_compiler_starts_once_and_before_it(compiled, state):
+    done_at = []
+    compile_all(state, meanwhile=lambda: done_at.append(len(compiled)))
+    assert done_at == [0]
+
+
+def double(variables, images):
+    return images * variables["w"]
+
+
+def test_the_evaluation_is_compiled_beside_and_waited_for():
+    program = EvalProgram(jax.pmap(double, in_axes=(None, 0)))
+    variables = {"w": jax.device_put(np.uint8(2))}
+    images = np.ones((1, 2, 4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(program(variables, images), 2 * images)  # not started: compiles by itself
+    lines = []
+    program.start(variables, (2, 4, 4, 3))
+    np.testing.assert_array_equal(program(variables, images), 2 * images)
+    program.tell(lines.append)
+    program.tell(lines.append)
+    assert len(lines) == 1 and lines[0].startswith("compiled the evaluation in 0 s; it takes 0.00 GiB")
+    np.testing.assert_array_equal(program(variables, images), 2 * images)
+
+
+def test_what_goes_wrong_beside_is_raised():
+    def refuse(variables, images):
+        raise ValueError("not today")
+
+    program = EvalProgram(jax.pmap(refuse, in_axes=(None, 0)))
+    program.start({"w": jax.device_put(np.uint8(2))}, (2, 4, 4, 3))
+    with pytest.raises(ValueError, match="not today"):
+        program({"w": np.uint8(2)}, np.ones((1, 2, 4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match="not today"):
+        program.tell(print)
 
 
 def test_memory_that_is_used_up_is_told_with_the_cures():
