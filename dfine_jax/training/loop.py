@@ -26,6 +26,7 @@ from dfine_jax.training.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.examples import augmented_batch, save_batch
 from dfine_jax.training.meter import Meter
 from dfine_jax.training.optimizer import freeze_notes, make_optimizer
+from dfine_jax.training.packing import with_ema_shift
 from dfine_jax.training.programs import TrainPrograms, compile_eval, told_out_of_memory
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
@@ -237,7 +238,7 @@ class _Run:
         shift = np.asarray(stages.ema_shift(self.progress, self.config.optim), state.ema_shift.dtype)
         if not (self.out_dir / START).is_dir():
             self.log.line("no evaluated epoch to return to: training goes on from here")
-            return replicated(dataclasses.replace(state, ema_shift=shift))
+            return replicated(with_ema_shift(state, shift))
         best, metadata, _ = self._load(START)
         decay = self.config.optim.ema_decay + float(shift)
         self.log.line(f"back to the weights of epoch {metadata.epoch}; decay of the average {decay:.6g}")
