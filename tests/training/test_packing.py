@@ -122,5 +122,5 @@ def test_the_update_of_a_model_is_few_kernels_on_a_cpu():
     fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     loss = jax.ShapeDtypeStruct((), jnp.float32)
     lowered = jax.jit(update, donate_argnums=0).lower(arrays, loss, arrays.params, arrays.batch_stats)
-    text = lowered.compile(fast).as_text()
+    text = lowered.compile(fast).as_text() or ""
     assert text[text.index("\nENTRY") :].count(" fusion(") < 700
