@@ -5,8 +5,8 @@
     python benchmarks/gpu_program.py --variants s --devices 8
 
 Needs ``pip install 'dfine-jax[cuda]'``, but no card: each program is compiled from a description of the card (minutes
-on two cores) and not run, so there are no times here. Which of several equal kernels a real card takes is found by trying
-them there, so the mix of kinds may differ a little; memory and the number of operations do not depend on it much.
+on two cores) and not run, so there are no times here. Which of several equal kernels a real card takes is found by
+trying them there, so the mix of kinds may differ a little; memory and the number of operations hardly depend on it.
 Matching is on the device (``loss.assignment=device``), because SciPy's is a call to the host.
 """
 
