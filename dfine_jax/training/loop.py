@@ -26,14 +26,13 @@ from dfine_jax.training.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.examples import augmented_batch, save_batch
 from dfine_jax.training.meter import Meter
 from dfine_jax.training.optimizer import freeze_notes, make_optimizer
-from dfine_jax.training.packing import with_ema_shift
 from dfine_jax.training.programs import TrainPrograms, compile_eval, told_out_of_memory
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
 from dfine_jax.training.skipped import FOLDER as SKIPPED
 from dfine_jax.training.skipped import SkippedSteps, Taken
 from dfine_jax.training.stages import Progress
-from dfine_jax.training.state import TrainState, create_state, ema_variables
+from dfine_jax.training.state import TrainState, create_state, ema_variables, with_ema_shift
 from dfine_jax.training.step import StepMetrics, make_eval_step, predict_function, replicated, split_over_devices
 from dfine_jax.training.stop import Stop, stop_on_signals
 

@@ -197,10 +197,3 @@ class PackedState:
 
 
 State = TrainState | PackedState
-
-
-def with_ema_shift(state: State, shift: Any) -> State:
-    """The state with another ``ema_shift``."""
-    if isinstance(state, PackedState):
-        return state.replace(arrays=dataclasses.replace(state.arrays, ema_shift=shift))  # type: ignore[attr-defined]
-    return dataclasses.replace(state, ema_shift=shift)

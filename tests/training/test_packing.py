@@ -11,10 +11,13 @@ import pytest
 from test_optimizer import small_params
 
 from dfine_jax.config import Config, OptimConfig
+from dfine_jax.training import step as steps
+from dfine_jax.training.gradient import LossGradient
 from dfine_jax.training.optimizer import make_optimizer, matching_rules, parameter_rules
-from dfine_jax.training.packing import CPU_LIMIT, PackedState, Packing, size_limit, with_ema_shift
-from dfine_jax.training.state import create_state
-from dfine_jax.training.step import make_update
+from dfine_jax.training.packing import CPU_LIMIT, PackedState, Packing, size_limit
+from dfine_jax.training.state import create_state, ema_variables, with_ema_shift
+from dfine_jax.training.step import make_train_step, make_update, replicated
+from dfine_jax.typing import Batch
 from dfine_jax.variants import model_config
 
 STATS = {"backbone": {"bn": {"mean": np.zeros(2, np.float32), "var": np.ones(2, np.float32)}}}
@@ -124,3 +127,61 @@ def test_the_update_of_a_model_is_few_kernels_on_a_cpu():
     lowered = jax.jit(update, donate_argnums=0).lower(arrays, loss, arrays.params, arrays.batch_stats)
     text = lowered.compile(fast).as_text() or ""
     assert text[text.index("\nENTRY") :].count(" fusion(") < 700
+
+
+@pytest.fixture
+def quick_gradient(monkeypatch):
+    """In place of the network: a loss whose gradient depends on every parameter, the images and the statistics."""
+
+    def make_gradient(config, axis_name, mean):
+        def loss_of(params, stats, images):
+            moved = sum(jnp.sum(jnp.sin(p * (i + 1))) for i, p in enumerate(jax.tree.leaves(params)))
+            return moved * jnp.mean(images) + sum(jnp.sum(x) for x in jax.tree.leaves(stats))
+
+        def gradient(params, stats, stacked):
+            loss, grads = jax.value_and_grad(loss_of)(params, stats, stacked.images)
+            return LossGradient(loss, {"loss": loss}, grads, jax.tree.map(lambda x: 0.9 * x, stats))
+
+        return gradient
+
+    monkeypatch.setattr(steps, "make_gradient", make_gradient)
+
+
+def taken(limit, monkeypatch, *, ahead=False, reload_at=None):
+    """The state after five steps; at one of them it may be read by name and handed in anew."""
+    monkeypatch.setattr(steps, "size_limit", lambda platform: limit)
+    config, tx, state = setup()
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, num_denoising=0))
+    step, state = make_train_step(config, tx), replicated(state)
+    rows = jax.device_count()
+    for index in range(5):
+        images = np.full((rows, 1, 2, 2, 3), 20 * index, np.uint8)
+        batch = Batch(
+            images, np.zeros((rows, 1, 1), np.int32), np.ones((rows, 1, 1, 4), np.float32), np.ones((rows, 1, 1), bool)
+        )
+        if ahead and index == 0:
+            step = step.lower(state, batch).compile()
+            assert step.memory_analysis().argument_size_in_bytes > 0
+        if index == reload_at:
+            state = type(setup()[2])(**{name: jax.device_get(getattr(state, name)) for name in FIELDS}, key=state.key)
+            state = replicated(state)
+        state, metrics = step(state, batch)
+    assert isinstance(state, PackedState) and bool(metrics.finite)
+    return state
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_steps_move_packed_and_single_arrays_alike(limit, quick_gradient, monkeypatch):
+    expected, got = taken(1, monkeypatch), taken(limit, monkeypatch)
+    for name in FIELDS:
+        same(getattr(got, name), getattr(expected, name), rtol=2e-5, atol=1e-6)
+    same(ema_variables(got)["params"], got.ema_params, rtol=0)
+    assert not np.allclose(jax.tree.leaves(got.params)[0], jax.tree.leaves(setup()[2].params)[0])
+
+
+def test_a_state_read_by_name_goes_on_in_the_same_bits(quick_gradient, monkeypatch):
+    expected = taken(7, monkeypatch)
+    for options in ({"ahead": True}, {"reload_at": 2}, {"ahead": True, "reload_at": 3}):
+        got = taken(7, monkeypatch, **options)
+        for name in FIELDS:
+            same(getattr(got, name), getattr(expected, name), rtol=0)
