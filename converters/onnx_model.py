@@ -24,6 +24,7 @@ from dfine_jax.models.dfine import DFine
 from dfine_jax.models.hgnetv2 import Stem
 from dfine_jax.models.hybrid_encoder import Bottleneck
 from dfine_jax.ops import deformable, fdr, tokens
+from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.replace import replaced
 
 Forward = Callable[[Float[Array, "b h w 3"]], tuple[Array, Array]]
@@ -73,7 +74,7 @@ def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | Non
     }
 
     def call(images: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
-        with nn.intercept_methods(intercept), replaced(replacements):
+        with traced_for("onnx"), nn.intercept_methods(intercept), replaced(replacements):
             out: Any = model.apply(variables, images, train=False)
         return out.logits, out.boxes_cxcywh
 

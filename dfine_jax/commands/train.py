@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfine_jax.commands.train_card import check_card
 from dfine_jax.commands.train_plan import Plan, is_file, parse_size, plan
 from dfine_jax.commands.train_resume import check_changes, resumed_config
 from dfine_jax.errors import UserError
@@ -70,6 +71,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--dry-run",
         action="store_true",
         help="check all that can be checked without compiling, print the plan and end",
+    )
+    run_options.add_argument(
+        "--for",
+        dest="card",
+        metavar="CARD",
+        help="with --dry-run: compile the step for a graphics card that need not be there (t4, rtx3090, rtx4090, a100, "
+        "h100) and print what memory it takes and whether it fits; minutes, needs the extra cuda",
     )
     _add_hosts(parser)
 
@@ -210,7 +218,12 @@ def _rehearse(
         check_same_data(describe(config, train_data, None), stored, options.out)
         done = int(state.step) // loader.steps_per_epoch
     notes += [*loader.notes, *freeze_notes(shapes.params, config.optim)]
-    notes += sizes_notes(loader.sizes_px(config.train.epochs, done))
+    sizes_px = loader.sizes_px(config.train.epochs, done)
+    notes += sizes_notes(sizes_px)
+    if options.card:
+        from dfine_jax.commands.train_card import card_notes
+
+        notes += card_notes(config, options.card, sizes_px, loader.slots)
 
 
 def _resume_command(options: argparse.Namespace) -> str:
@@ -243,6 +256,8 @@ def _check_options(options: argparse.Namespace) -> None:
             raise UserError(f"{name} {value} must be at least 1")
     if options.size:
         parse_size(options.size)
+    if options.card:
+        check_card(options.card, dry_run=options.dry_run)
     if options.max_hours is not None and not options.max_hours > 0:
         raise UserError(f"--max-hours {options.max_hours:g} must be above 0")
     if options.weights and options.backbone:

@@ -102,7 +102,7 @@ def _asked(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | Non
         options.recipe,
         len(data),
         devices=jax.device_count(),
-        accelerator=jax.default_backend() != "cpu",
+        accelerator=jax.default_backend() != "cpu" or options.card is not None,
         method=None if file else method,
         start=None if file else "detector" if loaded else "backbone" if options.backbone else "nothing",
         epochs=options.epochs,

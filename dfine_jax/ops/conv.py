@@ -2,41 +2,26 @@
 
 XLA's CPU backend runs grouped convolutions, the gradients of 1x1 convolutions and the gradients of products with more
 than two axes through generic loops; there the same sums are written as shifted products and as plain matrix products.
-Other backends get one ``conv_general_dilated`` or ``dot_general``.
+Other backends get one ``conv_general_dilated`` or ``dot_general``. The choice is that of ops/platform.py.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-_single_op: ContextVar[bool] = ContextVar("single_op_convolutions", default=False)
-
-
-@contextmanager
-def single_op_convolutions() -> Iterator[None]:
-    """Trace every convolution and projection inside as one operation, whatever the backend (for exporters).
-
-    The choice is made while tracing: call ``jax.jit`` on a fresh function inside the block.
-    """
-    token = _single_op.set(True)
-    try:
-        yield
-    finally:
-        _single_op.reset(token)
+from dfine_jax.ops.platform import chosen_by_platform, for_cpu
 
 
 def _rewrite() -> bool:
-    return not _single_op.get() and jax.default_backend() == "cpu"
+    return for_cpu()
 
 
+@chosen_by_platform
 def conv2d(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "kh kw i o"],
@@ -59,6 +44,7 @@ def conv2d(
     return _convolution(x, kernel, stride, padding, groups)
 
 
+@chosen_by_platform
 def project(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
     """Product of the last axis with a matrix."""
     if x.ndim == 2 or not _rewrite():
@@ -66,6 +52,7 @@ def project(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+@chosen_by_platform
 def depthwise_conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw 1 c"], *, stride: int = 1, padding: int = 0
 ) -> Float[Array, "b ho wo c"]:

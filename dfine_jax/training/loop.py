@@ -32,7 +32,7 @@ from dfine_jax.training.setup import START, Start, check, check_same_data, claim
 from dfine_jax.training.skipped import FOLDER as SKIPPED
 from dfine_jax.training.skipped import SkippedSteps, Taken
 from dfine_jax.training.stages import Progress
-from dfine_jax.training.state import TrainState, create_state, ema_variables
+from dfine_jax.training.state import TrainState, create_state, ema_variables, with_ema_shift
 from dfine_jax.training.step import StepMetrics, make_eval_step, predict_function, replicated, split_over_devices
 from dfine_jax.training.stop import Stop, stop_on_signals
 
@@ -234,7 +234,7 @@ class _Run:
         shift = np.asarray(stages.ema_shift(self.progress, self.config.optim), state.ema_shift.dtype)
         if not (self.out_dir / START).is_dir():
             self.log.line("no evaluated epoch to return to: training goes on from here")
-            return replicated(dataclasses.replace(state, ema_shift=shift))
+            return replicated(with_ema_shift(state, shift))
         best, metadata, _ = self._load(START)
         decay = self.config.optim.ema_decay + float(shift)
         self.log.line(f"back to the weights of epoch {metadata.epoch}; decay of the average {decay:.6g}")

@@ -63,22 +63,29 @@ def match_rules(params: PyTree, rules: Sequence[Rule]) -> PyTree:
     Raises:
       ValueError: a leaf matches no rule, or a rule no leaf: then names and rules have drifted apart.
     """
-    compiled = [re.compile(rule.pattern) for rule in rules]
-    used = set()
-
-    def rule_of(path: Any, _: Any) -> Rule:
-        name = "/".join(str(key.key) for key in path)
-        matching = [index for index, regex in enumerate(compiled) if regex.search(name)]
-        used.update(matching)
-        if not matching:
-            raise ValueError(f"no optimiser rule matches parameter {name!r}")
-        return rules[matching[0]]
-
-    matched = jax.tree_util.tree_map_with_path(rule_of, params)
+    found = matching_rules(params, rules)
+    used = {index for matching in found for index in matching}
     idle = [rules[i].pattern for i in range(len(rules)) if i not in used]
     if idle:
         raise ValueError(f"optimiser rules that match no parameter: {', '.join(map(repr, idle))}")
-    return matched
+    return jax.tree.unflatten(jax.tree.structure(params), [rules[matching[0]] for matching in found])
+
+
+def matching_rules(params: PyTree, rules: Sequence[Rule]) -> list[tuple[int, ...]]:
+    """Of each leaf, the indices of all rules that match its path.
+
+    Raises:
+      ValueError: no rule matches a leaf.
+    """
+    compiled = [re.compile(rule.pattern) for rule in rules]
+    found = []
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(str(key.key) for key in path)
+        matching = tuple(index for index, regex in enumerate(compiled) if regex.search(name))
+        if not matching:
+            raise ValueError(f"no optimiser rule matches parameter {name!r}")
+        found.append(matching)
+    return found
 
 
 def check_freeze(params: PyTree, optim: OptimConfig) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -55,3 +56,10 @@ def create_state(variables: dict[str, PyTree], tx: optax.GradientTransformation,
 def ema_variables(state: TrainState) -> dict[str, PyTree]:
     """The averaged weights, which evaluation and release use."""
     return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+
+
+def with_ema_shift(state: Any, shift: Any) -> Any:
+    """The state, or the packed state (training/packing.py), with another ``ema_shift``."""
+    if isinstance(state, TrainState):
+        return dataclasses.replace(state, ema_shift=shift)
+    return dataclasses.replace(state, arrays=with_ema_shift(state.arrays, shift))

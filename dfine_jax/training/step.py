@@ -22,11 +22,13 @@ from jaxtyping import Array, Bool, Float, Int
 from dfine_jax.config import Config, ModelConfig
 from dfine_jax.evaluate import Predict, Predictions
 from dfine_jax.models.dfine import DFine
+from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.precision import exact_products
 from dfine_jax.postprocess import select
 from dfine_jax.training import hosts
 from dfine_jax.training.gradient import make_gradient, split_parts, unit_range
 from dfine_jax.training.optimizer import clip_coefficient, ema_update, parameter_rules, zero_frozen
+from dfine_jax.training.packing import PackedState, Packing, State, size_limit
 from dfine_jax.training.schedule import ema_decay, make_schedule
 from dfine_jax.training.state import TrainState
 from dfine_jax.typing import Batch, ModelOutput
@@ -45,17 +47,12 @@ class StepMetrics:
     finite: Bool[Array, ""]  # False: the step was skipped
 
 
-def make_train_step(
-    config: Config,
-    tx: optax.GradientTransformation,
-    *,
-    steps_per_epoch: int = 0,
-    size_px: tuple[int, int] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+class TrainStep:
     """The update as a function of state and batch; batch arrays are ``[d, b, ...]``, one row per device.
 
     Devices average gradients, as DistributedDataParallel does, and share batch statistics. A step with a non-finite
-    loss or gradient changes nothing but the step counter. The state given is consumed (its memory is reused).
+    loss or gradient changes nothing but the step counter. The state given is consumed (its memory is reused); the one
+    returned holds small arrays in vectors (training/packing.py), and is what the next step takes as it is.
 
     With ``config.train.accumulate`` = n a device computes its images in n parts, one after another. The step is that of
     the whole, except that batch norm sees one part at a time (training/gradient.py).
@@ -63,22 +60,102 @@ def make_train_step(
     Args:
       steps_per_epoch: for schedules that depend on it.
       size_px: (height, width) that the images are brought to, by nearest neighbour; None: as they come.
+      devices: that share the batch; None: all there are.
     """
-    rules = parameter_rules(config.model, config.optim)
-    mean = functools.partial(jax.lax.pmean, axis_name=AXIS)
-    gradient = make_gradient(config, AXIS, mean)
-    update = make_update(config, tx, steps_per_epoch=steps_per_epoch)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def __init__(
+        self,
+        config: Config,
+        tx: optax.GradientTransformation,
+        *,
+        steps_per_epoch: int = 0,
+        size_px: tuple[int, int] | None = None,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        self._config, self._size_px, self._devices = config, size_px, devices
+        self._rules = parameter_rules(config.model, config.optim)
+        self._platform = (devices or jax.devices())[0].platform
+        self._mean = functools.partial(jax.lax.pmean, axis_name=AXIS)
+        self._gradient = make_gradient(config, AXIS, self._mean)
+        self._update = make_update(config, tx, steps_per_epoch=steps_per_epoch)
+        self._packing: Packing | None = None
+        self._program: Any = None
+
+    def __call__(self, state: State, batch: Batch) -> tuple[PackedState, StepMetrics]:
+        """State and metrics after the step."""
+        packed = self._packed(state)
+        return _unwrapped(self._program(packed.arrays, batch), packed.packing)
+
+    def lower(self, state: State, batch: Batch) -> LoweredStep:
+        """For compiling ahead; arrays or their shapes."""
+        packed = self._packed(state)
+        return LoweredStep(self._program.lower(packed.arrays, batch), self, packed.packing)
+
+    def _packed(self, state: State) -> PackedState:
+        if isinstance(state, PackedState):
+            packing = state.packing
+        else:
+            packing = self._packing or Packing(state, self._rules, size_limit(self._platform))
+            state = PackedState(packing.pack(state, replicated), packing)
+        if packing is not self._packing:
+            step, self._packing = functools.partial(self._step, packing), packing
+            self._program = jax.pmap(
+                step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,), devices=self._devices
+            )
+        return state
+
+    def _step(self, packing: Packing, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), jax.lax.axis_index(AXIS))
         dtype = jax.tree.leaves(state.params)[0].dtype
-        stacked = split_parts(batch, key, config, size_px, dtype)
-        loss, terms, grads, batch_stats = gradient(state.params, state.batch_stats, stacked)
-        loss, terms, grads = mean((loss, terms, zero_frozen(grads, rules)))
-        state, norm, finite = update(state, loss, grads, batch_stats)
+        stacked = split_parts(batch, key, self._config, self._size_px, dtype)
+        params, batch_stats = packing.params.unpack(state.params), packing.stats.unpack(state.batch_stats)
+        with traced_for(self._platform):
+            loss, terms, grads, batch_stats = self._gradient(params, batch_stats, stacked)
+        loss, terms, grads = self._mean((loss, terms, zero_frozen(packing.params.pack(grads), self._rules)))
+        state, norm, finite = self._update(state, loss, grads, packing.stats.pack(batch_stats))
         return state, StepMetrics(loss, terms, norm, finite)
 
-    return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+
+@dataclasses.dataclass(frozen=True)
+class LoweredStep:
+    """A step before compilation."""
+
+    lowered: Any
+    step: TrainStep
+    packing: Packing
+
+    def compile(self, options: Any = None) -> CompiledStep:
+        """Compile for the devices."""
+        return CompiledStep(self.lowered.compile(options), self.step, self.packing)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A step that is called like ``TrainStep``, for arrays of the shapes it was compiled for."""
+
+    program: Any
+    step: TrainStep
+    packing: Packing
+
+    def __call__(self, state: State, batch: Batch) -> tuple[PackedState, StepMetrics]:
+        """State and metrics after the step."""
+        packed = state if isinstance(state, PackedState) else self.step._packed(state)
+        return _unwrapped(self.program(packed.arrays, batch), packed.packing)
+
+    def memory_analysis(self) -> Any:
+        """Bytes of arguments, results and temporaries."""
+        return self.program.memory_analysis()
+
+    def as_text(self) -> str:
+        """The optimised program."""
+        return self.program.as_text()
+
+
+def _unwrapped(result: tuple[TrainState, StepMetrics], packing: Packing) -> tuple[PackedState, StepMetrics]:
+    return PackedState(result[0], packing), result[1]
+
+
+make_train_step = TrainStep
 
 
 def make_update(
@@ -115,9 +192,13 @@ def make_update(
 
 
 def make_eval_step(
-    model_config: ModelConfig,
+    model_config: ModelConfig, devices: Sequence[Any] | None = None
 ) -> Callable[[PyTree, Array], tuple[Float[Array, "d b n"], Int[Array, "d b n"], Float[Array, "d b n 4"]]]:
-    """Scores, labels and boxes (cxcywh, best first) of images ``[d, b, h, w, 3]``, computed in float32."""
+    """Scores, labels and boxes (cxcywh, best first) of images ``[d, b, h, w, 3]``, computed in float32.
+
+    Args:
+      devices: None: those of this host.
+    """
     apply: Callable[..., Any] = DFine(dataclasses.replace(model_config, precision="float32")).apply
 
     def eval_step(variables: PyTree, images: Array) -> tuple[Array, Array, Array]:
@@ -127,7 +208,7 @@ def make_eval_step(
         scores, labels, boxes_cxcywh = map(jnp.asarray, select(output.logits, output.boxes_cxcywh))
         return scores, labels, boxes_cxcywh
 
-    return jax.pmap(eval_step, AXIS, in_axes=(None, 0), devices=jax.local_devices())
+    return jax.pmap(eval_step, AXIS, in_axes=(None, 0), devices=devices or jax.local_devices())
 
 
 def predict_function(eval_step: Callable[..., Any], variables: PyTree) -> Predict:

@@ -12,9 +12,11 @@ from conftest import ROOT
 from dfine_jax.cli import main
 from dfine_jax.config import Config
 from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.launches import Launches
 from dfine_jax.models.dfine import DFine, init_variables
-from dfine_jax.training import loop
+from dfine_jax.training import loop, on_card
 from dfine_jax.training.checkpoint import Metadata
+from dfine_jax.training.on_card import Answer
 from dfine_jax.variants import model_config
 from dfine_jax.weights import LoadedModel
 
@@ -115,3 +117,18 @@ def test_a_plan_is_saved_only_when_it_can_be_trained(dry, tmp_path):
     assert not file.exists()
     dry("n", "--save-plan", str(file))
     assert file.exists()
+
+
+def test_it_says_what_a_card_that_is_not_there_would_need(dry, monkeypatch):
+    asked = []
+
+    def measured(question):
+        asked.append(question)
+        return Answer(3 << 30, 2 << 30, 15 << 30, Launches({"fusion": 7}, {}, 0, 0, {}, 0, 0), 5.0)
+
+    monkeypatch.setattr(on_card, "measure", measured)
+    said = dry("n", "--size", "64", "--for", "t4")
+    assert "memory of a train step: 3.00 of 15.0 GiB" in said and "it fits" in said
+    assert asked[0].config.model.precision == "bfloat16"  # the plan is that of a machine with a card
+    assert asked[0].slots >= 4 and asked[0].batch == asked[0].config.train.batch_size
+    assert "card 'voodoo' is not known" in dry("n", "--for", "voodoo")
