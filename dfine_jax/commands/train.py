@@ -286,7 +286,7 @@ def start_weights(
 
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
     if loaded:
-        moved = transfer(loaded, init_variables(config.model, key), data.names)
+        moved = transfer(loaded, init_variables(config.model, key), data.names, config.model)
         known = sum(origin is not None for origin in moved.origins.values())
         origin = loaded.metadata.source_file or "the checkpoint"
         notes.append(f"weights from {origin}: {known} of {len(data.names)} classes known by name")

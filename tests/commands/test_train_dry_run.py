@@ -116,7 +116,7 @@ def started(data, tmp_path, monkeypatch, capsys, small_weights):
     """A function that starts the same command with and without ``--dry-run``, as far as it gets without weights."""
     monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: small_weights)
     quick = functools.partial(zeros, init_variables)
-    for module in ("dfine_jax.models.dfine", "dfine_jax.training.setup"):
+    for module in ("dfine_jax.models.dfine", "dfine_jax.training.loop"):
         monkeypatch.setattr(f"{module}.init_variables", quick, raising=False)
 
     def of(*arguments, out=tmp_path / "run"):

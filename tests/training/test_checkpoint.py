@@ -163,7 +163,9 @@ def test_damage_is_reported_in_one_line(tmp_path):
     with pytest.raises(UserError, match="metadata.json cannot be read"):
         checkpoint.load_metadata(path)
     (path / "metadata.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(UserError, match=r"written by a newer dfine_jax: it is of format 99, this version reads up to 1; upgrade"):
+    with pytest.raises(
+        UserError, match=r"written by a newer dfine_jax: it is of format 99, this version reads up to 1; upgrade"
+    ):
         checkpoint.load_metadata(path)
 
 
