@@ -93,7 +93,7 @@ def test_it_says_which_classes_have_no_object(dry, data):
 
 
 WRONG = [
-    (("s", "--weights", "n.pth"), "the weights are of another architecture (N)"),
+    (("s", "--weights", "n.pth"), "the weights are of another architecture: model.variant is 'n' in the weights"),
     (("n", 'optim.freeze=["^nothing"]'), "'^nothing' matches no parameter; they are named like backbone/"),
     (("n", "data.max_objects=1"), "error: data.max_objects=1, but an image of "),
     (("n", "--backbone", "absent.pth"), "absent.pth does not exist"),
