@@ -79,6 +79,7 @@ def export_onnx(
     check(size_hw, batch)
     if source_hw and min(source_hw) < 1:
         raise UserError(f"source size {source_hw[0]}x{source_hw[1]}: sides must be at least 1")
+    variables = jax.tree.map(np.asarray, variables)  # of jax arrays the cast to float16 would stay in the graph
     model = operating_point(model, variables, num_queries=num_queries, prune=prune, layers=layers)
     if precision == "fp16":
         model = model.clone(compute_dtype=jnp.float16)

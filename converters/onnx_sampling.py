@@ -21,7 +21,7 @@ from converters import onnx_ops as ops
 from dfine_jax.models.decoder import DeformableAttention, Source
 
 
-def build_table(maps: Sequence[Float[Array, "b _ _ d"]], heads: int) -> Float[Array, "b t m 2c"]:
+def build_table(maps: Sequence[Float[Array, "b _ _ d"]], heads: int) -> Float[Array, "b t m _"]:
     """As ``deformable.build_table``, with the right neighbour beside every row."""
     width = maps[0].shape[-1]
     levels = []
@@ -75,9 +75,9 @@ def _corners(
     source: Source,
     num_points: Sequence[int],
     reference_cxcywh: Float[Array, "b q 4"],
-    offsets: Float[Array, "b q m 2p"],
+    offsets: Float[Array, "b q m _"],
     weights: Float[Array, "b q m p"],
-) -> tuple[Int[Array, "b q m 2p"], Float[Array, "b q m 2p 2"]]:
+) -> tuple[Int[Array, "b q m _"], Float[Array, "b q m _ 2"]]:
     """Table rows to gather (upper, lower) and the weights of both pixels in each."""
     dtype, heads, points = offsets.dtype, offsets.shape[2], weights.shape[3]
     size = np.concatenate([np.repeat([s[axis] for s in source.sizes], num_points) for axis in (1, 0)])  # [2p]

@@ -5,14 +5,18 @@ A test that needs a file which is not part of the repository is skipped, and the
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 # Commands run by tests store nothing in the user's cache. One folder for the session and all its processes: what one of
 # them has compiled the others load. The controlling process makes it and removes it.
@@ -24,11 +28,27 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 Lookup = Callable[[str], Path]
 
+# Axis strings in the signatures are checked at every call with DFINE_JAX_TYPECHECK=1.
+if os.environ.get("DFINE_JAX_TYPECHECK", "0") != "0":
+    install_import_hook(["dfine_jax", "converters"], "axis_checker.check_arrays")
+
 
 def pytest_unconfigure() -> None:
     """Remove the session's compilation cache."""
     if _OWN_CACHE:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_backbone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The backbone of the shrunken model (training/tiny.py) is known while a module runs that uses it."""
+    for value in vars(request.module).values():
+        module = value if isinstance(value, types.ModuleType) else sys.modules.get(getattr(value, "__module__", ""))
+        if module is not None and hasattr(module, "tiny_config"):
+            with importlib.import_module(module.tiny_config.__module__).known_backbone():
+                yield
+            return
+    yield
 
 
 def _lookup(kind: str, variable: str) -> Lookup:

@@ -201,7 +201,7 @@ def _draw_crop(
     return (x0, y0, x1, y1), inside[trial]
 
 
-def _iou(a: Float32[np.ndarray, "*n 4"], b: Float32[np.ndarray, "*n 4"]) -> Float32[np.ndarray, "*n"]:
+def _iou(a: Float32[np.ndarray, "*#n 4"], b: Float32[np.ndarray, "*#n 4"]) -> Float32[np.ndarray, "..."]:
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
     intersection = (high - low).clip(0).prod(-1)
     areas = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)

@@ -114,7 +114,7 @@ def focal_loss(
     return jnp.sum(_present(weight * entropy, exists), (-3, -2, -1)) / normalizer
 
 
-def _is_class(logits: Float[Array, "*s b q k"], truth: Truth) -> Bool[Array, "*s b q k"]:
+def _is_class(logits: Float[Array, "*s b q k"], truth: Truth) -> Bool[Array, "... b q k"]:
     return jax.nn.one_hot(truth.labels, logits.shape[-1], dtype=bool) & truth.matched[..., None]
 
 
@@ -252,7 +252,7 @@ def ddf_loss(
     return jnp.where(equal, 0.0, loss)
 
 
-def _edge_mean(value: Float[Array, "*s b q"], mask: Bool[Array, "*s b q"], count: Array) -> Float[Array, "*s"]:
+def _edge_mean(value: Float[Array, "*s b q"], mask: Bool[Array, "*#s b q"], count: Array) -> Float[Array, "*s"]:
     return jnp.sum(jnp.where(mask, value, 0.0), (-2, -1)) / (4 * jnp.where(count > 0, count, 1))
 
 

@@ -79,7 +79,8 @@ class DFine(nn.Module):
         )
         decoder = Decoder(config, self.bn_axis_name, dtype, self.keep_queries, name="decoder")
         again = {name: train and name in self.remat and not self.is_initializing() for name in ("encoder", "decoder")}
-        with contextlib.nullcontext() if train or dtype == jnp.bfloat16 else inference_products():
+        half = dtype is not None and jnp.dtype(dtype).itemsize < 4
+        with contextlib.nullcontext() if train or half else inference_products():
             features = called(encoder, backbone(images, train=train), train=train, remat=again["encoder"])
             return called(decoder, features, denoising, train=train, remat=again["decoder"])
 

@@ -66,7 +66,7 @@ def sample(
 
 def _corners(
     sizes: MapSizes, num_points: Sequence[int], points_xy: Float[Array, "b q m p 2"]
-) -> tuple[Int[Array, "b q m 4p"], Float[Array, "b q m p 4"]]:
+) -> tuple[Int[Array, "b q m 4*p"], Float[Array, "b q m p 4"]]:
     """Table rows of the four corners of every sample and their bilinear weights, in one order."""
     dtype = points_xy.dtype
     areas = [(h + 2) * (w + 2) for h, w in sizes]

@@ -38,8 +38,8 @@ def integral(corners_logit: Float[Array, "*n e r"], project: Float[Array, " r"])
 
 @replaceable
 def decode(
-    reference_cxcywh: Float[Array, "*n 4"], offsets: Float[Array, "*n 4"], reg_scale: float
-) -> Float[Array, "*n 4"]:
+    reference_cxcywh: Float[Array, "*#n 4"], offsets: Float[Array, "*#n 4"], reg_scale: float
+) -> Float[Array, "... 4"]:
     """Move the four edges of the reference boxes; offsets are (left, top, right, bottom), positive outwards."""
     centre, unit = reference_cxcywh[..., :2], reference_cxcywh[..., 2:] / reg_scale
     low = centre - (0.5 * reg_scale + offsets[..., :2]) * unit

@@ -28,7 +28,7 @@ from dfine_jax.training.meter import Forecast, Meter
 from dfine_jax.training.optimizer import freeze_notes, make_optimizer
 from dfine_jax.training.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.schedule import make_schedule
-from dfine_jax.training.setup import START, Start, check, check_same_data, claim, describe, make_loaders
+from dfine_jax.training.setup import START, Start, check, check_same_data, claimed, describe, make_loaders
 from dfine_jax.training.skipped import FOLDER as SKIPPED
 from dfine_jax.training.skipped import SkippedSteps, Taken
 from dfine_jax.training.stages import Progress
@@ -81,8 +81,7 @@ def train(
     """
     out_dir = Path(out_dir)
     check(config, train_data, val_data)
-    claim(out_dir, resume)
-    with stop_on_signals(max_hours) as stop, told_out_of_memory():
+    with claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory():
         return _Run(config, train_data, val_data, out_dir, start, stop).run(resume, notes)
 
 

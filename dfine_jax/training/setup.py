@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,20 @@ def claim(out_dir: Path, resume: bool) -> None:
         cure = "continue it with --resume or" if resumable else "it ended before its first checkpoint: remove it or"
         raise UserError(f"{out_dir} holds a run; {cure} choose another folder")
     out_dir.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def claimed(out_dir: Path, resume: bool) -> Iterator[None]:
+    """As ``claim``; nothing is left of a run that is refused inside, where the folder is new and still empty."""
+    new = not out_dir.exists()
+    claim(out_dir, resume)
+    try:
+        yield
+    except UserError:
+        if new:
+            with suppress(OSError):
+                out_dir.rmdir()
+        raise
 
 
 def check_same_data(now: Metadata, stored: Metadata, folder: Path) -> None:

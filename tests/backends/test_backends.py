@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,10 +202,15 @@ def test_an_exported_file_runs_without_jax_and_torch(tmp_path, model, capsys):
         print(f" [detector ready after {seconds:.2f} s]", end="")
 
 
-def test_threads_and_runtime_are_reported(tmp_path, model):
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_threads_are_those_asked_for_and_reported(tmp_path, model):
     path = toy.write_toy(tmp_path / "toy.onnx", model[1])
-    assert open_artefact(path, threads=1).describe()["threads"] == 1
-    assert open_artefact(path).describe()["runtime"] == "onnxruntime"
+    kept = [open_artefact(path)]  # those of closed files would end in between
+    for asked in (1, 3):
+        before = len(os.listdir("/proc/self/task"))
+        kept.append(backend := open_artefact(path, threads=asked))
+        assert len(os.listdir("/proc/self/task")) - before == asked - 1  # the caller's is the first
+        assert backend.describe()["threads"] == asked and backend.describe()["runtime"] == "onnxruntime"
     pytest.importorskip("openvino")
     ran = open_artefact(path, runtime="openvino", threads=1).describe()
     assert ran["runtime"] == "openvino" and ran["threads"] == 1 and ran["device"] == "CPU"

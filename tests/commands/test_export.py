@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from conftest import ROOT
 
@@ -91,6 +93,22 @@ def test_resizing_inside(checkpoint, tmp_path, suffix, target):
     assert len(found.scores) and found.boxes_xyxy_px.max() <= 123
 
 
+def elements(file):
+    """Numbers stored in a file, by floating type: what it says of itself is one thing, what it holds another."""
+    found = collections.Counter()
+    if file.suffix == ".onnx":
+        kinds = {onnx.TensorProto.FLOAT16: "half", onnx.TensorProto.FLOAT: "single"}
+        for tensor in onnx.load(file).graph.initializer:
+            found[kinds.get(tensor.data_type, "")] += int(np.prod(tensor.dims))
+    else:
+        kinds = {"f16": "half", "f32": "single"}
+        for node in pytest.importorskip("openvino").Core().read_model(file).get_ordered_ops():
+            if node.get_type_name() == "Constant":
+                found[kinds.get(node.get_element_type().get_type_name(), "")] += int(np.prod(node.shape))
+    found.pop("", None)
+    return found
+
+
 @pytest.mark.parametrize(("suffix", "target"), [(".onnx", "onnx"), (".xml", "openvino")])
 def test_half_precision(checkpoint, tmp_path, suffix, target):
     if target == "openvino":
@@ -99,6 +117,9 @@ def test_half_precision(checkpoint, tmp_path, suffix, target):
     assert main(["export", str(checkpoint), "--to", target, "--precision", "fp16", "--out", str(out)]) == 0
     report = report_of(out)
     assert report["passed"] and report["precision"] == describe(out).precision == "fp16"
+    assert elements(out)["half"] > 0.7 * sum(elements(out).values())
+    assert main(["export", str(checkpoint), "--to", target, "--out", str(tmp_path / f"single{suffix}")]) == 0
+    assert "half" not in elements(tmp_path / f"single{suffix}")
     assert report["accuracy"] is None and report["no_accuracy"] == "no --data given"
 
 

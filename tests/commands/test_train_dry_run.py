@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import jax
@@ -21,6 +22,11 @@ from dfine_jax.variants import model_config
 from dfine_jax.weights import LoadedModel
 
 
+def zeros(make, *arguments):
+    """What a function would make, with all leaves zero; nothing is compiled."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: make(*arguments)))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=5, num_val=3, size_px=64, seed=0)
@@ -30,10 +36,9 @@ def data(tmp_path_factory):
 def small_weights(data):
     """Weights of N for two classes of the data and one other."""
     model = model_config("n", num_classes=3)
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    variables = zeros(init_variables, model, jax.random.key(0))
     metadata = Metadata(Config(model), ("circle", "zebra", "Star"), (1, 2, 3), source_file="n.pth")
-    return LoadedModel(DFine(model), zeros, metadata)
+    return LoadedModel(DFine(model), variables, metadata)
 
 
 @pytest.fixture
@@ -89,26 +94,58 @@ def test_it_says_which_classes_have_no_object(dry, data):
     assert "no object to train on" not in dry("n", "--size", "64")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("s", "--weights", "n.pth"), "s is of variant s, the weights are of variant n; train n, or give weights of s"),
-        (("n", 'optim.freeze=["^nothing"]'), "'^nothing' matches no parameter; they are named like backbone/"),
-        (("n", "data.max_objects=1"), "error: data.max_objects=1, but an image of "),
-        (("n", "--backbone", "absent.pth"), "absent.pth does not exist"),
-        (
-            (f"{ROOT / 'experiments' / 'dfine_coco.py'}:l",),
-            "model.backbone_frozen_stem=true and model.backbone_frozen_bn=true: frozen parts need pretrained weights",
-        ),
-    ],
-)
-def test_it_refuses_what_the_run_would_refuse(dry, arguments, message):
-    assert message in dry(*arguments)
+WRONG = [
+    (("s", "--weights", "n.pth"), "s is of variant s, the weights are of variant n; train n, or give weights of s"),
+    (("n", 'optim.freeze=["^nothing"]'), "'^nothing' matches no parameter; they are named like backbone/"),
+    (("n", "data.max_objects=1"), "error: data.max_objects=1, but an image of "),
+    (("n", "--backbone", "absent.pth"), "absent.pth does not exist"),
+    (
+        (f"{ROOT / 'experiments' / 'dfine_coco.py'}:l",),
+        "model.backbone_frozen_stem=true and model.backbone_frozen_bn=true: frozen parts need pretrained weights",
+    ),
+    (("n", "--size", "100x100"), "100x100"),
+    (("n", "--epochs", "0"), "--epochs 0 must be at least 1"),
+    (("n", "train.batch_size=3"), "rates and schedules follow this value"),
+    (("n", "data.augment=strong"), "data.augment"),
+    (("n", "optim.nothing=1"), "optim.nothing"),
+    (("absent.json",), "absent.json"),
+    (("n", "--backbone", "b.pth", "--weights", "n.pth"), "--weights has a backbone of its own"),
+]
 
 
-def test_it_refuses_a_folder_that_holds_a_run(dry, tmp_path):
+@pytest.fixture
+def started(data, tmp_path, monkeypatch, capsys, small_weights):
+    """A function that starts the same command with and without ``--dry-run``, as far as it gets without weights."""
+    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: small_weights)
+    quick = functools.partial(zeros, init_variables)
+    for module in ("dfine_jax.models.dfine", "dfine_jax.training.loop"):
+        monkeypatch.setattr(f"{module}.init_variables", quick, raising=False)
+
+    def of(*arguments, out=tmp_path / "run"):
+        said = []
+        for more in (["--dry-run"], []):
+            status = main(["train", *arguments, "--data", str(data), "--out", str(out), *more])
+            printed = capsys.readouterr()
+            assert status == 2 and not printed.out
+            said.append(printed.err)
+        return said
+
+    return of
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_it_refuses_what_the_run_refuses_in_the_same_words(started, tmp_path, arguments, message):
+    rehearsed, real = started(*arguments)
+    assert message in rehearsed
+    assert real == rehearsed
+    assert not (tmp_path / "run").exists()
+
+
+def test_both_refuse_a_folder_that_holds_a_run(started, tmp_path):
     (tmp_path / "best").mkdir()
-    assert "holds a run; it ended before its first checkpoint" in dry("n", out=tmp_path)
+    rehearsed, real = started("n", out=tmp_path)
+    assert "holds a run; it ended before its first checkpoint" in rehearsed
+    assert real == rehearsed and [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 def test_a_plan_is_saved_only_when_it_can_be_trained(dry, tmp_path):

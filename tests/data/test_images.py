@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfine_jax.data.coco import find_split, read_coco
 from dfine_jax.data.images import Preprocess, open_annotated, read_image
+from dfine_jax.data.pipeline import EvalLoader
 from dfine_jax.errors import UserError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -114,3 +116,17 @@ def test_preprocess_refuses_what_it_does_not_execute():
         Preprocess.from_dict({**spec, "mean": 0.5})
     with pytest.raises(UserError, match="uint8"):
         Preprocess(5, 4)(COLOUR.astype(np.float32))
+
+
+def test_real_photographs_from_their_files_to_batches(cells):
+    """The pixels of evaluation are Pillow's, and the boxes of the records are those of the file."""
+    dataset = read_coco(*find_split(cells, "val"))
+    (batch,) = EvalLoader(dataset, height_px=224, width_px=320, batch_size=2)
+    assert len(dataset) == 2 and batch.size_px.tolist() == [[640, 480]] * 2
+    for record, image in zip(dataset.records, batch.images, strict=True):
+        with Image.open(record.path) as picture:
+            assert picture.format == "JPEG"
+            shown = picture.convert("RGB").resize((320, 224), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(image, np.asarray(shown))
+        np.testing.assert_array_equal(Preprocess(224, 320)(read_image(record.path)), image)
+        assert (record.boxes_xyxy_px >= 0).all() and (record.boxes_xyxy_px[:, 2:] <= (640, 480)).all()

@@ -61,7 +61,7 @@ def checkpoint(data, tmp_path_factory):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebooks_are_stored_without_outputs(path: Path):
-    assert len(NOTEBOOKS) == 2
+    assert cells(path)
     for cell in cells(path):
         assert not cell["outputs"] and cell["execution_count"] is None
 

@@ -9,7 +9,7 @@ import sys
 
 import jax
 import numpy as np
-from tiny import random_batch, tiny_config
+from tiny import known_backbone, random_batch, tiny_config
 
 from dfine_jax.models.dfine import init_variables
 from dfine_jax.training.optimizer import make_optimizer
@@ -39,4 +39,5 @@ def main(out: str, steps: int, batch: int, exact: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "exact")
+    with known_backbone():
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "exact")

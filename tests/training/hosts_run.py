@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 
-import tiny  # noqa: F401  (adds the small backbone)
+from tiny import known_backbone
 
 from dfine_jax import cli
 from dfine_jax.training import loop
@@ -52,4 +52,5 @@ def main(stop_step: int, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+    with known_backbone():
+        sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from golden_weights import official_shapes, variables_from_state_dict
 
 from dfine_jax.config import ConfigError, OptimConfig
@@ -49,26 +50,35 @@ def test_groups_are_those_of_the_reference(variant):
     assert sum(p.ndim == 1 for p in frozen) == (norms if FROZEN_STEM[variant] else 0)
 
 
-# DEIM's effective groups: tensors of the backbone's rate, of the base rate without decay, and of the base rate with it.
-@pytest.mark.parametrize(
-    ("variant", "backbone_bn", "no_decay"),
-    [
-        ("n", "backbone", r"(norm\d?/scale|bias)$"),
-        ("s", "base", r"norm\d?/(scale|bias)$"),
-        ("l", "backbone", r"norm\d?/(scale|bias)$"),
-    ],
-)
-def test_groups_of_deim_are_the_effective_ones(variant, backbone_bn, no_decay):
-    params = official_params(variant)
+# DEIM's own expressions on official names, in their order, with what they give: (rate, decay); the rest: base, decay.
+# ``(?!.*norm|bn)`` does not exclude names with "bn" in the middle, so it takes the backbone's batch norms too.
+DEIM_GROUPS = {
+    "n": {
+        r"^(?=.*backbone)(?!.*norm|bn).*$": ("backbone", True),
+        r"^(?=.*backbone)(?=.*norm|bn).*$": ("backbone", False),
+        r"^(?=.*(?:encoder|decoder))(?=.*(?:norm|bn|bias)).*$": ("base", False),
+    },
+    "s": {r"^(?=.*backbone)(?!.*bn).*$": ("backbone", True), r"^(?=.*(?:norm|bn)).*$": ("base", False)},
+    "l": {
+        r"^(?=.*backbone)(?!.*norm|bn).*$": ("backbone", True),
+        r"^(?=.*(?:encoder|decoder))(?=.*(?:norm|bn)).*$": ("base", False),
+    },
+}
+
+
+@pytest.mark.parametrize(("variant", "like"), [("n", "n"), ("s", "s"), ("m", "s"), ("l", "l"), ("x", "l")])
+def test_groups_of_deim_are_those_of_its_expressions_on_official_names(variant, like):
     config = published("deim_coco", variant)
-    rules = optimizer.match_rules(params, optimizer.parameter_rules(config.model, config.optim))
-    for path, rule in jax.tree_util.tree_leaves_with_path(rules):
-        name = "/".join(key.key for key in path)
-        if name.startswith("backbone/"):
-            norm = "/bn/" in name and backbone_bn == "base"
-            assert (rule.lr, rule.decay) == (("base", False) if norm else ("backbone", True)), name
-        else:
-            assert (rule.lr, rule.decay) == ("base", not re.search(no_decay, name)), name
+    rules = optimizer.parameter_rules(config.model, config.optim)
+    found = traverse_util.flatten_dict(optimizer.match_rules(official_params(variant), rules), sep="/")
+    seen = set()
+    for key, shape in official_shapes(variant).items():
+        tree = variables_from_state_dict({key: np.broadcast_to(np.float32(0), shape)})["params"]
+        for path in traverse_util.flatten_dict(tree, sep="/"):
+            groups = (group for pattern, group in DEIM_GROUPS[like].items() if re.findall(pattern, key))
+            assert (found[path].lr, found[path].decay) == next(groups, ("base", True)), key
+            seen.add(path)
+    assert seen == set(found)
 
 
 def test_frozen_by_rule():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,19 @@ from dfine_jax.models.hgnetv2 import BACKBONES, BackboneSpec, StageSpec
 from dfine_jax.typing import Batch
 from dfine_jax.variants import model_config
 
-BACKBONES["tiny"] = BackboneSpec((4, 8), tuple(StageSpec(out, 4, 1, 1) for out in (8, 16, 16, 16)))  # type: ignore
+BACKBONE = BackboneSpec((4, 8), tuple(StageSpec(out, 4, 1, 1) for out in (8, 16, 16, 16)))
 SIZE_PX = 64
 SLOTS = 4
+
+
+@contextlib.contextmanager
+def known_backbone() -> Iterator[None]:
+    """The backbone of ``tiny_config`` is in the library's table inside; conftest does it for modules that use it."""
+    BACKBONES["tiny"] = BACKBONE
+    try:
+        yield
+    finally:
+        del BACKBONES["tiny"]
 
 
 def tiny_config(**changes: Any) -> Config:
