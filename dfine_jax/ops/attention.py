@@ -48,7 +48,7 @@ def _parted(q: Array, k: Array, v: Array, blocked: Array | None) -> Array:
     if blocked is not None:
         parts.append(_weighted_sum(q[:, :, :first], k, v, blocked if blocked.ndim == 2 else blocked[:, None]))
     if first < q.shape[2]:
-        parts.append(_weighted_sum(*(x[:, :, first:] for x in (q, k, v)), None))
+        parts.append(_weighted_sum(q[:, :, first:], k[:, :, first:], v[:, :, first:], None))
     return jnp.concatenate(parts, 2).swapaxes(1, 2)
 
 

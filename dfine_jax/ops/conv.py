@@ -7,15 +7,15 @@ Other backends get one ``conv_general_dilated`` or ``dot_general``.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from dfine_jax.ops.depthwise import shifted_products
 
 _single_op: ContextVar[bool] = ContextVar("single_op_convolutions", default=False)
 
@@ -24,7 +24,8 @@ _single_op: ContextVar[bool] = ContextVar("single_op_convolutions", default=Fals
 def single_op_convolutions() -> Iterator[None]:
     """Trace every convolution and projection inside as one operation, whatever the backend (for exporters).
 
-    The choice is made while tracing: call ``jax.jit`` on a fresh function inside the block.
+    So traced, they can also be differentiated in forward mode on a CPU. The choice is made while tracing: call
+    ``jax.jit`` on a fresh function inside the block.
     """
     token = _single_op.set(True)
     try:
@@ -71,23 +72,8 @@ def depthwise_conv(
 ) -> Float[Array, "b ho wo c"]:
     """One filter per channel, zero padding on all four sides."""
     if _rewrite():
-        return _shifted_products(x, kernel, stride, padding)
+        return shifted_products(x, kernel, stride, padding)
     return _convolution(x, kernel, stride, padding, x.shape[-1])
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)  # one compilation when called outside of jit
-def _shifted_products(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    size_y, size_x = kernel.shape[:2]
-    batch, height, width, channels = x.shape
-    out_y = (height + 2 * padding - size_y) // stride + 1
-    out_x = (width + 2 * padding - size_x) // stride + 1
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    total = jnp.zeros((batch, out_y, out_x, channels), jnp.promote_types(x.dtype, jnp.float32))
-    for i in range(size_y):
-        for j in range(size_x):
-            end = (batch, i + (out_y - 1) * stride + 1, j + (out_x - 1) * stride + 1, channels)
-            total = total + lax.slice(padded, (0, i, j, 0), end, (1, stride, stride, 1)) * kernel[i, j, 0]
-    return total.astype(x.dtype)
 
 
 def _convolution(x: Array, kernel: Array, stride: int, padding: int, groups: int) -> Array:
