@@ -13,13 +13,16 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import lift
 from flax.linen.dtypes import promote_dtype
+from flax.linen.transforms import lift_transform
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from dfine_jax.models.initializers import Initializer, fan_in_uniform, uniform_bias, xavier_uniform
 from dfine_jax.ops.attention import attend, attend_in_training
 from dfine_jax.ops.conv import conv2d, project
+from dfine_jax.ops.recompute import computed_again
 from dfine_jax.ops.replace import replaceable
 
 ActivationName = Literal["relu", "silu", "gelu"]
@@ -46,7 +49,20 @@ def called(module: nn.Module, *inputs: Any, train: bool, remat: bool) -> Any:
     def call(module: nn.Module, *inputs: Any) -> Any:
         return module(*inputs, train=train)  # type: ignore[operator]
 
-    return nn.remat(call)(module, *inputs) if remat else call(module, *inputs)
+    return lift_transform(_lifted_again, call)(module, *inputs) if remat else call(module, *inputs)
+
+
+def _lifted_again(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``computed_again`` of a function whose first argument is a scope; ``nn.remat`` has no choice of the means."""
+
+    def inner(scope_of: Callable, changed: Callable, variables: Any, keys: Any, *inputs: Any) -> Any:
+        def pure(variables: Any, keys: Any, *inputs: Any) -> Any:
+            scope = scope_of(variables, keys)
+            return function(scope, *inputs), changed(scope)
+
+        return computed_again(pure)(variables, keys, *inputs)
+
+    return lift.pack(inner, (True,), (True,), (True,), name="again")
 
 
 @replaceable

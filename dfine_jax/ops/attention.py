@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from dfine_jax.ops.recompute import recomputed
+from dfine_jax.ops.recompute import image_by_image
 
 
 def attend(
@@ -37,8 +37,8 @@ def attend_in_training(
         all values.
     """
     if blocked is None or blocked.ndim == 2:  # of all images alike
-        return recomputed(functools.partial(_parted, blocked=blocked), q, k, v)
-    return recomputed(_parted, q, k, v, jnp.broadcast_to(blocked, (q.shape[0], *blocked.shape[1:])))
+        return image_by_image(functools.partial(_parted, blocked=blocked), q, k, v)
+    return image_by_image(_parted, q, k, v, jnp.broadcast_to(blocked, (q.shape[0], *blocked.shape[1:])))
 
 
 def _parted(q: Array, k: Array, v: Array, blocked: Array | None) -> Array:

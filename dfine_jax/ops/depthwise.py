@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from dfine_jax.ops.order import after
+
 
 @functools.partial(jax.jit, static_argnums=(2, 3), inline=True)  # one compilation when called outside of jit
 def shifted_products(
@@ -108,9 +110,8 @@ def _gradient_of_kernel(
     """Sums of products, row by row of the output: all taps read the same few rows from the processor's cache."""
     batch, out_y, out_x, channels = cotangent.shape
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    # The zeros come from the cotangent, or XLA would keep the padded array of the forward pass beside the plain one.
-    zero = (0 * cotangent[0, 0, 0, 0]).astype(x.dtype)
     border = (padding, padding, 0)
+    zero = after(jnp.zeros((), x.dtype), cotangent)  # or XLA would keep the padded array of the forward pass
     padded = lax.pad(x, zero, ((0, 0, 0), border, border, (0, 0, 0)))
     columns = (out_x - 1) * stride + 1
 

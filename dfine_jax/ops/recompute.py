@@ -1,22 +1,30 @@
-"""Backward passes that compute a function again instead of keeping what is inside it."""
+"""Backward passes that compute a function again instead of keeping what is inside it.
+
+XLA's CPU backend merges what is computed again with the forward pass, whose results are then kept all the same. It does
+not look into loops, and it cannot merge what depends on a value that only the backward pass has.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
 from dfine_jax.ops.conv import _rewrite
+from dfine_jax.ops.order import after
+
+PyTree = Any
 
 
-def recomputed(function: Callable[..., Array], *operands: Array) -> Array:
+def image_by_image(function: Callable[..., Array], *operands: Array) -> Array:
     """``function`` of arrays that share the axis of images; its gradient needs only the operands.
 
-    XLA's CPU backend merges what is computed again with the forward pass, except inside of loops: there one image is
-    taken after another, which also keeps intermediate results in the processor's cache. Other backends take all at
-    once. All modes of differentiation work.
+    On a CPU one image is taken after another, which also keeps intermediate results in the processor's cache. Other
+    backends take all at once. All modes of differentiation work.
 
     Args:
       function: treats every image alike; the result has the axis of images in front, too.
@@ -28,3 +36,25 @@ def recomputed(function: Callable[..., Array], *operands: Array) -> Array:
         return function(*(x[None] for x in image))[0]
 
     return lax.map(jax.checkpoint(of_one, prevent_cse=False), operands)
+
+
+def computed_again(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """``function`` of trees of arrays; its gradient needs only the arguments.
+
+    On a CPU it can be differentiated in reverse mode only.
+    """
+    return _computed_again_on_a_cpu(function) if _rewrite() else jax.checkpoint(function)
+
+
+def _computed_again_on_a_cpu(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    def forward(*arguments: PyTree) -> tuple[PyTree, PyTree]:
+        return function(*arguments), arguments
+
+    def backward(arguments: PyTree, cotangents: PyTree) -> PyTree:
+        known = next(x for x in jax.tree.leaves(cotangents) if jnp.issubdtype(x.dtype, jnp.floating) and x.size)
+        arguments = jax.tree.map(lambda x: after(x, known), arguments)
+        return jax.vjp(function, *arguments)[1](cotangents)
+
+    again = jax.custom_vjp(function)
+    again.defvjp(forward, backward)
+    return again
