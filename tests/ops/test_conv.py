@@ -97,3 +97,11 @@ def test_gradient_of_depthwise_is_not_one_reduction_per_tap():
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, kernel, jnp.ones(32)).compile()
     assert compiled.as_text().count(" reduce(") < 5
+
+
+def test_forward_mode_passes_through_single_operations():
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True), single_op_convolutions():
+        x, kernel = jnp.asarray(rng.standard_normal((1, 4, 5, 2))), jnp.asarray(rng.standard_normal((3, 3, 1, 2)))
+        run = functools.partial(conv2d, padding=1, groups=2)
+        check_grads(run, (x, kernel), order=1, modes=["fwd"], atol=1e-6, rtol=1e-6)
