@@ -52,15 +52,14 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def attention_blocked(denoising: DenoisingQueries, num_queries: int) -> Bool[Array, "n n"]:
-    """True where a query (row) must not see another (column); denoising queries come first.
+def attention_blocked(denoising: DenoisingQueries, num_queries: int) -> Bool[Array, "u n"]:
+    """True where a denoising query (row) must not see another query (column); denoising queries come first.
 
-    Everybody sees the matching queries, a denoising query also its own group, and slots that do not exist are seen by
-    nobody. Every row sees something.
+    They see the matching queries and their own group; slots that do not exist are seen by nobody. Matching queries
+    have no rows: they see only each other. Every row sees something.
     """
     same_group = denoising.group[:, None] == denoising.group[None, :]
-    blocked = ~(same_group & denoising.exists[None, :])
-    return jnp.pad(jnp.pad(blocked, ((0, num_queries), (0, 0)), constant_values=True), ((0, 0), (0, num_queries)))
+    return jnp.pad(~(same_group & denoising.exists[None, :]), ((0, 0), (0, num_queries)))
 
 
 def sharpness(corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n f"]:
@@ -79,7 +78,12 @@ class DeformableAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, query: Float[Array, "b n d"], reference_cxcywh: Float[Array, "b n 4"], source: Source
+        self,
+        query: Float[Array, "b n d"],
+        reference_cxcywh: Float[Array, "b n 4"],
+        source: Source,
+        *,
+        train: bool = False,
     ) -> Float[Array, "b n d"]:
         shape = (*query.shape[:2], self.num_heads, sum(self.num_points))
         zeros = initializers.zeros
@@ -93,7 +97,7 @@ class DeformableAttention(nn.Module):
         share = np.repeat([0.5 / n for n in self.num_points], self.num_points)[:, None]  # [p, 1], of the box's size
         reference = reference_cxcywh[:, :, None, None, :]
         points_xy = reference[..., :2] + offsets * jnp.asarray(share, offsets.dtype) * reference[..., 2:]
-        return deformable.sample(source.table, source.sizes, self.num_points, points_xy, weights)
+        return deformable.sample(source.table, source.sizes, self.num_points, points_xy, weights, train=train)
 
 
 class Gateway(nn.Module):
@@ -126,12 +130,15 @@ class DecoderLayer(nn.Module):
         position: Float[Array, "b n d"],
         reference_cxcywh: Float[Array, "b n 4"],
         source: Source,
-        blocked: Bool[Array, "n n"] | None,
+        blocked: Bool[Array, "u n"] | None,
+        *,
+        train: bool,
     ) -> Float[Array, "b n d"]:
-        attended = MultiHeadAttention(self.num_heads, self.dtype, name="self_attn")(x + position, x, blocked)
+        attention = MultiHeadAttention(self.num_heads, self.dtype, name="self_attn")
+        attended = attention(x + position, x, blocked, train=train)
         x = LayerNorm(dtype=self.dtype, name="norm1")(x + attended)
         cross = DeformableAttention(self.num_heads, self.num_points, self.dtype, name="cross_attn")
-        x = Gateway(self.dtype, name="gateway")(x, cross(x + position, reference_cxcywh, source))
+        x = Gateway(self.dtype, name="gateway")(x, cross(x + position, reference_cxcywh, source, train=train))
         xavier = initializers.xavier_uniform
         hidden = activation(self.activation)(Linear(self.ffn, xavier, dtype=self.dtype, name="linear1")(x))
         x = x + Linear(x.shape[-1], xavier, dtype=self.dtype, name="linear2")(hidden)
@@ -258,7 +265,7 @@ class Decoder(nn.Module):
         reference_cxcywh: Float[Array, "b n 4"],
         index: Int[Array, "b q"],
         source: Source,
-        blocked: Bool[Array, "n n"] | None,
+        blocked: Bool[Array, "u n"] | None,
         train: bool,
     ) -> StageOutput | ModelOutput:
         """Layers that all decode boxes from the same initial ones; unless ``train``, only the output of the last."""
@@ -279,7 +286,7 @@ class Decoder(nn.Module):
             wanted = train or i == config.decoder_layers - 1 or i < len(keep) or self.is_initializing()
             previous = stop_gradient(x)
             position = limited(position_head(reference_cxcywh), POSITION_LIMIT).astype(x.dtype)
-            x = self._layer(i)(x, position, reference_cxcywh, source, blocked)
+            x = self._layer(i)(x, position, reference_cxcywh, source, blocked, train=train)
             score_head = self._score_head(f"dec_score_head_{i}")
             if i == 0:
                 shift = at_least_float32(self._box_head("pre_bbox_head", 4)(x))

@@ -42,9 +42,11 @@ class TransformerLayer(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], position: Float[Array, "n d"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], position: Float[Array, "n d"], *, train: bool
+    ) -> Float[Array, "b n d"]:
         linear = functools.partial(Linear, kernel_init=xavier_uniform, dtype=self.dtype)
-        y = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="self_attn")(x + position, x)
+        y = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="self_attn")(x + position, x, train=train)
         x = LayerNorm(dtype=self.dtype, name="norm1")(x + y)
         y = activation("gelu")(linear(self.ffn, name="linear1")(x))
         return LayerNorm(dtype=self.dtype, name="norm2")(x + linear(x.shape[-1], name="linear2")(y))
@@ -59,12 +61,13 @@ class Encoder(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "b h w d"], *, train: bool) -> Float[Array, "b h w d"]:
         b, h, w, d = x.shape
         position = jnp.asarray(position_embedding(h, w, d), x.dtype)
         tokens = x.reshape(b, h * w, d)
         for i in range(self.num_layers):
-            tokens = TransformerLayer(self.ffn, self.num_heads, self.dtype, name=f"layers_{i}")(tokens, position)
+            layer = TransformerLayer(self.ffn, self.num_heads, self.dtype, name=f"layers_{i}")
+            tokens = layer(tokens, position, train=train)
         return tokens.reshape(b, h, w, d)
 
 
@@ -146,7 +149,7 @@ class HybridEncoder(nn.Module):
             FusionBlock, self.width, round(self.expansion * self.width // 2), round(3 * self.depth), unit
         )
         maps = [unit(self.width, name=f"input_proj_{i}")(x, train=train) for i, x in enumerate(features)]
-        maps[-1] = Encoder(1, self.ffn, self.num_heads, self.dtype, name="encoder_0")(maps[-1])
+        maps[-1] = Encoder(1, self.ffn, self.num_heads, self.dtype, name="encoder_0")(maps[-1], train=train)
         top = len(maps) - 1
         fused = maps[top]
         laterals: list[Array] = []  # coarsest first

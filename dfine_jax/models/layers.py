@@ -13,13 +13,17 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import lift
 from flax.linen.dtypes import promote_dtype
+from flax.linen.transforms import lift_transform
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from dfine_jax.models import initializers
 from dfine_jax.models.initializers import Initializer, fan_in_uniform, uniform_bias, xavier_uniform
+from dfine_jax.ops.attention import attend, attend_in_training
 from dfine_jax.ops.conv import conv2d, project
+from dfine_jax.ops.recompute import computed_again
 from dfine_jax.ops.replace import replaceable
 
 ActivationName = Literal["relu", "silu", "gelu"]
@@ -52,7 +56,20 @@ def called(module: nn.Module, *inputs: Any, train: bool, remat: bool) -> Any:
     def call(module: nn.Module, *inputs: Any) -> Any:
         return module(*inputs, train=train)  # type: ignore[operator]
 
-    return nn.remat(call)(module, *inputs) if remat else call(module, *inputs)
+    return lift_transform(_lifted_again, call)(module, *inputs) if remat else call(module, *inputs)
+
+
+def _lifted_again(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``computed_again`` of a function whose first argument is a scope; ``nn.remat`` has no choice of the means."""
+
+    def inner(scope_of: Callable, changed: Callable, variables: Any, keys: Any, *inputs: Any) -> Any:
+        def pure(variables: Any, keys: Any, *inputs: Any) -> Any:
+            scope = scope_of(variables, keys)
+            return function(scope, *inputs), changed(scope)
+
+        return computed_again(pure)(variables, keys, *inputs)
+
+    return lift.pack(inner, (True,), (True,), (True,), name="again")
 
 
 @replaceable
@@ -255,18 +272,17 @@ class MultiHeadAttention(nn.Module):
         self,
         query_key: Float[Array, "b n d"],
         value: Float[Array, "b n d"],
-        blocked: Bool[Array, "*#b n n"] | None = None,
+        blocked: Bool[Array, "*#b u n"] | None = None,
+        *,
+        train: bool = False,
     ) -> Float[Array, "b n d"]:
-        """``blocked[..., i, j]``: token i does not see token j; a token that sees nothing gets a mean of all values."""
+        """``blocked[..., i, j]``: token i does not see token j; a token that sees nothing gets a mean of all values.
+
+        Tokens beyond the rows of ``blocked`` see each other and no others. With ``train`` the backward pass computes
+        the weights again instead of keeping them.
+        """
         b, n, d = query_key.shape
         projected = InProjection(self.dtype, name="in_proj")(query_key, value)
         q, k, v = (t.reshape(b, n, self.num_heads, d // self.num_heads) for t in projected)
-        logits = jnp.einsum("bqmd,bkmd->bmqk", q * (d // self.num_heads) ** -0.5, k)
-        logits = logits.astype(_at_least_float32(logits.dtype))
-        if blocked is not None:
-            # A finite value: a row of minus infinities would give NaN for tokens that exist nowhere.
-            mask = blocked if blocked.ndim == 2 else blocked[:, None]
-            logits = jnp.where(mask, jnp.finfo(logits.dtype).min, logits)
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        x = jnp.einsum("bmqk,bkmd->bqmd", weights, v).reshape(b, n, d)
-        return Linear(d, bias_init=initializers.zeros, dtype=self.dtype, name="out_proj")(x)
+        x = attend_in_training(q, k, v, blocked) if train or blocked is not None else attend(q, k, v)
+        return Linear(d, bias_init=initializers.zeros, dtype=self.dtype, name="out_proj")(x.reshape(b, n, d))

@@ -8,6 +8,7 @@ decoder layers. Measured on XLA CPU, gathering 1x2 or 2x2 windows instead of sin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dfine_jax.ops.recompute import image_by_image
 from dfine_jax.ops.replace import replaceable
 
 MapSizes = Sequence[tuple[int, int]]
@@ -41,6 +43,8 @@ def sample(
     num_points: Sequence[int],
     points_xy: Float[Array, "b q m p 2"],
     weights: Float[Array, "b q m p"],
+    *,
+    train: bool = False,
 ) -> Float[Array, "b q d"]:
     """Weighted sum of bilinear samples, heads concatenated (deformable attention, arXiv 2010.04159, equation 3).
 
@@ -53,7 +57,13 @@ def sample(
       num_points: points per level; the ``p`` axis holds them level by level.
       points_xy: positions as fractions of the map, at least float32.
       weights: attention weights, same type as the positions.
+      train: the backward pass gathers the rows again instead of keeping them.
     """
+    of_images = functools.partial(_sample, sizes=sizes, num_points=num_points)
+    return image_by_image(of_images, table, points_xy, weights) if train else of_images(table, points_xy, weights)
+
+
+def _sample(table: Array, points_xy: Array, weights: Array, sizes: MapSizes, num_points: Sequence[int]) -> Array:
     batch, rows, heads, channels = table.shape
     index, corner = _corners(sizes, num_points, points_xy)
     image = jnp.arange(batch, dtype=jnp.int32)[:, None, None, None] * rows

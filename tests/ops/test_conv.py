@@ -1,11 +1,15 @@
 """Both forms of a convolution agree, in value and gradient, for every shape the models use."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from dfine_jax.ops.conv import conv2d, depthwise_conv, project
+from dfine_jax.ops.depthwise import shifted_products
 from dfine_jax.ops.platform import traced_for
 
 CASES = [  # kernel, stride, padding, groups, height, width
@@ -67,3 +71,38 @@ def test_projection_forms_agree():
     with traced_for("cuda"):
         text = str(jax.make_jaxpr(project)(x, kernel))
     assert "reshape" not in text
+
+
+@pytest.mark.parametrize("size,stride,padding,height,width", [(5, 1, 2, 4, 9), (3, 2, 1, 7, 8), (4, 3, 0, 11, 9)])
+def test_gradient_of_shifted_products_can_be_derived_again(size, stride, padding, height, width):
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(rng.standard_normal((2, height, width, 3))), rng.standard_normal((size, size, 1, 3))
+        run = functools.partial(shifted_products, stride=stride, padding=padding)
+        check_grads(run, (x, jnp.asarray(kernel)), order=2, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_gradient_of_depthwise_kernels_accumulates_in_float32():
+    """4096 products of one, of which bfloat16 counts no further than 256."""
+    x, kernel = jnp.ones((1, 64, 64, 1), jnp.bfloat16), jnp.ones((1, 1, 1, 1), jnp.bfloat16)
+    gradient = jax.grad(lambda k: shifted_products(x, k, 1, 0).astype(jnp.float32).sum())(kernel)
+    assert gradient.dtype == jnp.bfloat16
+    assert float(gradient[0, 0, 0, 0]) == 4096
+
+
+def test_gradient_of_depthwise_is_not_one_reduction_per_tap():
+    x, kernel = jnp.ones((4, 16, 16, 32)), jnp.ones((5, 5, 1, 32))
+
+    def loss(x, kernel, scale):
+        return jnp.square(shifted_products(jax.nn.relu(x * scale), kernel, 1, 2)).sum()
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, kernel, jnp.ones(32)).compile()
+    assert compiled.as_text().count(" reduce(") < 5
+
+
+def test_forward_mode_passes_through_single_operations():
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True), traced_for("cuda"):
+        x, kernel = jnp.asarray(rng.standard_normal((1, 4, 5, 2))), jnp.asarray(rng.standard_normal((3, 3, 1, 2)))
+        run = functools.partial(conv2d, padding=1, groups=2)
+        check_grads(run, (x, kernel), order=1, modes=["fwd"], atol=1e-6, rtol=1e-6)

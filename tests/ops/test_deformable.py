@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,3 +96,22 @@ def test_undefined_coordinates_do_not_read_outside_the_table():
     got = np.asarray(jax.jit(_sample)(memory, points, weights))
     assert np.isnan(got[0, 0]).all()
     assert np.isfinite(got[1]).all() and np.isfinite(got[0, 1:]).all()
+
+
+def test_training_gathers_again_with_the_same_gradient():
+    """Derivatives, and what is kept for them, against the plain form; only the order of sums differs."""
+    memory, points, weights = _inputs(3)
+
+    def run(memory, points, weights, train):
+        table = deformable.build_table(_maps(memory), HEADS)
+        return deformable.sample(table, SIZES, POINTS, points, weights, train=train)
+
+    with jax.enable_x64(True):
+        arrays = tuple(map(jnp.asarray, (memory, points, weights)))
+        (kept, pull), (again, pull_again) = (jax.vjp(functools.partial(run, train=t), *arrays) for t in (False, True))
+        np.testing.assert_allclose(again, kept, atol=1e-14)
+        for got, want in zip(pull_again(again), pull(again), strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-12)
+        check_grads(functools.partial(run, train=True), arrays, order=1, modes=["fwd", "rev"], atol=1e-6, rtol=1e-6)
+    gathered = points[..., 0].size * 4 * 3
+    assert max(x.size for x in jax.tree.leaves(pull)) >= gathered > max(x.size for x in jax.tree.leaves(pull_again))
