@@ -156,6 +156,30 @@ class Finder:
         return split_of(below.as_posix() if ".." not in below.parts else file.name, of_all=of_all)
 
 
+class Tails:
+    """Pictures of a folder by names whose leading folders may be missing there; folders are listed once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._listings: dict[Path, dict[str, str]] = {}
+
+    def find(self, name: str) -> Path | None:
+        """The absolute path of the picture, with as many of its leading folders as there are; None without one."""
+        parts = Path(name.replace("\\", "/")).parts
+        for start in range(len(parts)):
+            path = self._folder.joinpath(*parts[start:])
+            found = self._listing(path.parent).get(_composed(path.name))
+            if found is not None:
+                return (path.parent / found).absolute()
+        return None
+
+    def _listing(self, folder: Path) -> dict[str, str]:
+        if folder not in self._listings:
+            entries = os.scandir(folder) if os.path.isdir(folder) else ()
+            self._listings[folder] = {_composed(entry.name): entry.name for entry in entries if entry.is_file()}
+        return self._listings[folder]
+
+
 def _composed(text: str) -> str:
     """One spelling of letters with accents, which file systems and tools write in two."""
     return unicodedata.normalize("NFC", text)
