@@ -100,7 +100,7 @@ def _drawn(number: int) -> np.ndarray:
 def _annotated(data: Path | str, split: str) -> Dataset | None:
     """None: a folder without annotations of any split."""
     try:
-        return read_dataset(data, split)  # type: ignore[arg-type]
+        return read_dataset(data, split, whole=True)  # type: ignore[arg-type]
     except layout.MissingSplitError:
         root = Path(data)
         if str(data).startswith(tfds.PREFIX) or root.is_file() or yolo.find_description(root) is not None:

@@ -93,7 +93,7 @@ def _choose(located: recognise.Located, splits: Collection[str], split: str, who
     """The split to read for the one that is asked for."""
     if split in splits:
         return split
-    shown = located.files[0] if len(located.files) == 1 else located.root
+    shown = located.data
     if recognise.WHOLE not in splits:
         if split == "val" and "test" in splits:
             logger.warning("%s has no validation split; evaluating on its test split", shown)

@@ -31,6 +31,7 @@ class Located:
     """A recognised dataset."""
 
     title: str  # of the format
+    data: Path  # as given, folder or file
     root: Path  # folder that holds annotations and pictures
     files: tuple[Path, ...]  # annotation files
 
@@ -50,7 +51,7 @@ def locate(data: Path) -> Located | None:
                 f"{data} is of no known format; known are {COCO}, {', '.join(TITLES)}, and YOLO's data.yaml"
             )
         root = data.absolute().parent
-        return Located(title, root.parent if root.name in _BESIDE else root, (data,))
+        return Located(title, data, root.parent if root.name in _BESIDE else root, (data,))
     found = find_files(data, _ENDINGS).files
     first: dict[str, Path] = {}
     for file in _sample(found):
@@ -62,16 +63,15 @@ def locate(data: Path) -> Located | None:
     if len(first) > 1:
         shown = " and ".join(f"{title} ({file.relative_to(data)})" for title, file in first.items())
         raise UserError(f"{data} holds {shown}; give a folder or file (--data) with one of them")
-    title, example = next(iter(first.items()))
+    (title,) = first
     if title == COCO:
-        return Located(
-            title, data, tuple(file for file in found if file.suffix == ".json" and _title_or_none(file) == COCO)
-        )
+        files = tuple(file for file in found if file.suffix == ".json" and _title_or_none(file) == COCO)
+        return Located(title, data, data, files)
     reader = _reader(title)
     files = tuple(file for file in found if file.suffix.lower() in reader.ENDINGS)
     if reader in (via, cvat, labelstudio):
         files = tuple(file for file in files if _title_or_none(file) == title)
-    return Located(title, data, files)
+    return Located(title, data, data, files)
 
 
 def _sample(files: Sequence[Path]) -> list[Path]:
@@ -147,11 +147,9 @@ def _note_others(pictures: Sequence[Picture], finder: Finder, notes: Notes) -> N
 
 def image_folder(file: Path, names: Sequence[str], root: Path) -> Path:
     """Where the pictures of a COCO JSON file in no known layout are: the folder that has the first of them."""
-    folders = list(
-        dict.fromkeys((file.parent, file.parent / "images", root, root / "images", *_nested(root / "images")))
-    )
+    folders = [file.parent, file.parent / "images", root, root / "images", *_nested(root / "images"), *_nested(root)]
     parts = [Path(name.replace("\\", "/")).parts for name in names[:_SAMPLED]]
-    for folder in folders:
+    for folder in dict.fromkeys(folders):
         if parts and all(any((folder.joinpath(*p[i:])).is_file() for i in range(len(p))) for p in parts):
             return folder
     return file.parent
