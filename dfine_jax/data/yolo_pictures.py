@@ -107,17 +107,17 @@ def find_path(written: str, starts: list[Path], notes: Notes, where: str) -> Pat
     """
     plain = PurePosixPath(written.replace("\\", "/"))
     for name in dict.fromkeys((Path(written), Path(plain))):
-        if name.is_absolute() and name.exists():
+        if name.is_absolute() and os.path.exists(name):  # not Path.exists, which fails for long names
             return name
     if not plain.is_absolute() and not _has_drive(plain):
         for start in starts:
-            if (start / plain).exists():
+            if os.path.exists(start / plain):
                 return start / plain
     parts = _parts(written)
     for skipped in range(len(parts)):
         for start in starts:
             candidate = start.joinpath(*parts[skipped:])
-            if candidate.exists():
+            if os.path.exists(candidate):
                 if skipped:
                     notes.add("paths were found without their leading folders", f"{where}: {written} is {candidate}")
                 return candidate
