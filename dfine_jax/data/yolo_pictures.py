@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from dfine_jax.data.images import EXTENSIONS
 from dfine_jax.data.notes import Notes
+from dfine_jax.data.picture_files import pictures_below
 from dfine_jax.errors import UserError
-from dfine_jax.files import find_files, read_text
+from dfine_jax.files import read_text
 
 
 class Place(NamedTuple):
@@ -36,10 +37,7 @@ def find_pictures(place: Place, entry: list[str], notes: Notes) -> list[Path]:
     for name in entry:
         target = _resolve(place, name, notes)
         if target.is_dir():
-            found = find_files(target, EXTENSIONS)
-            if found.note():
-                notes.add("folder searched without all of its contents", f"{target}: {found.note()}")
-            for path in found.files:
+            for path in pictures_below(target, notes):
                 _take(out, path.absolute(), str(path), f"{target}", notes)
         elif target.suffix.lower() in EXTENSIONS:
             _take(out, target.absolute(), name, f"{place.description}", notes)

@@ -187,8 +187,10 @@ def test_hidden_folders_are_left_out_and_links_followed(tmp_path, caplog):
     (root / "images/train/more").symlink_to(other / "images/more")
     (root / "labels/train/more").symlink_to(other / "labels/more")
     (root / "images/train/loop").symlink_to(root / "images/train")
+    (root / "images/train/phone.heic").write_bytes(b"")
     found = read_dataset(root, "train")
     assert [r.path.name for r in found.records] == ["0.png", "5.png"]
+    assert "1 pictures of kinds that cannot be read were left out; convert them to JPEG or PNG" in caplog.text
     assert [r.labels.tolist() for r in found.records] == [[0], [1]]
     assert "1 in hidden or housekeeping folders left out (first: .ipynb_checkpoints/0-checkpoint.png)" in caplog.text
 

@@ -8,11 +8,10 @@ import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from dfine_jax.data.images import EXTENSIONS
 from dfine_jax.data.layout import FOLDERS
 from dfine_jax.data.notes import Notes
+from dfine_jax.data.picture_files import pictures_below
 from dfine_jax.errors import UserError
-from dfine_jax.files import find_files
 
 _SPLIT_OF = {name: split for split, names in FOLDERS.items() for name in names} | {
     "training": "train",
@@ -55,10 +54,7 @@ class Finder:
 
     @functools.cached_property
     def _files(self) -> list[Path]:
-        found = find_files(self.root, EXTENSIONS)
-        if found.note():
-            self._notes.add("folder searched without all of its contents", f"{self.root}: {found.note()}")
-        return found.files
+        return pictures_below(self.root, self._notes)
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[Path]]:
