@@ -148,7 +148,7 @@ class Repair:
     def _numbered(
         self, kept: list[tuple[Any, dict[str, Any], Path]], dropped: list[Any]
     ) -> tuple[list[dict[str, Any]], dict[Any, int | None], dict[int, Path]]:
-        good = all(type(entry["id"]) is int and -(2**63) <= entry["id"] < 2**63 for _, entry, _ in kept)
+        good = all(type(key) is int for key, *_ in kept)
         ids: dict[Any, int | None] = dict.fromkeys(dropped)
         by_path: dict[Path, int] = {}
         out: list[dict[str, Any]] = []
@@ -157,8 +157,8 @@ class Repair:
                 ids[key] = by_path[path]
                 self.changes.add("pictures listed more than once were joined", entry["file_name"])
                 continue
-            number = entry["id"] if good else len(out) + 1
-            if not good:
+            number = key if good else len(out) + 1
+            if type(entry["id"]) is not int or entry["id"] != number:
                 self.changes.add("images were numbered anew", f"{entry['file_name']}: {entry['id']!r} is {number}")
             try:
                 size = self._size(entry, path)

@@ -83,15 +83,14 @@ def _identity(entry: dict[str, Any]) -> Any:
 
 
 def _numbered(entries: list[dict[str, Any]], changes: Notes) -> list[dict[str, Any]]:
-    """With ids of their own: those they have, or from 1 when a single one is wrong."""
-    ids = [entry.get("id") for entry in entries]
-    good = all(type(i) is int and -(2**63) <= i < 2**63 for i in ids)
-    if good and len(set(ids)) == len(ids):
-        return entries
-    for number, entry in enumerate(entries, 1):
+    """With ids of their own: those they have as whole numbers, or from 1 when they repeat or are none."""
+    ids = [whole_number(entry.get("id")) for entry in entries]
+    good = None not in ids and len(set(ids)) == len(ids)
+    numbers = ids if good else range(1, len(entries) + 1)
+    for number, entry in zip(numbers, entries, strict=True):
         if entry.get("id") != number or type(entry["id"]) is not int:
             changes.add("annotations were numbered anew", f"{entry.get('id')!r} is {number}")
-    return [{**entry, "id": number} for number, entry in enumerate(entries, 1)]
+    return [{**entry, "id": number} for number, entry in zip(numbers, entries, strict=True)]
 
 
 def _flag(entry: dict[str, Any], where: str, changes: Notes, left: Notes) -> None:

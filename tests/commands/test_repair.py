@@ -201,6 +201,8 @@ def test_what_only_a_person_knows_is_left_and_told(tmp_path, capsys, change, mes
         (lambda c: c["images"][1].update(width=99), "1 pictures that cannot be used were left out", 5, 15),
         (lambda c: c["images"].append("x"), "1 images without id or file_name were left out", 6, 18),
         (lambda c: c["annotations"].append(None), "1 annotations that are no objects were left out", 6, 18),
+        (lambda c: c["annotations"][3].update(id="4"), "1 annotations were numbered anew", 6, 18),
+        (lambda c: c["images"][3].update(id=4.0), "1 images were numbered anew", 6, 18),
         (lambda c: [a.pop("id") for a in c["annotations"]], "18 annotations were numbered anew", 6, 18),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 10**400, 4]), "1 annotations without a box", 6, 17),
         (lambda c: c["annotations"][0].update(area=10**400), "1 areas that cannot be were computed", 6, 18),
