@@ -48,6 +48,10 @@ def read_dataset(data: Path | str, split: layout.Split, *, drop_unlisted: bool =
     if not root.is_file():
         found = layout.locate(root, split)
         if found:
+            if (root / "data.yaml").is_file():
+                logger.warning(
+                    "%s has COCO JSON, which is read, and data.yaml; --data %s reads YOLO", root, root / "data.yaml"
+                )
             return read_coco(*found, drop_unlisted=drop_unlisted)
         description = yolo.find_description(root)
         if description:

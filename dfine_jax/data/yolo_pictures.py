@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -109,13 +110,15 @@ def find_path(written: str, starts: list[Path], notes: Notes, where: str) -> Pat
             return name
     if not plain.is_absolute() and not _has_drive(plain):
         for start in starts:
-            if os.path.exists(start / plain):
-                return start / plain
+            for candidate in _spellings([start / plain]):
+                if os.path.exists(candidate):
+                    return candidate
     parts = _parts(written)
     for skipped in range(len(parts)):
         for start in starts:
-            candidate = start.joinpath(*parts[skipped:])
-            if os.path.exists(candidate):
+            for candidate in _spellings([start.joinpath(*parts[skipped:])]):
+                if not os.path.exists(candidate):
+                    continue
                 if skipped:
                     notes.add("paths were found without their leading folders", f"{where}: {written} is {candidate}")
                 return candidate
@@ -154,7 +157,7 @@ def label_files(pictures: list[Path], notes: Notes) -> dict[Path, Path]:
     out: dict[Path, Path] = {}
     owner: dict[Path, Path] = {}
     for picture in pictures:
-        file = next((path for path in label_candidates(picture) if path.is_file()), None)
+        file = next((path for path in _spellings(label_candidates(picture)) if path.is_file()), None)
         if file is None:
             continue
         if file in owner:
@@ -166,6 +169,14 @@ def label_files(pictures: list[Path], notes: Notes) -> dict[Path, Path]:
         owner[file] = picture
         out[picture] = file
     return out
+
+
+def _spellings(paths: Iterable[Path]) -> Iterator[Path]:
+    """Each path, and with its letters with accents composed and decomposed: systems store them in two ways."""
+    for path in paths:
+        yield path
+        if not path.name.isascii():
+            yield from (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
 
 
 def note_labels_without_picture(labels: dict[Path, Path], notes: Notes) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,18 @@ def test_listed_pictures_that_do_not_exist_are_named(tmp_path, caplog):
     assert "1 pictures named twice; they are read once" in caplog.text
     (root / "data.yaml").write_text(r"train: C:\sets\images\train" + "\nnames: [cat]\n")
     assert len(read_dataset(root, "train")) == 1
+
+
+@pytest.mark.parametrize(("on_disk", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_letters_with_accents_in_both_spellings(tmp_path, on_disk, written):
+    name = unicodedata.normalize(on_disk, "\u00e9t\u00e9")
+    root = make(tmp_path, {f"train/{name}.png": "0 0.5 0.5 0.4 0.4"})
+    label = root / "labels" / "train" / f"{name}.txt"
+    label.rename(label.with_name(unicodedata.normalize(written, label.name)))
+    assert len(boxes(root)) == 1
+    (root / "train.txt").write_text(unicodedata.normalize(written, f"images/train/{name}.png"), encoding="utf-8")
+    (root / "data.yaml").write_text("train: train.txt\nnames: [cat]\n")
+    assert len(boxes(root)) == 1
 
 
 def test_labels_without_picture_are_counted(tmp_path, caplog):
