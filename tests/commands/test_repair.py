@@ -290,3 +290,23 @@ def test_what_cannot_be_repaired_is_said(tmp_path, capsys):
     status, _, err = run(capsys, "check", "--data", tmp_path / "nothing", "--repair", tmp_path / "new")
     assert status == 2 and "nothing does not exist" in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cells"]
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc", "labelme", "via", "cvat", "labelstudio"])
+def test_every_format_becomes_coco_json(tmp_path, capsys, form):
+    healthy(tmp_path / "cells")
+    arguments = ("data", "convert", "--data", tmp_path / "cells", "--to", form, "--out", tmp_path / form, "--copy")
+    assert run(capsys, *arguments)[0] == 0
+    pictures = sorted((tmp_path / form).rglob("*.png"))
+    damaged, lost = pictures[0], pictures[1]
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    lost.unlink()
+    status, out, _ = run(capsys, "check", "--data", tmp_path / form, "--repair", tmp_path / "new")
+    assert status == 0 and "cured: 1 pictures that cannot be used were left out" in out, out
+    kind = "label files have no picture" if form == "yolo" else "annotated pictures that do not exist were left out"
+    assert f"cured: 1 {kind}" in out
+    datasets = [read_dataset(tmp_path / "new", split) for split in ("train", "val")]
+    assert sum(map(len, datasets)) == 10 and all(len(r.labels) == 3 for d in datasets for r in d.records)
+    theirs = {r.path.name: r.boxes_xyxy_px.tolist() for r in read_dataset(tmp_path / "cells", "train").records}
+    for record in datasets[0].records:
+        np.testing.assert_allclose(record.boxes_xyxy_px, theirs[record.path.name], atol=1e-3)

@@ -89,7 +89,7 @@ class Finder:
         if plain.name and os.path.isfile(direct):
             return direct
         parts = tuple(_composed(part) for part in plain.parts if part not in ("/", ".", ".."))
-        candidates = self._by_name.get(parts[-1], []) if parts else []
+        candidates = self._of_split(self._by_name.get(parts[-1], []), annotations) if parts else []
         for skipped in range(len(parts)):
             tail = parts[skipped:]
             fitting = [file for file in candidates if self._ends(file, tail)]
@@ -104,7 +104,7 @@ class Finder:
 
     def beside(self, annotations: Path) -> Path | None:
         """The picture with the stem of an annotation file; None when there is none or several are equally near."""
-        fitting = self._by_stem.get(_composed(annotations.stem), [])
+        fitting = self._of_split(self._by_stem.get(_composed(annotations.stem), []), annotations)
         near = self._narrowed(fitting, annotations)
         return near[0] if len(near) == 1 else None
 
@@ -132,6 +132,21 @@ class Finder:
             "give the pictures different names"
         )
         return None
+
+    def _of_split(self, files: list[Path], annotations: Path) -> list[Path]:
+        """Those that are not of another split, or of another folder where pictures lie beside the annotations.
+
+        There is a 1.png in each of them, and one that is lost must not be replaced by another.
+        """
+        folder, split = annotations.parent, self.split_below(annotations)
+        if folder != self.root and folder in self._folders:
+            return [file for file in files if file.is_relative_to(folder)]
+        return [file for file in files if not split or self.split_below(file) in ("", split)]
+
+    @functools.cached_property
+    def _folders(self) -> set[Path]:
+        """Folders with pictures of their own."""
+        return {file.parent for file in self._files}
 
     def _narrowed(self, fitting: list[Path], annotations: Path) -> list[Path]:
         if len(fitting) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def read(located: Located, notes: Notes) -> dict[str, dict[str, Any]]:
         raise UserError(f"{located.root}: no annotated pictures ({located.title})")
     if not classes:
         raise UserError(f"{located.root}: no object has a class ({located.title})")
+    pictures = _once(pictures, notes)
     splits: dict[str, list[Picture]] = {}
     for picture in sorted(pictures, key=lambda picture: picture.path):
         splits.setdefault(picture.split or finder.split_below(picture.path) or WHOLE, []).append(picture)
@@ -136,6 +138,20 @@ def read(located: Located, notes: Notes) -> dict[str, dict[str, Any]]:
         for picture in splits.pop(WHOLE):
             notes.add("annotated pictures belong to no split; they are left out", picture.where)
     return {split: content(own, classes, notes) for split, own in splits.items()}
+
+
+def _once(pictures: Sequence[Picture], notes: Notes) -> list[Picture]:
+    """Pictures that one entry annotates; of several, one may be meant for a picture of the same name elsewhere."""
+    places: dict[Path, list[Picture]] = {}
+    for picture in pictures:
+        places.setdefault(Path(os.path.abspath(picture.path)), []).append(picture)
+    out = []
+    for path, own in places.items():
+        if len(own) > 1:
+            notes.refuse(f"{own[1].where} and {own[0].where} both annotate {path}; remove one, or correct its name")
+        else:
+            out += own
+    return out
 
 
 def _note_others(pictures: Sequence[Picture], finder: Finder, notes: Notes) -> None:

@@ -156,6 +156,28 @@ def test_pictures_of_equal_names_are_not_exchanged(tmp_path):
     assert read_dataset(tmp_path, "train").records[0].path == tmp_path / "camA" / "0.jpg"
 
 
+@pytest.mark.parametrize("folder", ["train", "val", "cams/a"])
+def test_a_lost_picture_is_not_replaced_by_one_of_another_folder(tmp_path, folder):
+    for place in ("train", "val", "cams/a"):
+        for name in ("1.jpg", "2.jpg"):
+            picture(tmp_path / place / name)
+        entries = via([region({"class": "cat"}, **RECT)], "1.jpg") | via([], "2.jpg")
+        put(tmp_path / place / "via.json", entries)
+    (tmp_path / folder / "1.jpg").unlink()
+    with pytest.raises(
+        UserError, match=f"1 of 6 annotated pictures are not below .*first: 1.jpg of .*{folder}/via.json"
+    ):
+        read_dataset(tmp_path, "train")
+
+
+def test_two_lists_of_one_folder_of_pictures(tmp_path):
+    picture(tmp_path / "pictures" / "1.jpg")
+    for name in ("a", "b"):
+        put(tmp_path / name / "via.json", via([region({"class": "cat"}, **RECT)], "1.jpg"))
+    with pytest.raises(UserError, match="b/via.json.* and .*a/via.json.* both annotate .*pictures/1.jpg"):
+        read_dataset(tmp_path, "train")
+
+
 def test_annotations_of_the_stored_pixels_of_a_turned_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
