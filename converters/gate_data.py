@@ -12,9 +12,10 @@ from jaxtyping import UInt8
 from dfine_jax.data import layout, tfds, yolo
 from dfine_jax.data.dataset import Dataset, Record, open_record
 from dfine_jax.data.images import EXTENSIONS, read_image
+from dfine_jax.data.notes import Notes
+from dfine_jax.data.picture_files import pictures_below
 from dfine_jax.data.sources import read_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.files import find_files
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _drawn(number: int) -> np.ndarray:
 def _annotated(data: Path | str, split: str) -> Dataset | None:
     """None: a folder without annotations of any split."""
     try:
-        return read_dataset(data, split)  # type: ignore[arg-type]
+        return read_dataset(data, split, whole=True)  # type: ignore[arg-type]
     except layout.MissingSplitError:
         root = Path(data)
         if str(data).startswith(tfds.PREFIX) or root.is_file() or yolo.find_description(root) is not None:
@@ -114,9 +115,10 @@ def _annotated(data: Path | str, split: str) -> Dataset | None:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    found = find_files(folder, EXTENSIONS)
-    if found.note():
-        logger.warning("%s: %s", folder, found.note())
-    if not found.files:
+    notes = Notes()
+    files = pictures_below(folder, notes)
+    for line in notes.lines():
+        logger.warning("%s", line)
+    if not files:
         raise UserError(f"{folder} holds no images ({', '.join(EXTENSIONS)})")
-    return found.files
+    return files

@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "official or Hugging Face weights to a checkpoint, and back",
     "export": "weights to ONNX, OpenVINO or TensorRT, checked against the model",
     "check": "find what is wrong with a dataset; --overfit proves that it can be learnt",
+    "data": "divide a dataset into splits, or convert it to another format",
     "benchmark": "latency, throughput, memory and accuracy of models in one interleaved run",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
@@ -133,7 +134,9 @@ def _run(arguments: list[str]) -> int:
     command = _command(name)
     commands = Parser(prog="dfine").add_subparsers(parser_class=Parser)
     command.add_parser(commands)
-    options = commands.choices[name].parse_intermixed_args(arguments[1:])
+    chosen = commands.choices[name]
+    # Options may stand between positional arguments, which argparse cannot do for commands of two words.
+    options = (chosen.parse_args if chosen._subparsers else chosen.parse_intermixed_args)(arguments[1:])
     _keep_compiled_programs()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # not XLA's alarm about slow compiling; its errors are raised
     return command.run(options)
@@ -180,6 +183,8 @@ def _command(name: str) -> ModuleType:
             from dfine_jax.commands import export as command
         case "check":
             from dfine_jax.commands import check as command
+        case "data":
+            from dfine_jax.commands import data as command
         case "benchmark":
             from dfine_jax.commands import benchmark as command
         case "doctor":

@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="DIR", type=Path,
-        help="COCO or YOLO folder, data.yaml, or tfds:NAME (default: generated pictures)",
+        help="dataset: folder or file (docs/data.md), or tfds:NAME (default: generated pictures)",
     )  # fmt: skip
     parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="default: val")
     parser.add_argument("--images", metavar="N", type=int, default=100, help="images at most (default: 100)")
@@ -123,7 +123,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 def _read(options: argparse.Namespace) -> Dataset:
     from dfine_jax.data.sources import read_dataset
 
-    data = read_dataset(options.data, options.split)
+    data = read_dataset(options.data, options.split, whole=True)
     if not any(len(record.labels) for record in data.records):
         raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; leave --data out")
     return data

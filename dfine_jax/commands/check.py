@@ -21,6 +21,7 @@ OVERFIT_EPOCHS, OVERFIT_STEPS = 24, 25  # at most so many evaluations, so many s
 OVERFIT_BATCH = 8
 OVERFIT_SIZE = (320, 320)
 _MOST_CLASSES = 30  # printed
+_MOST_EXAMPLES = 3  # printed
 _FOUND_ERRORS = 1  # exit status
 
 
@@ -31,16 +32,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="find what is wrong with a dataset before training on it",
         description="Read all splits, decode every picture, and report counts, class balance, broken, duplicate and "
         "out-of-range boxes, unreadable and repeated pictures. Two grids of pictures are written: as annotated, and "
-        "augmented as the model sees them. The exit status is 1 if there are errors.",
+        "augmented as the model sees them. The exit status is 1 if there are errors. With --repair nothing is drawn: "
+        "what can be cured without guessing is cured in new annotation files, and the exit status is 1 if something is "
+        "left for you.",
         epilog="examples:\n"
         "  dfine check --data cells\n"
         "  dfine check --data cells --out check --size 320x320 data.augment=deim\n"
-        "  dfine check --data cells --overfit 8     trains on 8 images; they must be learnt by heart",
+        "  dfine check --data cells --overfit 8     trains on 8 images; they must be learnt by heart\n"
+        "  dfine check --data cells --repair cells-repaired     then: dfine train n --data cells-repaired ...",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the data, such as data.augment=deim")
     parser.add_argument(
-        "--data", metavar="DIR", required=True, type=Path, help="COCO or YOLO folder, data.yaml, or tfds:NAME"
-    )
+        "--data", metavar="DIR", required=True, type=Path,
+        help="folder or file in any format of docs/data.md, data.yaml, or tfds:NAME",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repair", metavar="OUT", type=Path,
+        help="write repaired annotations (COCO JSON) to this new folder, or .json file where there is one split",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("check"), help="pictures (default: check)")
     parser.add_argument("--size", metavar="HxW", help="input size of the model (default: 640x640, overfitting 320x320)")
     parser.add_argument(
@@ -51,19 +60,60 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Report; 0 when there is nothing that keeps training from working."""
+    if options.repair:
+        return _repair(options)
     if options.overfit is not None and options.overfit < 1:
         raise UserError(f"--overfit {options.overfit} must be at least 1")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; give a folder for the pictures")
-    splits = _read(options.data)
+    from dfine_jax.data.layout import MissingSplitError
+
+    try:
+        splits = _read(options.data)
+    except MissingSplitError:
+        raise
+    except UserError as error:
+        cure = f"; dfine check --data {options.data} --repair OUT cures what needs no guessing"
+        raise UserError(f"{error}{cure if options.data.exists() else ''}") from None
     findings = _report(splits, _size(options, (640, 640)))
     unusable = any(finding.level == "error" for finding in findings)
     if unusable:
-        print("\nthere are errors: training on this data fails or learns wrong things")
+        print("\nthere are errors: training on this data fails or learns wrong things; --repair OUT cures most of them")
         return _FOUND_ERRORS
     _draw(options, splits["train"])
     if options.overfit:
         return _overfit(options, splits["train"])
+    return 0
+
+
+def _repair(options: argparse.Namespace) -> int:
+    """Write repaired annotations, print what was done, and read them as training does."""
+    from dfine_jax.data.items import WHOLE
+    from dfine_jax.data.repair import repair_dataset
+    from dfine_jax.data.sources import read_dataset
+
+    if options.overfit is not None or options.overrides:
+        raise UserError("--repair only writes annotations; check them and train on them with commands of their own")
+    repairs, files = repair_dataset(options.data, options.repair)
+    for name, repair in repairs.items():
+        content = repair.content
+        print(f"{name}: {len(content['images'])} images, {len(content['annotations'])} annotations: {files[name]}")
+        for mark, notes in (("cured", repair.changes), ("NOT CURED", repair.left)):
+            for kind, places in notes.places.items():
+                print(f"  {mark}: {len(places)} {kind}")
+                for place in places[:_MOST_EXAMPLES]:
+                    print(f"      {place}")
+        if not repair.changes.places and not repair.left.places:
+            print("  nothing was wrong")
+    single = len(files) == 1 and options.repair.suffix.lower() == ".json"
+    changes = options.repair.with_suffix(".changes.txt") if single else options.repair / "changes.txt"
+    print(f"all changes: {changes}; {options.data} is as it was")
+    if any(repair.left.places for repair in repairs.values()):
+        print("what is not cured needs a decision of yours: correct it, then repair again to another place")
+        return _FOUND_ERRORS
+    for name in files:
+        read_dataset(options.repair, "train" if name == WHOLE else name)  # type: ignore[arg-type] - a split
+    print(f"read again without complaint; next: dfine check --data {options.repair}")
     return 0
 
 

@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "model", metavar="MODEL", help="checkpoint folder, weights file, published name, .onnx, .xml or .engine"
     )
     parser.add_argument(
-        "--data", metavar="DIR", required=True, type=Path, help="COCO or YOLO folder, data.yaml, or tfds:NAME"
+        "--data", metavar="DIR", required=True, type=Path, help="dataset: folder or file (docs/data.md), or tfds:NAME"
     )
     parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="default: val")
     parser.add_argument("--size", metavar="HxW", help="input size (default: the one the model was trained at)")
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
     if not is_artefact(options.model):
         keep_freed_memory()
-    data = read_dataset(options.data, options.split)
+    data = read_dataset(options.data, options.split, whole=True)
     if not any(len(record.labels) for record in data.records):
         raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; use dfine predict")
     opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)

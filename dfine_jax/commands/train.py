@@ -85,7 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _add_files(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--data", metavar="DIR", required=True, type=Path, help="COCO or YOLO folder, data.yaml, or tfds:NAME"
+        "--data", metavar="DIR", required=True, type=Path, help="dataset: folder or file (docs/data.md), or tfds:NAME"
     )
     files.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
     files.add_argument(

@@ -84,8 +84,7 @@ def read_splits(data: Path | str, *, lenient: bool) -> tuple[str, dict[str, Spli
         return located.title, {name: _coco(file, located) for name, file in recognise.by_split(located).items()}
     notes = Notes(lenient=lenient)
     contents = recognise.read(located, notes)
-    source = located.files[0] if len(located.files) == 1 else root
-    splits = {name: Split(source, content, located.root, True, notes) for name, content in contents.items()}
+    splits = {name: Split(root, content, located.root, True, notes) for name, content in contents.items()}
     return located.title, splits
 
 

@@ -48,6 +48,10 @@ def read_dataset(data: Path | str, split: layout.Split, *, drop_unlisted: bool =
     if not root.is_file():
         found = layout.locate(root, split)
         if found:
+            if (root / "data.yaml").is_file():
+                logger.warning(
+                    "%s has COCO JSON, which is read, and data.yaml; --data %s reads YOLO", root, root / "data.yaml"
+                )
             return read_coco(*found, drop_unlisted=drop_unlisted)
         description = yolo.find_description(root)
         if description:
@@ -93,7 +97,7 @@ def _choose(located: recognise.Located, splits: Collection[str], split: str, who
     """The split to read for the one that is asked for."""
     if split in splits:
         return split
-    shown = located.files[0] if len(located.files) == 1 else located.root
+    shown = located.data
     if recognise.WHOLE not in splits:
         if split == "val" and "test" in splits:
             logger.warning("%s has no validation split; evaluating on its test split", shown)

@@ -156,25 +156,40 @@ def check_polygons(lines: Sequence[Line], notes: Notes) -> list[Line]:
     if not polygons or len({len(line.values) for line in polygons}) != 1:
         return list(lines)
     extra = len(polygons[0].values) - 4
-    flagged = extra % 3 == 0 and all(_has_flags(line.values[4:]) for line in polygons)
-    if not flagged:
-        if not all(_holds_its_points(line.values) for line in polygons):
+    first = f"{polygons[0].where} has {extra + 5} columns, which make"
+    many = f"as in {len(polygons)} lines of this split"
+    if extra == 2:
+        if not all(_is_inside(line.values) and line.values[-1] in (0, 1) for line in polygons):
             return list(lines)
-        odd = sum(_starts_amid(line.values) or _crosses_itself(line.values) for line in polygons)
-        if 2 * odd < len(polygons):
+        message = f"{first} a box with a confidence and a track number rather than a polygon, {many}; remove the two"
+    else:
+        flagged = extra % 3 == 0 and all(_has_flags(line.values[4:]) for line in polygons)
+        if not flagged and not _are_keypoints(polygons):
             return list(lines)
-    first = polygons[0]
-    shape = [extra // 3, 3] if flagged else [extra // 2, 2]
-    message = (
-        f"{first.where} has {len(first.values) + 1} columns, which make a box with {shape[0]} keypoints rather than a "
-        f"polygon, as in {len(polygons)} lines of this split: if they are keypoints, data.yaml needs 'kpt_shape: "
-        f"{shape}'; if not, correct the order of the points"
-    )
+        shape = [extra // 3, 3] if flagged else [extra // 2, 2]
+        message = (
+            f"{first} a box with {shape[0]} keypoints rather than a polygon, {many}: if they are keypoints, data.yaml "
+            f"needs 'kpt_shape: {shape}'; if not, correct the order of the points"
+        )
     if not notes.lenient:
         raise UserError(message)
     for line in polygons:
-        notes.refuse(f"{line.where}: keypoints or a polygon? data.yaml has no kpt_shape")
+        notes.refuse(f"{line.where}: a polygon, or something behind a box?")
     return [line for line in lines if line.is_box]
+
+
+def _are_keypoints(polygons: Sequence[Line]) -> bool:
+    if not all(_holds_its_points(line.values) for line in polygons):
+        return False
+    odd = sum(_starts_amid(line.values) or _crosses_itself(line.values) for line in polygons)
+    return 2 * odd >= len(polygons)
+
+
+def _is_inside(values: Sequence[float]) -> bool:
+    """Whether the first four numbers are a box in the picture."""
+    x, y, width, height = values[:4]
+    most = 1 + _MOST_OUTSIDE_POLYGON
+    return x - width / 2 > 1 - most and y - height / 2 > 1 - most and x + width / 2 < most and y + height / 2 < most
 
 
 def _has_flags(rest: Sequence[float]) -> bool:

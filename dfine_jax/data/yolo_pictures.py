@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dfine_jax.data.images import EXTENSIONS
 from dfine_jax.data.notes import Notes
+from dfine_jax.data.picture_files import pictures_below
 from dfine_jax.errors import UserError
-from dfine_jax.files import find_files, read_text
+from dfine_jax.files import read_text
 
 
 class Place(NamedTuple):
@@ -36,10 +38,7 @@ def find_pictures(place: Place, entry: list[str], notes: Notes) -> list[Path]:
     for name in entry:
         target = _resolve(place, name, notes)
         if target.is_dir():
-            found = find_files(target, EXTENSIONS)
-            if found.note():
-                notes.add("folder searched without all of its contents", f"{target}: {found.note()}")
-            for path in found.files:
+            for path in pictures_below(target, notes):
                 _take(out, path.absolute(), str(path), f"{target}", notes)
         elif target.suffix.lower() in EXTENSIONS:
             _take(out, target.absolute(), name, f"{place.description}", notes)
@@ -107,17 +106,19 @@ def find_path(written: str, starts: list[Path], notes: Notes, where: str) -> Pat
     """
     plain = PurePosixPath(written.replace("\\", "/"))
     for name in dict.fromkeys((Path(written), Path(plain))):
-        if name.is_absolute() and name.exists():
+        if name.is_absolute() and os.path.exists(name):  # not Path.exists, which fails for long names
             return name
     if not plain.is_absolute() and not _has_drive(plain):
         for start in starts:
-            if (start / plain).exists():
-                return start / plain
+            for candidate in _spellings([start / plain]):
+                if os.path.exists(candidate):
+                    return candidate
     parts = _parts(written)
     for skipped in range(len(parts)):
         for start in starts:
-            candidate = start.joinpath(*parts[skipped:])
-            if candidate.exists():
+            for candidate in _spellings([start.joinpath(*parts[skipped:])]):
+                if not os.path.exists(candidate):
+                    continue
                 if skipped:
                     notes.add("paths were found without their leading folders", f"{where}: {written} is {candidate}")
                 return candidate
@@ -156,7 +157,7 @@ def label_files(pictures: list[Path], notes: Notes) -> dict[Path, Path]:
     out: dict[Path, Path] = {}
     owner: dict[Path, Path] = {}
     for picture in pictures:
-        file = next((path for path in label_candidates(picture) if path.is_file()), None)
+        file = next((path for path in _spellings(label_candidates(picture)) if path.is_file()), None)
         if file is None:
             continue
         if file in owner:
@@ -168,6 +169,14 @@ def label_files(pictures: list[Path], notes: Notes) -> dict[Path, Path]:
         owner[file] = picture
         out[picture] = file
     return out
+
+
+def _spellings(paths: Iterable[Path]) -> Iterator[Path]:
+    """Each path, and with its letters with accents composed and decomposed: systems store them in two ways."""
+    for path in paths:
+        yield path
+        if not path.name.isascii():
+            yield from (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
 
 
 def note_labels_without_picture(labels: dict[Path, Path], notes: Notes) -> None:

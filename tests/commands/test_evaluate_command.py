@@ -91,3 +91,21 @@ def test_data_with_some_of_the_classes(data, model, tmp_path, capsys):
 def test_errors(data, model, capsys, arguments, message):
     assert main(["evaluate", str(model), "--data", str(data), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_pictures_of_an_annotation_tool_in_no_split(data, model, tmp_path, capsys, monkeypatch):
+    from dfine_jax.data.formats.write import write
+    from dfine_jax.data.items import WHOLE, read_items
+
+    monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
+    items = read_items(data)
+    items.splits = {WHOLE: items.splits["val"]}
+    write(items, "labelme", tmp_path / "labelme", None)
+    write(read_items(data), "coco", tmp_path / "coco", None)
+    aps = []
+    for folder in ("labelme", "coco"):
+        file = tmp_path / f"{folder}.json"
+        assert main(["evaluate", str(model), "--data", str(tmp_path / folder), "--json", str(file)]) == 0
+        aps.append(json.loads(file.read_text())["ap"])
+        assert "on 3 images" in capsys.readouterr().out
+    assert abs(aps[0] - aps[1]) < 0.02  # boxes from outlines, not from whole pixels

@@ -165,6 +165,15 @@ def test_yolo_labels_that_count_from_one_are_refused(coco, tmp_path):
         read_dataset(root, "val")
 
 
+def test_coco_json_beside_a_description_is_told(coco, tmp_path, caplog):
+    root = as_yolo(coco, tmp_path / "both")
+    (root / "annotations").mkdir()
+    file = coco / "annotations" / "instances_train.json"
+    (root / "annotations" / file.name).write_bytes(file.read_bytes())
+    assert read_dataset(root, "train").category_ids == read_dataset(coco, "train").category_ids
+    assert f"--data {root / 'data.yaml'} reads YOLO" in caplog.text
+
+
 def test_wrong_yolo_descriptions(coco, tmp_path):
     root = as_yolo(coco, tmp_path / "yolo")
     text = (root / "data.yaml").read_text()

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,7 @@ def test_keypoints_are_left_out_where_the_description_says_so(tmp_path, caplog):
         ("0 0.5 0.5 0.4 0.4 0.45 0.5 2", r"line 1 has 8 columns; a box and 1 keypoints\? .*'kpt_shape: \[1, 3\]'"),
         ("0 0.5 0.5 0.4 0.4 0.9", r"has 6 columns; one more than a box: a confidence or a track number\?"),
         ("0 0.5 0.5 0.4 0.4 0.9 17", "line 1: 17 is no fraction of the picture; it looks like pixels, a track number"),
+        ("0 0.5 0.5 0.4 0.4 0.9 1", "a box with a confidence and a track number rather than a polygon"),
         ("0 0.1 0.1 1.2 0.1 0.2 0.2", "line 1: 1.2 is no fraction .* a point outside the picture"),
         ("0 32 24 20 20", "line 1: 32 is no fraction of the picture; it looks like pixels"),
         ("0 -0.6 0.5 0.4 0.4", "-0.6 is no fraction"),
@@ -110,6 +112,8 @@ def test_polygons_stay_polygons(tmp_path, caplog):
     assert found.records[1].labels.tolist() == [1]
     assert "1 objects with four corners; the upright box around them is used" in caplog.text
     (root / "labels/train/0.txt").write_text(f"{square}\n0 0.5 0.2 0.8 0.5 0.5 0.8 0.2 0.5")
+    (root / "labels/train/1.txt").write_text("0 0.1 0.5 0.4 0.5 0.2 1")  # a triangle that ends at the border
+    assert read_dataset(root, "train").records[1].labels.tolist() == [0]
     (root / "labels/train/1.txt").write_text("")
     assert len(read_dataset(root, "train").records[0].labels) == 2  # a set of four corners only
 
@@ -145,6 +149,7 @@ def test_names_are_as_written(tmp_path, written, names, caplog):
         ("names: {0: cat, '00': dog}", "gives class 0 twice"),
         ("names: {-1: cat}", "'-1' is no number"),
         ("names: {0.5: cat}", "'0.5' is no number"),
+        ("names: {[a]: b}", "not YAML .a key is a list or mapping"),
         ("names: [[cat]]", "must list the classes"),
     ],
 )
@@ -183,8 +188,10 @@ def test_hidden_folders_are_left_out_and_links_followed(tmp_path, caplog):
     (root / "images/train/more").symlink_to(other / "images/more")
     (root / "labels/train/more").symlink_to(other / "labels/more")
     (root / "images/train/loop").symlink_to(root / "images/train")
+    (root / "images/train/phone.heic").write_bytes(b"")
     found = read_dataset(root, "train")
     assert [r.path.name for r in found.records] == ["0.png", "5.png"]
+    assert "1 pictures of kinds that cannot be read were left out; convert them to JPEG or PNG" in caplog.text
     assert [r.labels.tolist() for r in found.records] == [[0], [1]]
     assert "1 in hidden or housekeeping folders left out (first: .ipynb_checkpoints/0-checkpoint.png)" in caplog.text
 
@@ -230,6 +237,9 @@ def test_listed_pictures_that_do_not_exist_are_named(tmp_path, caplog):
     (root / "train.txt").write_text("images/train/0.png\nimages/train/1.png\n")
     with pytest.raises(UserError, match=r"1 of 2 listed pictures do not exist \(first: .*train.txt, line 2: images"):
         read_dataset(root, "train")
+    (root / "train.txt").write_text("a" * 5000)
+    with pytest.raises(UserError, match="1 of 1 listed pictures do not exist"):
+        read_dataset(root, "train")
     (root / "train.txt").write_text("images/train\n")
     with pytest.raises(UserError, match="train.txt, line 1: images/train is a folder"):
         read_dataset(root, "train")
@@ -238,6 +248,18 @@ def test_listed_pictures_that_do_not_exist_are_named(tmp_path, caplog):
     assert "1 pictures named twice; they are read once" in caplog.text
     (root / "data.yaml").write_text(r"train: C:\sets\images\train" + "\nnames: [cat]\n")
     assert len(read_dataset(root, "train")) == 1
+
+
+@pytest.mark.parametrize(("on_disk", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_letters_with_accents_in_both_spellings(tmp_path, on_disk, written):
+    name = unicodedata.normalize(on_disk, "\u00e9t\u00e9")
+    root = make(tmp_path, {f"train/{name}.png": "0 0.5 0.5 0.4 0.4"})
+    label = root / "labels" / "train" / f"{name}.txt"
+    label.rename(label.with_name(unicodedata.normalize(written, label.name)))
+    assert len(boxes(root)) == 1
+    (root / "train.txt").write_text(unicodedata.normalize(written, f"images/train/{name}.png"), encoding="utf-8")
+    (root / "data.yaml").write_text("train: train.txt\nnames: [cat]\n")
+    assert len(boxes(root)) == 1
 
 
 def test_labels_without_picture_are_counted(tmp_path, caplog):

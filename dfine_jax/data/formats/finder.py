@@ -8,11 +8,10 @@ import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from dfine_jax.data.images import EXTENSIONS
 from dfine_jax.data.layout import FOLDERS
 from dfine_jax.data.notes import Notes
+from dfine_jax.data.picture_files import pictures_below
 from dfine_jax.errors import UserError
-from dfine_jax.files import find_files
 
 _SPLIT_OF = {name: split for split, names in FOLDERS.items() for name in names} | {
     "training": "train",
@@ -55,10 +54,7 @@ class Finder:
 
     @functools.cached_property
     def _files(self) -> list[Path]:
-        found = find_files(self.root, EXTENSIONS)
-        if found.note():
-            self._notes.add("folder searched without all of its contents", f"{self.root}: {found.note()}")
-        return found.files
+        return pictures_below(self.root, self._notes)
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[Path]]:
@@ -93,7 +89,7 @@ class Finder:
         if plain.name and os.path.isfile(direct):
             return direct
         parts = tuple(_composed(part) for part in plain.parts if part not in ("/", ".", ".."))
-        candidates = self._by_name.get(parts[-1], []) if parts else []
+        candidates = self._of_split(self._by_name.get(parts[-1], []), annotations) if parts else []
         for skipped in range(len(parts)):
             tail = parts[skipped:]
             fitting = [file for file in candidates if self._ends(file, tail)]
@@ -108,7 +104,7 @@ class Finder:
 
     def beside(self, annotations: Path) -> Path | None:
         """The picture with the stem of an annotation file; None when there is none or several are equally near."""
-        fitting = self._by_stem.get(_composed(annotations.stem), [])
+        fitting = self._of_split(self._by_stem.get(_composed(annotations.stem), []), annotations)
         near = self._narrowed(fitting, annotations)
         return near[0] if len(near) == 1 else None
 
@@ -137,6 +133,21 @@ class Finder:
         )
         return None
 
+    def _of_split(self, files: list[Path], annotations: Path) -> list[Path]:
+        """Those that are not of another split, or of another folder where pictures lie beside the annotations.
+
+        There is a 1.png in each of them, and one that is lost must not be replaced by another.
+        """
+        folder, split = annotations.parent, self.split_below(annotations)
+        if folder != self.root and folder in self._folders:
+            return [file for file in files if file.is_relative_to(folder)]
+        return [file for file in files if not split or self.split_below(file) in ("", split)]
+
+    @functools.cached_property
+    def _folders(self) -> set[Path]:
+        """Folders with pictures of their own."""
+        return {file.parent for file in self._files}
+
     def _narrowed(self, fitting: list[Path], annotations: Path) -> list[Path]:
         if len(fitting) < 2:
             return fitting
@@ -154,6 +165,30 @@ class Finder:
         except ValueError:
             below = Path(file.name)
         return split_of(below.as_posix() if ".." not in below.parts else file.name, of_all=of_all)
+
+
+class Tails:
+    """Pictures of a folder by names whose leading folders may be missing there; folders are listed once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._listings: dict[Path, dict[str, str]] = {}
+
+    def find(self, name: str) -> Path | None:
+        """The absolute path of the picture, with as many of its leading folders as there are; None without one."""
+        parts = Path(name.replace("\\", "/")).parts
+        for start in range(len(parts)):
+            path = self._folder.joinpath(*parts[start:])
+            found = self._listing(path.parent).get(_composed(path.name))
+            if found is not None:
+                return (path.parent / found).absolute()
+        return None
+
+    def _listing(self, folder: Path) -> dict[str, str]:
+        if folder not in self._listings:
+            entries = os.scandir(folder) if os.path.isdir(folder) else ()
+            self._listings[folder] = {_composed(entry.name): entry.name for entry in entries if entry.is_file()}
+        return self._listings[folder]
 
 
 def _composed(text: str) -> str:

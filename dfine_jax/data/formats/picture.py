@@ -97,18 +97,13 @@ def content(pictures: Sequence[Picture], names: Sequence[str], notes: Notes) -> 
       notes: takes what is left out.
 
     Raises:
-      UserError: a picture that cannot be opened, is annotated twice, or has another size than annotated.
+      UserError: a picture that cannot be opened, or has another size than annotated.
     """
     ids = {name: number for number, name in enumerate(names, 1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    seen: dict[Path, str] = {}
     for picture in pictures:
         path = picture.path.absolute()
-        if path in seen:
-            notes.refuse(f"{picture.where} and {seen[path]} both annotate {path}; remove one, or correct its name")
-            continue
-        seen[path] = picture.where
         try:
             size, orientation = _size(picture)
         except UserError as error:

@@ -71,23 +71,24 @@ class Placement:
         self.mode: Mode = mode
         self.renamed: list[Path] = []
         self._names: dict[tuple[str, Path], PurePosixPath] = {}
-        everything = [path for own in pictures.values() for path in own]
         taken: set[str] = set()
         for split, own in pictures.items():
-            self._name_all(split, own, everything if flat else own, taken if flat else set(), flat)
+            self._name_all(split, own, taken if flat else set(), flat)
 
-    def _name_all(self, split: str, own: Sequence[Path], all_of: Sequence[Path], taken: set[str], flat: bool) -> None:
+    def _name_all(self, split: str, own: Sequence[Path], taken: set[str], flat: bool) -> None:
         """A name for each, below their common folder, such that no two share a stem: label files are called by it."""
-        common = os.path.commonpath([path.parent for path in all_of]) if all_of else ""
+        common = os.path.commonpath([path.parent for path in own]) if own else ""
         for path in own:
             name = PurePosixPath(path.relative_to(common).as_posix())
             if flat:
                 name = PurePosixPath("_".join(name.parts))
+                if str(name.with_suffix("")).lower() in taken:
+                    name = PurePosixPath(f"{split}_{name}")
             wanted, count = name, 0
             while str(name.with_suffix("")).lower() in taken:
                 count += 1
                 name = wanted.with_name(f"{wanted.stem}_{count}{wanted.suffix}")
-            if name != wanted:
+            if name.name != path.name and "_".join(path.relative_to(common).parts) != name.name:
                 self.renamed.append(path)
             taken.add(str(name.with_suffix("")).lower())
             self._names[split, path] = name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Located:
     """A recognised dataset."""
 
     title: str  # of the format
+    data: Path  # as given, folder or file
     root: Path  # folder that holds annotations and pictures
     files: tuple[Path, ...]  # annotation files
 
@@ -50,7 +52,7 @@ def locate(data: Path) -> Located | None:
                 f"{data} is of no known format; known are {COCO}, {', '.join(TITLES)}, and YOLO's data.yaml"
             )
         root = data.absolute().parent
-        return Located(title, root.parent if root.name in _BESIDE else root, (data,))
+        return Located(title, data, root.parent if root.name in _BESIDE else root, (data,))
     found = find_files(data, _ENDINGS).files
     first: dict[str, Path] = {}
     for file in _sample(found):
@@ -62,16 +64,15 @@ def locate(data: Path) -> Located | None:
     if len(first) > 1:
         shown = " and ".join(f"{title} ({file.relative_to(data)})" for title, file in first.items())
         raise UserError(f"{data} holds {shown}; give a folder or file (--data) with one of them")
-    title, example = next(iter(first.items()))
+    (title,) = first
     if title == COCO:
-        return Located(
-            title, data, tuple(file for file in found if file.suffix == ".json" and _title_or_none(file) == COCO)
-        )
+        files = tuple(file for file in found if file.suffix == ".json" and _title_or_none(file) == COCO)
+        return Located(title, data, data, files)
     reader = _reader(title)
     files = tuple(file for file in found if file.suffix.lower() in reader.ENDINGS)
     if reader in (via, cvat, labelstudio):
         files = tuple(file for file in files if _title_or_none(file) == title)
-    return Located(title, data, files)
+    return Located(title, data, data, files)
 
 
 def _sample(files: Sequence[Path]) -> list[Path]:
@@ -129,6 +130,7 @@ def read(located: Located, notes: Notes) -> dict[str, dict[str, Any]]:
         raise UserError(f"{located.root}: no annotated pictures ({located.title})")
     if not classes:
         raise UserError(f"{located.root}: no object has a class ({located.title})")
+    pictures = _once(pictures, notes)
     splits: dict[str, list[Picture]] = {}
     for picture in sorted(pictures, key=lambda picture: picture.path):
         splits.setdefault(picture.split or finder.split_below(picture.path) or WHOLE, []).append(picture)
@@ -136,6 +138,20 @@ def read(located: Located, notes: Notes) -> dict[str, dict[str, Any]]:
         for picture in splits.pop(WHOLE):
             notes.add("annotated pictures belong to no split; they are left out", picture.where)
     return {split: content(own, classes, notes) for split, own in splits.items()}
+
+
+def _once(pictures: Sequence[Picture], notes: Notes) -> list[Picture]:
+    """Pictures that one entry annotates; of several, one may be meant for a picture of the same name elsewhere."""
+    places: dict[Path, list[Picture]] = {}
+    for picture in pictures:
+        places.setdefault(Path(os.path.abspath(picture.path)), []).append(picture)
+    out = []
+    for path, own in places.items():
+        if len(own) > 1:
+            notes.refuse(f"{own[1].where} and {own[0].where} both annotate {path}; remove one, or correct its name")
+        else:
+            out += own
+    return out
 
 
 def _note_others(pictures: Sequence[Picture], finder: Finder, notes: Notes) -> None:
@@ -147,11 +163,9 @@ def _note_others(pictures: Sequence[Picture], finder: Finder, notes: Notes) -> N
 
 def image_folder(file: Path, names: Sequence[str], root: Path) -> Path:
     """Where the pictures of a COCO JSON file in no known layout are: the folder that has the first of them."""
-    folders = list(
-        dict.fromkeys((file.parent, file.parent / "images", root, root / "images", *_nested(root / "images")))
-    )
+    folders = [file.parent, file.parent / "images", root, root / "images", *_nested(root / "images"), *_nested(root)]
     parts = [Path(name.replace("\\", "/")).parts for name in names[:_SAMPLED]]
-    for folder in folders:
+    for folder in dict.fromkeys(folders):
         if parts and all(any((folder.joinpath(*p[i:])).is_file() for i in range(len(p))) for p in parts):
             return folder
     return file.parent

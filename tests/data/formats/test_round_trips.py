@@ -43,7 +43,7 @@ def objects(record, names):
 
 
 def assert_same(ours, theirs, atol_px):
-    # Pascal VOC has one folder for all splits, whose names are put in front of those of the pictures.
+    # Pascal VOC has one folder for all splits, so that the names of a second split may get its name in front.
     assert [r.path.stem.split("_")[-1] for r in ours.records] == [r.path.stem.split("_")[-1] for r in theirs.records]
     for a, b in zip(ours.records, theirs.records, strict=True):
         first, second = objects(a, ours.names), objects(b, theirs.names)
@@ -66,6 +66,7 @@ def test_there_and_back(coco, tmp_path, form, mode):
         assert_same(ours, theirs, ATOL_PX.get(form, 1.0))
         assert set(ours.names) == set(theirs.names)
         crowd_kept = form in ("coco", "voc")
+        assert ("pictures were renamed" in str(notes)) == (form == "voc")
         assert ours.report.crowd == (1 if split == "train" and crowd_kept else 0)
         assert ("crowd regions cannot be held" in str(notes)) != crowd_kept
     copied = [p for p in (tmp_path / "out").rglob("*.jpg") if not p.is_symlink()]
