@@ -1,0 +1,412 @@
+"""COCO JSON as columns: decoded piece by piece, checked column by column.
+
+A large file is mostly a list of millions of small objects. Decoded at once they take ten times the memory of what they
+say, and looked at one by one in Python, minutes. Here a few megabytes are decoded at a time, each check is one operation
+on an array, and only the first entry that fails one is looked at by itself, to say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from jaxtyping import Bool, Float64, Int32, Int64
+
+from dfine_jax.data.areas import cured_areas
+from dfine_jax.data.categories import read_categories
+from dfine_jax.data.dataset import Category
+from dfine_jax.data.values import REPAIR, finite, flag, first_repeated, is_id, shown, whole
+from dfine_jax.errors import UserError
+
+_PIECE_BYTES = 1 << 22
+_PIECE_ENTRIES = 1 << 15
+_BETWEEN = re.compile(rb"}\s*,\s*{")
+_MISSING = msgspec.UNSET
+_LISTS = ("images", "annotations", "categories")
+_MOST_SIDE_PX = 2**31
+_NUM_EXAMPLES = 3
+
+
+class Decoded(NamedTuple):
+    """Content of an annotation file. Annotations are in the order of their images, and of one image in that of the file.
+
+    Columns of images, [m]: ``image_id``, ``size_px`` [m, 2] (width and height, 0 where the file does not say),
+    ``names`` (UTF-8, one after another) and ``name_bounds`` [m + 1] in it, ``objects`` [m + 1], the bounds of each
+    image's annotations. Columns of annotations, [n]: ``annotation_id``, ``label`` (-1 for a category that is not
+    listed), ``box_xywh_px`` [n, 4] and ``area_px`` in float64, ``crowd``.
+    """
+
+    arrays: dict[str, np.ndarray]
+    categories: tuple[Category, ...]
+    notes: dict[str, Any]  # counts of what is not in the columns, plain values
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: Any = _MISSING
+    file_name: Any = _MISSING
+    width: Any = _MISSING
+    height: Any = _MISSING
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    id: Any = _MISSING
+    image_id: Any = _MISSING
+    category_id: Any = _MISSING
+    bbox: tuple[float, float, float, float] | msgspec.UnsetType = _MISSING
+    iscrowd: Any = _MISSING
+    area: Any = _MISSING
+
+
+class _Piece(NamedTuple):
+    """Some entries of a list, as objects of one type; ``plain`` gives them as JSON has them."""
+
+    entries: list[Any]
+    text: bytes | None
+    values: list[Any]
+
+    def plain(self) -> list[Any]:
+        return self.values if self.text is None else json.loads(self.text)
+
+
+def decode(text: Any, source: Path) -> Decoded:
+    """Columns of an annotation file.
+
+    Args:
+      text: its bytes (any buffer), UTF-8.
+      source: what to call it in messages.
+
+    Raises:
+      UserError: not JSON, not COCO, or an entry is wrong (the message names entry, field and value).
+    """
+    lists = _lists(text, source)
+    images = _images(lists["images"], source)
+    annotations, odd = _annotations(lists["annotations"], source, images)
+    categories = read_categories(_plain_list(lists["categories"]), annotations["category_id"], source)
+    notes = {"annotations": int(odd["total"]), "empty": int(odd["empty"]), "areas": int(odd["areas"])}
+    annotations["label"], unlisted = _labels(annotations, categories, odd["values"])
+    notes |= unlisted
+    position = annotations.pop("image")
+    annotations.pop("category_id")
+    if (position[1:] < position[:-1]).any():
+        order = np.argsort(position, kind="stable")
+        for name in annotations:
+            annotations[name] = annotations[name][order]
+    per_image = np.bincount(position, minlength=len(images["image_id"]))
+    objects = np.concatenate([[0], np.cumsum(per_image)]).astype(np.int64)
+    return Decoded({**images, "objects": objects, **annotations}, categories, notes)
+
+
+def _lists(text: Any, source: Path) -> dict[str, Any]:
+    """The three lists, as buffers or, where msgspec does not take the file, as Python's decoder gives them."""
+    content: Any
+    try:
+        content = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        content = {key: memoryview(content[key]) if key in content else b" " for key in _LISTS}
+        missing = [key for key in _LISTS if content[key][:1] != b"["]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        content = plain_json(bytes(text), source)
+        missing = [key for key in _LISTS if not (isinstance(content, dict) and isinstance(content.get(key), list))]
+    if missing:
+        raise UserError(
+            f"annotation file {source} is not COCO JSON: no list {missing[0]!r}; export it as COCO detection"
+        )
+    return content
+
+
+def plain_json(text: bytes, source: Path) -> Any:
+    """Content as Python's decoder gives it; it also takes NaN and any number.
+
+    Raises:
+      UserError: not JSON.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"annotation file {source} is not usable JSON (nested too deeply)") from None
+    except ValueError as error:  # also of numbers with thousands of digits, and of bytes that are no text
+        raise UserError(f"annotation file {source} is not JSON ({error}); export it again as COCO JSON") from None
+
+
+def _plain_list(part: Any) -> list[Any]:
+    return part if isinstance(part, list) else json.loads(bytes(part))
+
+
+def _pieces(part: Any, kind: type[_Image] | type[_Annotation]) -> Iterator[_Piece]:
+    """A list in pieces of whole entries."""
+    if isinstance(part, list):
+        for start in range(0, len(part), _PIECE_ENTRIES):
+            values = part[start : start + _PIECE_ENTRIES]
+            yield _Piece(_structured(values, kind), None, values)
+        return
+    decoder, end = msgspec.json.Decoder(list[kind]), len(part) - 1
+    start = 1
+    while start < end:
+        following, reach = start, _PIECE_BYTES
+        while following == start:
+            # A cut inside a text or a nested value leaves no valid JSON before it; then the next place is tried.
+            found = _BETWEEN.search(part, min(start + reach, end))
+            cut, resumed = (found.start() + 1, found.end() - 1) if found else (end, end)
+            text = b"[" + bytes(part[start:cut]) + b"]"
+            try:
+                yield _Piece(decoder.decode(text), text, [])
+                following = resumed
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                try:
+                    values = json.loads(text)
+                except ValueError:
+                    if not found:
+                        raise
+                    reach = cut - start + 1
+                    continue
+                yield _Piece(_structured(values, kind), None, values)
+                following = resumed
+        start = following
+
+
+def _structured(values: list[Any], kind: type[_Image] | type[_Annotation]) -> list[Any]:
+    names = kind.__struct_fields__
+    return [kind(**{n: v[n] for n in names if n in v}) if isinstance(v, dict) else kind() for v in values]
+
+
+def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
+    ids, names, sizes = [], [], []
+    for piece in _pieces(part, _Image):
+        column, wrong = _ids([entry.id for entry in piece.entries])
+        texts = [entry.file_name for entry in piece.entries]
+        if set(map(type, texts)) - {str}:
+            wrong |= np.array([not isinstance(text, str) for text in texts])
+        if wrong.any():
+            entry = piece.plain()[int(np.argmax(wrong))]
+            raise UserError(
+                f"{source}: image {shown(entry, 300)} needs an integer 'id' of at most 64 bits and a 'file_name'"
+            )
+        ids.append(column)
+        names += [text.encode("utf-8", "surrogatepass") for text in texts]
+        sizes += [_size(entry.width, entry.height) for entry in piece.entries]
+    image_id = np.concatenate([np.empty(0, np.int64), *ids])
+    repeated = first_repeated(image_id)
+    if repeated is not None:
+        raise UserError(
+            f"{source}: image id {image_id[repeated]} is listed twice; give each image its own id ({REPAIR} does)"
+        )
+    bounds = np.array([0, *itertools.accumulate(map(len, names))], np.int64)
+    return {
+        "image_id": image_id,
+        "size_px": np.array(sizes, np.int64).reshape(-1, 2),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+        "name_bounds": bounds,
+    }
+
+
+def _size(width: Any, height: Any) -> tuple[int, int]:
+    if type(width) is int and type(height) is int and 0 < width < _MOST_SIDE_PX and 0 < height < _MOST_SIDE_PX:
+        return width, height
+    return 0, 0
+
+
+def _annotations(
+    part: Any, source: Path, images: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Columns in the order of the file, with ``image`` (position) and ``category_id``; and what is odd about them."""
+    by_id = np.argsort(images["image_id"], kind="stable")
+    ordered = images["image_id"][by_id]
+    pieces: dict[str, list[np.ndarray]] = {}
+    odd: dict[str, Any] = {"total": 0, "empty": 0, "areas": 0, "values": {}}
+    first, ids = 0, []
+    for piece in _pieces(part, _Annotation):
+        columns, wrong, listed, unusual = _columns(piece, ordered, by_id)
+        ids.append(columns["annotation_id"])
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            _check_repeated(np.concatenate(ids)[: first + row], source)
+            _refuse(piece.plain()[row], first + row, source, bool(listed[row]))
+        columns["area_px"], cured = cured_areas(columns, images["size_px"], piece.plain, piece.text)
+        there = ~columns.pop("empty")
+        odd["areas"] += int((cured & there).sum())
+        odd["empty"] += int((~there).sum())
+        before = sum(map(len, pieces.get("image", [])))
+        position = np.cumsum(there) - 1 + before
+        odd["values"] |= {int(position[row]): shown(value) for row, value in unusual.items() if there[row]}
+        for name, column in columns.items():
+            pieces.setdefault(name, []).append(column if there.all() else column[there])
+        first += len(piece.entries)
+    odd["total"] = first
+    _check_repeated(np.concatenate([np.empty(0, np.int64), *ids]), source)
+    del ids
+    return {name: np.concatenate([empty, *pieces.pop(name, [])]) for name, empty in _EMPTY.items()}, odd
+
+
+_EMPTY = {
+    "annotation_id": np.empty(0, np.int64),
+    "image": np.empty(0, np.int64),
+    "category_id": np.empty(0, np.int64),
+    "box_xywh_px": np.empty((0, 4), np.float64),
+    "area_px": np.empty(0, np.float64),
+    "crowd": np.empty(0, bool),
+}
+
+
+def _columns(
+    piece: _Piece, ordered: Int64[np.ndarray, " m"], by_id: Int64[np.ndarray, " m"]
+) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[int, Any]]:
+    """Columns of a piece; which entries are wrong; whose image is listed; category ids that are no whole numbers."""
+    entries = piece.entries
+    ids, wrong = _ids([entry.id for entry in entries])
+    image_ids, not_whole, _ = _whole_numbers([entry.image_id for entry in entries])
+    place = np.searchsorted(ordered, image_ids)
+    place[place == len(ordered)] = 0
+    listed = (ordered[place] == image_ids) & ~not_whole if len(ordered) else np.zeros(len(entries), bool)
+    wrong |= ~listed
+    category_ids, not_whole, unusual = _whole_numbers([entry.category_id for entry in entries])
+    if unusual:
+        wrong |= np.array([e.category_id is _MISSING or isinstance(e.category_id, (list, dict)) for e in entries])
+    boxes, empty, bad = _boxes([entry.bbox for entry in entries])
+    crowd, unclear = _flags([entry.iscrowd for entry in entries])
+    columns = {
+        "annotation_id": ids,
+        "image": by_id[place] if len(ordered) else place,
+        "category_id": category_ids,
+        "box_xywh_px": boxes,
+        "area_px": _areas([entry.area for entry in entries]),
+        "crowd": crowd,
+        "empty": empty,
+    }
+    return columns, wrong | bad | unclear, listed, unusual
+
+
+def _ids(values: list[Any]) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Values, and which are no integers of 64 bits."""
+    if set(map(type, values)) <= {int}:
+        try:
+            return np.array(values, np.int64), np.zeros(len(values), bool)
+        except OverflowError:
+            pass
+    good = [is_id(value) for value in values]
+    return np.array([v if ok else 0 for v, ok in zip(values, good, strict=True)], np.int64), ~np.array(good, bool)
+
+
+def _whole_numbers(
+    values: list[Any],
+) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[int, Any]]:
+    """As ``_ids``, but 1.0 is 1; and the values that are not whole numbers, by row."""
+    column, wrong = _ids(values)
+    unusual = {}
+    for row in np.flatnonzero(wrong).tolist():
+        number = whole(values[row])
+        if number is None:
+            unusual[row] = values[row]
+        else:
+            column[row], wrong[row] = number, False
+    return column, wrong, unusual
+
+
+def _boxes(
+    values: list[Any],
+) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Boxes; which entries mark the background (an empty list or null), and which are no boxes."""
+    kinds = set(map(type, values))
+    if kinds <= {tuple}:  # decoded as four finite numbers
+        flat = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(values))
+        return flat.reshape(-1, 4), np.zeros(len(values), bool), np.zeros(len(values), bool)
+    empty = np.array([value is None or value == [] for value in values])
+    good = [
+        isinstance(v, (list, tuple)) and len(v) == 4 and all(finite(number) for number in v) for v in values
+    ]
+    boxes = np.array([v if ok else (0, 0, 0, 0) for v, ok in zip(values, good, strict=True)], np.float64)
+    return boxes.reshape(-1, 4), empty, ~(np.array(good) | empty)
+
+
+def _flags(values: list[Any]) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Flags, and which are neither yes nor no."""
+    if set(map(type, values)) <= {int, bool}:
+        try:
+            column = np.array(values, np.int64)
+            return column == 1, (column != 0) & (column != 1)
+        except OverflowError:
+            pass
+    found = [flag(None if value is _MISSING else value) for value in values]
+    return np.array([value is True for value in found]), np.array([value is None for value in found])
+
+
+def _areas(values: list[Any]) -> Float64[np.ndarray, " n"]:
+    """Areas as given; not a number where none is, and -1 where it is no number."""
+    if set(map(type, values)) <= {int, float}:
+        try:
+            column = np.array(values, np.float64)
+            return np.where(np.isfinite(column), column, -1.0)
+        except OverflowError:
+            pass
+    return np.array([_area(value) for value in values], np.float64)
+
+
+def _area(value: Any) -> float:
+    if value is None or value is _MISSING:
+        return float("nan")
+    if isinstance(value, str):  # some tools write numbers as text
+        try:
+            value = float(value)
+        except ValueError:
+            return -1.0
+    return float(value) if finite(value) else -1.0
+
+
+def _check_repeated(ids: Int64[np.ndarray, " n"], source: Path) -> None:
+    repeated = first_repeated(ids)
+    if repeated is not None:
+        raise UserError(
+            f"{source}: annotation {ids[repeated]} occurs twice; number the annotations through all images "
+            f"({REPAIR} does)"
+        )
+
+
+def _refuse(entry: Any, position: int, source: Path, is_listed: bool) -> None:
+    """Say what is wrong with an annotation, ``is_listed`` being whether its image is."""
+    if not isinstance(entry, dict) or not is_id(entry.get("id")):
+        raise UserError(
+            f"{source}: annotation number {position} has no integer 'id' of at most 64 bits; number the annotations "
+            f"({REPAIR} does)"
+        )
+    name = f"{source}: annotation {entry['id']}"
+    for key in ("image_id", "category_id", "bbox"):
+        if key not in entry:
+            raise UserError(f"{name} has no {key!r}; export the file as COCO detection")
+    for key in ("image_id", "category_id"):
+        if isinstance(entry[key], (list, dict)):
+            raise UserError(f"{name} has {key} {shown(entry[key])}; it must be the number of one entry")
+    if not is_listed:
+        raise UserError(
+            f"{name} refers to image {shown(entry['image_id'])}, which is not listed; remove it or list it "
+            f"({REPAIR} removes it)"
+        )
+    if _boxes([entry["bbox"]])[2].any():
+        raise UserError(f"{name} has bbox {shown(entry['bbox'])}; it must be [x, y, width, height] in pixels")
+    raise UserError(
+        f"{name} has iscrowd {shown(entry.get('iscrowd'))}; it must be 0 for an object or 1 for a crowd region"
+    )
+
+
+def _labels(
+    annotations: dict[str, np.ndarray], categories: tuple[Category, ...], unusual: dict[int, str]
+) -> tuple[Int32[np.ndarray, " n"], dict[str, Any]]:
+    """Labels; and how many objects have a category that is not listed, with examples."""
+    ids = np.array([category.id for category in categories], np.int64)
+    label = np.searchsorted(ids, annotations["category_id"]).astype(np.int32)
+    label[label == len(ids)] = 0
+    label[ids[label] != annotations["category_id"]] = -1
+    label[list(unusual)] = -1  # a text or a broken number is no id, whatever stands in its place in the column
+    rows = np.flatnonzero((label < 0) & ~annotations["crowd"])
+    examples = [
+        (
+            int(annotations["annotation_id"][row]),
+            int(annotations["image"][row]),
+            unusual.get(row, str(annotations["category_id"][row])),
+        )
+        for row in rows[:_NUM_EXAMPLES].tolist()
+    ]
+    return label, {"unlisted": len(rows), "unlisted_examples": examples}
