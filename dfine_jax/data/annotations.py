@@ -1,8 +1,8 @@
 """COCO JSON as columns: decoded piece by piece, checked column by column.
 
-A large file is mostly a list of millions of small objects. Decoded at once they take ten times the memory of what they
-say, and looked at one by one in Python, minutes. Here a few megabytes are decoded at a time, each check is one operation
-on an array, and only the first entry that fails one is looked at by itself, to say what is wrong with it.
+A large file is mostly a list of millions of small objects. Decoded at once they take ten times the memory of what
+they say, and looked at one by one in Python, minutes. Here a few megabytes are decoded at a time, each check is one
+operation on an array, and only the first entry that fails one is looked at by itself, to say what is wrong with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from dfine_jax.data.areas import cured_areas
 from dfine_jax.data.categories import read_categories
 from dfine_jax.data.dataset import Category
-from dfine_jax.data.values import REPAIR, finite, flag, first_repeated, is_id, shown, whole
+from dfine_jax.data.values import REPAIR, finite, first_repeated, flag, is_id, shown, whole
 from dfine_jax.errors import UserError
 
 _PIECE_BYTES = 1 << 22
@@ -34,7 +34,7 @@ _NUM_EXAMPLES = 3
 
 
 class Decoded(NamedTuple):
-    """Content of an annotation file. Annotations are in the order of their images, and of one image in that of the file.
+    """Content of an annotation file. Annotations are in the order of their images, those of one as in the file.
 
     Columns of images, [m]: ``image_id``, ``size_px`` [m, 2] (width and height, 0 where the file does not say),
     ``names`` (UTF-8, one after another) and ``name_bounds`` [m + 1] in it, ``objects`` [m + 1], the bounds of each
@@ -315,9 +315,7 @@ def _boxes(
         flat = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(values))
         return flat.reshape(-1, 4), np.zeros(len(values), bool), np.zeros(len(values), bool)
     empty = np.array([value is None or value == [] for value in values])
-    good = [
-        isinstance(v, (list, tuple)) and len(v) == 4 and all(finite(number) for number in v) for v in values
-    ]
+    good = [isinstance(v, (list, tuple)) and len(v) == 4 and all(finite(number) for number in v) for v in values]
     boxes = np.array([v if ok else (0, 0, 0, 0) for v, ok in zip(values, good, strict=True)], np.float64)
     return boxes.reshape(-1, 4), empty, ~(np.array(good) | empty)
 

@@ -43,8 +43,8 @@ def read_coco(
     """Read an annotation file and check it against the images.
 
     Rules of the reference: crowd regions are dropped; boxes become corners, are clamped to the image and kept when
-    they still have width and height; images without boxes are kept. Beyond them: an empty list or null as ``bbox`` marks
-    an image without objects, and an area that cannot be is computed from the mask or the box; both are counted.
+    they still have width and height; images without boxes are kept. Beyond them: an empty list or null as ``bbox``
+    marks an image without objects, and an area that cannot be is computed from the mask or the box; both are counted.
 
     The columns of large files are kept in the cache folder (``index.read_columns``).
 
@@ -71,9 +71,7 @@ def read_coco(
         _check_classes(columns, annotation_file)
     size_px = _sizes(arrays["size_px"], names, places)
     usable = find_usable(arrays, size_px)
-    records = Records(
-        columns.shared, share_usable(usable.kept, size_px), places, upright=upright, stored=stored
-    )
+    records = Records(columns.shared, share_usable(usable.kept, size_px), places, upright=upright, stored=stored)
     notes = columns.notes
     report = Report(
         crowd=usable.crowd,
@@ -115,8 +113,8 @@ def _check_classes(columns: Columns, source: Path) -> None:
     annotation, image, category = notes["unlisted_examples"][0]
     file = Path(name_at(columns.shared.arrays, image).replace("\\", "/")).name
     raise UserError(
-        f"{source}: {notes['unlisted']} of {notes['annotations']} annotations have a category_id that 'categories' does "
-        f"not list, such as {category} of annotation {annotation} in {file}; "
+        f"{source}: {notes['unlisted']} of {notes['annotations']} annotations have a category_id that 'categories' "
+        f"does not list, such as {category} of annotation {annotation} in {file}; "
         f"listed are {listed([f'{category.id} {category.name}' for category in columns.categories])}; add the class to "
         "'categories', or remove the annotations (dfine check --data DIR reports all problems)"
     )

@@ -163,7 +163,7 @@ def _store(decoded: Decoded, path: Path) -> Columns:
     try:
         with replacing(path) as stream:
             for array in arrays.values():
-                stream.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+                stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
                 stream.write(bytes(aligned(array.nbytes) - array.nbytes))
             text = json.dumps(about).encode()
             stream.write(text + len(text).to_bytes(8, "little") + _MAGIC)
@@ -190,7 +190,9 @@ def _mapped(path: Path) -> Columns | None:
         stream.seek(size - tail - length)
         about = json.loads(stream.read(length))
         places = tuple((name, tuple(shape), dtype) for name, shape, dtype in about["places"])
-        used = sum(aligned(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize) for _, shape, dtype in places)
+        used = sum(
+            aligned(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize) for _, shape, dtype in places
+        )
         if used != size - tail - length:
             raise ValueError("not whole")
         shared = SharedArrays(stream.fileno(), places)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dfine_jax.data.values import REPAIR
@@ -66,8 +66,8 @@ def _composed(name: str) -> str:
 def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places:
     """The pictures that an annotation file names.
 
-    Names may have leading folders that are not there, as exports write them, and backslashes. As many as are missing are
-    left out of all names alike: one folder never stands for another.
+    Names may have leading folders that are not there, as exports write them, and backslashes. The last folder is left
+    out of all names or of none, and no two names mean one picture, so that no folder stands for another.
 
     Raises:
       UserError: some pictures are not there, or two names mean the same one.
@@ -76,59 +76,63 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
         raise UserError(f"image folder {image_dir} does not exist")
     listings = _Listings()
     plain = [name.replace("\\", "/") for name in names]
-    deepest = max((name.count("/") for name in plain), default=0)
-    best: tuple[Places, list[int]] | None = None
-    for left_out in range(deepest + 1):
-        places, absent = _located(plain, image_dir, left_out, listings)
-        if best is None or len(absent) < len(best[1]):
-            best = places, absent
-        if not absent:
-            break
-    assert best is not None
-    places, absent = best
+    by_head: dict[str, list[int]] = {}
+    for position, name in enumerate(plain):
+        by_head.setdefault(name.rpartition("/")[0], []).append(position)
+    places, absent = _located(plain, by_head, image_dir, listings, flat=False)
+    if absent:
+        flat = _located(plain, by_head, image_dir, listings, flat=True)
+        if len(flat[1]) < len(absent):
+            places, absent = flat
     if absent:
         raise UserError(
             f"{len(absent)} of {len(names)} images of {source} are not in {image_dir} "
-            f"(first: {names[absent[0]]}); copy them there or remove them from the file ({REPAIR} does)"
+            f"(first: {names[min(absent)]}); copy them there or remove them from the file ({REPAIR} does)"
         )
     _check_distinct(plain, names, places, source)
     return places
 
 
 def _located(
-    names: Sequence[str], image_dir: Path, left_out: int, listings: _Listings
+    names: Sequence[str], by_head: Mapping[str, list[int]], image_dir: Path, listings: _Listings, *, flat: bool
 ) -> tuple[Places, list[int]]:
-    """Places with so many leading folders left out, and the positions of names that are not there."""
+    """Places, and the positions of names that are not there; ``flat``: all folders of the names are left out."""
     folders: dict[str, str] = {}
     spelled: dict[str, str] = {}
-    contents: dict[str, frozenset[str]] = {}
-    absent = []
-    for position, name in enumerate(names):
-        head, _, tail = name.rpartition("/")
-        if head not in folders:
-            folders[head] = _folder(image_dir, head, name.startswith("/"), left_out, listings)
-            contents[head] = listings.of(folders[head])
-        if tail in contents[head]:
-            continue
-        found = listings.spelled(folders[head], tail)
-        if found is None:
-            absent.append(position)
-        else:
-            spelled[name] = os.path.join(folders[head], found)
+    absent: list[int] = []
+    for head, positions in by_head.items():
+        best: list[int] | None = None
+        here: dict[str, str] = {}
+        for folder in _candidates(image_dir, head, flat, listings):
+            there = listings.of(folder)
+            missing = [p for p in positions if names[p].rpartition("/")[2] not in there]
+            others = {p: listings.spelled(folder, names[p].rpartition("/")[2]) for p in missing}
+            missing = [p for p, other in others.items() if other is None]
+            if best is None or len(missing) < len(best):
+                best, folders[head] = missing, folder
+                here = {names[p]: os.path.join(folder, other) for p, other in others.items() if other is not None}
+            if not missing:
+                break
+        absent += best or []
+        spelled |= here
     return Places(folders, spelled), absent
 
 
-def _folder(image_dir: Path, head: str, from_root: bool, left_out: int, listings: _Listings) -> str:
-    """Path of the folder that the leading part of a name means; it need not exist."""
+def _candidates(image_dir: Path, head: str, flat: bool, listings: _Listings) -> Iterator[str]:
+    """Folders that the leading part of a name may mean, the most literal first; they need not exist."""
     parts = [part for part in head.split("/") if part not in ("", ".")]
-    if from_root and not left_out:
-        return os.path.join("/", *parts)
-    folder = str(image_dir)
-    for part in parts[max(0, left_out - from_root) :]:
-        if part != ".." and part not in listings.of(folder):
-            part = listings.spelled(folder, part) or part
-        folder = os.path.join(folder, part)
-    return folder
+    if flat or not parts:
+        yield str(image_dir)
+        return
+    if head.startswith("/"):
+        yield os.path.join("/", *parts)
+    for start in range(len(parts)):
+        folder = str(image_dir)
+        for part in parts[start:]:
+            if part != ".." and part not in listings.of(folder):
+                part = listings.spelled(folder, part) or part
+            folder = os.path.join(folder, part)
+        yield folder
 
 
 def _check_distinct(plain: Sequence[str], names: Sequence[str], places: Places, source: Path) -> None:
@@ -146,7 +150,6 @@ def _check_distinct(plain: Sequence[str], names: Sequence[str], places: Places, 
                 else f"mean one picture, {path}, by {names[before]} and {names[position]}"
             )
             raise UserError(
-                f"{source}: images number {before} and {position} {told}; "
-                "list each picture once, or put the pictures into the folders that the file names"
+                f"{source}: images number {before} and {position} {told}; list each picture once, or put the pictures "
+                "into the folders that the file names"
             )
-
