@@ -16,12 +16,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 
 from dfine_jax.data.areas import cured_areas
 from dfine_jax.data.categories import read_categories
 from dfine_jax.data.dataset import Category
-from dfine_jax.data.values import REPAIR, finite, first_repeated, flag, is_id, shown, whole
+from dfine_jax.data.values import (
+    REPAIR,
+    area_column,
+    box_column,
+    first_repeated,
+    flag_column,
+    id_column,
+    is_id,
+    shown,
+    whole_column,
+)
 from dfine_jax.errors import UserError
 
 _PIECE_BYTES = 1 << 22
@@ -87,7 +97,9 @@ def decode(text: Any, source: Path) -> Decoded:
     lists = _lists(text, source)
     images = _images(lists["images"], source)
     annotations, odd = _annotations(lists["annotations"], source, images)
-    categories = read_categories(_plain_list(lists["categories"]), annotations["category_id"], source)
+    listed = lists["categories"]
+    listed = listed if isinstance(listed, list) else plain_json(bytes(listed), source)
+    categories = read_categories(listed, annotations["category_id"], source)
     notes = {"annotations": int(odd["total"]), "empty": int(odd["empty"]), "areas": int(odd["areas"])}
     annotations["label"], unlisted = _labels(annotations, categories, odd["values"])
     notes |= unlisted
@@ -133,12 +145,8 @@ def plain_json(text: bytes, source: Path) -> Any:
         raise UserError(f"annotation file {source} is not JSON ({error}); export it again as COCO JSON") from None
 
 
-def _plain_list(part: Any) -> list[Any]:
-    return part if isinstance(part, list) else json.loads(bytes(part))
-
-
-def _pieces(part: Any, kind: type[_Image] | type[_Annotation]) -> Iterator[_Piece]:
-    """A list in pieces of whole entries."""
+def _pieces(part: Any, kind: type[_Image] | type[_Annotation], source: Path) -> Iterator[_Piece]:
+    """A list in pieces of whole entries. Errors as ``plain_json``."""
     if isinstance(part, list):
         for start in range(0, len(part), _PIECE_ENTRIES):
             values = part[start : start + _PIECE_ENTRIES]
@@ -161,7 +169,7 @@ def _pieces(part: Any, kind: type[_Image] | type[_Annotation]) -> Iterator[_Piec
                     values = json.loads(text)
                 except ValueError:
                     if not found:
-                        raise
+                        plain_json(text, source)
                     reach = cut - start + 1
                     continue
                 yield _Piece(_structured(values, kind), None, values)
@@ -176,8 +184,8 @@ def _structured(values: list[Any], kind: type[_Image] | type[_Annotation]) -> li
 
 def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
     ids, names, sizes = [], [], []
-    for piece in _pieces(part, _Image):
-        column, wrong = _ids([entry.id for entry in piece.entries])
+    for piece in _pieces(part, _Image, source):
+        column, wrong = id_column([entry.id for entry in piece.entries])
         texts = [entry.file_name for entry in piece.entries]
         if set(map(type, texts)) - {str}:
             wrong |= np.array([not isinstance(text, str) for text in texts])
@@ -219,7 +227,7 @@ def _annotations(
     pieces: dict[str, list[np.ndarray]] = {}
     odd: dict[str, Any] = {"total": 0, "empty": 0, "areas": 0, "values": {}}
     first, ids = 0, []
-    for piece in _pieces(part, _Annotation):
+    for piece in _pieces(part, _Annotation, source):
         columns, wrong, listed, unusual = _columns(piece, ordered, by_id)
         ids.append(columns["annotation_id"])
         if wrong.any():
@@ -257,101 +265,27 @@ def _columns(
 ) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[int, Any]]:
     """Columns of a piece; which entries are wrong; whose image is listed; category ids that are no whole numbers."""
     entries = piece.entries
-    ids, wrong = _ids([entry.id for entry in entries])
-    image_ids, not_whole, _ = _whole_numbers([entry.image_id for entry in entries])
+    ids, wrong = id_column([entry.id for entry in entries])
+    image_ids, not_whole, _ = whole_column([entry.image_id for entry in entries])
     place = np.searchsorted(ordered, image_ids)
     place[place == len(ordered)] = 0
     listed = (ordered[place] == image_ids) & ~not_whole if len(ordered) else np.zeros(len(entries), bool)
     wrong |= ~listed
-    category_ids, not_whole, unusual = _whole_numbers([entry.category_id for entry in entries])
+    category_ids, not_whole, unusual = whole_column([entry.category_id for entry in entries])
     if unusual:
         wrong |= np.array([e.category_id is _MISSING or isinstance(e.category_id, (list, dict)) for e in entries])
-    boxes, empty, bad = _boxes([entry.bbox for entry in entries])
-    crowd, unclear = _flags([entry.iscrowd for entry in entries])
+    boxes, empty, bad = box_column([entry.bbox for entry in entries])
+    crowd, unclear = flag_column([entry.iscrowd for entry in entries])
     columns = {
         "annotation_id": ids,
         "image": by_id[place] if len(ordered) else place,
         "category_id": category_ids,
         "box_xywh_px": boxes,
-        "area_px": _areas([entry.area for entry in entries]),
+        "area_px": area_column([entry.area for entry in entries]),
         "crowd": crowd,
         "empty": empty,
     }
     return columns, wrong | bad | unclear, listed, unusual
-
-
-def _ids(values: list[Any]) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Values, and which are no integers of 64 bits."""
-    if set(map(type, values)) <= {int}:
-        try:
-            return np.array(values, np.int64), np.zeros(len(values), bool)
-        except OverflowError:
-            pass
-    good = [is_id(value) for value in values]
-    return np.array([v if ok else 0 for v, ok in zip(values, good, strict=True)], np.int64), ~np.array(good, bool)
-
-
-def _whole_numbers(
-    values: list[Any],
-) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[int, Any]]:
-    """As ``_ids``, but 1.0 is 1; and the values that are not whole numbers, by row."""
-    column, wrong = _ids(values)
-    unusual = {}
-    for row in np.flatnonzero(wrong).tolist():
-        number = whole(values[row])
-        if number is None:
-            unusual[row] = values[row]
-        else:
-            column[row], wrong[row] = number, False
-    return column, wrong, unusual
-
-
-def _boxes(
-    values: list[Any],
-) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Boxes; which entries mark the background (an empty list or null), and which are no boxes."""
-    kinds = set(map(type, values))
-    if kinds <= {tuple}:  # decoded as four finite numbers
-        flat = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(values))
-        return flat.reshape(-1, 4), np.zeros(len(values), bool), np.zeros(len(values), bool)
-    empty = np.array([value is None or value == [] for value in values])
-    good = [isinstance(v, (list, tuple)) and len(v) == 4 and all(finite(number) for number in v) for v in values]
-    boxes = np.array([v if ok else (0, 0, 0, 0) for v, ok in zip(values, good, strict=True)], np.float64)
-    return boxes.reshape(-1, 4), empty, ~(np.array(good) | empty)
-
-
-def _flags(values: list[Any]) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Flags, and which are neither yes nor no."""
-    if set(map(type, values)) <= {int, bool}:
-        try:
-            column = np.array(values, np.int64)
-            return column == 1, (column != 0) & (column != 1)
-        except OverflowError:
-            pass
-    found = [flag(None if value is _MISSING else value) for value in values]
-    return np.array([value is True for value in found]), np.array([value is None for value in found])
-
-
-def _areas(values: list[Any]) -> Float64[np.ndarray, " n"]:
-    """Areas as given; not a number where none is, and -1 where it is no number."""
-    if set(map(type, values)) <= {int, float}:
-        try:
-            column = np.array(values, np.float64)
-            return np.where(np.isfinite(column), column, -1.0)
-        except OverflowError:
-            pass
-    return np.array([_area(value) for value in values], np.float64)
-
-
-def _area(value: Any) -> float:
-    if value is None or value is _MISSING:
-        return float("nan")
-    if isinstance(value, str):  # some tools write numbers as text
-        try:
-            value = float(value)
-        except ValueError:
-            return -1.0
-    return float(value) if finite(value) else -1.0
 
 
 def _check_repeated(ids: Int64[np.ndarray, " n"], source: Path) -> None:
@@ -382,7 +316,7 @@ def _refuse(entry: Any, position: int, source: Path, is_listed: bool) -> None:
             f"{name} refers to image {shown(entry['image_id'])}, which is not listed; remove it or list it "
             f"({REPAIR} removes it)"
         )
-    if _boxes([entry["bbox"]])[2].any():
+    if box_column([entry["bbox"]])[2].any():
         raise UserError(f"{name} has bbox {shown(entry['bbox'])}; it must be [x, y, width, height] in pixels")
     raise UserError(
         f"{name} has iscrowd {shown(entry.get('iscrowd'))}; it must be 0 for an object or 1 for a crowd region"

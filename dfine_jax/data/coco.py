@@ -19,6 +19,7 @@ from jaxtyping import Int64
 from dfine_jax.data.annotations import plain_json
 from dfine_jax.data.dataset import Category as Category
 from dfine_jax.data.dataset import Dataset, Report, Stored, listed
+from dfine_jax.data.dataset import Record as Record
 from dfine_jax.data.dataset import check_same_categories as check_same_categories  # part of this module's surface
 from dfine_jax.data.images import image_size
 from dfine_jax.data.index import Columns, read_columns

@@ -25,7 +25,7 @@ from dfine_jax.data.annotations import Decoded, decode
 from dfine_jax.data.dataset import Category
 from dfine_jax.data.shared import SharedArrays, aligned, share
 from dfine_jax.errors import UserError
-from dfine_jax.files import encoding_of, telling, replacing, utf8, write_whole
+from dfine_jax.files import encoding_of, replacing, telling, utf8, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def _store(decoded: Decoded, path: Path) -> Columns:
         "notes": decoded.notes,
     }
     try:
-        with replacing(path) as stream:
+        with replacing(path) as stream, telling(path):
             for array in arrays.values():
                 stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
                 stream.write(bytes(aligned(array.nbytes) - array.nbytes))

@@ -80,7 +80,7 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
     for position, name in enumerate(plain):
         by_head.setdefault(name.rpartition("/")[0], []).append(position)
     places, absent = _located(plain, by_head, image_dir, listings, flat=False)
-    if absent:
+    if absent and len(absent) == sum(len(positions) for head, positions in by_head.items() if head):
         flat = _located(plain, by_head, image_dir, listings, flat=True)
         if len(flat[1]) < len(absent):
             places, absent = flat

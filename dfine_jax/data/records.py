@@ -94,6 +94,10 @@ class Records(Sequence[Record]):
         before = np.concatenate([[0], np.cumsum(kept)])
         return np.diff(before[bounds])[np.asarray(self._order, np.int64)]
 
+    def image_ids(self) -> Int64[np.ndarray, " m"]:
+        """Ids of the images."""
+        return self._columns.arrays["image_id"][np.asarray(self._order, np.int64)]
+
     def sizes_px(self) -> Int64[np.ndarray, "m 2"]:
         """(width, height) by image."""
         return self._usable.arrays["size_px"][np.asarray(self._order, np.int64)]
@@ -211,6 +215,13 @@ def thin_objects(records: Sequence[Record], scale_xy: Float64[np.ndarray, "m 2"]
         int(((boxes[:, 2:] - boxes[:, :2]) * scale_xy[image] < 1).any(1).sum())
         for image, boxes, _ in object_blocks(records)
     )
+
+
+def image_ids(records: Sequence[Record]) -> Int64[np.ndarray, " m"]:
+    """Ids of the images."""
+    if isinstance(records, Records):
+        return records.image_ids()
+    return np.array([record.image_id for record in records], np.int64)
 
 
 def sizes_px(records: Sequence[Record]) -> Int64[np.ndarray, "m 2"]:
