@@ -170,7 +170,7 @@ def _pieces(part: Any, kind: type[_Image] | type[_Annotation], source: Path) -> 
                 except ValueError:
                     if not found:
                         plain_json(text, source)
-                    reach = cut - start + 1
+                    reach = 2 * (cut - start)
                     continue
                 yield _Piece(_structured(values, kind), None, values)
                 following = resumed
