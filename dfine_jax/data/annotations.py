@@ -7,6 +7,8 @@ operation on an array, and only the first entry that fails one is looked at by i
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import json
 import re
@@ -65,16 +67,19 @@ class _Image(msgspec.Struct, gc=False):
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    id: Any = _MISSING
-    image_id: Any = _MISSING
-    category_id: Any = _MISSING
+    id: int | msgspec.UnsetType = _MISSING
+    image_id: int | msgspec.UnsetType = _MISSING
+    category_id: int | msgspec.UnsetType = _MISSING
     bbox: tuple[float, float, float, float] | msgspec.UnsetType = _MISSING
     iscrowd: Any = _MISSING
     area: Any = _MISSING
 
 
 class _Piece(NamedTuple):
-    """Some entries of a list, as objects of one type; ``plain`` gives them as JSON has them."""
+    """Some entries of a list, as objects of one type; ``plain`` gives them as JSON has them.
+
+    Only where there is ``text`` the objects are of the types declared; else their values are whatever the file has.
+    """
 
     entries: list[Any]
     text: bytes | None
@@ -95,8 +100,9 @@ def decode(text: Any, source: Path) -> Decoded:
       UserError: not JSON, not COCO, or an entry is wrong (the message names entry, field and value).
     """
     lists = _lists(text, source)
-    images = _images(lists["images"], source)
-    annotations, odd = _annotations(lists["annotations"], source, images)
+    with _no_collection():
+        images = _images(lists["images"], source)
+        annotations, odd = _annotations(lists["annotations"], source, images)
     listed = lists["categories"]
     listed = listed if isinstance(listed, list) else plain_json(bytes(listed), source)
     categories = read_categories(listed, annotations["category_id"], source)
@@ -112,6 +118,18 @@ def decode(text: Any, source: Path) -> Decoded:
     per_image = np.bincount(position, minlength=len(images["image_id"]))
     objects = np.concatenate([[0], np.cumsum(per_image)]).astype(np.int64)
     return Decoded({**images, "objects": objects, **annotations}, categories, notes)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for cycles, which millions of new objects would start again and again, and which have none."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
 
 
 def _lists(text: Any, source: Path) -> dict[str, Any]:
@@ -160,7 +178,7 @@ def _pieces(part: Any, kind: type[_Image] | type[_Annotation], source: Path) -> 
             # A cut inside a text or a nested value leaves no valid JSON before it; then the next place is tried.
             found = _BETWEEN.search(part, min(start + reach, end))
             cut, resumed = (found.start() + 1, found.end() - 1) if found else (end, end)
-            text = b"[" + bytes(part[start:cut]) + b"]"
+            text = b"".join((b"[", part[start:cut], b"]"))
             try:
                 yield _Piece(decoder.decode(text), text, [])
                 following = resumed
@@ -236,13 +254,13 @@ def _annotations(
             _refuse(piece.plain()[row], first + row, source, bool(listed[row]))
         columns["area_px"], cured = cured_areas(columns, images["size_px"], piece.plain, piece.text)
         there = ~columns.pop("empty")
+        whole = bool(there.all())
         odd["areas"] += int((cured & there).sum())
-        odd["empty"] += int((~there).sum())
-        before = sum(map(len, pieces.get("image", [])))
-        position = np.cumsum(there) - 1 + before
+        position = np.cumsum(there) - 1 + first - odd["empty"] if unusual else there
         odd["values"] |= {int(position[row]): shown(value) for row, value in unusual.items() if there[row]}
+        odd["empty"] += 0 if whole else int((~there).sum())
         for name, column in columns.items():
-            pieces.setdefault(name, []).append(column if there.all() else column[there])
+            pieces.setdefault(name, []).append(column if whole else column[there])
         first += len(piece.entries)
     odd["total"] = first
     _check_repeated(np.concatenate([np.empty(0, np.int64), *ids]), source)
@@ -265,13 +283,14 @@ def _columns(
 ) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[int, Any]]:
     """Columns of a piece; which entries are wrong; whose image is listed; category ids that are no whole numbers."""
     entries = piece.entries
-    ids, wrong = id_column([entry.id for entry in entries])
-    image_ids, not_whole, _ = whole_column([entry.image_id for entry in entries])
+    typed = piece.text is not None
+    ids, wrong = id_column([entry.id for entry in entries], typed)
+    image_ids, not_whole, _ = whole_column([entry.image_id for entry in entries], typed)
     place = np.searchsorted(ordered, image_ids)
     place[place == len(ordered)] = 0
     listed = (ordered[place] == image_ids) & ~not_whole if len(ordered) else np.zeros(len(entries), bool)
     wrong |= ~listed
-    category_ids, not_whole, unusual = whole_column([entry.category_id for entry in entries])
+    category_ids, not_whole, unusual = whole_column([entry.category_id for entry in entries], typed)
     if unusual:
         wrong |= np.array([e.category_id is _MISSING or isinstance(e.category_id, (list, dict)) for e in entries])
     boxes, empty, bad = box_column([entry.bbox for entry in entries])

@@ -65,22 +65,22 @@ def first_repeated(ids: Int64[np.ndarray, " n"]) -> int | None:
     return int(again.min()) if len(again) else None
 
 
-def id_column(values: list[Any]) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Values, and which are no integers of 64 bits."""
-    if set(map(type, values)) <= {int}:
+def id_column(values: list[Any], typed: bool = False) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Values, and which are no integers of 64 bits; ``typed``: they are integers of any size, or missing."""
+    if typed or set(map(type, values)) <= {int}:
         try:
             return np.array(values, np.int64), np.zeros(len(values), bool)
-        except OverflowError:
+        except (OverflowError, TypeError):
             pass
     good = [is_id(value) for value in values]
     return np.array([v if ok else 0 for v, ok in zip(values, good, strict=True)], np.int64), ~np.array(good, bool)
 
 
 def whole_column(
-    values: list[Any],
+    values: list[Any], typed: bool = False
 ) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[int, Any]]:
     """As ``id_column``, but 1.0 is 1; and the values that are not whole numbers, by row."""
-    column, wrong = id_column(values)
+    column, wrong = id_column(values, typed)
     unusual = {}
     for row in np.flatnonzero(wrong).tolist():
         number = whole(values[row])
