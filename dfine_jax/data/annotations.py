@@ -23,6 +23,7 @@ from jaxtyping import Bool, Int32, Int64
 from dfine_jax.data.areas import cured_areas
 from dfine_jax.data.categories import read_categories
 from dfine_jax.data.dataset import Category
+from dfine_jax.data.refusals import check_repeated, refuse
 from dfine_jax.data.values import (
     REPAIR,
     area_column,
@@ -30,7 +31,6 @@ from dfine_jax.data.values import (
     first_repeated,
     flag_column,
     id_column,
-    is_id,
     shown,
     whole_column,
 )
@@ -250,8 +250,8 @@ def _annotations(
         ids.append(columns["annotation_id"])
         if wrong.any():
             row = int(np.argmax(wrong))
-            _check_repeated(np.concatenate(ids)[: first + row], source)
-            _refuse(piece.plain()[row], first + row, source, bool(listed[row]))
+            check_repeated(np.concatenate(ids)[: first + row], source)
+            refuse(piece.plain()[row], first + row, source, bool(listed[row]))
         columns["area_px"], cured = cured_areas(columns, images["size_px"], piece.plain, piece.text)
         there = ~columns.pop("empty")
         whole = bool(there.all())
@@ -263,7 +263,7 @@ def _annotations(
             pieces.setdefault(name, []).append(column if whole else column[there])
         first += len(piece.entries)
     odd["total"] = first
-    _check_repeated(np.concatenate([np.empty(0, np.int64), *ids]), source)
+    check_repeated(np.concatenate([np.empty(0, np.int64), *ids]), source)
     del ids
     return {name: np.concatenate([empty, *pieces.pop(name, [])]) for name, empty in _EMPTY.items()}, odd
 
@@ -286,9 +286,8 @@ def _columns(
     typed = piece.text is not None
     ids, wrong = id_column([entry.id for entry in entries], typed)
     image_ids, not_whole, _ = whole_column([entry.image_id for entry in entries], typed)
-    place = np.searchsorted(ordered, image_ids)
-    place[place == len(ordered)] = 0
-    listed = (ordered[place] == image_ids) & ~not_whole if len(ordered) else np.zeros(len(entries), bool)
+    place, listed = _places(image_ids, ordered, by_id)
+    listed &= ~not_whole
     wrong |= ~listed
     category_ids, not_whole, unusual = whole_column([entry.category_id for entry in entries], typed)
     if unusual:
@@ -297,7 +296,7 @@ def _columns(
     crowd, unclear = flag_column([entry.iscrowd for entry in entries])
     columns = {
         "annotation_id": ids,
-        "image": by_id[place] if len(ordered) else place,
+        "image": place,
         "category_id": category_ids,
         "box_xywh_px": boxes,
         "area_px": area_column([entry.area for entry in entries]),
@@ -307,39 +306,19 @@ def _columns(
     return columns, wrong | bad | unclear, listed, unusual
 
 
-def _check_repeated(ids: Int64[np.ndarray, " n"], source: Path) -> None:
-    repeated = first_repeated(ids)
-    if repeated is not None:
-        raise UserError(
-            f"{source}: annotation {ids[repeated]} occurs twice; number the annotations through all images "
-            f"({REPAIR} does)"
-        )
-
-
-def _refuse(entry: Any, position: int, source: Path, is_listed: bool) -> None:
-    """Say what is wrong with an annotation, ``is_listed`` being whether its image is."""
-    if not isinstance(entry, dict) or not is_id(entry.get("id")):
-        raise UserError(
-            f"{source}: annotation number {position} has no integer 'id' of at most 64 bits; number the annotations "
-            f"({REPAIR} does)"
-        )
-    name = f"{source}: annotation {entry['id']}"
-    for key in ("image_id", "category_id", "bbox"):
-        if key not in entry:
-            raise UserError(f"{name} has no {key!r}; export the file as COCO detection")
-    for key in ("image_id", "category_id"):
-        if isinstance(entry[key], (list, dict)):
-            raise UserError(f"{name} has {key} {shown(entry[key])}; it must be the number of one entry")
-    if not is_listed:
-        raise UserError(
-            f"{name} refers to image {shown(entry['image_id'])}, which is not listed; remove it or list it "
-            f"({REPAIR} removes it)"
-        )
-    if box_column([entry["bbox"]])[2].any():
-        raise UserError(f"{name} has bbox {shown(entry['bbox'])}; it must be [x, y, width, height] in pixels")
-    raise UserError(
-        f"{name} has iscrowd {shown(entry.get('iscrowd'))}; it must be 0 for an object or 1 for a crowd region"
-    )
+def _places(
+    image_ids: Int64[np.ndarray, " n"], ordered: Int64[np.ndarray, " m"], by_id: Int64[np.ndarray, " m"]
+) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Positions of images by their ids (``ordered`` are those of the positions ``by_id``), and which are listed."""
+    if not len(ordered):
+        return np.zeros(len(image_ids), np.int64), np.zeros(len(image_ids), bool)
+    first, last = int(ordered[0]), int(ordered[-1])
+    if last - first == len(ordered) - 1:  # numbered without a gap
+        listed = (image_ids >= first) & (image_ids <= last)
+        return by_id[np.where(listed, image_ids, first) - first], listed
+    found = np.searchsorted(ordered, image_ids)
+    found[found == len(ordered)] = 0
+    return by_id[found], ordered[found] == image_ids
 
 
 def _labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from dfine_jax.data.values import REPAIR
 from dfine_jax.errors import UserError
 from dfine_jax.files import telling
+
+_PARTED = operator.methodcaller("rpartition", "/")
 
 
 class Places:
@@ -75,12 +78,16 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
     if not image_dir.is_dir():
         raise UserError(f"image folder {image_dir} does not exist")
     listings = _Listings()
-    plain = [name.replace("\\", "/") for name in names]
-    by_head: dict[str, list[int]] = {}
-    for position, name in enumerate(plain):
-        by_head.setdefault(name.rpartition("/")[0], []).append(position)
+    plain = [name.replace("\\", "/") if "\\" in name else name for name in names]
+    by_head: dict[str, tuple[list[int], list[str]]] = {}
+    for position, (head, _, tail) in enumerate(map(_PARTED, plain)):
+        if head not in by_head:
+            by_head[head] = [], []
+        positions, tails = by_head[head]
+        positions.append(position)
+        tails.append(tail)
     places, absent = _located(plain, by_head, image_dir, listings, flat=False)
-    if absent and len(absent) == sum(len(positions) for head, positions in by_head.items() if head):
+    if absent and len(absent) == sum(len(positions) for head, (positions, _) in by_head.items() if head):
         flat = _located(plain, by_head, image_dir, listings, flat=True)
         if len(flat[1]) < len(absent):
             places, absent = flat
@@ -94,20 +101,35 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
 
 
 def _located(
-    names: Sequence[str], by_head: Mapping[str, list[int]], image_dir: Path, listings: _Listings, *, flat: bool
+    names: Sequence[str],
+    by_head: Mapping[str, tuple[list[int], list[str]]],
+    image_dir: Path,
+    listings: _Listings,
+    *,
+    flat: bool,
 ) -> tuple[Places, list[int]]:
-    """Places, and the positions of names that are not there; ``flat``: all folders of the names are left out."""
+    """Places, and the positions of names that are not there; ``flat``: all folders of the names are left out.
+
+    Args:
+      by_head: positions and last parts of the names, by what comes before the last slash.
+    """
     folders: dict[str, str] = {}
     spelled: dict[str, str] = {}
     absent: list[int] = []
-    for head, positions in by_head.items():
+    for head, (positions, tails) in by_head.items():
         best: list[int] | None = None
         here: dict[str, str] = {}
         for folder in _candidates(image_dir, head, flat, listings):
             there = listings.of(folder)
-            missing = [p for p in positions if names[p].rpartition("/")[2] not in there]
-            others = {p: listings.spelled(folder, names[p].rpartition("/")[2]) for p in missing}
-            missing = [p for p, other in others.items() if other is None]
+            if there.issuperset(tails):
+                best, folders[head], here = [], folder, {}
+                break
+            others = {
+                position: listings.spelled(folder, tail)
+                for position, tail in zip(positions, tails, strict=True)
+                if tail not in there
+            }
+            missing = [position for position, other in others.items() if other is None]
             if best is None or len(missing) < len(best):
                 best, folders[head] = missing, folder
                 here = {names[p]: os.path.join(folder, other) for p, other in others.items() if other is not None}
