@@ -73,7 +73,7 @@ class Report:
             f"{self.unknown_category} annotations of unlisted categories dropped" * bool(self.unknown_category),
             f"{self.clamped} boxes cut at the image border" * bool(self.clamped),
             f"{self.empty} annotations without a box taken as no object" * bool(self.empty),
-            f"{self.areas} areas that cannot be computed from mask or box" * bool(self.areas),
+            f"{self.areas} impossible areas replaced by that of mask or box" * bool(self.areas),
         ]
         return ", ".join(part for part in parts if part)
 

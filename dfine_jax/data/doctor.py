@@ -65,7 +65,7 @@ def inspect_annotations(dataset: Dataset) -> list[Finding]:
         ),
         (
             "warning",
-            f"areas cannot be; computed from mask or box ({REPAIR} corrects them)",
+            f"impossible areas; replaced by that of mask or box ({REPAIR} corrects them)",
             (),
             notes["areas"],
         ),
@@ -260,7 +260,7 @@ def class_counts(dataset: Dataset) -> dict[str, tuple[int, int]]:
 def summary(dataset: Dataset) -> list[str]:
     """Numbers of a split as lines of text: images, objects, sizes, classes."""
     if not len(dataset):
-        return ["images   0", "", "", "", ""]
+        return ["images   0"]
     per_image = objects_per_image(dataset.records)
     areas = np.concatenate([r.areas_px for r in dataset.records])
     sizes = Counter(map(tuple, sizes_px(dataset.records).tolist())).most_common()

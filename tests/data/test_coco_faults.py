@@ -103,9 +103,9 @@ def test_areas_that_cannot_be_are_computed(folder, value, mask, right):
     text = json.dumps(content(entry(segmentation=mask, area="AREA"), entry(2, area=7)))
     data = read(folder, text.replace('"AREA"', value))
     assert data.records[0].areas_px.tolist() == [right, 7.0]
-    assert data.report.areas == 1 and "1 areas that cannot be" in str(data.report)
+    assert data.report.areas == 1 and "1 impossible areas" in str(data.report)
     findings = [str(f) for f in doctor.inspect_annotations(data)]
-    assert any("1 areas cannot be" in text and "--repair" in text for text in findings)
+    assert any("1 impossible areas" in text and "--repair" in text for text in findings)
 
 
 @pytest.mark.parametrize(
