@@ -31,11 +31,11 @@ class AveragePrecision:
         self._classes = match_categories(class_names, dataset, "the model", str(dataset.annotation_file))
         self._preprocess = preprocess
         step = max(1, -(-len(dataset) // max_images))
-        self.records: tuple[Record, ...] = dataset.records[::step]
+        self.records: Sequence[Record] = dataset.records[::step]
 
     def __call__(self, backend: Backend, batch: int = 1, records: Sequence[Record] | None = None) -> float:
         """AP on all images, or on some of them."""
-        part = dataclasses.replace(self._dataset, records=tuple(self.records if records is None else records))
+        part = dataclasses.replace(self._dataset, records=self.records if records is None else records)
         loader = EvalLoader(
             part,
             height_px=self._preprocess.height_px,
@@ -44,4 +44,4 @@ class AveragePrecision:
             resize=self._preprocess.resize,
         )
         bar = tqdm(loader, total=len(loader), unit="batch", desc="AP", leave=False, disable=None)
-        return evaluate_detections(backend.detect, bar, part.annotation_file, self._classes).ap
+        return evaluate_detections(backend.detect, bar, part, self._classes).ap

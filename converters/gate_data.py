@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ class CheckData:
     """What ``--data`` holds."""
 
     name: str  # as given; empty: nothing was given
-    sources: tuple[Source, ...]
+    sources: Sequence[Source]
     dataset: Dataset | None  # with objects; None: AP cannot be measured
     no_ap: str  # why, in words
 
@@ -51,12 +52,12 @@ def open_data(data: Path | str | None, split: str) -> CheckData:
     if dataset is None:
         files = _image_files(Path(data))
         return CheckData(str(data), tuple(files), None, f"{data} has no annotations")
-    if not any(len(record.labels) for record in dataset.records):
+    if not dataset.max_objects:
         return CheckData(str(data), dataset.records, None, f"{dataset.annotation_file} annotates no object")
     return CheckData(str(data), dataset.records, dataset, "")
 
 
-def calibration_sources(data: Path | str) -> tuple[Source, ...]:
+def calibration_sources(data: Path | str) -> Sequence[Source]:
     """Pictures of the training split, so that AP is measured on others; of a mere folder of images, all.
 
     Raises:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
-import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from dfine_jax.average_precision import coco_precision
 from dfine_jax.backends.base import PixelPredictions, in_view
+from dfine_jax.data.annotations import decode
 from dfine_jax.data.batch import EvalBatch
-from dfine_jax.data.dataset import listed
+from dfine_jax.data.dataset import Dataset, listed
+from dfine_jax.data.index import read_columns
 from dfine_jax.data.workers import closing_batches
+from dfine_jax.detections import Detections, Objects
 from dfine_jax.errors import UserError
 from dfine_jax.metrics import DetectionReport, detection_report
 from dfine_jax.postprocess import AnyArray
@@ -25,6 +26,8 @@ from dfine_jax.postprocess import AnyArray
 # Scores, labels and boxes (cxcywh, fractions of the image) of each image, best first.
 Predictions = tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]
 Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Predictions]
+# A dataset, its annotation file in COCO JSON, or the content of such a file.
+Truth = Dataset | Path | str | Mapping[str, Any]
 Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
 
 
@@ -109,106 +112,111 @@ METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Metrics))[:12]
 def evaluate(
     predict: Predict,
     batches: Iterable[EvalBatch],
-    annotation_file: Path | str,
+    truth: Truth,
     categories: Categories,
-    observe: Callable[[list[dict[str, Any]]], None] | None = None,
+    observe: Callable[[Detections], None] | None = None,
 ) -> Metrics:
     """Predict every image of ``batches`` and compare with the annotations.
 
     Args:
       predict: images as the loader makes them to predictions; labels count as in ``categories``.
       batches: every image of the set once; rows that only fill a batch are ignored.
-      annotation_file: the COCO file, ground truth as it stands: crowd regions serve to ignore, as COCO does.
-      categories: by label, of the annotation file.
-      observe: is given the COCO results of all images.
+      truth: the dataset (read once), or its COCO file; as it stands there: crowd regions serve to ignore, as COCO does.
+      categories: by label, of the annotations.
+      observe: is given the detections of all images; they iterate as COCO results.
     """
 
     def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
         return _in_pixels(predict(images), view_px)
 
     scored = ClassList(tuple(categories.names), tuple(categories.category_ids))
-    return evaluate_detections(detect, batches, annotation_file, ClassMatch(scored, scored.category_ids), observe)
+    return evaluate_detections(detect, batches, truth, ClassMatch(scored, scored.category_ids), observe)
 
 
 def evaluate_detections(
     detect: Detect,
     batches: Iterable[EvalBatch],
-    annotation_file: Path | str,
+    truth: Truth,
     classes: ClassMatch,
-    observe: Callable[[list[dict[str, Any]]], None] | None = None,
+    observe: Callable[[Detections], None] | None = None,
 ) -> Metrics:
     """As ``evaluate``, for what answers in pixels (``Backend.detect`` of any runtime) and may know more classes."""
-    results: list[dict[str, Any]] = []
+    found: list[Detections] = []
     seen: list[int] = []
     with closing_batches(batches) as stream:
         for batch in stream:
             seen += [int(i) for i in batch.image_id[_real(batch)]]
-            results += pixel_results(detect(batch.images, _view_px(batch)), batch, classes.category_of_label)
+            found.append(pixel_results(detect(batch.images, _view_px(batch)), batch, classes.category_of_label))
+    detections = Detections.joined(found)
+    del found
     if observe is not None:
-        observe(results)
-    return score(json.loads(Path(annotation_file).read_text()), results, seen, classes.scored)
+        observe(detections)
+    return score(truth, detections, seen, classes.scored)
 
 
 def coco_results(predictions: Predictions, batch: EvalBatch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """COCO result entries: boxes [x, y, width, height] in pixels of the original image, not clipped."""
-    return pixel_results(_in_pixels(predictions, _view_px(batch)), batch, category_ids)
+    return list(pixel_results(_in_pixels(predictions, _view_px(batch)), batch, category_ids))
 
 
-def pixel_results(
-    predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]
-) -> list[dict[str, Any]]:
-    """As ``coco_results``, from corners in pixels; labels with None as category are left out."""
+def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:
+    """Detections from corners in pixels; labels with None as category are left out."""
     scores, labels, corners = (np.asarray(value) for value in predictions)
     boxes = corners.astype(np.float64)
     boxes[..., 2:] -= boxes[..., :2]
-    real = _real(batch)
-    return [
-        {
-            "image_id": int(image_id),
-            "category_id": category,
-            "bbox": [float(v) for v in box],
-            "score": float(value),
-        }
-        for row, image_id in enumerate(batch.image_id)
-        if real[row]
-        for value, label, box in zip(scores[row], labels[row], boxes[row], strict=True)
-        if (category := category_ids[label]) is not None
-    ]
+    known = np.array([category is not None for category in category_ids], bool)
+    ids = np.array([category or 0 for category in category_ids], np.int64)
+    use = known[labels] & _real(batch)[:, None]
+    image_id = np.broadcast_to(np.asarray(batch.image_id, np.int64)[:, None], labels.shape)
+    return Detections(image_id[use], ids[labels[use]], boxes[use], scores[use].astype(np.float64))
 
 
 def score(
-    ground_truth: dict[str, Any], results: list[dict[str, Any]], image_ids: Sequence[int], categories: Categories
+    truth: Truth,
+    results: Detections | Iterable[Mapping[str, Any]],
+    image_ids: Sequence[int],
+    categories: Categories,
 ) -> Metrics:
     """COCO metrics of ``results`` on the images named, with pycocotools, and counts (metrics.py).
 
-    Differences to feeding it the files: annotations are numbered from 1 (it takes number 0 for "unmatched", which loses
-    a true positive), and ``iscrowd`` and ``area`` that are missing or no numbers are filled in (0, width * height).
-    """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    The annotations are those of the file, with flags and areas of the wrong JSON type, and areas that cannot be, cured
+    as when it is read (``data.coco.read_coco``).
 
-    truth: Any = COCO()
-    found: Any = COCO()
-    truth.dataset = _complete(ground_truth)
-    found.dataset = dict(truth.dataset, annotations=[_as_annotation(r, i) for i, r in enumerate(results, 1)])
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        found.createIndex()
-        run = COCOeval(truth, found, "bbox")
-        run.params.imgIds = sorted(set(image_ids))
-        run.params.catIds = list(categories.category_ids)
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    precision = run.eval["precision"][:, :, :, 0, 2]  # [thresholds, recalls, k], all areas, 100 detections
-    names = dict(zip(categories.category_ids, categories.names, strict=True))
-    per_class = {names[i]: _mean_of_present(precision[:, :, k]) for k, i in enumerate(run.params.catIds)}
+    Args:
+      truth: the dataset, its COCO file, or the content of one.
+    """
+    objects = annotated(truth)
+    found = results if isinstance(results, Detections) else Detections.of_coco(results)
+    precision = coco_precision(objects, found, image_ids, categories.category_ids)
     return Metrics(
-        *(float(v) for v in run.stats[:12]),
-        per_class=per_class,
-        num_images=len(run.params.imgIds),
-        report=detection_report(truth.dataset, results, image_ids, categories.names, categories.category_ids),
+        *precision.stats.tolist(),
+        per_class=dict(zip(categories.names, precision.by_class.tolist(), strict=True)),
+        num_images=len(set(image_ids)),
+        report=detection_report(objects, found, image_ids, categories.names, categories.category_ids),
     )
+
+
+def annotated(truth: Truth) -> Objects:
+    """All annotations with a listed category, crowd regions included; a dataset's file is not read again.
+
+    Raises:
+      UserError: the file is missing or wrong.
+    """
+    if isinstance(truth, Mapping):
+        images = [{"file_name": "", **image} for image in truth["images"]]  # pictures are not asked for here
+        text = json.dumps({**truth, "images": images}).encode()
+        arrays, categories, _ = decode(text, Path("annotations"))
+    else:
+        columns = truth.columns if isinstance(truth, Dataset) else None
+        if columns is None:
+            columns = read_columns(Path(truth.annotation_file if isinstance(truth, Dataset) else truth))
+        arrays, categories = columns.shared.arrays, columns.categories
+    ids = np.array([category.id for category in categories], np.int64)
+    image_id = np.repeat(arrays["image_id"], np.diff(arrays["objects"]))
+    label = arrays["label"]
+    use = label >= 0
+    everything = (image_id, ids[label], arrays["box_xywh_px"], arrays["area_px"], arrays["crowd"])
+    return Objects(*(everything if use.all() else (column[use] for column in everything)))
 
 
 def match_categories(model_names: Sequence[str], data: Categories, model: str, dataset: str) -> ClassMatch:
@@ -256,31 +264,6 @@ def _number(value: float) -> str:
     return "     -" if value < 0 else f"{value:6.3f}"
 
 
-def _mean_of_present(precision: Float[np.ndarray, "t r"]) -> float:
-    present = precision[precision > -1]
-    return float(present.mean()) if present.size else -1.0
-
-
-def _complete(ground_truth: dict[str, Any]) -> dict[str, Any]:
-    annotations = []
-    for number, annotation in enumerate(ground_truth["annotations"], 1):
-        entry = copy.copy(annotation)
-        entry["id"] = number
-        entry["iscrowd"] = int(_as_number(entry.get("iscrowd"), 0))
-        entry["area"] = _as_number(entry.get("area"), entry["bbox"][2] * entry["bbox"][3])
-        annotations.append(entry)
-    return {"images": ground_truth["images"], "categories": ground_truth["categories"], "annotations": annotations}
-
-
-def _as_number(value: Any, otherwise: float) -> float:
-    """Some tools write numbers as text, or null."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return otherwise
-    return number if np.isfinite(number) else otherwise
-
-
 def _real(batch: EvalBatch) -> Bool[np.ndarray, " b"]:
     """Rows that hold an image. Those that fill a batch have id -1, which is a legal id too, and one pixel."""
     return (np.asarray(batch.image_id) != -1) | (np.asarray(batch.size_px) != 1).any(1)
@@ -296,7 +279,3 @@ def _view_px(batch: EvalBatch) -> Float[np.ndarray, "b 4"]:
 def _in_pixels(predictions: Predictions, view_px: Float[np.ndarray, "b 4"]) -> PixelPredictions:
     scores, labels, boxes_cxcywh = (np.asarray(value) for value in predictions)
     return scores, labels, in_view(boxes_cxcywh.astype(np.float64), view_px)
-
-
-def _as_annotation(result: dict[str, Any], number: int) -> dict[str, Any]:
-    return {**result, "id": number, "iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]}

@@ -23,7 +23,7 @@ import numpy as np
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.evaluate import ClassMatch
+    from dfine_jax.evaluate import ClassMatch, Truth
 
 _THROUGHPUT_RUNS = 5
 
@@ -140,8 +140,8 @@ def num_blocks(contenders: int, plan: Plan) -> int:
     return contenders * (1 + len(_split(plan.pictures, plan.rounds)) + max(1, len(plan.threads)) * len(plan.batches))
 
 
-def average_precision(measurement: Measurement, annotation_file: Path, classes: ClassMatch) -> float:
-    """AP of the timed detections; every image of the annotation file must have been detected in."""
+def average_precision(measurement: Measurement, truth: Truth, classes: ClassMatch) -> float:
+    """AP of the timed detections on the images that were detected in."""
     from dfine_jax.evaluate import score
 
     results = []
@@ -157,7 +157,6 @@ def average_precision(measurement: Measurement, annotation_file: Path, classes: 
                     "score": value,
                 }
             )
-    truth = json.loads(annotation_file.read_text())
     return score(truth, results, list(measurement.detections), classes.scored).ap
 
 

@@ -12,12 +12,13 @@ for nothing, as in COCO's average precision.
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from dfine_jax.detections import Detections, Groups, Objects
 
 THRESHOLDS: Float[np.ndarray, " t"] = np.arange(1, 100) / 100  # where the best one is looked for
 IOU_THRESHOLD = 0.5
@@ -145,8 +146,8 @@ class DetectionReport:
 
 
 def detection_report(
-    ground_truth: Mapping[str, Any],
-    results: Iterable[Mapping[str, Any]],
+    ground_truth: Objects | Mapping[str, Any],
+    results: Detections | Iterable[Mapping[str, Any]],
     image_ids: Iterable[int],
     names: Sequence[str],
     category_ids: Sequence[int],
@@ -158,7 +159,7 @@ def detection_report(
       names, category_ids: the classes by label; annotations and results of others do not count.
       thresholds: ascending scores at which to count.
     """
-    images = image_overlaps(ground_truth, results, image_ids, category_ids, float(thresholds[0]))
+    images = _Overlaps(ground_truth, results, image_ids, category_ids, float(thresholds[0]))
     counts = count(images, len(names), thresholds)
     index = counts.best_index()
     return DetectionReport(
@@ -214,46 +215,63 @@ def confusion_matrix(
 
 
 def image_overlaps(
-    ground_truth: Mapping[str, Any],
-    results: Iterable[Mapping[str, Any]],
+    ground_truth: Objects | Mapping[str, Any],
+    results: Detections | Iterable[Mapping[str, Any]],
     image_ids: Iterable[int],
     category_ids: Sequence[int],
     min_score: float = 0.0,
 ) -> list[ImageOverlaps]:
     """Box overlaps of COCO results that score at least ``min_score``, one entry for each image."""
+    return list(_Overlaps(ground_truth, results, image_ids, category_ids, min_score))
+
+
+class _Overlaps:
+    """As ``image_overlaps``, made anew in each pass: those of all images at once would need gigabytes."""
+
+    def __init__(
+        self,
+        ground_truth: Objects | Mapping[str, Any],
+        results: Detections | Iterable[Mapping[str, Any]],
+        image_ids: Iterable[int],
+        category_ids: Sequence[int],
+        min_score: float,
+    ) -> None:
+        is_coco = isinstance(ground_truth, Mapping)
+        self._truth = Objects.of_coco(ground_truth["annotations"]) if is_coco else ground_truth
+        self._found = results if isinstance(results, Detections) else Detections.of_coco(results)
+        self._image_ids = sorted(set(image_ids))
+        self._truth_label = _labels(self._truth.category_id, category_ids)
+        self._label = _labels(self._found.category_id, category_ids)
+        self._label[self._found.score < min_score] = -1
+        self._groups = Groups(self._truth.image_id), Groups(self._found.image_id)
+
+    def __iter__(self) -> Iterator[ImageOverlaps]:
+        """By image, in ascending order of the ids."""
+        for image_id in self._image_ids:
+            annotated, detected = (groups.rows(image_id) for groups in self._groups)
+            yield self._of_image(annotated[self._truth_label[annotated] >= 0], detected[self._label[detected] >= 0])
+
+    def _of_image(self, annotated: Int[np.ndarray, " a"], found: Int[np.ndarray, " n"]) -> ImageOverlaps:
+        from pycocotools.mask import iou as overlap
+
+        crowd = self._truth.crowd[annotated]
+        objects, crowds = annotated[~crowd], annotated[crowd]
+        boxes, truth = self._found.box_xywh_px[found], self._truth.box_xywh_px
+        iou, inside = np.zeros((len(found), len(objects))), np.zeros((len(found), len(crowds)))
+        if iou.size:
+            iou = np.asarray(overlap(boxes, truth[objects], [0] * len(objects)))
+        if inside.size:  # with the crowd flag the share of the prediction's own area
+            inside = np.asarray(overlap(boxes, truth[crowds], [1] * len(crowds)))
+        labels = self._label[found]
+        in_crowd = np.any((inside >= IOU_THRESHOLD) & (labels[:, None] == self._truth_label[crowds]), 1)
+        return ImageOverlaps(self._found.score[found], labels, self._truth_label[objects], iou, in_crowd)
+
+
+def _labels(ids: Int[np.ndarray, " n"], category_ids: Sequence[int]) -> Int[np.ndarray, " n"]:
+    """Labels of category ids, -1 for those that do not count."""
+    known, which = np.unique(ids, return_inverse=True)
     label_of = {category: label for label, category in enumerate(category_ids)}
-    truth, found = defaultdict(list), defaultdict(list)
-    for annotation in ground_truth["annotations"]:
-        if annotation["category_id"] in label_of:
-            truth[annotation["image_id"]].append(annotation)
-    for result in results:
-        if result["score"] >= min_score and result["category_id"] in label_of:
-            found[result["image_id"]].append(result)
-    return [_overlaps_of_image(truth[i], found[i], label_of) for i in sorted(set(image_ids))]
-
-
-def _overlaps_of_image(
-    truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], label_of: Mapping[int, int]
-) -> ImageOverlaps:
-    from pycocotools.mask import iou as overlap
-
-    def labels(entries: Sequence[Mapping[str, Any]]) -> Int[np.ndarray, " n"]:
-        return np.array([label_of[entry["category_id"]] for entry in entries], np.int64)
-
-    def boxes(entries: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "n 4"]:
-        return np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
-
-    objects = [entry for entry in truth if not entry.get("iscrowd")]
-    crowds = [entry for entry in truth if entry.get("iscrowd")]
-    iou, inside = np.zeros((len(found), len(objects))), np.zeros((len(found), len(crowds)))
-    if iou.size:
-        iou = np.asarray(overlap(boxes(found), boxes(objects), [0] * len(objects)))
-    if inside.size:  # with the crowd flag the share of the prediction's own area
-        inside = np.asarray(overlap(boxes(found), boxes(crowds), [1] * len(crowds)))
-    in_crowd = np.any((inside >= IOU_THRESHOLD) & (labels(found)[:, None] == labels(crowds)), 1)
-    return ImageOverlaps(
-        np.array([r["score"] for r in found], np.float64), labels(found), labels(objects), iou, in_crowd
-    )
+    return np.array([label_of.get(category, -1) for category in known.tolist()], np.int64)[which]
 
 
 def _pair(image: ImageOverlaps, thresholds: Float[np.ndarray, " t"], iou_threshold: float) -> Int[np.ndarray, "t n"]:

@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     notes = ""
     if data is not None:
         for model, classes in zip(measured, matches, strict=True):
-            model.ap = latency.average_precision(model, data.annotation_file, classes)
+            model.ap = latency.average_precision(model, data, classes)
             if note := classes.note():
                 notes += f"{model.contender.name}: {note}\n"
     text = latency_report.table(measured, hardware, described) + notes
@@ -124,7 +124,7 @@ def _read(options: argparse.Namespace) -> Dataset:
     from dfine_jax.data.sources import read_dataset
 
     data = read_dataset(options.data, options.split, whole=True)
-    if not any(len(record.labels) for record in data.records):
+    if not data.max_objects:
         raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; leave --data out")
     return data
 

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     if not is_artefact(options.model):
         keep_freed_memory()
     data = read_dataset(options.data, options.split, whole=True)
-    if not any(len(record.labels) for record in data.records):
+    if not data.max_objects:
         raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; use dfine predict")
     opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)
     classes = match_categories(opened.classes.names, data, options.model, str(options.data))
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     )
     opened.backend.prepare((batch_size, height, width, 3))
     bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
-    metrics = evaluate_detections(opened.backend.detect, bar, data.annotation_file, classes)
+    metrics = evaluate_detections(opened.backend.detect, bar, data, classes)
     print(f"{options.model} on {metrics.num_images} images of {data.annotation_file}, {height}x{width}")
     ran = opened.backend.describe()
     print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}")

@@ -18,6 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from dfine_jax.data.dataset import Record
 from dfine_jax.data.masks import Polygons, RunLengths, Shape
+from dfine_jax.data.records import Records
 from dfine_jax.data.shared import share
 
 _NO_SHAPE, _POLYGONS, _RUN_LENGTHS = range(3)
@@ -68,9 +69,11 @@ class RecordColumns:
         return None
 
 
-def for_loading(records: tuple[Record, ...], workers: int) -> tuple[Record, ...] | RecordColumns:
+def for_loading(records: Sequence[Record], workers: int) -> Sequence[Record] | RecordColumns:
     """What loads the images gets: columns for worker processes, the records as they are for this one."""
-    return RecordColumns(records) if workers else records
+    if not workers or (isinstance(records, Records) and records.stored is None):
+        return records  # these are columns already, shared with whom they are sent to
+    return RecordColumns(records)
 
 
 def _record_columns(records: Sequence[Record]) -> dict[str, np.ndarray]:

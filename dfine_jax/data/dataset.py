@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
@@ -14,6 +14,9 @@ from PIL import Image
 from dfine_jax.data.images import open_annotated
 from dfine_jax.data.masks import Shape
 from dfine_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dfine_jax.data.index import Columns
 
 _LISTED = 5
 
@@ -59,6 +62,8 @@ class Report:
     degenerate: int = 0  # dropped: no area left inside the image
     unknown_category: int = 0  # dropped, where that is asked for: category that the file does not list
     clamped: int = 0  # kept, cut at the border of the image
+    empty: int = 0  # no objects: their box is an empty list or null, which some tools write for the background
+    areas: int = 0  # kept, with an area computed from the mask or the box because the given one cannot be
 
     def __str__(self) -> str:
         """One line, empty when nothing happened."""
@@ -67,6 +72,8 @@ class Report:
             f"{self.degenerate} boxes without area dropped" * bool(self.degenerate),
             f"{self.unknown_category} annotations of unlisted categories dropped" * bool(self.unknown_category),
             f"{self.clamped} boxes cut at the image border" * bool(self.clamped),
+            f"{self.empty} annotations without a box taken as no object" * bool(self.empty),
+            f"{self.areas} impossible areas replaced by that of mask or box" * bool(self.areas),
         ]
         return ", ".join(part for part in parts if part)
 
@@ -75,10 +82,11 @@ class Report:
 class Dataset:
     """A split: images (with or without objects) in the order of the file."""
 
-    records: tuple[Record, ...]
+    records: Sequence[Record]  # made when they are asked for (records.Records), or a tuple of some of them
     categories: tuple[Category, ...]
     annotation_file: Path  # COCO JSON; of other formats, the same content in the cache
     report: Report
+    columns: Columns | None = None  # all annotations of the file, crowd regions included
 
     def __len__(self) -> int:
         """Number of images."""
@@ -97,7 +105,9 @@ class Dataset:
     @property
     def max_objects(self) -> int:
         """Largest number of objects in one image."""
-        return max((len(record.labels) for record in self.records), default=0)
+        from dfine_jax.data.records import objects_per_image
+
+        return int(objects_per_image(self.records).max(initial=0))
 
 
 def listed(names: Sequence[str]) -> str:

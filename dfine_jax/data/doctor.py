@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Int64
 
 from dfine_jax.data.dataset import Dataset, Record, open_record
 from dfine_jax.data.images import orientation_note
+from dfine_jax.data.index import read_columns
+from dfine_jax.data.records import (
+    CLAMP_TOLERANCE_PX,
+    image_ids,
+    name_at,
+    objects_and_images,
+    objects_per_image,
+    sizes_px,
+    thin_objects,
+)
+from dfine_jax.data.values import REPAIR
 from dfine_jax.errors import UserError
 
 Level = Literal["error", "warning", "note"]
 
-_OUTSIDE_PX = 0.5  # rounding of the annotation tool; not worth a report
+_FARTHEST_PX = 1e9  # for comparisons of boxes
+_UNIT_PX = 8  # boxes within 0 to 1 are objects in no picture larger than this
 _SMALL_AREA, _LARGE_AREA = 32**2, 96**2  # pixels, COCO's classes of size
 _RARE = 10  # objects
 _DECODERS = 4
@@ -42,70 +54,150 @@ class Finding:
 
 def inspect_annotations(dataset: Dataset) -> list[Finding]:
     """Problems of the annotations as they stand in the file, dropped ones included."""
-    content = json.loads(dataset.annotation_file.read_bytes())
-    sizes = {record.image_id: (record.width_px, record.height_px) for record in dataset.records}
-    files = {record.image_id: record.path.name for record in dataset.records}
-    known = set(dataset.category_ids)
-    names = dict(zip(dataset.category_ids, dataset.names, strict=True))
-    found: dict[str, list[str]] = defaultdict(list)
-    seen: dict[tuple[Any, ...], int] = {}
-    for entry in content["annotations"]:
-        where = f"{files[entry['image_id']]}, annotation {entry['id']}"
-        x, y, width, height = (float(value) for value in entry["bbox"])
-        if entry.get("iscrowd"):
-            found["crowd"].append(where)
-            continue
-        if entry["category_id"] not in known:
-            found["unknown"].append(f"{where}, category {entry['category_id']}")
-            continue
-        box = (round(x, 1), round(y, 1), round(width, 1), round(height, 1))
-        across, down = sizes[entry["image_id"]]
-        if min(x + width, across) <= max(x, 0) or min(y + height, down) <= max(y, 0):
-            found["degenerate"].append(f"{where}, {list(box)}")
-        elif max(-x, -y, x + width - across, y + height - down) > _OUTSIDE_PX:
-            found["outside"].append(f"{where}, {list(box)} in {across}x{down}")
-        before = seen.get((entry["image_id"], box))
-        if before is None:
-            seen[entry["image_id"], box] = entry["category_id"]
-        elif before == entry["category_id"]:
-            found["duplicate"].append(where)
-        else:
-            found["ambiguous"].append(f"{where}, {names[before]} and {names[entry['category_id']]}")
-    texts: dict[str, tuple[Level, str]] = {
-        "unknown": ("error", "annotations of categories that the file does not list; training refuses them"),
-        "degenerate": ("warning", "boxes without area inside the image; they are dropped"),
-        "outside": ("warning", "boxes reach beyond the image; they are cut"),
-        "duplicate": ("warning", "boxes repeat another one of the same class"),
-        "ambiguous": ("warning", "boxes repeat another one with a different class"),
-        "crowd": ("note", "crowd regions; not trained on, ignored when evaluating"),
-    }
-    return [
-        Finding(level, text, len(found[kind]), tuple(found[kind][:_NUM_EXAMPLES]))
-        for kind, (level, text) in texts.items()
-        if found[kind]
+    annotated = _Annotated(dataset)
+    notes = annotated.notes
+    texts: list[tuple[Level, str, Sequence[str], int]] = [
+        (
+            "error",
+            "annotations of categories that the file does not list; training refuses them",
+            annotated.unlisted(),
+            notes["unlisted"],
+        ),
+        (
+            "warning",
+            f"impossible areas; replaced by that of mask or box ({REPAIR} corrects them)",
+            (),
+            notes["areas"],
+        ),
+        ("note", "annotations without a box; they are taken as no object", (), notes["empty"]),
     ]
+    out = [Finding(level, text, number, tuple(shown)) for level, text, shown, number in texts if number]
+    return out + annotated.findings()
+
+
+class _Annotated:
+    """The annotations of the images of a dataset, as columns."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        columns = dataset.columns or read_columns(dataset.annotation_file)
+        self.columns, self.notes, self.names = columns.shared.arrays, columns.notes, dataset.names
+        sizes = dict(zip(image_ids(dataset.records).tolist(), sizes_px(dataset.records).tolist(), strict=True))
+        listed = self.columns["image_id"].tolist()
+        by_image = np.array([sizes.get(i, (0, 0)) for i in listed], np.float64).reshape(-1, 2)
+        self.image = np.repeat(np.arange(len(listed)), np.diff(self.columns["objects"]))
+        self.size_px = by_image[self.image]
+        self.here = np.array([i in sizes for i in listed], bool)[self.image]
+
+    def unlisted(self) -> list[str]:
+        """Examples."""
+        return [
+            f"{self._file(image)}, annotation {number}, category {category}"
+            for number, image, category in self.notes["unlisted_examples"]
+        ]
+
+    def findings(self) -> list[Finding]:
+        """Wrong and repeated boxes, and crowd regions."""
+        boxes, crowd, label = (self.columns[name] for name in ("box_xywh_px", "crowd", "label"))
+        start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        known = self.here & ~crowd & (label >= 0)
+        degenerate = known & (np.minimum(end, self.size_px) <= np.maximum(start, 0)).any(1)
+        beyond = np.maximum(-start, end - self.size_px).max(1, initial=-np.inf)
+        outside = known & ~degenerate & (beyond > CLAMP_TOLERANCE_PX)
+        same, other, before = self._repeated(np.flatnonzero(known))
+        rows: list[tuple[Level, str, Sequence[int], Callable[[int], str]]] = [
+            (
+                "warning",
+                f"boxes without area inside the image; they are dropped ({REPAIR} leaves them out)",
+                np.flatnonzero(degenerate).tolist(),
+                lambda row: f", {self._box(row)}",
+            ),
+            (
+                "warning",
+                f"boxes reach beyond the image; they are cut ({REPAIR} cuts them)",
+                np.flatnonzero(outside).tolist(),
+                lambda row: f", {self._box(row)} in {'x'.join(f'{v:.0f}' for v in self.size_px[row])}",
+            ),
+            ("warning", f"boxes repeat another one of the same class; {REPAIR} drops them", same, lambda _: ""),
+            (
+                "warning",
+                "boxes repeat another one with a different class",
+                other,
+                lambda row: f", {self.names[label[before[row]]]} and {self.names[label[row]]}",
+            ),
+            (
+                "note",
+                "crowd regions; not trained on, ignored when evaluating",
+                np.flatnonzero(self.here & crowd).tolist(),
+                lambda _: "",
+            ),
+        ]
+        return [
+            Finding(level, text, len(which), tuple(self._where(row) + more(row) for row in which[:_NUM_EXAMPLES]))
+            for level, text, which, more in rows
+            if len(which)
+        ]
+
+    def _repeated(self, rows: Int64[np.ndarray, " k"]) -> tuple[list[int], list[int], dict[int, int]]:
+        """Rows whose box (to a tenth of a pixel) the image has before, of the same and of another class; and which."""
+        boxes = self.columns["box_xywh_px"][rows].clip(-_FARTHEST_PX, _FARTHEST_PX).round(1)
+        keys = np.concatenate([self.image[rows, None], boxes], 1)
+        _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        before = rows[first[which.reshape(-1)]]
+        label = self.columns["label"]
+        again = before != rows
+        same = again & (label[before] == label[rows])
+        return rows[same].tolist(), rows[again & ~same].tolist(), dict(zip(rows.tolist(), before.tolist(), strict=True))
+
+    def _where(self, row: int) -> str:
+        return f"{self._file(int(self.image[row]))}, annotation {self.columns['annotation_id'][row]}"
+
+    def _file(self, image: int) -> str:
+        return name_at(self.columns, image).replace("\\", "/").rpartition("/")[2]
+
+    def _box(self, row: int) -> list[float]:
+        return self.columns["box_xywh_px"][row].round(1).tolist()
+
+
+def why_nothing_to_learn(dataset: Dataset) -> str | None:
+    """What keeps a training split from teaching anything; None when it has objects to learn."""
+    columns = dataset.columns or read_columns(dataset.annotation_file)
+    arrays, total = columns.shared.arrays, columns.notes["annotations"]
+    if not len(dataset):
+        return "lists no images"
+    if dataset.max_objects:
+        boxes = arrays["box_xywh_px"][~arrays["crowd"]]
+        if (np.abs(boxes) <= 1).all() and sizes_px(dataset.records).min() > _UNIT_PX:
+            return (
+                f"has {len(boxes)} boxes within 0 to 1: they are fractions of the image; COCO's are pixels, multiply x "
+                "and width by the image's width, y and height by its height"
+            )
+        return None
+    if not total:
+        return "annotates no object: its list 'annotations' is empty"
+    report = dataset.report
+    if report.crowd == total:
+        return f"annotates crowd regions only (iscrowd 1 in all {total} annotations), which are not trained on"
+    return f"has {total} annotations, but none leaves an object to train on ({report or 'of other images'})"
 
 
 def inspect_content(dataset: Dataset, size_px: tuple[int, int]) -> list[Finding]:
     """Problems of what is left to train on: empty and rare classes, objects too small for the (height, width)."""
-    counts = class_counts(dataset)
-    rows: list[tuple[Level, str, Sequence[str]]] = [
-        ("warning", "classes without objects", [n for n, (objects, _) in counts.items() if not objects]),
-        ("warning", f"classes with fewer than {_RARE} objects", [n for n, (c, _) in counts.items() if 0 < c < _RARE]),
-        ("note", "images without objects", [r.path.name for r in dataset.records if not len(r.labels)]),
+    counts, per_image = class_counts(dataset), objects_per_image(dataset.records)
+    empty = [dataset.records[i].path.name for i in np.flatnonzero(per_image == 0)[:_NUM_EXAMPLES].tolist()]
+    rare = [n for n, (c, _) in counts.items() if 0 < c < _RARE]
+    absent = [n for n, (objects, _) in counts.items() if not objects]
+    rows: list[tuple[Level, str, Sequence[str], int]] = [
+        ("warning", "classes without objects", absent, len(absent)),
+        ("warning", f"classes with fewer than {_RARE} objects", rare, len(rare)),
+        ("note", "images without objects", empty, int((per_image == 0).sum())),
     ]
-    out = [Finding(level, text, len(n), tuple(n[:_NUM_EXAMPLES])) for level, text, n in rows if n]
-    small = [n for n in (_thin_objects(record, size_px) for record in dataset.records) if n]
+    out = [Finding(level, text, number, tuple(n[:_NUM_EXAMPLES])) for level, text, n, number in rows if number]
+    small = thin_objects(dataset.records, np.array(size_px[::-1]) / np.maximum(sizes_px(dataset.records), 1))
     if small:
-        out.append(Finding("warning", f"objects thinner than a pixel at {size_px[0]}x{size_px[1]}", sum(small)))
-    if not any(len(record.labels) for record in dataset.records):
-        out.append(Finding("error", "objects to train on", 0))
+        out.append(Finding("warning", f"objects thinner than a pixel at {size_px[0]}x{size_px[1]}", small))
+    if why := why_nothing_to_learn(dataset):
+        out.append(Finding("error", f"objects to train on: the file {why}", 0))
     return out
-
-
-def _thin_objects(record: Record, size_px: tuple[int, int]) -> int:
-    sides = record.boxes_xyxy_px[:, 2:] - record.boxes_xyxy_px[:, :2]
-    return int((sides * [size_px[1] / record.width_px, size_px[0] / record.height_px] < 1).any(1).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,18 +253,17 @@ def _joined(groups: list[list[str]]) -> list[str]:
 
 def class_counts(dataset: Dataset) -> dict[str, tuple[int, int]]:
     """(objects, images with it) by class name."""
-    objects, images = Counter[int](), Counter[int]()
-    for record in dataset.records:
-        objects.update(record.labels.tolist())
-        images.update(set(record.labels.tolist()))
+    objects, images = objects_and_images(dataset.records)
     return {name: (objects[label], images[label]) for label, name in enumerate(dataset.names)}
 
 
 def summary(dataset: Dataset) -> list[str]:
     """Numbers of a split as lines of text: images, objects, sizes, classes."""
-    per_image = np.array([len(record.labels) for record in dataset.records])
-    areas = np.concatenate([r.areas_px for r in dataset.records]) if len(dataset) else np.zeros(0)
-    sizes = Counter((r.width_px, r.height_px) for r in dataset.records).most_common()
+    if not len(dataset):
+        return ["images   0"]
+    per_image = objects_per_image(dataset.records)
+    areas = np.concatenate([r.areas_px for r in dataset.records])
+    sizes = Counter(map(tuple, sizes_px(dataset.records).tolist())).most_common()
     shown = ", ".join(f"{w}x{h} ({n})" for (w, h), n in sizes[:4]) + (f" and {len(sizes) - 4} more" * (len(sizes) > 4))
     small, large = int((areas < _SMALL_AREA).sum()), int((areas >= _LARGE_AREA).sum())
     lines = [

@@ -11,6 +11,8 @@ import dataclasses
 import itertools
 from collections.abc import Generator, Iterator
 
+import numpy as np
+
 from dfine_jax.config import DataConfig
 from dfine_jax.data import workers
 from dfine_jax.data.batch import Batch, EvalBatch, MaskBatch
@@ -19,6 +21,7 @@ from dfine_jax.data.columns import for_loading
 from dfine_jax.data.dataset import Dataset, listed
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.plan import Sampling, most_objects, num_slots
+from dfine_jax.data.records import objects_and_images, objects_per_image, sizes_px, thin_objects
 from dfine_jax.data.rows import EvalSource, RecentTiles, TrainSource
 from dfine_jax.data.schedule import announced_sizes_px, batch_size_px
 from dfine_jax.errors import UserError
@@ -67,7 +70,7 @@ class TrainLoader:
                 raise UserError(f"data.mask_stride={config.mask_stride} must divide the input {height_px}x{width_px}")
             dataset = with_shapes(dataset)
         self._sampling = Sampling(len(dataset), batch_size, seed, config)
-        most = most_objects(self._sampling, [len(record.labels) for record in dataset.records], epochs)
+        most = most_objects(self._sampling, objects_per_image(dataset.records).tolist(), epochs)
         slots = num_slots(most, max_objects, str(dataset.annotation_file))
         tiles = RecentTiles(config.mosaic_cache)
         records = for_loading(dataset.records, workers)
@@ -158,17 +161,15 @@ def _notes(dataset: Dataset, config: DataConfig, batch_size: int, slots: int, mo
     if config.augment == "deim":
         notes[0] += f", up to {most} meet by mosaic and MixUp"
     preprocess = Preprocess(config.height_px, config.width_px, config.resize)
-    small = 0
-    for record in dataset.records:
-        *_, width, height = preprocess.view_px((record.width_px, record.height_px))
-        sides = record.boxes_xyxy_px[:, 2:] - record.boxes_xyxy_px[:, :2]
-        small += int((sides * [config.width_px / width, config.height_px / height] < 1).any(1).sum())
+    unique_px, which = np.unique(sizes_px(dataset.records), axis=0, return_inverse=True)
+    sizes = [preprocess.view_px(size)[2:] for size in map(tuple, unique_px.tolist())]
+    scales = np.array([(config.width_px / width, config.height_px / height) for width, height in sizes])
+    small = thin_objects(dataset.records, scales[which])
+    objects, _ = objects_and_images(dataset.records)
     if small:
-        total = sum(len(record.labels) for record in dataset.records)
         size = f"{config.height_px}x{config.width_px}"
-        notes.append(f"{small} of {total} objects are thinner than a pixel at {size} and are dropped")
-    present = {label for record in dataset.records for label in record.labels.tolist()}
-    absent = [name for label, name in enumerate(dataset.names) if label not in present]
+        notes.append(f"{small} of {objects.total()} objects are thinner than a pixel at {size} and are dropped")
+    absent = [name for label, name in enumerate(dataset.names) if not objects[label]]
     if absent:
         notes.append(f"{len(absent)} of {len(dataset.names)} classes have no object to train on: {listed(absent)}")
     if len(dataset) < batch_size:

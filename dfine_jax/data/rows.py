@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -44,7 +45,7 @@ class RecentTiles:
 class TrainSource:
     """Rows of training batches (workers.Source): those of one host, and where MixUp needs it, the row before them."""
 
-    records: tuple[Record, ...] | RecordColumns
+    records: Sequence[Record] | RecordColumns
     slots: int
     sampling: Sampling
     host_index: int
@@ -156,7 +157,7 @@ class TrainSource:
 class EvalSource:
     """Rows of evaluation batches (workers.Source)."""
 
-    records: tuple[Record, ...] | RecordColumns
+    records: Sequence[Record] | RecordColumns
     batch_size: int
     preprocess: Preprocess
 

@@ -316,7 +316,7 @@ class _Run:
 
     def _judge(self, metrics: Metrics | None, epoch: int) -> stages.Verdict:
         train, progress = self.config.train, self.progress
-        if metrics is None:
+        if metrics is None or metrics.ap < 0:  # no object to find: such an evaluation judges nothing
             return stages.Verdict(progress, False, False, False)
         has_start = 0 < train.stage2_epoch < train.epochs
         has_start &= progress.stage == 1 or (self.out_dir / START).is_dir()
@@ -336,7 +336,7 @@ class _Run:
 
         try:
             shared, data = hosts.shared(predict, until_stopped()), self.val_data
-            return evaluate(*shared, data.annotation_file, data, self.log.observe)
+            return evaluate(*shared, data, data, self.log.observe)
         except _StopError:
             return None
 

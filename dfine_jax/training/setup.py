@@ -14,6 +14,7 @@ import jax
 from dfine_jax.config import Config, validate
 from dfine_jax.data.coco import check_same_categories
 from dfine_jax.data.dataset import Dataset
+from dfine_jax.data.doctor import why_nothing_to_learn
 from dfine_jax.data.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.workers import automatic_workers
 from dfine_jax.errors import UserError
@@ -40,6 +41,8 @@ def check(config: Config, train_data: Dataset, val_data: Dataset | None) -> None
       UserError: they do not; the message names the value and the cure.
     """
     validate(config)
+    if why := why_nothing_to_learn(train_data):
+        raise UserError(f"nothing to train on: {train_data.annotation_file} {why} (dfine check --data DIR shows more)")
     make_schedule(config, 1)
     check_installed(config)
     if val_data is not None:
@@ -131,6 +134,11 @@ def make_loaders(
     )
     if val_data is None:
         return loader, None
+    if not val_data.max_objects:
+        loader.notes += (
+            f"{val_data.annotation_file} annotates no object: there is no AP and no best, and train.patience does not "
+            "end the run",
+        )
     devices = jax.local_device_count()
     rows = -(-train.eval_batch_size // jax.device_count()) * devices
     return loader, EvalLoader(val_data, **common, batch_size=rows, resize=data.resize)
