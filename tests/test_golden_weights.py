@@ -2,7 +2,6 @@
 
 import numpy as np
 from golden_weights import (
-    golden_state_dict,
     hash_image,
     hash_state_dict,
     hash_uniform,
@@ -29,8 +28,8 @@ def test_hash_image():
     assert abs(hash_image(320).mean(dtype=np.float64) - 0.50494256) < 1e-7
 
 
-def test_naming_contract(golden):
-    state = golden_state_dict(golden, "s")
+def test_naming_contract():
+    state = hash_state_dict("s")
     tree = variables_from_state_dict(state)
     params, stats = tree["params"], tree["batch_stats"]
     assert params["backbone"]["stages_1"]["blocks_0"]["layers_0"]["conv"]["kernel"].shape == (3, 3, 64, 32)
