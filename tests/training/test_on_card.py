@@ -10,7 +10,7 @@ from tiny import tiny_config
 
 from dfine_jax.cards import CARDS, find_card, target_text
 from dfine_jax.commands.train_card import card_notes, check_card
-from dfine_jax.config import Config
+from dfine_jax.config import Config, DataConfig
 from dfine_jax.errors import UserError
 from dfine_jax.launches import Launches, read_launches
 from dfine_jax.training import on_card
@@ -104,8 +104,10 @@ needs_compiler = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_compiler
 def test_the_step_for_eight_cards_averages_gradients_in_few_collectives():
-    answer = measure(Question(tiny_config(), "h100", 2, 4, devices=8))
-    assert 0 < answer.launches.collectives["all-reduce"] < 120  # batch norms of both directions, and the gradients
+    config = Config(model_config("n"), data=DataConfig(height_px=128, width_px=128))
+    answer = measure(Question(config, "h100", 2, 4, devices=8))
+    norms, vectors, rest = 79, 8, 8  # a batch norm shares two statistics in either direction; loss and its terms
+    assert 0 < answer.launches.collectives["all-reduce"] <= 4 * norms + vectors + rest
     assert not answer.launches.float64 and not answer.launches.host
 
 
