@@ -262,6 +262,7 @@ class Found(NamedTuple):
     files: list[Path]  # sorted, below the folder as it was named
     left_out: tuple[str, ...]  # hidden and housekeeping folders and files that hold what was searched for, below it
     repeated: tuple[str, ...]  # folders that a link leads to a second time
+    dangling: tuple[str, ...] = ()  # links with a searched ending that lead nowhere
 
     def note(self) -> str:
         """What was left out, in one line; empty when nothing was."""
@@ -270,6 +271,8 @@ class Found(NamedTuple):
             parts.append(f"{len(self.left_out)} in hidden or housekeeping folders left out (first: {self.left_out[0]})")
         if self.repeated:
             parts.append(f"{len(self.repeated)} folders that links repeat read once (first: {self.repeated[0]})")
+        if self.dangling:
+            parts.append(f"{len(self.dangling)} links that lead nowhere left out (first: {self.dangling[0]})")
         return ", ".join(parts)
 
 
@@ -286,6 +289,7 @@ def find_files(root: Path | str, endings: Collection[str]) -> Found:
     files: list[Path] = []
     left_out: list[str] = []
     repeated: list[str] = []
+    dangling: list[str] = []
     seen = {_identity(root)}
     pending = [(root, False)]
     while pending:
@@ -302,12 +306,15 @@ def find_files(root: Path | str, endings: Collection[str]) -> Found:
                 else:
                     seen.add(identity)
                     pending.append((path, out))
-            elif path.suffix.lower() in endings and entry.is_file():
-                if out:
+            elif path.suffix.lower() in endings:
+                if not entry.is_file():
+                    if entry.is_symlink() and not out:
+                        dangling.append(path.relative_to(root).as_posix())
+                elif out:
                     left_out.append(path.relative_to(root).as_posix())
                 else:
                     files.append(path)
-    return Found(sorted(files), tuple(sorted(left_out)), tuple(sorted(repeated)))
+    return Found(sorted(files), tuple(sorted(left_out)), tuple(sorted(repeated)), tuple(sorted(dangling)))
 
 
 def is_housekeeping(name: str) -> bool:

@@ -120,9 +120,11 @@ def test_hidden_and_unreadable_pictures_are_counted_and_links_followed(tmp_path)
     picture(tmp_path / "elsewhere" / "g.png")
     os.symlink(tmp_path / "elsewhere", root / "more")
     os.symlink(root, root / "loop")
+    os.symlink(tmp_path / "gone.png", root / "lost.png")
     found = find_inputs([str(root)])
     assert [p.name for p in found.pictures] == ["a.png", "d.jfif", "e.mpo", "f.avif", "more/g.png"]
     assert "1 in hidden or housekeeping folders left out (first: .ipynb_checkpoints/a-" in found.notes[0]
+    assert "1 links that lead nowhere left out (first: lost.png)" in found.notes[0]
     assert "2 pictures of kinds that cannot be read (.dng, .heic) left out" in found.notes[1]
     with pytest.raises(UserError, match="holds no images.*left out.*name another folder"):
         (root / "empty").mkdir()

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 BITS_SETTING = "DFINE_BITS"  # environment: bits in use of pictures in 16-bit containers that declare no fewer
 _CONTAINER_BITS = 16
 _DARK_BITS = 12  # a 16-bit picture that uses no more than these shows at most a sixteenth of the brightness
-_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 281, 339  # tags of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 262, 281, 339  # tags of TIFF
+_WHITE_IS_ZERO = 0
 _SIGNED = 2
 ARRAY_KINDS = "uint8 [height, width, 3] in RGB order; grey [height, width], RGBA, and uint16 are taken too"
 
@@ -50,7 +51,10 @@ def to_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
         raise ValueError("floating point pixels, whose range is unknown; save it with 8 bits per channel")
     if mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray(_high_bits(grey, _declared_bits(image), name)).convert("RGB")
+        kept = _high_bits(grey, _declared_bits(image), name)
+        # Zero is white in some TIFF files, X-rays for example; Pillow minds that up to 8 bits only.
+        inverted = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        return Image.fromarray(255 - kept if inverted else kept).convert("RGB")
     if mode == "LAB":
         return ImageCms.applyTransform(image, _lab_to_rgb()) or image
     if mode in ("La", "RGBa"):  # colours multiplied by alpha

@@ -61,17 +61,31 @@ def test_twelve_bits_declared_by_the_largest_sample(tmp_path):
     assert grey(tmp_path / "t.tif") == [0, 4, 8, 15]
 
 
-def test_twelve_bits_packed(tmp_path):
-    packed = bytes([0x00, 0x08, 0x00, 0xFF, 0xF4, 0x00])  # 0x000, 0x800, 0xFFF, 0x400
-    entries = [(256, 3, 1, 4), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 0)]
-    entries += [(277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, len(packed))]
+def test_tiff_in_which_zero_is_white(tmp_path):
+    values = np.array([[0, 4095, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "xray.tif", tiffinfo={262: 0})
+    assert grey(tmp_path / "xray.tif") == [255, 240, 0]
+    (tmp_path / "xray8.tif").write_bytes(  # 8 bits, which Pillow inverts itself
+        tiff([(256, 3, 1, 3), (257, 3, 1, 1), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 0)], bytes([0, 15, 255]))
+    )
+    assert grey(tmp_path / "xray8.tif") == [255, 240, 0]
+
+
+def tiff(entries: list[tuple[int, int, int, int]], pixels: bytes) -> bytes:
+    """A file of one strip, from (tag, type, count, value)."""
+    entries = [*entries, (273, 4, 1, 0), (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, len(pixels))]
     start = 8 + 2 + 12 * len(entries) + 4
     table = len(entries).to_bytes(2, "little")
     for tag, kind, count, value in entries:
-        value = start if tag == 273 else value
         table += tag.to_bytes(2, "little") + kind.to_bytes(2, "little") + count.to_bytes(4, "little")
-        table += value.to_bytes(4, "little")
-    (tmp_path / "p.tif").write_bytes(b"II*\0" + (8).to_bytes(4, "little") + table + bytes(4) + packed)
+        table += (start if tag == 273 else value).to_bytes(4, "little")
+    return b"II*\0" + (8).to_bytes(4, "little") + table + bytes(4) + pixels
+
+
+def test_twelve_bits_packed(tmp_path):
+    packed = bytes([0x00, 0x08, 0x00, 0xFF, 0xF4, 0x00])  # 0x000, 0x800, 0xFFF, 0x400
+    entries = [(256, 3, 1, 4), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1)]
+    (tmp_path / "p.tif").write_bytes(tiff(entries, packed))
     assert grey(tmp_path / "p.tif") == [0, 128, 255, 64]
 
 
