@@ -11,6 +11,7 @@ import contextlib
 import gc
 import itertools
 import json
+import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,7 +103,7 @@ def decode(text: Any, source: Path) -> Decoded:
     lists = _lists(text, source)
     with _no_collection():
         images = _images(lists["images"], source)
-        annotations, odd = _annotations(lists["annotations"], source, images)
+        annotations, odd = _annotations(lists["annotations"], source, images, text)
     listed = lists["categories"]
     listed = listed if isinstance(listed, list) else plain_json(bytes(listed), source)
     categories = read_categories(listed, annotations["category_id"], source)
@@ -118,6 +119,12 @@ def decode(text: Any, source: Path) -> Decoded:
     per_image = np.bincount(position, minlength=len(images["image_id"]))
     objects = np.concatenate([[0], np.cumsum(per_image)]).astype(np.int64)
     return Decoded({**images, "objects": objects, **annotations}, categories, notes)
+
+
+def _give_back(text: Any) -> None:
+    """Of a mapped file, the pages that were read: they would count as this process's memory until the end."""
+    if isinstance(text, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        text.madvise(mmap.MADV_DONTNEED)
 
 
 @contextlib.contextmanager
@@ -237,7 +244,7 @@ def _size(width: Any, height: Any) -> tuple[int, int]:
 
 
 def _annotations(
-    part: Any, source: Path, images: dict[str, np.ndarray]
+    part: Any, source: Path, images: dict[str, np.ndarray], text: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Columns in the order of the file, with ``image`` (position) and ``category_id``; and what is odd about them."""
     by_id = np.argsort(images["image_id"], kind="stable")
@@ -262,6 +269,7 @@ def _annotations(
         for name, column in columns.items():
             pieces.setdefault(name, []).append(column if whole else column[there])
         first += len(piece.entries)
+        _give_back(text)
     odd["total"] = first
     check_repeated(np.concatenate([np.empty(0, np.int64), *ids]), source)
     del ids

@@ -198,3 +198,15 @@ def test_the_clock_of_the_entry_is_that_of_reading(folder):
     read(folder)
     (note,) = (folder / "cache" / "annotations").glob("*.json")
     assert abs(json.loads(note.read_text())["read_ns"] - time.time_ns()) < 60 * 10**9
+
+
+def test_mapped_files_are_read_like_others(folder, monkeypatch):
+    """Large files are mapped instead of read, and their pages given back in between."""
+    from dfine_jax.data import annotations
+
+    first = read(folder)
+    for entry in (folder / "cache" / "annotations").iterdir():
+        entry.unlink()
+    monkeypatch.setattr(index, "_MAPPED_BYTES", 0)
+    monkeypatch.setattr(annotations, "_PIECE_BYTES", 300)
+    assert_same(read(folder), first)
