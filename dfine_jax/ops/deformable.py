@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dfine_jax.ops.recompute import image_by_image
+from dfine_jax.ops.recompute import computed_again
 from dfine_jax.ops.replace import replaceable
 
 MapSizes = Sequence[tuple[int, int]]
@@ -60,7 +60,7 @@ def sample(
       train: the backward pass gathers the rows again instead of keeping them.
     """
     of_images = functools.partial(_sample, sizes=sizes, num_points=num_points)
-    return image_by_image(of_images, table, points_xy, weights) if train else of_images(table, points_xy, weights)
+    return (computed_again(of_images) if train else of_images)(table, points_xy, weights)
 
 
 def _sample(table: Array, points_xy: Array, weights: Array, sizes: MapSizes, num_points: Sequence[int]) -> Array:

@@ -112,6 +112,6 @@ def test_training_gathers_again_with_the_same_gradient():
         np.testing.assert_allclose(again, kept, atol=1e-14)
         for got, want in zip(pull_again(again), pull(again), strict=True):
             np.testing.assert_allclose(got, want, atol=1e-12)
-        check_grads(functools.partial(run, train=True), arrays, order=1, modes=["fwd", "rev"], atol=1e-6, rtol=1e-6)
+        check_grads(functools.partial(run, train=True), arrays, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
     gathered = points[..., 0].size * 4 * 3
     assert max(x.size for x in jax.tree.leaves(pull)) >= gathered > max(x.size for x in jax.tree.leaves(pull_again))
