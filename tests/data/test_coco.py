@@ -205,7 +205,7 @@ def test_real_annotations(cells):
 
 
 def test_real_data(real_data):
-    blood = read_coco(*find_split(real_data("bccd"), "train"))
+    blood = read_coco(*find_split(real_data("bccd/train").parent, "train"))
     assert (len(blood), blood.names, blood.report.degenerate) == (205, ("RBC", "WBC", "Platelets"), 1)
     photos = read_coco(*find_split(real_data("coco_mini"), "val"))
     assert (len(photos), len(photos.names), photos.report.crowd) == (40, 80, 4)

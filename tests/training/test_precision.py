@@ -76,7 +76,9 @@ def test_training_multiplies_as_the_device_does_except_in_the_integral(model):
     tx = make_optimizer(config.model, config.optim)
     _, variables = model
     state = create_state(jax.tree.map(jnp.asarray, variables), tx, jax.random.key(1))
-    found = precisions(make_train_step(config, tx), state, random_batch(0, jax.local_device_count(), 1))
+    step = make_train_step(config, tx)
+    packed = step._packed(state)
+    found = precisions(step._program, packed.arrays, random_batch(0, jax.local_device_count(), 1))
     exact = sum(sides == {EXACT} for sides in found)
     assert len(found) > 150 and 0 < exact < len(found) / 4
     backwards = precisions(jax.grad(lambda x: integral(x, np.ones(5, np.float32)).sum()), np.zeros((2, 4, 5), "f"))
