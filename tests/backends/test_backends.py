@@ -229,7 +229,7 @@ def metadata(**changes):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format_version": 2}, "is of format 2, this version reads 1"),
+        ({"format_version": 2}, r"written by a newer dfine_jax \(format 2, this version reads up to 1\); upgrade"),
         ({"preprocess": None}, r"damaged \(KeyError: 'preprocess'\)"),
         ({"preprocess": {**toy.description()["preprocess"], "channels": "BGR"}}, "channels='BGR' is not supported"),
         ({"graph": "half"}, "graph 'half' is none of raw, complete"),
