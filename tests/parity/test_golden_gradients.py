@@ -1,7 +1,7 @@
 """The reference's float32 training steps, reproduced with its own arithmetic (see ``torch_step``).
 
-Our own forward and backward pass is compared in float64, tests/losses/test_golden_training.py; here the losses and their
-gradients meet the stored numbers to rounding, and the optimiser meets torch's in float64.
+Our own forward and backward pass is compared in float64, tests/losses/test_golden_training.py; here the losses and
+their gradients meet the stored numbers to rounding, and the optimiser meets torch's in float64.
 """
 
 from __future__ import annotations
