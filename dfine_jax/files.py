@@ -11,7 +11,8 @@ import contextlib
 import errno
 import json
 import os
-import stat
+import secrets
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -174,8 +175,8 @@ def replacing(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
             opened: Any = open(path, "wb")
             part = None
         else:
-            opened = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False)
-            part = opened.name
+            part = path.with_name(f".part-{secrets.token_hex(8)}")
+            opened = open(part, "x+b")
     try:
         yield opened
         with telling(path):
@@ -183,7 +184,7 @@ def replacing(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
             if part is not None:
                 if durable:
                     os.fsync(opened.fileno())
-                _take_mode(opened.fileno(), path)
+                _take_mode(part, path)
             opened.close()
             if part is not None:
                 os.replace(part, path)
@@ -218,22 +219,15 @@ def is_of_the_users_world(error: OSError) -> bool:
     return error.errno in _CURES
 
 
-def _take_mode(descriptor: int, path: Path) -> None:
-    """Permissions of the file that is replaced, or those of any new file, instead of a temporary file's."""
-    if not hasattr(os, "fchmod"):
-        return
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        mode = 0o666 & ~mask
-    os.fchmod(descriptor, mode)
+def _take_mode(part: Path, path: Path) -> None:
+    """Permissions of the file that is replaced, where there is one and the file system has such permissions."""
+    with contextlib.suppress(OSError):
+        shutil.copymode(path, part)
 
 
 def sync_file(path: Path | str) -> None:
     """Make the content of a file survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs what can be written
     try:
         os.fsync(descriptor)
     finally:
