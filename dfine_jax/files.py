@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -168,13 +169,14 @@ def replacing(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
     When the block raises, nothing is left and the old file stays. Devices and pipes are written to as they are; of a
     link the file that it leads to is replaced.
     """
-    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    through = is_device(path)  # asked of the name as given: the pipe behind /dev/stdout has none
+    path = Path(os.path.realpath(path)) if os.path.islink(path) and not through else Path(path)
     with telling(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if through:
             opened: Any = open(path, "wb")
             part = None
         else:
+            path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".part-{secrets.token_hex(8)}")
             opened = open(part, "x+b")
     try:
@@ -196,6 +198,15 @@ def replacing(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
                 os.unlink(part)
     if durable and part is not None:
         sync_folder(path.parent)
+
+
+def is_device(path: Path | str) -> bool:
+    """Whether something is there that is written to as it is: a device, a pipe, ``/dev/stdout`` into one."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # nothing is there; what is wrong with the name is told when it is used
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def require_writable(folder: Path | str) -> None:
