@@ -157,8 +157,19 @@ def _numpy_scalar(kind: NumpyType | SetAside, data: Any) -> Any:
     return np.frombuffer(data, kind.order + kind.code, count=1)[0].item()
 
 
+def _entries(values: Any = ()) -> list[Any]:
+    """Entries of a container. A text is none: taken apart it would fill many times the memory that it takes."""
+    if not isinstance(values, (list, tuple, dict, set)):
+        raise ValueError("a container made of something that is none")
+    return list(values)
+
+
+def _set(items: Any = ()) -> set[Any]:
+    return set(keys(_entries(items)))
+
+
 def _mapping(items: Any = ()) -> dict[Any, Any]:
-    pairs = list(items.items() if isinstance(items, dict) else items)
+    pairs = list(items.items()) if isinstance(items, dict) else _entries(items)
     return dict(zip(keys([k for k, _ in pairs]), [v for _, v in pairs], strict=True))
 
 
@@ -176,7 +187,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "collections.defaultdict": lambda *factory: {},
-    "torch.Size": lambda sizes: tuple(sizes),
+    "torch.Size": lambda sizes: tuple(_entries(sizes)),
     "torch.device": lambda kind, *index: kind,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor,
@@ -185,7 +196,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
     "numpy.dtype": _numpy_type,
     **{f"{module}.{name}": call for module in ("builtins", "__builtin__")
-       for name, call in (("set", lambda items=(): set(keys(list(items)))), ("dict", _mapping), ("list", list))},
+       for name, call in (("set", _set), ("dict", _mapping), ("list", _entries))},
     **{f"{module}.scalar": _numpy_scalar for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
     **{f"{module}.parsing.AttributeDict": _mapping
        for module in ("pytorch_lightning.utilities", "lightning.pytorch.utilities", "lightning.fabric.utilities")},

@@ -101,7 +101,9 @@ def _quiet_libraries() -> None:
         warnings.simplefilter("ignore")
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of XLA, whose "very slow compile" is no error
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "3"
+    )  # of XLA: its alarm about slow compiling is no error, errors are raised
 
 
 def _flushed(arguments: list[str]) -> int:
@@ -138,7 +140,6 @@ def _run(arguments: list[str]) -> int:
     # Options may stand between positional arguments, which argparse cannot do for commands of two words.
     options = (chosen.parse_args if chosen._subparsers else chosen.parse_intermixed_args)(arguments[1:])
     _keep_compiled_programs()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # not XLA's alarm about slow compiling; its errors are raised
     return command.run(options)
 
 

@@ -11,6 +11,8 @@ import contextlib
 import errno
 import json
 import os
+import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Collection, Iterator
@@ -167,15 +169,16 @@ def replacing(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
     When the block raises, nothing is left and the old file stays. Devices and pipes are written to as they are; of a
     link the file that it leads to is replaced.
     """
-    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    through = is_device(path)  # asked of the name as given: the pipe behind /dev/stdout has none
+    path = Path(os.path.realpath(path)) if os.path.islink(path) and not through else Path(path)
     with telling(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if through:
             opened: Any = open(path, "wb")
             part = None
         else:
-            opened = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False)
-            part = opened.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".part-{secrets.token_hex(8)}")
+            opened = open(part, "x+b")
     try:
         yield opened
         with telling(path):
@@ -183,7 +186,7 @@ def replacing(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
             if part is not None:
                 if durable:
                     os.fsync(opened.fileno())
-                _take_mode(opened.fileno(), path)
+                _take_mode(part, path)
             opened.close()
             if part is not None:
                 os.replace(part, path)
@@ -195,6 +198,15 @@ def replacing(path: Path | str, *, durable: bool = True) -> Iterator[IO[bytes]]:
                 os.unlink(part)
     if durable and part is not None:
         sync_folder(path.parent)
+
+
+def is_device(path: Path | str) -> bool:
+    """Whether something is there that is written to as it is: a device, a pipe, ``/dev/stdout`` into one."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # nothing is there; what is wrong with the name is told when it is used
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def require_writable(folder: Path | str) -> None:
@@ -218,22 +230,15 @@ def is_of_the_users_world(error: OSError) -> bool:
     return error.errno in _CURES
 
 
-def _take_mode(descriptor: int, path: Path) -> None:
-    """Permissions of the file that is replaced, or those of any new file, instead of a temporary file's."""
-    if not hasattr(os, "fchmod"):
-        return
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        mode = 0o666 & ~mask
-    os.fchmod(descriptor, mode)
+def _take_mode(part: Path, path: Path) -> None:
+    """Permissions of the file that is replaced, where there is one and the file system has such permissions."""
+    with contextlib.suppress(OSError):
+        shutil.copymode(path, part)
 
 
 def sync_file(path: Path | str) -> None:
     """Make the content of a file survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs what can be written
     try:
         os.fsync(descriptor)
     finally:

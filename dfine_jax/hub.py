@@ -5,7 +5,6 @@ Where there is none, the SHA-256 of the first download is kept, and later change
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import os
@@ -14,14 +13,14 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
 from dfine_jax.errors import UserError
-from dfine_jax.files import read_text, telling, write_whole
+from dfine_jax.files import read_text, replacing, telling, write_whole
 
 OFFICIAL_URL = "https://github.com/Peterande/storage/releases/download/dfinev1.0"
 HUGGINGFACE_URL = "https://huggingface.co"
@@ -219,16 +218,13 @@ def _download(
     cure = f"fetch {url} on a connected machine and put it at {file}"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(file) as target:
+        with replacing(file) as target:
             digest = _copy(url, target, file.name, progress, headers)
             if known and digest != known:
                 raise UserError(
                     f"what {url} sent is not the published file (SHA-256 {digest}, published {known}): a proxy or the "
                     "server has changed it; nothing is kept"
                 )
-            os.fsync(target.fileno())
-            os.chmod(target.name, 0o644)
-            os.replace(target.name, file)
         return digest
     except urllib.error.HTTPError as error:
         raise UserError(f"{url} answers {error.code} ({error.reason}); check the name, or {cure}") from error
@@ -239,16 +235,7 @@ def _download(
         raise UserError(f"{file} cannot be written ({error.strerror}); set DFINE_CACHE to another folder") from error
 
 
-@contextlib.contextmanager
-def _temporary(file: Path) -> Iterator[Any]:
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as target:
-        try:
-            yield target
-        finally:
-            Path(target.name).unlink(missing_ok=True)
-
-
-def _copy(url: str, target: BinaryIO, label: str, progress: bool | None, headers: Callable[[str | None], None]) -> str:
+def _copy(url: str, target: IO[bytes], label: str, progress: bool | None, headers: Callable[[str | None], None]) -> str:
     digest, received = hashlib.sha256(), 0
     with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
         headers(answer.headers.get("X-Repo-Commit"))

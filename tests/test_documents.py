@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import os
+import pkgutil
 import re
 import socket
 import subprocess
@@ -70,6 +71,25 @@ def test_the_server_answers_with_the_detections_of_the_file(tmp_path):
 
 def test_the_server_is_short():
     assert len([line for line in program("serve.md").splitlines() if line.strip()]) <= 30
+
+
+def test_names_in_documents_exist():
+    """Objects of the library that are named in running text, such as `dfine_jax.ops.platform.traced_for("other")`."""
+    for document in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
+        text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for name in re.findall(r"`((?:dfine_jax|converters)(?:\.\w+)+)", text):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError):
+                pytest.fail(f"{document.name} names {name}, which does not exist")
+
+
+def test_files_in_documents_exist():
+    """Paths below the repository or the package that are named in running text."""
+    root = DOCS.parent
+    for document in [*DOCS.glob("*.md"), root / "README.md", root / "CONTRIBUTING.md"]:
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)\b", document.read_text()):
+            assert (root / name).is_file() or (root / "dfine_jax" / name).is_file(), f"{document.name} names {name}"
 
 
 def test_python_in_documents_is_correct():

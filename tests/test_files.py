@@ -62,6 +62,22 @@ def test_a_file_is_written_whole_with_usual_permissions(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
+def test_permissions_follow_the_umask_and_need_not_be_known_to_the_file_system(tmp_path, monkeypatch):
+    (tmp_path / "old").write_text("x")
+
+    def refused(*args: object, **options: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", refused)  # as on FAT
+    before = os.umask(0o027)
+    try:
+        files.write_whole(tmp_path / "new", "y")
+        files.write_whole(tmp_path / "old", "y")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640 and (tmp_path / "old").read_text() == "y"
+
+
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from rectangles import RectangleBackend, opened, scene
 
@@ -68,6 +69,13 @@ def test_links_and_devices_are_written_through(tmp_path):
     assert not Path("/dev/null").is_file()
     with pytest.raises(UserError, match="/dev/full: No space left on device; free some space"):
         write_whole("/dev/full", "much")
+
+
+@pytest.mark.parametrize("name", ["stdout", "fd/1"])
+def test_output_into_a_pipe_by_its_name(name):
+    code = f"from dfine_jax.files import write_whole; write_whole('/dev/{name}', 'through')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT)
+    assert done.stdout == b"through"
 
 
 def test_a_place_is_tried_before_the_work(tmp_path):

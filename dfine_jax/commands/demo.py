@@ -91,7 +91,7 @@ def demo_config(num_classes: int, epochs: int) -> Config:
     steps = epochs * (NUM_TRAIN // BATCH_SIZE)
     return Config(
         model=model_config("n", num_classes=num_classes, num_queries=60),
-        loss=LossConfig(num_denoising=30, assignment="device"),  # a program without host calls is kept for the next run
+        loss=LossConfig(num_denoising=30, assignment="device"),  # the compilation cache keeps it on GPUs, too
         optim=OptimConfig(
             lr=6e-4,
             backbone_lr=6e-4,

@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> Plan:
     """Everything that can be found wrong before the model is loaded."""
     from dfine_jax.draw import check_font
-    from dfine_jax.files import require_writable
+    from dfine_jax.files import is_device, require_writable
     from dfine_jax.inputs import clip_ids, find_inputs, image_ids, refuse_overwriting, result_files
     from dfine_jax.prediction import Plan
     from dfine_jax.video import require_av
@@ -135,7 +135,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise UserError(f"--json {options.json} is a folder; give a file")
     if options.json is not None and not options.json.parent.is_dir():
         raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist; create it first")
-    for place in (out, options.crops, options.json and options.json.parent):
+    results = options.json.parent if options.json is not None and not is_device(options.json) else None
+    for place in (out, options.crops, results):
         if place is not None:
             require_writable(place)
     inputs = find_inputs(options.source, exclude=[folder for folder in (out, options.crops) if folder])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dfine_jax.files import told
 from dfine_jax.waiting import waiting
 
 NEEDED = ("jax2onnx", "onnx", "onnxruntime")  # the extra "export"
@@ -30,8 +31,11 @@ def export_best(out: Path, *, wanted: bool) -> str:
     best, file = out / "best", out / "best.onnx"
     if _is_of(file, best):
         return f"as ONNX: {file}"
-    for old in (file, *(file.with_name(f"{file.name}.report.{kind}") for kind in ("json", "txt"))):
-        old.unlink(missing_ok=True)
+    try:
+        for old in (file, *(file.with_name(f"{file.name}.report.{kind}") for kind in ("json", "txt"))):
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        return f"{told(error)}: it is of other weights than {best}"
     if not wanted or not best.is_dir():
         return ""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:

@@ -176,6 +176,6 @@ def _array(buffer: _Buffer) -> np.ndarray:
 
 
 def _error(frame: _Frame, error: BaseException) -> int | None:
-    text = f"{type(error).__name__}: {error}".encode()
+    text = f"{type(error).__name__}: {error}".encode(errors="replace")
     arguments = _ErrorArgs(ctypes.sizeof(_ErrorArgs), None, text, _INTERNAL)
     return frame.api.contents.create_error(ctypes.byref(arguments))

@@ -66,13 +66,15 @@ def measure(question: Question) -> Answer:
             "programs for NVIDIA cards need their compiler: pip install 'dfine-jax[cuda]' (no card is needed)"
         )
     flags = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+    # Unfiltered, because JAX ends a shortened traceback with a note of its own, and the last line is what is told.
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_TRACEBACK_FILTERING": "off"}
     done = subprocess.run(
         [sys.executable, "-m", __name__],
         input=json.dumps(dataclasses.asdict(question)),
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=os.environ | settings,
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

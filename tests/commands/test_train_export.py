@@ -50,6 +50,14 @@ def test_a_file_of_earlier_weights_does_not_stay(run):
     assert files(out) == ["best"]
 
 
+def test_a_file_of_earlier_weights_that_cannot_be_removed_is_told(run):
+    out = run(MAKES_IT)
+    (out / "best.onnx").mkdir()
+    os.utime(out / "best.onnx", (1, 1))
+    note = export_best(out, wanted=True)
+    assert note.startswith(f"{out / 'best.onnx'}: ") and note.endswith(f"it is of other weights than {out / 'best'}")
+
+
 def test_a_failure_is_told_with_its_reason_and_the_command(run):
     out = run("import sys; print('note', file=sys.stderr); sys.exit('dfine: error: it has no such operation')")
     note = export_best(out, wanted=True)

@@ -327,6 +327,15 @@ def test_memory_is_bounded_by_the_size_of_the_file(tmp_path, attack):
         assert "refused, its pickle builds more than 64 times what the file holds" in said
 
 
+@pytest.mark.parametrize("name", [b"builtins\nlist", b"builtins\nset", b"collections\nOrderedDict", b"torch\nSize"])
+def test_a_text_is_not_taken_apart(tmp_path, name):
+    """Each of its characters would take eight times its memory and more."""
+    for text in (b"X\x04\x00\x00\x00abcd", b"C\x04abcd"):
+        path = write_zip(tmp_path / "a.pth", b"\x80\x03c" + name + b"\n" + text + b"\x85R.", {})
+        with pytest.raises(UserError, match="a container made of something that is none"), torch_pickle.opened(path):
+            pass
+
+
 def test_tensors_that_repeat_the_same_data_are_refused(tmp_path):
     """A megabyte, four hundred times."""
     numel = 1 << 18

@@ -71,6 +71,16 @@ def test_a_message_in_any_language_arrives():
         jax.block_until_ready(call(jnp.ones(3)))
 
 
+def test_a_message_that_is_no_text_is_an_error_all_the_same():
+    def refuse(x):
+        raise ValueError("no such class: \udcff")  # as Python reads a byte that is not UTF-8
+
+    assert host_call.register("test_refuse_surrogate", refuse)
+    call = jax.jit(lambda x: jax.ffi.ffi_call("test_refuse_surrogate", jax.ShapeDtypeStruct(x.shape, x.dtype))(x))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="ValueError: no such class"):
+        jax.block_until_ready(call(jnp.ones(3)))
+
+
 def test_data_of_an_unknown_type_is_refused_not_misread():
     assert host_call.register("test_same", lambda x: x)
     call = jax.jit(lambda x: jax.ffi.ffi_call("test_same", jax.ShapeDtypeStruct(x.shape, x.dtype))(x))

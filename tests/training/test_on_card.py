@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 from tiny import tiny_config
@@ -69,6 +71,16 @@ def test_cards_are_described_to_the_compiler():
 def test_without_the_compiler_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(on_card, "PLUGINS", ("no_such_plugin",))
     with pytest.raises(UserError, match=r"pip install 'dfine-jax\[cuda\]'"):
+        measure(Question(tiny_config(), "h100", 4))
+
+
+def test_what_the_compiler_says_is_told(monkeypatch):
+    """And not the note that JAX puts behind tracebacks it has shortened."""
+    fails = "import jax, numpy as np; jax.jit(jax.numpy.dot)(np.ones(3), np.ones(4))"
+    started = subprocess.run
+    monkeypatch.setattr(on_card, "PLUGINS", ("json",))  # something that is installed
+    monkeypatch.setattr(subprocess, "run", lambda command, **given: started([sys.executable, "-c", fails], **given))
+    with pytest.raises(UserError, match="could not be compiled: TypeError: .*dot_general requires"):
         measure(Question(tiny_config(), "h100", 4))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
+from dfine_jax import host_memory
 from dfine_jax.errors import UserError
 from dfine_jax.losses import host_call
 from dfine_jax.training import programs
@@ -68,6 +69,15 @@ def test_the_largest_size_comes_first_and_tells_the_memory(compiled, state):
 def test_a_stop_is_looked_for_between_sizes(compiled, state):
     _, lines = compile_all(state, stopped=lambda: len(compiled) == 1)
     assert compiled == [(96, 64)] and not any("compiled" in line for line in lines[1:])
+
+
+def test_maps_of_the_evaluation_are_not_taken_for_those_of_every_size(compiled, state, monkeypatch):
+    """It is compiled beside the first size, so that this one seems to need twice as many."""
+    used = [1000, 1600, 1900, 2200]
+    for module in (host_memory, programs):
+        monkeypatch.setattr(module, "memory_maps", lambda: (used[len(compiled)], 2300))
+    compile_all(state)
+    assert len(compiled) == 3
 
 
 @pytest.mark.parametrize(("assignment", "known"), [("scipy", False), ("scipy", True), ("device", False)])
