@@ -295,7 +295,8 @@ def find_files(root: Path | str, endings: Collection[str]) -> Found:
     left_out: list[str] = []
     repeated: list[str] = []
     dangling: list[str] = []
-    seen = {_identity(root)}
+    # A link to a folder above the searched one would bring its siblings, such as another split.
+    seen = {_identity(folder) for folder in (root, *root.resolve().parents)}
     pending = [(root, False)]
     while pending:
         folder, hidden = pending.pop()

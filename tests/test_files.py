@@ -122,3 +122,10 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path):
     found = files.find_files(root, (".jpg",))
     assert [p.relative_to(root).as_posix() for p in found.files] == ["a.jpg", "more/b.jpg", "more/deep/c.jpg"]
     assert "up" in found.repeated and "links repeat" in found.note()
+
+
+def test_a_link_to_a_folder_above_brings_no_sibling(tmp_path):
+    tree(tmp_path / "images", "train/a.jpg", "val/b.jpg")
+    (tmp_path / "images" / "train" / "up").symlink_to("..")
+    found = files.find_files(tmp_path / "images" / "train", (".jpg",))
+    assert [path.name for path in found.files] == ["a.jpg"] and found.repeated == ("up",)

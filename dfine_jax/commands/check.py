@@ -66,19 +66,12 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--overfit {options.overfit} must be at least 1")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; give a folder for the pictures")
-    from dfine_jax.data.layout import MissingSplitError
-
-    try:
-        splits = _read(options.data)
-    except MissingSplitError:
-        raise
-    except UserError as error:
-        cure = f"; dfine check --data {options.data} --repair OUT cures what needs no guessing"
-        raise UserError(f"{error}{cure if options.data.exists() else ''}") from None
+    splits = _read(options.data)
     findings = _report(splits, _size(options, (640, 640)))
     unusable = any(finding.level == "error" for finding in findings)
     if unusable:
-        print("\nthere are errors: training on this data fails or learns wrong things; --repair OUT cures most of them")
+        print("\nthere are errors: training on this data fails or learns wrong things")
+        print(f"dfine check --data {options.data} --repair OUT cures what needs no guessing")
         return _FOUND_ERRORS
     _draw(options, splits["train"])
     if options.overfit:
@@ -147,7 +140,8 @@ def _report(splits: dict[str, Dataset], size_px: tuple[int, int]) -> list[Findin
             print(f"  {line}" if line else "")
         if len(lines) > 5 + _MOST_CLASSES:
             print(f"  and {len(lines) - 5 - _MOST_CLASSES} rarer classes")
-        own = [*doctor.inspect_annotations(dataset), *doctor.inspect_content(dataset, size_px)]
+        content = doctor.inspect_content(dataset, size_px, for_training=split == "train")
+        own = [*doctor.inspect_annotations(dataset), *content]
         if own:
             print()
         for finding in own:

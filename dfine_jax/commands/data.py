@@ -100,6 +100,8 @@ def _divided(options: argparse.Namespace) -> Items:
     from dfine_jax.data.items import WHOLE, read_items
     from dfine_jax.data.splitting import divide, group_keys, parse_shares
 
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} must be 0 or more")
     shares = parse_shares(options.shares, options.val, options.test)
     items = read_items(options.data)
     kept = {} if options.anew else {name: own for name, own in items.splits.items() if name == "test"}

@@ -26,7 +26,6 @@ from dfine_jax.data.categories import read_categories
 from dfine_jax.data.dataset import Category
 from dfine_jax.data.refusals import check_repeated, refuse
 from dfine_jax.data.values import (
-    REPAIR,
     area_column,
     box_column,
     first_repeated,
@@ -35,7 +34,8 @@ from dfine_jax.data.values import (
     shown,
     whole_column,
 )
-from dfine_jax.errors import UserError
+from dfine_jax.errors import RepairableError, UserError
+from dfine_jax.files import read_text
 
 _PIECE_BYTES = 1 << 22
 _PIECE_ENTRIES = 1 << 15
@@ -166,7 +166,9 @@ def plain_json(text: bytes, source: Path) -> Any:
         return json.loads(text)
     except RecursionError:
         raise UserError(f"annotation file {source} is not usable JSON (nested too deeply)") from None
-    except ValueError as error:  # also of numbers with thousands of digits, and of bytes that are no text
+    except ValueError as error:  # also of numbers with thousands of digits
+        if isinstance(error, UnicodeDecodeError):
+            read_text(source)  # says in which line of the whole file
         raise UserError(f"annotation file {source} is not JSON ({error}); export it again as COCO JSON") from None
 
 
@@ -216,7 +218,7 @@ def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
             wrong |= np.array([not isinstance(text, str) for text in texts])
         if wrong.any():
             entry = piece.plain()[int(np.argmax(wrong))]
-            raise UserError(
+            raise RepairableError(
                 f"{source}: image {shown(entry, 300)} needs an integer 'id' of at most 64 bits and a 'file_name'"
             )
         ids.append(column)
@@ -225,9 +227,7 @@ def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
     image_id = np.concatenate([np.empty(0, np.int64), *ids])
     repeated = first_repeated(image_id)
     if repeated is not None:
-        raise UserError(
-            f"{source}: image id {image_id[repeated]} is listed twice; give each image its own id ({REPAIR} does)"
-        )
+        raise RepairableError(f"{source}: image id {image_id[repeated]} is listed twice; give each image its own id")
     bounds = np.array([0, *itertools.accumulate(map(len, names))], np.int64)
     return {
         "image_id": image_id,

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 
 from dfine_jax.data.dataset import Category
 from dfine_jax.data.values import first_repeated, is_id, shown
-from dfine_jax.errors import UserError
+from dfine_jax.errors import RepairableError, UserError
 
 
 def read_categories(listed: list[Any], used: Int64[np.ndarray, " n"], source: Path) -> tuple[Category, ...]:
@@ -26,7 +26,9 @@ def read_categories(listed: list[Any], used: Int64[np.ndarray, " n"], source: Pa
     """
     for entry in listed:
         if not isinstance(entry, dict) or not is_id(entry.get("id")) or not isinstance(entry.get("name"), str):
-            raise UserError(
+            unknown = isinstance(entry, dict) and entry.get("id") is None  # which annotations are of it
+            refusal = UserError if unknown else RepairableError
+            raise refusal(
                 f"{source}: category {shown(entry, 300)} needs an integer 'id' of at most 64 bits and a 'name'"
             )
     listed = _without_group_entry(listed, used)
@@ -35,11 +37,13 @@ def read_categories(listed: list[Any], used: Int64[np.ndarray, " n"], source: Pa
     ids = np.array([entry["id"] for entry in listed], np.int64)
     repeated = first_repeated(ids)
     if repeated is not None:
-        raise UserError(f"{source}: category id {ids[repeated]} is listed twice; give each class its own id")
+        names_of_it = {entry["name"].strip() for entry in listed if entry["id"] == ids[repeated]}
+        refusal = UserError if len(names_of_it) > 1 else RepairableError
+        raise refusal(f"{source}: category id {ids[repeated]} is listed twice; give each class its own id")
     names: set[str] = set()
     for entry in listed:
         if entry["name"] in names:
-            raise UserError(
+            raise RepairableError(
                 f"{source}: two categories are called {entry['name']!r}; classes are told apart by name, rename one"
             )
         names.add(entry["name"])

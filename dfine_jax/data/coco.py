@@ -27,7 +27,7 @@ from dfine_jax.data.layout import find_split as find_split
 from dfine_jax.data.masks import parse_segmentation
 from dfine_jax.data.pictures import Places, find_pictures
 from dfine_jax.data.records import Records, all_names, find_usable, name_at, named_path, share_usable
-from dfine_jax.errors import UserError
+from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.files import telling, utf8
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,10 @@ def _check_classes(columns: Columns, source: Path) -> None:
         return
     annotation, image, category = notes["unlisted_examples"][0]
     file = Path(name_at(columns.shared.arrays, image).replace("\\", "/")).name
-    raise UserError(
+    known = {str(category.id) for category in columns.categories}
+    as_text = all(value.strip("'\"") in known for *_, value in notes["unlisted_examples"])
+    refusal = RepairableError if as_text else UserError
+    raise refusal(
         f"{source}: {notes['unlisted']} of {notes['annotations']} annotations have a category_id that 'categories' "
         f"does not list, such as {category} of annotation {annotation} in {file}; "
         f"listed are {listed([f'{category.id} {category.name}' for category in columns.categories])}; add the class to "

@@ -180,8 +180,8 @@ def why_nothing_to_learn(dataset: Dataset) -> str | None:
     return f"has {total} annotations, but none leaves an object to train on ({report or 'of other images'})"
 
 
-def inspect_content(dataset: Dataset, size_px: tuple[int, int]) -> list[Finding]:
-    """Problems of what is left to train on: empty and rare classes, objects too small for the (height, width)."""
+def inspect_content(dataset: Dataset, size_px: tuple[int, int], *, for_training: bool = True) -> list[Finding]:
+    """Problems of what is left to train or evaluate on: none, rare classes, objects too small for (height, width)."""
     counts, per_image = class_counts(dataset), objects_per_image(dataset.records)
     empty = [dataset.records[i].path.name for i in np.flatnonzero(per_image == 0)[:_NUM_EXAMPLES].tolist()]
     rare = [n for n, (c, _) in counts.items() if 0 < c < _RARE]
@@ -196,7 +196,10 @@ def inspect_content(dataset: Dataset, size_px: tuple[int, int]) -> list[Finding]
     if small:
         out.append(Finding("warning", f"objects thinner than a pixel at {size_px[0]}x{size_px[1]}", small))
     if why := why_nothing_to_learn(dataset):
-        out.append(Finding("error", f"objects to train on: the file {why}", 0))
+        if for_training:
+            out.append(Finding("error", f"objects to train on: the file {why}", 0))
+        else:
+            out.append(Finding("warning", f"objects to evaluate on, so there is no AP and no best: the file {why}", 0))
     return out
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from dfine_jax.data import layout, tfds, yolo
 from dfine_jax.data.coco import read_coco
 from dfine_jax.data.formats import recognise
+from dfine_jax.data.formats.placing import without_dots
 from dfine_jax.data.formats.turning import turned, upright_orientation
 from dfine_jax.data.images import image_size, upright_size
 from dfine_jax.data.notes import Notes
-from dfine_jax.errors import UserError
+from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.files import read_json
 
 WHOLE = recognise.WHOLE
@@ -123,6 +124,13 @@ def read_items(data: Path | str) -> Items:
     Raises:
       UserError: as ``sources.read_dataset``, and where the splits list different classes.
     """
+    try:
+        return _read_items(data)
+    except RepairableError as error:
+        raise error.of(data) from None
+
+
+def _read_items(data: Path | str) -> Items:
     title, splits = read_splits(data, lenient=False)
     notes = Notes()
     out: dict[str, list[Item]] = {}
@@ -153,18 +161,15 @@ def _check_once(paths: dict[Any, Path], split: Split) -> None:
     seen: dict[Path, Any] = {}
     for number, path in paths.items():
         if path in seen:
-            raise UserError(
-                f"{split.source}: images {seen[path]} and {number} are the same picture {path}; dfine check --repair "
-                "joins them"
-            )
+            raise RepairableError(f"{split.source}: images {seen[path]} and {number} are the same picture {path}")
         seen[path] = number
 
 
 def _paths(split: Split) -> dict[Any, Path]:
     """Picture by image id; COCO JSON is checked on the way."""
     if split.upright:
-        return {entry["id"]: Path(entry["file_name"]) for entry in split.content["images"]}
-    return {record.image_id: record.path.absolute() for record in read_coco(split.source, split.folder).records}
+        return {entry["id"]: without_dots(Path(entry["file_name"])) for entry in split.content["images"]}
+    return {record.image_id: without_dots(record.path) for record in read_coco(split.source, split.folder).records}
 
 
 def _item(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]], upright: bool) -> Item:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfine_jax.errors import UserError
+from dfine_jax.errors import RepairableError, UserError
 
 REFUSED = "entries that reading refuses were left out"
 
@@ -28,9 +28,10 @@ class Notes:
 
         Raises:
           UserError: the message, unless the notes are lenient; then it is noted and the caller leaves the entry out.
+            With a kind of its own it is what a repair cures by that.
         """
         if not self.lenient:
-            raise UserError(message)
+            raise UserError(message) if kind == REFUSED else RepairableError(message)
         self.add(kind, message)
 
     def lines(self) -> list[str]:

@@ -8,8 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dfine_jax.data.values import REPAIR
-from dfine_jax.errors import UserError
+from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.files import telling
 
 _PARTED = operator.methodcaller("rpartition", "/")
@@ -92,9 +91,9 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
         if len(flat[1]) < len(absent):
             places, absent = flat
     if absent:
-        raise UserError(
+        raise RepairableError(
             f"{len(absent)} of {len(names)} images of {source} are not in {image_dir} "
-            f"(first: {names[min(absent)]}); copy them there or remove them from the file ({REPAIR} does)"
+            f"(first: {names[min(absent)]}); copy them there or remove them from the file"
         )
     _check_distinct(plain, names, places, source)
     return places
@@ -171,7 +170,7 @@ def _check_distinct(plain: Sequence[str], names: Sequence[str], places: Places, 
                 if names[before] == names[position]
                 else f"mean one picture, {path}, by {names[before]} and {names[position]}"
             )
-            raise UserError(
+            raise RepairableError(
                 f"{source}: images number {before} and {position} {told}; list each picture once, or put the pictures "
                 "into the folders that the file names"
             )

@@ -19,7 +19,7 @@ from dfine_jax.data.formats.write_json import COCO_FILE
 from dfine_jax.data.images import image_size, open_annotated, upright_size
 from dfine_jax.data.items import WHOLE, Split, read_splits
 from dfine_jax.data.notes import REFUSED, Notes
-from dfine_jax.data.repair_objects import WENT_WITH_IMAGES, reference, repaired_objects, whole_number
+from dfine_jax.data.repair_objects import WENT_WITH_IMAGES, in_fractions, reference, repaired_objects, whole_number
 from dfine_jax.errors import UserError
 from dfine_jax.files import encoding_of, telling, write_whole
 
@@ -57,6 +57,10 @@ class Repair:
             source["annotations"], images, image_of, class_of, paths, self.changes, self.left
         )
         images, annotations = self._without_broken(images, annotations, paths)
+        if source["images"] and not images:
+            self.left.add("splits have no picture left", str(split.source))
+        if not split.upright and (unit := in_fractions(annotations, images)):
+            self.left.add(f"splits have boxes that are {unit}", str(split.source))
         rest = {key: value for key, value in source.items() if key not in _LISTS}
         for image in images:
             image["file_name"] = str(paths[image["id"]])
@@ -117,6 +121,8 @@ class Repair:
             if path is None:
                 dropped.append(key)
             else:
+                if name != str(name).strip():
+                    self.changes.add("names of pictures had blanks around them, which were removed", repr(name))
                 kept.append((key, entry, path))
         kept = self._distinct(kept, dropped)
         return self._numbered(kept, dropped)
@@ -274,7 +280,11 @@ def repair_dataset(data: Path | str, out: Path) -> tuple[dict[str, Repair], dict
         listing = out.with_suffix(".changes.txt")
         check_new(listing)
         write_whole(listing, _listing(repairs))
-        write_whole(out, json.dumps(repair.placed(out.parent)))
+        try:
+            write_whole(out, json.dumps(repair.placed(out.parent)))
+        except UserError:
+            listing.unlink(missing_ok=True)
+            raise
         return repairs, {name: out}
     files = {}
     with new_folder(out) as folder:

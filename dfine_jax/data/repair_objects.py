@@ -9,11 +9,12 @@ from typing import Any
 
 from dfine_jax.data.formats.picture import polygon_area
 from dfine_jax.data.notes import Notes
+from dfine_jax.data.values import flag
 
 WENT_WITH_IMAGES = "annotations of images that were left out went with them"
+_UNIT_PX = 8  # boxes within 0 to 1 are objects in no picture larger than this
 _BEYOND_PX = 0.5  # rounding of the annotation tool; not worth a note
 _MOST_AREA = 1.5  # of the box; a mask has at most its area, tools that round boxes a little more
-_FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "": 0, "0.0": 0, "1.0": 1, "none": 0, "null": 0}
 
 
 def repaired_objects(
@@ -100,12 +101,12 @@ def _flag(entry: dict[str, Any], where: str, changes: Notes, left: Notes) -> Non
     value = entry["iscrowd"]
     if type(value) is int and value in (0, 1):
         return
-    meant = _FLAGS.get(str(value).strip().lower())
+    meant = flag(value)
     if meant is None:
         left.add("flags iscrowd mean nothing; write 0 or 1", f"{where}: {value!r}")
         return
-    entry["iscrowd"] = meant
-    changes.add("flags iscrowd were made 0 or 1", f"{where}: {value!r} is {meant}")
+    entry["iscrowd"] = int(meant)
+    changes.add("flags iscrowd were made 0 or 1", f"{where}: {value!r} is {int(meant)}")
 
 
 def _shape(entry: dict[str, Any], size_px: tuple[int, int], where: str, changes: Notes) -> bool:
@@ -218,3 +219,12 @@ def reference(value: Any) -> Any:
     if type(value) in (int, float) and value == value:
         return json.dumps(value)
     return None
+
+
+def in_fractions(annotations: list[dict[str, Any]], images: list[dict[str, Any]]) -> str:
+    """What is wrong when all boxes of a file are within 0 to 1; empty when they are not."""
+    boxes = [annotation["bbox"] for annotation in annotations if not annotation.get("iscrowd")]
+    small = all(min(image["width"], image["height"]) > _UNIT_PX for image in images)
+    if boxes and small and all(abs(value) <= 1 for box in boxes for value in box):
+        return "fractions of the picture; multiply x and width by its width, y and height by its height"
+    return ""

@@ -12,7 +12,7 @@ from dfine_jax.data.coco import read_coco
 from dfine_jax.data.dataset import Dataset
 from dfine_jax.data.formats import recognise
 from dfine_jax.data.notes import Notes
-from dfine_jax.errors import UserError
+from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -35,14 +35,23 @@ def read_dataset(data: Path | str, split: layout.Split, *, drop_unlisted: bool =
       whole: pictures that are not divided into splits are those of the split that is asked for.
 
     Raises:
-      UserError: nothing recognised (the message says what was looked for), or the data is wrong.
+      UserError: nothing recognised (the message says what was looked for), or the data is wrong; RepairableError where
+        ``dfine check --repair`` cures it.
     """
     text = str(data)
-    if text.startswith(tfds.PREFIX):
-        return _read_tfds(text.removeprefix(tfds.PREFIX), split, drop_unlisted)
+    try:
+        if text.startswith(tfds.PREFIX):
+            return _read_tfds(text.removeprefix(tfds.PREFIX), split, drop_unlisted)
+        return _read_files(Path(data), split, drop_unlisted, whole)
+    except RepairableError as error:
+        if text.startswith(tfds.PREFIX):  # whose annotations are no files to repair
+            raise UserError(error.cause) from None
+        raise error.of(data) from None
+
+
+def _read_files(root: Path, split: layout.Split, drop_unlisted: bool, whole: bool) -> Dataset:
     if split not in layout.FOLDERS:
         raise UserError(f"unknown split {split!r}; use train, val or test")
-    root = Path(data)
     if root.is_file() and root.suffix in (".yaml", ".yml"):
         return _read_yolo(root, split, drop_unlisted)
     if not root.is_file():

@@ -127,6 +127,8 @@ def parse_shares(text: str | None, val: float | None, test: float | None) -> dic
             parts = []
         if len(parts) not in (2, 3) or any(not 0 <= part for part in parts) or not 0 < sum(parts) < float("inf"):
             raise UserError(f"--shares {text}: write shares of train, validation and test such as 0.8/0.1/0.1 or 80/20")
+        if max(parts) < 1 and abs(sum(parts) - 1) > 0.01:
+            raise UserError(f"--shares {text}: the shares sum to {sum(parts):g}; they must sum to 1 (or to 100)")
         values = [part / sum(parts) for part in parts]
     else:
         val, test = 0.2 if val is None and test is None else val or 0.0, test or 0.0

@@ -10,10 +10,13 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from msgspec import UNSET
 
-REPAIR = "dfine check --data DIR --repair OUT.json"  # what messages name where it cures the matter
+REPAIR = "dfine check --data DIR --repair OUT"  # what findings name where it cures the matter
 
 _MOST_SHOWN = 80
-_FLAGS = {"0": False, "1": True, "false": False, "true": True, "": False}
+_FLAGS = {
+    **dict.fromkeys(("0", "0.0", "false", "no", "none", "null", ""), False),
+    **dict.fromkeys(("1", "1.0", "true", "yes"), True),
+}
 
 
 def is_id(value: Any) -> bool:
@@ -39,7 +42,7 @@ def finite(value: Any) -> bool:
 
 
 def flag(value: Any) -> bool | None:
-    """Whether a flag is set: 0 and 1, false and true, these as text or float, and nothing; None for what is neither."""
+    """Whether a flag is set: 0 and 1, false and true, no and yes, as any type, and nothing; None for the rest."""
     if value is None:
         return False
     if isinstance(value, str):

@@ -18,7 +18,7 @@ from dfine_jax.data.dataset import listed
 from dfine_jax.data.images import upright_size
 from dfine_jax.data.layout import FOLDERS
 from dfine_jax.data.notes import Notes
-from dfine_jax.data.yolo_labels import Line, check_polygons, read_labels
+from dfine_jax.data.yolo_labels import ORIENTED, Line, check_polygons, read_labels
 from dfine_jax.data.yolo_pictures import (
     Place,
     find_pictures,
@@ -108,6 +108,9 @@ def _lines(labels: dict[Path, Path], keypoints: tuple[int, int] | None, notes: N
     read = {picture: read_labels(file, keypoints, notes) for picture, file in labels.items()}
     everything = [line for lines in read.values() for line in lines]
     kept = check_polygons(everything, notes)
+    for line in kept:
+        if not line.is_box and len(line.values) + 1 != ORIENTED:  # those have a note of their own
+            notes.add("lines with more columns than a box were taken for outlines; the box around is used", line.where)
     if len(kept) == len(everything):
         return read
     return {picture: [line for line in lines if line.is_box] for picture, lines in read.items()}

@@ -19,7 +19,7 @@ from dfine_jax.files import read_text
 
 _BOX = 5  # columns: class x y width height
 _LEAST_POLYGON = 7
-_ORIENTED = 9  # class and four corners
+ORIENTED = 9  # class and four corners
 _MOST_OUTSIDE_BOX, _MOST_OUTSIDE_POLYGON = 0.5, 0.01  # in widths of the picture; further out, it is something else
 _MOST_CLASSES = 1 << 31
 
@@ -84,7 +84,7 @@ def _parse(file: Path, number: int, words: list[str], keypoints: tuple[int, int]
     is_box = keypoints is not None or len(words) == _BOX
     coordinates = values[1:_BOX] if is_box else values[1:]
     _check_range(coordinates, is_box, where)
-    if not is_box and len(words) == _ORIENTED:
+    if not is_box and len(words) == ORIENTED:
         notes.add("objects with four corners; the upright box around them is used", where)
     return Line(file, number, category, tuple(coordinates), is_box)
 

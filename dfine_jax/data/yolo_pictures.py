@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dfine_jax.data.images import EXTENSIONS
 from dfine_jax.data.notes import Notes
 from dfine_jax.data.picture_files import pictures_below
-from dfine_jax.errors import UserError
+from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.files import read_text
 
 
@@ -89,7 +89,7 @@ def _listed(file: Path, place: Place, notes: Notes) -> Iterator[tuple[Path, str,
         else:
             yield found.absolute(), written, where
     if absent and not notes.lenient:
-        raise UserError(
+        raise RepairableError(
             f"{file}: {len(absent)} of {count} listed pictures do not exist (first: {absent[0]}); looked for it from "
             f"{' and '.join(map(str, starts))}, with and without its leading folders: correct the list, or restore the "
             "files"

@@ -195,3 +195,17 @@ def test_small_sets():
     assert parse_shares("80/20", None, None) == {"train": 0.8, "val": 0.2}
     assert parse_shares(None, None, None) == {"train": 0.8, "val": 0.2}
     assert parse_shares(None, None, 0.25) == {"train": 0.75, "test": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seed", "-1"), "--seed -1 must be 0 or more"),
+        (("--shares", "0.5/0.6"), "--shares 0.5/0.6: the shares sum to 1.1; they must sum to 1 (or to 100)"),
+        (("--shares", "0.5/0.2/0.1"), "the shares sum to 0.8"),
+    ],
+)
+def test_shares_and_seeds_that_cannot_be(tmp_path, capsys, arguments, message):
+    file = flat(tmp_path / "flat", count=4)
+    status, _, err = run(capsys, "data", "split", "--data", file, "--out", tmp_path / "new", *arguments)
+    assert status == 2 and message in err and not (tmp_path / "new").exists()

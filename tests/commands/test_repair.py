@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dfine_jax import cli
+from dfine_jax.data import repair
 from dfine_jax.data.sources import read_dataset
 from dfine_jax.errors import UserError
 
@@ -310,3 +311,44 @@ def test_every_format_becomes_coco_json(tmp_path, capsys, form):
     theirs = {r.path.name: r.boxes_xyxy_px.tolist() for r in read_dataset(tmp_path / "cells", "train").records}
     for record in datasets[0].records:
         np.testing.assert_allclose(record.boxes_xyxy_px, theirs[record.path.name], atol=1e-3)
+
+
+def test_fractions_are_not_called_cured(tmp_path, capsys):
+    content = healthy(tmp_path / "cells")
+    for entry in content["annotations"]:
+        entry["bbox"] = [0.1, 0.2, 0.3, 0.4]
+    write(tmp_path / "cells", content)
+    status, out, _ = run(capsys, "check", "--data", tmp_path / "cells", "--repair", tmp_path / "new")
+    assert status == 1 and "NOT CURED: 1 splits have boxes that are fractions of the picture; multiply x" in out
+
+
+def test_blanks_around_picture_names_are_counted(tmp_path, capsys):
+    content = healthy(tmp_path / "cells")
+    content["images"][0]["file_name"] = " 1.png "
+    write(tmp_path / "cells", content)
+    status, out, _ = run(capsys, "check", "--data", tmp_path / "cells", "--repair", tmp_path / "new")
+    assert status == 0 and "cured: 1 names of pictures had blanks around them, which were removed" in out
+
+
+def test_no_picture_left_is_not_called_cured(tmp_path, capsys):
+    healthy(tmp_path / "cells")
+    for file in (tmp_path / "cells" / "train").glob("*.png"):
+        file.unlink()
+    status, out, _ = run(capsys, "check", "--data", tmp_path / "cells", "--repair", tmp_path / "new")
+    assert status == 1 and "NOT CURED: 1 splits have no picture left" in out
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, capsys, monkeypatch):
+    healthy(tmp_path / "cells")
+    write_whole = repair.write_whole
+
+    def full(path, text):
+        if path.suffix == ".json":
+            raise UserError(f"{path}: No space left on device")
+        write_whole(path, text)
+
+    monkeypatch.setattr(repair, "write_whole", full)
+    file = tmp_path / "cells" / "annotations" / "instances_train.json"
+    file = file.rename(tmp_path / "cells" / "train" / "mine.json")
+    status, _, err = run(capsys, "check", "--data", file, "--repair", tmp_path / "out" / "new.json")
+    assert status == 2 and "No space left" in err and not list((tmp_path / "out").iterdir())

@@ -59,8 +59,8 @@ def refused(folder, data):
 
 # --- flags -----------------------------------------------------------------------------------------------------------
 
-NO = [0, False, 0.0, "0", "false", "False", "FALSE", " 0 ", "", None]
-YES = [1, True, 1.0, "1", "true", "True", "TRUE"]
+NO = [0, False, 0.0, "0", "0.0", "false", "False", "FALSE", "no", " 0 ", "", None]
+YES = [1, True, 1.0, "1", "1.0", "true", "True", "TRUE", "yes"]
 
 
 @pytest.mark.parametrize("value", NO, ids=repr)
@@ -77,7 +77,7 @@ def test_flags_that_say_yes(folder, value):
     assert data.columns.shared.arrays["crowd"].tolist() == [True, False]
 
 
-@pytest.mark.parametrize("value", [2, -1, 0.5, "yes", "2", [], [0], {}, 10**400, 2**70], ids=lambda v: repr(v)[:12])
+@pytest.mark.parametrize("value", [2, -1, 0.5, "crowd", "2", [], [0], {}, 10**400, 2**70], ids=lambda v: repr(v)[:12])
 def test_flags_that_are_neither_are_refused(folder, value):
     message = refused(folder, content(entry(7), entry(8, iscrowd=value)))
     assert f"{folder / 'a.json'}: annotation 8 has iscrowd {repr(value)[:20]}" in message
@@ -153,7 +153,7 @@ def test_values_that_are_no_boxes_are_refused(folder, value):
     text = json.dumps(content(entry(3), entry(4) | {"bbox": "BOX"})).replace('"BOX"', value)
     message = refused(folder, text)
     assert message.startswith(f"{folder / 'a.json'}: annotation 4 has bbox ")
-    assert message.endswith("it must be [x, y, width, height] in pixels")
+    assert "it must be [x, y, width, height] in pixels; dfine check --data" in message
 
 
 def test_numbers_of_thousands_of_digits(folder):

@@ -81,6 +81,10 @@ def test_what_is_left_is_inspected(faulty):
         ("warning", "objects thinner than a pixel at 32x32"): 1,
     }
     assert ("error", "objects to train on") in found(doctor.inspect_content(val, (64, 64)))
+    assert str(doctor.inspect_content(val, (64, 64), for_training=False)[-1]) == (
+        "warning: no objects to evaluate on, so there is no AP and no best: the file annotates no object: its list "
+        "'annotations' is empty"
+    )
     assert str(doctor.inspect_content(val, (64, 64))[-1]) == (
         "error: no objects to train on: the file annotates no object: its list 'annotations' is empty"
     )

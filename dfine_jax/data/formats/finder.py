@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from dfine_jax.data.layout import FOLDERS
 from dfine_jax.data.notes import Notes
 from dfine_jax.data.picture_files import pictures_below
-from dfine_jax.errors import UserError
+from dfine_jax.errors import RepairableError
 
 _SPLIT_OF = {name: split for split, names in FOLDERS.items() for name in names} | {
     "training": "train",
@@ -111,7 +111,7 @@ class Finder:
     def check_found(self) -> None:
         """Raises UserError where names led nowhere, unless the notes are lenient."""
         if self._absent and not self._notes.lenient:
-            raise UserError(
+            raise RepairableError(
                 f"{len(self._absent)} of {self._asked} annotated pictures are not below {self.root} (first: "
                 f"{self._absent[0]}); copy them there, or remove their annotations"
             )

@@ -77,9 +77,10 @@ class Placement:
 
     def _name_all(self, split: str, own: Sequence[Path], taken: set[str], flat: bool) -> None:
         """A name for each, below their common folder, such that no two share a stem: label files are called by it."""
-        common = os.path.commonpath([path.parent for path in own]) if own else ""
-        for path in own:
-            name = PurePosixPath(path.relative_to(common).as_posix())
+        plain = [without_dots(path) for path in own]
+        common = os.path.commonpath([path.parent for path in plain]) if own else ""
+        for path, shown in zip(own, plain, strict=True):
+            name = PurePosixPath(shown.relative_to(common).as_posix())
             if flat:
                 name = PurePosixPath("_".join(name.parts))
                 if str(name.with_suffix("")).lower() in taken:
@@ -88,7 +89,7 @@ class Placement:
             while str(name.with_suffix("")).lower() in taken:
                 count += 1
                 name = wanted.with_name(f"{wanted.stem}_{count}{wanted.suffix}")
-            if name.name != path.name and "_".join(path.relative_to(common).parts) != name.name:
+            if name.name != path.name and "_".join(shown.relative_to(common).parts) != name.name:
                 self.renamed.append(path)
             taken.add(str(name.with_suffix("")).lower())
             self._names[split, path] = name
@@ -117,6 +118,11 @@ def write_inside(path: Path, text: str) -> None:
     with telling(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def without_dots(path: Path) -> Path:
+    """The absolute path without ``..``, which may lead elsewhere behind a link and would lead out of a new folder."""
+    return Path(_real(path)) if ".." in path.parts else path.absolute()
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -43,7 +43,7 @@ def locate(data: Path) -> Located | None:
     COCO JSON counts where it lies in no layout that ``layout.locate`` knows: under any name, in any folder.
 
     Raises:
-      UserError: the folder holds several formats, or the file is of none.
+      UserError: the folder holds several formats, or none and files that cannot be read, or the file is of none.
     """
     if data.is_file():
         title = _title(data)
@@ -55,10 +55,20 @@ def locate(data: Path) -> Located | None:
         return Located(title, data, root.parent if root.name in _BESIDE else root, (data,))
     found = find_files(data, _ENDINGS).files
     first: dict[str, Path] = {}
+    unreadable: list[str] = []
     for file in _sample(found):
-        title = _title_or_none(file)
+        try:
+            title = _title(file)
+        except UserError as error:
+            unreadable.append(str(error))
+            continue
         if title is not None:
             first.setdefault(title, file)
+    if not first and unreadable:
+        raise UserError(
+            f"no annotations recognised in {data}, where {len(unreadable)} files that may hold them cannot be read "
+            f"(first: {unreadable[0]})"
+        )
     if not first:
         return None
     if len(first) > 1:

@@ -7,7 +7,8 @@ known by their ``<database>``. Objects marked difficult are like COCO's crowds: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 from dfine_jax.data.formats.finder import Finder
 from dfine_jax.data.formats.parsing import number, read_xml, size
 from dfine_jax.data.formats.picture import Picture, Thing, box, class_name, outline
+from dfine_jax.data.images import EXTENSIONS
 from dfine_jax.data.notes import Notes
 from dfine_jax.errors import UserError
 from dfine_jax.files import read_text
@@ -101,12 +103,12 @@ def _assign_splits(pictures: list[Picture], files: list[Path], finder: Finder, n
     """Splits from ``ImageSets/Main``, where there are such lists."""
     folders = {folder for folder in {file.parent.parent for file in files} if (folder / "ImageSets" / "Main").is_dir()}
     for folder in sorted(folders):
-        listed = _listed(folder / "ImageSets" / "Main")
-        if not listed:
-            continue
         own = {
             file.stem: picture for file, picture in zip(files, pictures, strict=True) if file.parent.parent == folder
         }
+        listed = _listed(folder / "ImageSets" / "Main", own)
+        if not listed:
+            continue
         for picture in own.values():
             picture.split = ""
         for stem, (split, where) in listed.items():
@@ -116,7 +118,7 @@ def _assign_splits(pictures: list[Picture], files: list[Path], finder: Finder, n
                 notes.add("listed pictures have no annotation file; they are left out", f"{where}: {stem}")
 
 
-def _listed(folder: Path) -> dict[str, tuple[str, str]]:
+def _listed(folder: Path, known: Container[str]) -> dict[str, tuple[str, str]]:
     """(split, list and line) by name of a picture; pictures of train.txt and trainval.txt alike are for training."""
     out: dict[str, tuple[str, str]] = {}
     for split, names in _SPLITS.items():
@@ -124,10 +126,9 @@ def _listed(folder: Path) -> dict[str, tuple[str, str]]:
         if file is None:
             continue
         for line_number, line in enumerate(read_text(file).split("\n"), 1):
-            words = line.split()
-            if not words:
+            stem = _listed_stem(line.strip(), known)
+            if not stem:
                 continue
-            stem = words[0].removesuffix(".jpg").removesuffix(".png")
             where = f"{file}, line {line_number}"
             before = out.get(stem)
             if before is None:
@@ -135,3 +136,14 @@ def _listed(folder: Path) -> dict[str, tuple[str, str]]:
             elif before[0] != split and not (file.stem == "trainval" and before[0] == "val"):
                 raise UserError(f"{where}: {stem} is also in {before[1]}; a picture belongs to one split")
     return out
+
+
+def _listed_stem(line: str, known: Container[str]) -> str:
+    """Name of a picture, which may have blanks, without ending and without the flag of a list of one class."""
+    unflagged = re.sub(r"\s+(-1|0|1)$", "", line)
+    for written in (line, unflagged):
+        ending = Path(written).suffix.lower()
+        for stem in (written, written[: -len(ending)] if ending in EXTENSIONS else written):
+            if stem in known:
+                return stem
+    return unflagged

@@ -554,3 +554,11 @@ def test_hidden_copies_are_left_out(tmp_path):
     picture(tmp_path / ".ipynb_checkpoints" / "a.jpg")
     put(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.xml", voc())
     assert list(objects(tmp_path)) == ["a.jpg"]
+
+
+@pytest.mark.parametrize("name", ["a.xml", "a.json", "a.csv"])
+def test_nothing_recognised_says_which_file_cannot_be_read(tmp_path, name):
+    picture(tmp_path / "a.png")
+    (tmp_path / name).write_bytes("<annotation> é".encode("latin-1"))
+    with pytest.raises(UserError, match="1 files that may hold them cannot be read \\(first: .*a\\.(xml|json|csv)"):
+        read_dataset(tmp_path, "train")
