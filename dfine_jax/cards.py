@@ -1,8 +1,10 @@
 """Graphics cards that programs can be compiled for without one, and the facts that the compiler asks for.
 
-Sources: NVIDIA's data sheets (memory, bandwidth, clock, cores) and CUDA's tables of compute capabilities (shared
-memory, threads, registers); for H100 and A100 they agree with the specifications that come with XLA
-(xla/backends/gpu/target_config/specs). Memory is what the driver reports, less than the name of the card says.
+Sources: for A100 and H100 the specifications that come with XLA (xla/backends/gpu/target_config/specs: a100_sxm_40,
+a100_sxm_80, h100_sxm), for the others what CUDA's ``deviceQuery`` prints on such cards (cores, clocks, caches, memory)
+and, for shared memory and threads, XLA's specifications of cards of the same capability (a6000) and CUDA's tables of
+compute capabilities. Memory is what the driver reports, less than the name of the card says; drivers differ by up to
+1 %, and the least that was seen is taken.
 """
 
 from __future__ import annotations
@@ -29,15 +31,18 @@ class Card(NamedTuple):
 
 
 CARDS = {
-    "t4": Card("T4, 16 GB", (7, 5), 40, 64, 1.59, 15_843_721_216, 320 * 10**9, 4 << 20, 64 << 10, 64 << 10, 1024),
+    "t4": Card("T4, 16 GB", (7, 5), 40, 64, 1.59, 15_655_829_504, 320 * 10**9, 4 << 20, 64 << 10, 64 << 10, 1024),
     "rtx3090": Card(
-        "RTX 3090, 24 GB", (8, 6), 82, 128, 1.695, 25_438_126_080, 936 * 10**9, 6 << 20, 100 << 10, 99 << 10, 1536
+        "RTX 3090, 24 GB", (8, 6), 82, 128, 1.695, 25_286_672_384, 936 * 10**9, 6 << 20, 100 << 10, 99 << 10, 1536
     ),
     "rtx4090": Card(
-        "RTX 4090, 24 GB", (8, 9), 128, 128, 2.52, 25_386_352_640, 1008 * 10**9, 72 << 20, 100 << 10, 99 << 10, 1536
+        "RTX 4090, 24 GB", (8, 9), 128, 128, 2.52, 25_250_627_584, 1008 * 10**9, 72 << 20, 100 << 10, 99 << 10, 1536
     ),
     "a100": Card(
         "A100, 40 GB", (8, 0), 108, 64, 1.41, 42_331_013_120, 1555 * 10**9, 40 << 20, 164 << 10, 163 << 10, 2048
+    ),
+    "a100-80": Card(
+        "A100, 80 GB", (8, 0), 108, 64, 1.41, 85_100_068_864, 2039 * 10**9, 40 << 20, 164 << 10, 163 << 10, 2048
     ),
     "h100": Card(
         "H100, 80 GB", (9, 0), 132, 128, 1.98, 84_942_979_072, 3352 * 10**9, 50 << 20, 228 << 10, 227 << 10, 2048

@@ -77,7 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         dest="card",
         metavar="CARD",
         help="with --dry-run: compile the step for a graphics card that need not be there (t4, rtx3090, rtx4090, a100, "
-        "h100) and print what memory it takes and whether it fits; minutes, needs the extra cuda",
+        "a100-80, h100) and print what memory it takes and whether it fits; minutes, needs the extra cuda",
     )
     _add_hosts(parser)
 
