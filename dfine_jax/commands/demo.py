@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 PICTURE_PX, INPUT_PX = 240, 128
 NUM_TRAIN, NUM_VAL = 1200, 100
-BATCH_SIZE = 16
-EPOCHS = 9
+BATCH_SIZE = 8
+EPOCHS = 7
 NUM_SHOWN = 4
 _NUMBERS = (("AP", "ap"), ("AP at IoU 0.50", "ap50"), ("AP at IoU 0.75", "ap75"), ("AR, 100 detections", "ar_100"))
 
@@ -90,11 +90,14 @@ def demo_config(num_classes: int, epochs: int) -> Config:
 
     steps = epochs * (NUM_TRAIN // BATCH_SIZE)
     return Config(
-        model=model_config("n", num_classes=num_classes, num_queries=60),
-        loss=LossConfig(num_denoising=30, assignment="device"),  # the compilation cache keeps it on GPUs, too
+        model=model_config("n", num_classes=num_classes, num_queries=40),
+        loss=LossConfig(num_denoising=20),
         optim=OptimConfig(
-            lr=6e-4,
-            backbone_lr=6e-4,
+            lr=8e-4,
+            backbone_lr=8e-4,
+            schedule="flat_cosine",
+            flat_epochs=epochs // 2,
+            min_lr_ratio=0.1,
             warmup_steps=min(60, steps // 4),
             ema_decay=0.99,
             ema_warmup_steps=min(50, steps // 4),
@@ -104,7 +107,7 @@ def demo_config(num_classes: int, epochs: int) -> Config:
             epochs=epochs,
             batch_size=BATCH_SIZE,
             eval_batch_size=20,
-            eval_every=max(1, epochs // 6),
+            eval_every=max(1, epochs // 3),
             checkpoint_every=epochs,
         ),
     )
