@@ -24,7 +24,7 @@ from dfine_jax.data.records import (
     sizes_px,
     thin_objects,
 )
-from dfine_jax.data.values import REPAIR
+from dfine_jax.data.values import REPAIR, are_corners
 from dfine_jax.errors import UserError
 
 Level = Literal["error", "warning", "note"]
@@ -104,7 +104,14 @@ class _Annotated:
         beyond = np.maximum(-start, end - self.size_px).max(1, initial=-np.inf)
         outside = known & ~degenerate & (beyond > CLAMP_TOLERANCE_PX)
         same, other, before = self._repeated(np.flatnonzero(known))
+        corners = are_corners(boxes[known], self.size_px[known], CLAMP_TOLERANCE_PX)
         rows: list[tuple[Level, str, Sequence[int], Callable[[int], str]]] = [
+            (
+                "error",
+                "boxes look like corners x1 y1 x2 y2; COCO's are x y width height: subtract x1 and y1 from the others",
+                np.flatnonzero(known).tolist() if corners else (),
+                lambda row: f", {self._box(row)} in {'x'.join(f'{v:.0f}' for v in self.size_px[row])}",
+            ),
             (
                 "warning",
                 f"boxes without area inside the image; they are dropped ({REPAIR} leaves them out)",

@@ -98,9 +98,10 @@ def _content(file: Path) -> Iterator[Any]:
         size = os.fstat(stream.fileno()).st_size
         if size < _MAPPED_BYTES or encoding_of(stream.read(4)) != ("utf-8", 0):
             stream.seek(0)
-            yield utf8(stream.read(), file)
-            return
-        yield mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # goes with the last view of it
+            content: Any = utf8(stream.read(), file)
+        else:
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # goes with the last view of it
+    yield content  # errors of what is done with it are not the file's
 
 
 def _identity(state: os.stat_result) -> dict[str, int]:

@@ -91,7 +91,8 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
         if len(flat[1]) < len(absent):
             places, absent = flat
     if absent:
-        raise RepairableError(
+        refusal = UserError if len(absent) == len(names) else RepairableError  # which would leave no picture
+        raise refusal(
             f"{len(absent)} of {len(names)} images of {source} are not in {image_dir} "
             f"(first: {names[min(absent)]}); copy them there or remove them from the file"
         )

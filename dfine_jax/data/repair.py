@@ -19,7 +19,14 @@ from dfine_jax.data.formats.write_json import COCO_FILE
 from dfine_jax.data.images import image_size, open_annotated, upright_size
 from dfine_jax.data.items import WHOLE, Split, read_splits
 from dfine_jax.data.notes import REFUSED, Notes
-from dfine_jax.data.repair_objects import WENT_WITH_IMAGES, in_fractions, reference, repaired_objects, whole_number
+from dfine_jax.data.repair_objects import (
+    WENT_WITH_IMAGES,
+    are_written_as_corners,
+    in_fractions,
+    reference,
+    repaired_objects,
+    whole_number,
+)
 from dfine_jax.errors import UserError
 from dfine_jax.files import encoding_of, telling, write_whole
 
@@ -56,6 +63,9 @@ class Repair:
         annotations = repaired_objects(
             source["annotations"], images, image_of, class_of, paths, self.changes, self.left
         )
+        if not split.upright and are_written_as_corners(source["annotations"], images, image_of):
+            kind = "splits have boxes that look like corners x1 y1 x2 y2; COCO's are x y width height"
+            self.left.add(kind, str(split.source))
         images, annotations = self._without_broken(images, annotations, paths)
         if source["images"] and not images:
             self.left.add("splits have no picture left", str(split.source))

@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dfine_jax.data.formats.picture import polygon_area
 from dfine_jax.data.notes import Notes
-from dfine_jax.data.values import flag
+from dfine_jax.data.values import are_corners, flag
 
 WENT_WITH_IMAGES = "annotations of images that were left out went with them"
 _UNIT_PX = 8  # boxes within 0 to 1 are objects in no picture larger than this
@@ -228,3 +230,16 @@ def in_fractions(annotations: list[dict[str, Any]], images: list[dict[str, Any]]
     if boxes and small and all(abs(value) <= 1 for box in boxes for value in box):
         return "fractions of the picture; multiply x and width by its width, y and height by its height"
     return ""
+
+
+def are_written_as_corners(entries: list[Any], images: list[dict[str, Any]], image_of: dict[Any, int | None]) -> bool:
+    """Whether the boxes of annotations as they are in the file are ``x1 y1 x2 y2``."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    boxes, size_px = [], []
+    for entry in entries:
+        number = image_of.get(reference(entry.get("image_id"))) if isinstance(entry, dict) else None
+        box = _box(entry.get("bbox")) if number in sizes else None
+        if box is not None and not flag(entry.get("iscrowd")):
+            boxes.append(box)
+            size_px.append(sizes[number])
+    return are_corners(np.array(boxes, float).reshape(-1, 4), np.array(size_px, float).reshape(-1, 2))

@@ -13,6 +13,7 @@ from msgspec import UNSET
 REPAIR = "dfine check --data DIR --repair OUT"  # what findings name where it cures the matter
 
 _MOST_SHOWN = 80
+_MANY = 0.2  # of the boxes reach beyond their pictures: no rounding, but another meaning
 _FLAGS = {
     **dict.fromkeys(("0", "0.0", "false", "no", "none", "null", ""), False),
     **dict.fromkeys(("1", "1.0", "true", "yes"), True),
@@ -106,6 +107,24 @@ def box_column(
     good = [isinstance(v, (list, tuple)) and len(v) == 4 and all(finite(number) for number in v) for v in values]
     boxes = np.array([v if ok else (0, 0, 0, 0) for v, ok in zip(values, good, strict=True)], np.float64)
     return boxes.reshape(-1, 4), empty, ~(np.array(good) | empty)
+
+
+def are_corners(
+    boxes: Float64[np.ndarray, "n 4"], size_px: Float64[np.ndarray, "n 2"], tolerance_px: float = 1.0
+) -> bool:
+    """Whether boxes must be ``x1 y1 x2 y2``: as such all fit their pictures, as ``x y width height`` many do not.
+
+    Args:
+      boxes: as the file has them, in pixels.
+      size_px: width and height of the picture of each.
+      tolerance_px: how far a box may reach beyond its picture.
+    """
+    if not len(boxes):
+        return False
+    fits = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= -tolerance_px).all()
+    fits = fits and (boxes[:, 2:] <= size_px + tolerance_px).all()
+    beyond = (boxes[:, :2] + boxes[:, 2:] > size_px + tolerance_px).any(1)
+    return bool(fits and beyond.mean() >= _MANY)
 
 
 def flag_column(values: list[Any]) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:

@@ -89,7 +89,8 @@ def _listed(file: Path, place: Place, notes: Notes) -> Iterator[tuple[Path, str,
         else:
             yield found.absolute(), written, where
     if absent and not notes.lenient:
-        raise RepairableError(
+        refusal = UserError if len(absent) == count else RepairableError  # which would leave no picture
+        raise refusal(
             f"{file}: {len(absent)} of {count} listed pictures do not exist (first: {absent[0]}); looked for it from "
             f"{' and '.join(map(str, starts))}, with and without its leading folders: correct the list, or restore the "
             "files"

@@ -352,3 +352,14 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, capsys, monkeypa
     file = file.rename(tmp_path / "cells" / "train" / "mine.json")
     status, _, err = run(capsys, "check", "--data", file, "--repair", tmp_path / "out" / "new.json")
     assert status == 2 and "No space left" in err and not list((tmp_path / "out").iterdir())
+
+
+def test_corners_are_found_and_not_cut(tmp_path, capsys):
+    content = healthy(tmp_path / "cells")
+    for entry in content["annotations"]:
+        entry["bbox"] = [20 + entry["id"], 20, 25 + 2 * entry["id"], 40]
+    write(tmp_path / "cells", content)
+    status, out, _ = run(capsys, "check", "--data", tmp_path / "cells", "--out", tmp_path / "pictures")
+    assert status == 1 and "error: 18 boxes look like corners x1 y1 x2 y2; COCO's are x y width height" in out
+    status, out, _ = run(capsys, "check", "--data", tmp_path / "cells", "--repair", tmp_path / "new")
+    assert status == 1 and "NOT CURED: 1 splits have boxes that look like corners" in out

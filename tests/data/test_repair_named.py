@@ -130,6 +130,20 @@ def test_yolo_lines_are_not_cured_but_lists_are(tmp_path):
         read_items(root)
 
 
+def test_repair_is_not_named_where_it_would_leave_no_picture(tmp_path):
+    root = coco(tmp_path / "cells")
+    for file in (root / "train").glob("*.png"):
+        file.unlink()
+    with pytest.raises(UserError, match="3 of 3 images of") as caught:
+        read_dataset(root, "train")
+    assert "--repair" not in str(caught.value)
+    root = yolo(tmp_path / "b", "0 0.5 0.5 0.4 0.4", pictures="list.txt")
+    (root / "list.txt").write_text("images/gone.png\n")
+    with pytest.raises(UserError, match="1 of 1 listed pictures") as caught:
+        read_dataset(root, "train")
+    assert "--repair" not in str(caught.value)
+
+
 def test_outlines_are_counted(tmp_path, caplog):
     read_dataset(yolo(tmp_path / "a", "0 0.5 0.5 0.4 0.4 0.9 0.7", "0 0.5 0.5 0.4 0.4"), "train")
     assert "2 lines with more columns than a box were taken for outlines" in caplog.text
