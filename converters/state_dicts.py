@@ -21,6 +21,7 @@ _LISTED = 4
 _OPTIMISER = {"state", "param_groups"}  # entries of an optimiser's state, whose tensors are no weights
 _DEEPEST = 8  # containers inside each other
 _MOST = 10_000  # containers looked into
+_MOST_MODELS = 64  # of one dictionary: sorting the names out takes time for each of them
 
 # Names that wrappers of modules put anywhere between others: torch.compile, DDP, FSDP, checkpointing, Fabric.
 _WRAPPERS = frozenset(
@@ -120,6 +121,8 @@ def _models(
     """The models of a dictionary of tensors, one for each prefix under which there is an anchor."""
     tensors = {key: value for key, value in items.items() if isinstance(key, str) and isinstance(value, kind)}
     prefixes = list(dict.fromkeys(prefix for key in tensors if (prefix := _prefix(key, anchors)) is not None))
+    if len(prefixes) > _MOST_MODELS:
+        raise UserError(f"{_told(place)} holds {len(prefixes)} models; save one of them alone")
     counted = "n_averaged" in tensors  # torch.optim.swa_utils.AveragedModel
     for prefix in prefixes:
         longer = [other for other in prefixes if other != prefix and other[: len(prefix)] == prefix]

@@ -234,3 +234,9 @@ def test_containers_that_never_end():
             select_state_dict(content, np.ndarray)
     loop["model"] = PLAIN
     same(select_state_dict(loop, np.ndarray).tensors, PLAIN)
+
+
+def test_very_many_models_are_refused_at_once():
+    tensors = {f"m{i}.backbone.stem.stem1.conv.weight": np.zeros(1) for i in range(5000)}
+    with pytest.raises(UserError, match="the file itself holds 5000 models; save one of them alone"):
+        select_state_dict(tensors, np.ndarray)
