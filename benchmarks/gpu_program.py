@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfine_jax.cards import CARDS
 from dfine_jax.config import Config, DataConfig
+from dfine_jax.errors import UserError
 from dfine_jax.training.on_card import Answer, Question, fits, measure
 from dfine_jax.variants import model_config
 
@@ -61,7 +62,10 @@ def main() -> None:
         config = Config(model_config(variant, precision=precision), data=data)
         question = Question(config, card, batch, args.slots, args.devices, args.program)
         print(f"{args.program} {variant.upper()} {args.size} px {precision} batch {batch} on {args.devices} {card}")
-        answer = measure(question)
+        try:
+            answer = measure(question)
+        except UserError as error:
+            parser.exit(2, f"error: {error}\n")
         print(row(answer), flush=True)
         if args.out:
             line = {"variant": variant, "precision": precision, "card": card, "batch": batch, "devices": args.devices}

@@ -128,6 +128,7 @@ def test_the_step_for_eight_cards_averages_gradients_in_few_collectives():
 def test_the_step_of_s_on_an_h100():
     config = Config(model_config("s", precision="bfloat16"))
     answer = measure(Question(config, "h100", 8))
-    assert answer.launches.total <= 2500
-    assert answer.peak_bytes <= 2.6 * GIB
+    assert answer.launches.total <= 2500  # 2,282 with jaxlib 0.10.2; 3,745 when every parameter was updated by itself
+    assert answer.launches.kinds["copy"] <= 30  # 12 there, 593 before
+    assert answer.peak_bytes <= 2.4 * GIB  # 2.17
     assert not answer.launches.float64 and not answer.launches.host
