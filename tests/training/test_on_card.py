@@ -118,7 +118,7 @@ needs_compiler = pytest.mark.skipif(
 def test_the_step_for_eight_cards_averages_gradients_in_few_collectives():
     config = Config(model_config("n"), data=DataConfig(height_px=128, width_px=128))
     answer = measure(Question(config, "h100", 2, 4, devices=8))
-    # 134 with jaxlib 0.10.2: batch norms share statistics in either direction, vectors of gradients, loss and its terms.
+    # 134 with jaxlib 0.10.2: statistics of batch norms in either direction, vectors of gradients, loss and its terms
     assert 0 < answer.launches.collectives["all-reduce"] <= 150
     assert not answer.launches.float64 and not answer.launches.host
 
