@@ -17,10 +17,14 @@ _GIB = 1 << 30
 
 
 def check_card(name: str, *, dry_run: bool) -> None:
-    """UserError unless the card is known and only rehearsed."""
+    """UserError unless the card is known and only rehearsed; then JAX is told to look for no card of this machine."""
     find_card(name)
     if not dry_run:
         raise UserError(f"--for {name} is for --dry-run; training uses the devices that are there")
+    import jax
+
+    # Looking for one without a driver, the plugin for NVIDIA's cards writes two tracebacks to the console.
+    jax.config.update("jax_platforms", "cpu")
 
 
 def card_notes(config: Config, name: str, sizes_px: Sequence[tuple[int, int]], slots: int) -> list[str]:

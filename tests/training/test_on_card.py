@@ -96,7 +96,7 @@ def test_notes_of_a_plan(monkeypatch):
     config = tiny_config()
     notes = "\n".join(card_notes(config, "t4", [(64, 64), (96, 64)], 7))
     assert "one T4, 16 GB in 60 s, nothing was run: 96x64, batch 4" in notes
-    assert "15.00 of 14.8 GiB, 12.00 of it for intermediate results; it does not fit: take" in notes
+    assert "15.00 of 14.6 GiB, 12.00 of it for intermediate results; it does not fit: take" in notes
     assert "launches of a train step: 10 (9 fusion, 1 copy)" in notes and "float64" not in notes
     assert asked[0].slots == 7 and asked[0].config.data.height_px == 96
     assert "GiB, 12.00 of it for intermediate results; it fits" in "\n".join(card_notes(config, "a100", [(64, 64)], 7))
@@ -118,8 +118,8 @@ needs_compiler = pytest.mark.skipif(
 def test_the_step_for_eight_cards_averages_gradients_in_few_collectives():
     config = Config(model_config("n"), data=DataConfig(height_px=128, width_px=128))
     answer = measure(Question(config, "h100", 2, 4, devices=8))
-    norms, vectors, rest = 79, 8, 8  # a batch norm shares two statistics in either direction; loss and its terms
-    assert 0 < answer.launches.collectives["all-reduce"] <= 4 * norms + vectors + rest
+    # 134 with jaxlib 0.10.2: statistics of batch norms in either direction, vectors of gradients, loss and its terms
+    assert 0 < answer.launches.collectives["all-reduce"] <= 150
     assert not answer.launches.float64 and not answer.launches.host
 
 
