@@ -12,6 +12,7 @@ end in ``_logit`` (``logits`` alone is the class logits).
 from __future__ import annotations
 
 import flax.struct
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.data.batch import Batch, EvalBatch
@@ -54,6 +55,15 @@ class DenoisingQueries:
     exists: Bool[Array, " u"]
     match: Int[Array, "b u"]  # ground-truth slot of positive queries, -1 elsewhere
     num_groups: Int[Array, ""]
+
+    def in_parts(self, parts: int) -> DenoisingQueries:
+        """Those of consecutive parts of the images: all arrays [parts, ...]."""
+        rows = {name: getattr(self, name) for name in ("labels", "boxes_logit", "match")}
+        common = {name: getattr(self, name) for name in ("group", "exists", "num_groups")}
+        return DenoisingQueries(
+            **{name: x.reshape(parts, -1, *x.shape[1:]) for name, x in rows.items()},
+            **{name: jnp.broadcast_to(x, (parts, *x.shape)) for name, x in common.items()},
+        )
 
 
 @flax.struct.dataclass

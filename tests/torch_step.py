@@ -18,7 +18,7 @@ from hf_models import build
 
 from converters import huggingface
 from dfine_jax.config import LossConfig
-from dfine_jax.losses.criterion import detection_loss
+from dfine_jax.families.dfine.loss import detection_loss
 from dfine_jax.typing import HeadOutput, ModelOutput, StageOutput, TrainingOutput
 from dfine_jax.variants import model_config
 

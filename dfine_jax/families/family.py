@@ -35,7 +35,7 @@ class Rule(NamedTuple):
     """How the optimiser treats parameters whose ``/``-joined path matches and no earlier rule claimed."""
 
     pattern: str
-    group: str  # name of the rate's curve in the log
+    group: str  # ``base``, or a name for the rate's curve in the log
     lr: float  # full rate; 0.0: the parameters are frozen, and their gradients count in no norm
     decay: bool
 
@@ -112,7 +112,7 @@ class WeightFormat(Generic[M]):
     anchor: tuple[str, ...]  # parts of the name of a tensor that every such file has, by which a state dict is found
     # Architecture of tensors and, of a folder, its config.json; None: they are not of this family and format.
     recognise: Callable[[Mapping[str, np.ndarray], Mapping[str, Any] | None], M | None]
-    # Variables, float32 NumPy, and the architecture with what the tensors say about it. UserError lists what does not fit.
+    # Variables, float32 NumPy, and the architecture with what tensors say about it. UserError lists what does not fit.
     read: Callable[[Mapping[str, np.ndarray], M], tuple[M, Variables]]
     # The inverse, for an input of (height, width); None where nothing writes the format.
     write: Callable[[M, Mapping[str, Any], tuple[int, int]], dict[str, np.ndarray]] | None = None
@@ -143,13 +143,13 @@ class Family(Generic[M, L, Q, P]):
     terms: Callable[[ModelOutput, Targets, Q | None, Matching[P], Norm, M, L], dict[str, Float[Array, ""]]]
     kinds: Callable[[L], tuple[str, ...]]  # kinds of terms that there can be, that of the classes first
     rules: Callable[[M, OptimConfig], tuple[Rule, ...]]  # the last one takes the rest
-    recipe: Callable[[str, Start, str], tuple[str, Config]]  # of variant, start and method: name of a table and its line
+    recipe: Callable[[str, Start, str], tuple[str, Config]]  # of variant, start, method: a table's name and line
     # Weights.
     class_leaves: tuple[ClassLeaf, ...]
-    free: frozenset[str]  # fields of the model that a run may choose; all others are those of the weights it starts from
+    free: frozenset[str]  # fields of the model that a run may choose; all others come from the weights
     formats: tuple[WeightFormat[M], ...]
     # The configuration of weights of other programs: what tensors do not show (activations), and how they are trained
-    # further. A guess is logged as a warning; UserError where nothing tells, or what was asked for contradicts the file.
+    # further. A guess is logged as a warning; UserError where nothing tells, or the file says otherwise than was asked.
     described: Callable[[M, Origin], Config]
     published: Mapping[str, Published]  # detectors, by name
     backbones: Mapping[str, Published]  # pretrained backbones, by ``backbone_of``

@@ -42,7 +42,7 @@ class StepMetrics:
     """What a step reports, averaged over devices."""
 
     loss: Float[Array, ""]
-    terms: dict[str, Float[Array, ""]]  # weighted loss terms under the reference's names
+    terms: dict[str, Float[Array, ""]]  # weighted loss terms by kind/where
     grad_norm: Float[Array, ""]  # before clipping, trainable parameters only
     finite: Bool[Array, ""]  # False: the step was skipped
 
