@@ -205,7 +205,7 @@ def make_eval_step(
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         with exact_products():
             output: ModelOutput = apply(variables, unit_range(images, dtype), train=False)
-        scores, labels, boxes_cxcywh = map(jnp.asarray, select(output.logits, output.boxes_cxcywh))
+        scores, labels, boxes_cxcywh = map(jnp.asarray, select(output.answer))
         return scores, labels, boxes_cxcywh
 
     return jax.pmap(eval_step, AXIS, in_axes=(None, 0), devices=devices or jax.local_devices())

@@ -16,7 +16,7 @@ from dfine_jax.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss, kinds, loss_terms, match
 from dfine_jax.families.family import Norm
 from dfine_jax.models.denoising import make_denoising_queries, sample_noise
-from dfine_jax.typing import HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.typing import Answer, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 from dfine_jax.variants import model_config
 
 CONFIG = LossConfig()
@@ -39,7 +39,7 @@ def random_output(seed=0, layers=3, batch=2, queries=20, slots=0, classes=80, dt
     matching = stages(queries)
     training = TrainingOutput(matching, head(batch, queries), stages(slots) if slots else None)
     index = jnp.zeros((batch, queries), jnp.int32)
-    return ModelOutput(matching.logits[-1], matching.boxes_cxcywh[-1], index, training=training)
+    return ModelOutput(Answer(matching.logits[-1], matching.boxes_cxcywh[-1]), index, training=training)
 
 
 def random_targets(counts, slots, seed=0, dtype=np.float32):
@@ -89,7 +89,7 @@ def stored_output(arrays):
             repeat(last.logits), repeat(last.boxes_cxcywh), jnp.zeros((3, 4, 200, 4, 33)), last.boxes_cxcywh, last
         )
     return ModelOutput(
-        logits[-1], boxes[-1], arrays["topk_index"], training=TrainingOutput(matching, head("enc"), denoising)
+        Answer(logits[-1], boxes[-1]), arrays["topk_index"], training=TrainingOutput(matching, head("enc"), denoising)
     )
 
 
