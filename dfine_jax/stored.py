@@ -89,7 +89,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Names that early files of format 1 have otherwise."""
+    """What early files of format 1 have otherwise."""
     values = dict(values)
     for section in (values, values.get("config")):
         loss = section.get("loss") if isinstance(section, dict) else None
@@ -99,9 +99,7 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
                 values["loss"] = renamed
             else:
                 values["config"] = {**values["config"], "loss": renamed}
-    origin = values.get("origin")
-    if isinstance(origin, dict) and "activations" in origin:
-        values["origin"] = {"as_in_weights" if key == "activations" else key: v for key, v in origin.items()}
+    values.pop("origin", None)  # of plans: what they were derived from
     return values
 
 
