@@ -89,7 +89,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Names have changed, some of them while the number was 1."""
+    """What files of format 1 have otherwise, some of them only early ones."""
     values = dict(values)
     progress = values.get("progress")
     if isinstance(progress, dict) and "summed_names" in progress:
@@ -102,9 +102,7 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
                 values["loss"] = renamed
             else:
                 values["config"] = {**values["config"], "loss": renamed}
-    origin = values.get("origin")
-    if isinstance(origin, dict) and "activations" in origin:
-        values["origin"] = {"as_in_weights" if key == "activations" else key: v for key, v in origin.items()}
+    values.pop("origin", None)  # of plans: what they were derived from
     return values
 
 
