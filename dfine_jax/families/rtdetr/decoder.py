@@ -24,7 +24,7 @@ from dfine_jax.models.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadA
 from dfine_jax.models.queries import ClassEmbedding, TokenProjection, at_least_float32, attention_blocked, propose
 from dfine_jax.ops.boxes import inverse_sigmoid
 from dfine_jax.ops.tokens import gather_tokens
-from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput
+from dfine_jax.typing import Answer, DenoisingQueries, HeadOutput, ModelOutput
 
 
 @flax.struct.dataclass
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
             encoder=HeadOutput(proposals.logits, jax.nn.sigmoid(proposals.boxes_logit)),
             denoising=None if denoising is None else jax.tree.map(lambda x: x[:, :, :-num_queries], stages),
         )
-        return ModelOutput(matching.logits[-1], matching.boxes_cxcywh[-1], proposals.index, training=training)
+        return ModelOutput(Answer(matching.logits[-1], matching.boxes_cxcywh[-1]), proposals.index, training)
 
     def _maps(self, features: Sequence[Float[Array, "b _ _ _"]], train: bool) -> list[Float[Array, "b _ _ d"]]:
         """All levels in the decoder's width."""
@@ -195,7 +195,7 @@ class Decoder(nn.Module):
                     gather_tokens(index[..., None], best)[..., 0],
                 )
         logits = at_least_float32(self._score_head(f"dec_score_head_{last}")(x))
-        return ModelOutput(logits, reference_cxcywh, index)
+        return ModelOutput(Answer(logits, reference_cxcywh), index)
 
     def _layer(self, i: int) -> DecoderLayer:
         config = self.config
