@@ -19,11 +19,11 @@ from converters import onnx_ops as ops
 from converters.onnx_fold import FoldedConv, Path, fold
 from converters.onnx_sampling import build_table, deformable_attention, linear
 from dfine_jax.models import decoder, layers
-from dfine_jax.models.deformable import DeformableAttention
 from dfine_jax.models.dfine import DFine
 from dfine_jax.models.hgnetv2 import Stem
 from dfine_jax.models.hybrid_encoder import Bottleneck
-from dfine_jax.models.queries import at_least_float32
+from dfine_jax.nn.deformable import DeformableAttention
+from dfine_jax.nn.queries import at_least_float32
 from dfine_jax.ops import deformable, fdr, pooling, tokens
 from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.replace import replaced

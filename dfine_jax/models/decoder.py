@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Activation, ModelConfig
 from dfine_jax.models import initializers
-from dfine_jax.models.deformable import DeformableAttention, Source
 from dfine_jax.models.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
-from dfine_jax.models.queries import (
+from dfine_jax.nn.deformable import DeformableAttention, Source
+from dfine_jax.nn.queries import (
     ClassEmbedding,
     Proposals,
     TokenProjection,

@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from dfine_jax.models.decoder import Decoder, sharpness
-from dfine_jax.models.queries import ClassEmbedding, attention_blocked
+from dfine_jax.nn.queries import ClassEmbedding, attention_blocked
 from dfine_jax.typing import DenoisingQueries
 from dfine_jax.variants import model_config
 

@@ -51,9 +51,8 @@ def recognise(tensors: Mapping[str, Tensor], name: Name = lambda key: key) -> RT
     inner = size("encoder.fpn_blocks.0.conv1.conv.weight")
     if backbone is None or not (width and layers and inner and size(_VALUES)):
         return None
-    near = next(config for config in VARIANTS.values() if config.backbone == backbone)
-    if backbone == "R50" and 2 * inner <= width:
-        near = VARIANTS["r50m"]
+    same = (config for config in VARIANTS.values() if config.backbone == backbone)
+    near = min(same, key=lambda config: abs(config.encoder_expansion - inner / width))
     total = size("decoder.decoder.layers.0.cross_attn.attention_weights.weight") // near.num_heads
     deep = size("decoder.query_pos_head.layers.2.weight") > 0
     answers = near.eval_layer if near.decoder_layers == layers else layers - 1
