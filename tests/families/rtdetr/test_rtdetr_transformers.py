@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from golden_train import pad_targets, reference_names
 
+from dfine_jax.families import state_dict
 from dfine_jax.families.family import Norm
-from dfine_jax.families.rtdetr import huggingface, weights
+from dfine_jax.families.rtdetr import huggingface, names, weights
 from dfine_jax.families.rtdetr.config import RTDetrLossConfig
 from dfine_jax.families.rtdetr.loss import loss_terms, match
 from dfine_jax.families.rtdetr.model import RTDetr
@@ -108,9 +109,28 @@ def test_inference(variant, dtype, changes, logit_limit, box_limit):
     assert logits < logit_limit and boxes < box_limit
 
 
+def gradient_errors(grads, model):
+    """Every gradient of ours against the peer's of that name."""
+    peers = {names.of_file(name): parameter.grad for name, parameter in model.named_parameters()}
+    errors = {}
+    for path, ours in grads.items():
+        places = names.to_huggingface(names.to_official(f"params/{path}"))
+        parts = [peers[place] for place in places if peers.get(place) is not None]
+        if not parts:  # held by the peer, or not in its graph
+            assert not np.any(ours) or "backbone" in path, path
+            continue
+        want = np.concatenate([part.numpy() for part in parts])
+        got = state_dict.to_tensor(f"params/{path}", ours)
+        errors[path] = np.abs(got - want).max() / max(np.abs(want).max(), 1e-6)
+    worst = max(errors, key=errors.__getitem__)
+    median = np.median(list(errors.values()))
+    print(f"{len(errors)} gradients: median {median:.1e}, worst {worst} {errors[worst]:.1e}")
+    assert median < 1e-6 and errors[worst] < 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["r18", "r50", "r101"])
-def test_training_losses(variant):
+def test_training_losses_and_gradients(variant):
     """Float64, batch statistics where they are trained, without denoising queries."""
     model = peer(VARIANTS[variant], np.float64).train()
     images = golden_fill.image(256, 256, 3, seed=4).astype(np.float64)
@@ -126,12 +146,17 @@ def test_training_losses(variant):
         variables = jax.tree.map(lambda x: x.astype(np.float64), variables)
         targets = pad_targets(LABELS, BOXES, dtype=np.float64)
 
-        def terms(variables, images):
-            output, _ = RTDetr(config).apply(variables, images, train=True, mutable=["batch_stats"])
+        def terms(params):
+            state = {**variables, "params": params}
+            output, _ = RTDetr(config).apply(state, images, train=True, mutable=["batch_stats"])
             found = match(output, targets, None, loss)
-            return loss_terms(output, targets, None, found, Norm(found.counts, found.counts), config, loss)
+            named = loss_terms(output, targets, None, found, Norm(found.counts, found.counts), config, loss)
+            return sum(named.values()), named
 
-        named = jax.jit(terms)(variables, images)
+        (_, named), grads = jax.jit(jax.value_and_grad(terms, has_aux=True))(variables["params"])
+        grads = {"/".join(p.key for p in path): np.asarray(g) for path, g in jax.tree_util.tree_leaves_with_path(grads)}
+    theirs.loss.backward()
+    gradient_errors(grads, model)
     got = reference_names({name: float(value) for name, value in named.items()})
     last = config.decoder_layers - 1  # what transformers names as one more layer is the encoder
     want = {key.replace(f"aux_{last}", "enc_0"): float(value) for key, value in theirs.loss_dict.items()}
