@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Config, ModelConfig
 from dfine_jax.evaluate import Predict, Predictions
+from dfine_jax.host_memory import collection_paused
 from dfine_jax.models.dfine import DFine
 from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.precision import exact_products
@@ -89,7 +90,8 @@ class TrainStep:
     def lower(self, state: State, batch: Batch) -> LoweredStep:
         """For compiling ahead; arrays or their shapes."""
         packed = self._packed(state)
-        return LoweredStep(self._program.lower(packed.arrays, batch), self, packed.packing)
+        with collection_paused():
+            return LoweredStep(self._program.lower(packed.arrays, batch), self, packed.packing)
 
     def _packed(self, state: State) -> PackedState:
         if isinstance(state, PackedState):
