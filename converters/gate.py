@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from converters import compare
 from converters.compare import LIMITS, RESIZING, Comparison, Limits, Rows
 from converters.gate_data import CheckData, open_data, pictures
 from converters.gate_report import Accuracy, Report
-from dfine_jax.artefact import Artefact, sha256
+from dfine_jax.artefact import Artefact
 from dfine_jax.backends.base import ArtefactBackend, Backend
 from dfine_jax.backends.jax_model import JaxBackend
 from dfine_jax.backends.registry import open_artefact
@@ -26,8 +26,10 @@ from dfine_jax.data.dataset import Dataset
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import Categories
+from dfine_jax.files import sha256
+from dfine_jax.ops.boxes import xyxy_to_cxcywh
 from dfine_jax.ops.precision import exact_products
-from dfine_jax.postprocess import select
+from dfine_jax.postprocess import select, sigmoid
 
 BATCHES = (1, 2, 8)
 _REFERENCE_IMAGES = max(BATCHES)
@@ -225,26 +227,20 @@ def _compare(
 def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> list[Rows]:
     if backend.artefact.graph == "raw":
         logits, boxes_cxcywh = backend.predict(images)
-        return [Rows(b, s) for b, s in zip(boxes_cxcywh, _sigmoid(logits), strict=True)]
+        return [Rows(b, s) for b, s in zip(boxes_cxcywh, sigmoid(np.asarray(logits, np.float32)), strict=True)]
     views_px = np.concatenate([np.zeros_like(sizes_px), sizes_px], 1)
     scores, labels, corners_px = backend.detect(images, views_px)
     corners = corners_px / sizes_px[:, None, [0, 1, 0, 1]]
-    boxes_cxcywh = np.concatenate([(corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] - corners[..., :2]], -1)
     count = len(backend.artefact.class_names)
-    rows = zip(scores, labels, boxes_cxcywh.astype(np.float32), strict=True)
+    rows = zip(scores, labels, xyxy_to_cxcywh(corners).astype(np.float32), strict=True)
     return [compare.rows_of_detections(*row, count) for row in rows]
 
 
 def _model_rows(logits: np.ndarray, boxes_cxcywh: np.ndarray, count: int, graph: str) -> Rows:
     if graph == "raw":
-        return Rows(boxes_cxcywh, _sigmoid(logits))
+        return Rows(boxes_cxcywh, sigmoid(np.asarray(logits, np.float32)))
     scores, labels, boxes = (np.asarray(x)[0] for x in select(logits[None], boxes_cxcywh[None], count))
     return compare.rows_of_detections(scores, labels, boxes, logits.shape[-1])
-
-
-def _sigmoid(logits: np.ndarray) -> Float[np.ndarray, "..."]:
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-np.asarray(logits, np.float32)))
 
 
 def _accuracy(

@@ -7,7 +7,6 @@ ONNX keeps it in ``metadata_props``, OpenVINO in ``rt_info`` (both under ``dfine
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -113,15 +112,6 @@ def is_artefact(source: object) -> bool:
 def sidecar(path: str | os.PathLike[str]) -> Path:
     """Where the description of a TensorRT engine lies."""
     return Path(f"{path}.json")
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _build(values: dict[str, Any]) -> Artefact:

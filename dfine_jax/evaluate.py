@@ -21,7 +21,7 @@ from dfine_jax.data.workers import closing_batches
 from dfine_jax.detections import Detections, Objects
 from dfine_jax.errors import UserError
 from dfine_jax.metrics import DetectionReport, detection_report
-from dfine_jax.postprocess import AnyArray
+from dfine_jax.ops.boxes import AnyArray
 
 # Scores, labels and boxes (cxcywh, fractions of the image) of each image, best first.
 Predictions = tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]

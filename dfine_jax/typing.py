@@ -15,12 +15,10 @@ import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.data.batch import Batch, EvalBatch
-from dfine_jax.postprocess import Detections
 
 __all__ = [
     "Batch",
     "DenoisingQueries",
-    "Detections",
     "EvalBatch",
     "HeadOutput",
     "ModelOutput",

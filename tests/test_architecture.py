@@ -26,7 +26,7 @@ FORBIDDEN = {
     "dfine_jax/ops": ("flax", "optax", "dfine_jax.config", "dfine_jax.models", "dfine_jax.losses"),
     "dfine_jax/models": ("optax", "dfine_jax.losses", "dfine_jax.data", "dfine_jax.training"),
     "dfine_jax/losses": ("flax.linen", "flax.nnx", "dfine_jax.models", "dfine_jax.data", "dfine_jax.training"),
-    "dfine_jax/data": ("jax", "flax", "optax", "tensorflow", "dfine_jax.models", "dfine_jax.ops", "dfine_jax.training"),
+    "dfine_jax/data": ("jax", "flax", "optax", "tensorflow", "dfine_jax.models", "dfine_jax.training"),
     "dfine_jax/training": ("converters", "dfine_jax.commands", "dfine_jax.detector"),
     "dfine_jax/postprocess.py": ("dfine_jax.models", "dfine_jax.losses", "dfine_jax.training"),
     "dfine_jax/backends": ("flax", "dfine_jax.models", "dfine_jax.training", "dfine_jax.weights", "converters"),

@@ -255,7 +255,7 @@ def _convert(
 
 def _of_engine(report: Report, engine: Path, package: str) -> Report:
     """The report on an ONNX file as one on the engine that was built from it."""
-    from dfine_jax.artefact import sha256
+    from dfine_jax.files import sha256
 
     not_run = (
         f"built by {package} and not run: all numbers are those of the ONNX file it was built from; where the GPU is, "
