@@ -154,11 +154,6 @@ def evaluate_detections(
     return score(truth, detections, seen, classes.scored)
 
 
-def coco_results(predictions: Predictions, batch: EvalBatch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO result entries: boxes [x, y, width, height] in pixels of the original image, not clipped."""
-    return list(pixel_results(_in_pixels(predictions, _view_px(batch)), batch, category_ids))
-
-
 def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:
     """Detections from corners in pixels; labels with None as category are left out."""
     scores, labels, corners = (np.asarray(value) for value in predictions)

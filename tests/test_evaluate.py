@@ -14,10 +14,10 @@ from dfine_jax.errors import UserError
 from dfine_jax.evaluate import (
     ClassList,
     ClassMatch,
-    coco_results,
     evaluate,
     evaluate_detections,
     match_categories,
+    pixel_results,
     score,
     table,
 )
@@ -53,10 +53,10 @@ def batch(ids=(1, 2)):
 
 
 def test_results_are_in_original_pixels_and_ids():
-    boxes = np.array([[[0.5, 0.5, 0.5, 0.5]], [[0.1, 0.1, 0.4, 0.4]]])
-    predictions = np.array([[0.7], [0.6]]), np.array([[0], [1]]), boxes
-    results = coco_results(predictions, batch((1, -1)), CLASSES.category_ids)
-    assert results == [{"image_id": 1, "category_id": 5, "bbox": [50.0, 25.0, 100.0, 50.0], "score": 0.7}]
+    corners = np.array([[[50.0, 25.0, 150.0, 75.0]], [[0.0, 0.0, 1.0, 1.0]]])
+    predictions = np.array([[0.7], [0.6]]), np.array([[0], [1]]), corners
+    results = pixel_results(predictions, batch((1, -1)), CLASSES.category_ids)
+    assert list(results) == [{"image_id": 1, "category_id": 5, "bbox": [50.0, 25.0, 100.0, 50.0], "score": 0.7}]
 
 
 def test_perfect_predictions_score_one_whatever_the_numbering(tmp_path):
