@@ -36,12 +36,11 @@ def sources(models: list[str], folder: Path, engines: list[Path]) -> tuple[list[
         raise UserError("give one checkpoint, or ONNX files")
     from converters.onnx_export import export_onnx, save
     from dfine_jax.commands.export import description
-    from dfine_jax.evaluate import ClassList
     from dfine_jax.weights import load_checkpoint
 
     loaded = load_checkpoint(models[0])
     meta = loaded.metadata
-    classes = ClassList(meta.class_names, meta.category_ids)
+    classes = meta.classes
     described = description(models[0], loaded)
     files = []
     for precision in () if engines else ("fp32", "fp16"):

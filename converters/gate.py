@@ -22,10 +22,9 @@ from dfine_jax.artefact import Artefact
 from dfine_jax.backends.base import ArtefactBackend, Backend
 from dfine_jax.backends.jax_model import JaxBackend
 from dfine_jax.backends.registry import open_artefact
-from dfine_jax.data.dataset import Dataset
+from dfine_jax.data.dataset import Classes, Dataset
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
-from dfine_jax.evaluate import Categories
 from dfine_jax.files import sha256
 from dfine_jax.ops.boxes import xyxy_to_cxcywh
 from dfine_jax.ops.precision import exact_products
@@ -44,7 +43,7 @@ def check_artefact(
     model: Any,
     variables: Any,
     *,
-    classes: Categories | None = None,
+    classes: Classes | None = None,
     preprocess: Preprocess | None = None,
     reference: Reference | None = None,
     baseline: Reference | None = None,
@@ -155,12 +154,12 @@ def _exact(answer: Reference) -> Reference:
     return asked
 
 
-def _description_failures(artefact: Artefact, classes: Categories | None, preprocess: Preprocess | None) -> list[str]:
+def _description_failures(artefact: Artefact, classes: Classes | None, preprocess: Preprocess | None) -> list[str]:
     """What the file says about itself that the model contradicts."""
     out = []
     if classes is not None:
-        ours = list(zip(classes.names, classes.category_ids, strict=True))
-        theirs = list(zip(artefact.class_names, artefact.category_ids, strict=True))
+        ours = list(zip(classes.names, classes.ids, strict=True))
+        theirs = list(zip(artefact.classes.names, artefact.classes.ids, strict=True))
         wrong = [i for i, pair in enumerate(ours) if i >= len(theirs) or theirs[i] != pair]
         if len(ours) != len(theirs):
             out.append(f"class map: {len(theirs)} classes in the file, {len(ours)} in the model")

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from dfine_jax.data.dataset import Classes
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
 
@@ -60,6 +61,11 @@ class Artefact:
     dfine_jax_version: str = ""
     licence: str = ""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # entries this version does not interpret
+
+    @property
+    def classes(self) -> Classes:
+        """Names and ids by label."""
+        return Classes(self.class_names, self.category_ids)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; inverse of ``from_dict``."""

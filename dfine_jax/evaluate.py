@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -15,7 +15,7 @@ from dfine_jax.average_precision import coco_precision
 from dfine_jax.backends.base import PixelPredictions, in_view
 from dfine_jax.data.annotations import decode
 from dfine_jax.data.batch import EvalBatch
-from dfine_jax.data.dataset import Dataset, listed
+from dfine_jax.data.dataset import Classes, Dataset, listed
 from dfine_jax.data.index import read_columns
 from dfine_jax.data.workers import closing_batches
 from dfine_jax.detections import Detections, Objects
@@ -31,33 +31,11 @@ Truth = Dataset | Path | str | Mapping[str, Any]
 Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
 
 
-class Categories(Protocol):
-    """Classes by label, as ``data.coco.Dataset`` and checkpoints describe them."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Class names."""
-        ...
-
-    @property
-    def category_ids(self) -> Sequence[int]:
-        """Ids in the annotation file."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassList:
-    """Classes by label."""
-
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-
 @dataclasses.dataclass(frozen=True)
 class ClassMatch:
-    """Which categories of a dataset a model's labels stand for."""
+    """Which classes of a dataset a model's labels stand for."""
 
-    scored: ClassList  # what the dataset annotates
+    scored: Classes  # what the dataset annotates
     category_of_label: tuple[int | None, ...]  # by label of the model; None: the dataset has no such class
     unscored: tuple[str, ...] = ()  # classes of those labels, whose detections count for nothing
 
@@ -113,24 +91,23 @@ def evaluate(
     predict: Predict,
     batches: Iterable[EvalBatch],
     truth: Truth,
-    categories: Categories,
+    classes: Classes,
     observe: Callable[[Detections], None] | None = None,
 ) -> Metrics:
     """Predict every image of ``batches`` and compare with the annotations.
 
     Args:
-      predict: images as the loader makes them to predictions; labels count as in ``categories``.
+      predict: images as the loader makes them to predictions; labels count as in ``classes``.
       batches: every image of the set once; rows that only fill a batch are ignored.
       truth: the dataset (read once), or its COCO file; as it stands there: crowd regions serve to ignore, as COCO does.
-      categories: by label, of the annotations.
+      classes: those of the annotations.
       observe: is given the detections of all images; they iterate as COCO results.
     """
 
     def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
         return _in_pixels(predict(images), view_px)
 
-    scored = ClassList(tuple(categories.names), tuple(categories.category_ids))
-    return evaluate_detections(detect, batches, truth, ClassMatch(scored, scored.category_ids), observe)
+    return evaluate_detections(detect, batches, truth, ClassMatch(classes, classes.ids), observe)
 
 
 def evaluate_detections(
@@ -170,7 +147,7 @@ def score(
     truth: Truth,
     results: Detections | Iterable[Mapping[str, Any]],
     image_ids: Sequence[int],
-    categories: Categories,
+    classes: Classes,
 ) -> Metrics:
     """COCO metrics of ``results`` on the images named, with pycocotools, and counts (metrics.py).
 
@@ -182,12 +159,12 @@ def score(
     """
     objects = annotated(truth)
     found = results if isinstance(results, Detections) else Detections.of_coco(results)
-    precision = coco_precision(objects, found, image_ids, categories.category_ids)
+    precision = coco_precision(objects, found, image_ids, classes.ids)
     return Metrics(
         *precision.stats.tolist(),
-        per_class=dict(zip(categories.names, precision.by_class.tolist(), strict=True)),
+        per_class=dict(zip(classes.names, precision.by_class.tolist(), strict=True)),
         num_images=len(set(image_ids)),
-        report=detection_report(objects, found, image_ids, categories.names, categories.category_ids),
+        report=detection_report(objects, found, image_ids, classes),
     )
 
 
@@ -200,13 +177,13 @@ def annotated(truth: Truth) -> Objects:
     if isinstance(truth, Mapping):
         images = [{"file_name": "", **image} for image in truth["images"]]  # pictures are not asked for here
         text = json.dumps({**truth, "images": images}).encode()
-        arrays, categories, _ = decode(text, Path("annotations"))
+        arrays, classes, _ = decode(text, Path("annotations"))
     else:
         columns = truth.columns if isinstance(truth, Dataset) else None
         if columns is None:
             columns = read_columns(Path(truth.annotation_file if isinstance(truth, Dataset) else truth))
-        arrays, categories = columns.shared.arrays, columns.categories
-    ids = np.array([category.id for category in categories], np.int64)
+        arrays, classes = columns.shared.arrays, columns.classes
+    ids = np.array(classes.ids, np.int64)
     image_id = np.repeat(arrays["image_id"], np.diff(arrays["objects"]))
     label = arrays["label"]
     use = label >= 0
@@ -214,7 +191,7 @@ def annotated(truth: Truth) -> Objects:
     return Objects(*(everything if use.all() else (column[use] for column in everything)))
 
 
-def match_categories(model_names: Sequence[str], data: Categories, model: str, dataset: str) -> ClassMatch:
+def match_categories(model_names: Sequence[str], data: Classes, model: str, dataset: str) -> ClassMatch:
     """The dataset's categories by the model's labels, matched by name; the model may know more of them.
 
     Args:
@@ -223,7 +200,7 @@ def match_categories(model_names: Sequence[str], data: Categories, model: str, d
     Raises:
       UserError: the dataset has classes that the model does not know.
     """
-    ids = dict(zip(data.names, data.category_ids, strict=True))
+    ids = dict(zip(data.names, data.ids, strict=True))
     unknown = [name for name in data.names if name not in model_names]
     unscored = tuple(name for name in model_names if name not in ids)
     if unknown:
@@ -234,7 +211,7 @@ def match_categories(model_names: Sequence[str], data: Categories, model: str, d
             "use data whose classes the model knows, or rename them there"
         )
     both = tuple(name for name in model_names if name in ids)
-    scored = ClassList(both, tuple(ids[name] for name in both))
+    scored = Classes(both, tuple(ids[name] for name in both))
     return ClassMatch(scored, tuple(ids.get(name) for name in model_names), unscored)
 
 

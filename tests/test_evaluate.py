@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dfine_jax.data.batch import EvalBatch
+from dfine_jax.data.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import (
-    ClassList,
     ClassMatch,
     evaluate,
     evaluate_detections,
@@ -22,7 +22,7 @@ from dfine_jax.evaluate import (
     table,
 )
 
-CLASSES = ClassList(("cat", "dog"), (5, 2))  # ids in another order than labels
+CLASSES = Classes(("cat", "dog"), (5, 2))  # ids in another order than labels
 
 
 def annotation(number, image, category, bbox, **more):
@@ -55,7 +55,7 @@ def batch(ids=(1, 2)):
 def test_results_are_in_original_pixels_and_ids():
     corners = np.array([[[50.0, 25.0, 150.0, 75.0]], [[0.0, 0.0, 1.0, 1.0]]])
     predictions = np.array([[0.7], [0.6]]), np.array([[0], [1]]), corners
-    results = pixel_results(predictions, batch((1, -1)), CLASSES.category_ids)
+    results = pixel_results(predictions, batch((1, -1)), CLASSES.ids)
     assert list(results) == [{"image_id": 1, "category_id": 5, "bbox": [50.0, 25.0, 100.0, 50.0], "score": 0.7}]
 
 
@@ -160,9 +160,9 @@ def test_crowds_are_ignored():
 
 
 def test_classes_are_matched_by_name():
-    data = ClassList(("dog", "cat"), (1, 9))
+    data = Classes(("dog", "cat"), (1, 9))
     assert match_categories(("cat", "dog"), data, "model", "data") == ClassMatch(
-        ClassList(("cat", "dog"), (9, 1)), (9, 1)
+        Classes(("cat", "dog"), (9, 1)), (9, 1)
     )
     with pytest.raises(UserError, match="does not know .* \\(only in the data: dog, cat; only in the model: bird\\)"):
         match_categories(("bird",), data, "model", "data")

@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
 
     def match(model: Measurement) -> None:
         if data is not None:
-            matches.append(match_categories(model.class_names, data, model.contender.name, str(data.annotation_file)))
+            where = str(data.annotation_file)
+            matches.append(match_categories(model.class_names, data.classes, model.contender.name, where))
 
     from tqdm import tqdm
 

@@ -139,7 +139,7 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
         val_data, height_px=data.height_px, width_px=data.width_px, batch_size=config.train.eval_batch_size
     )
     predict = predict_function(make_eval_step(config.model), variables)
-    return evaluate(predict, loader, val_data, val_data), result.metrics
+    return evaluate(predict, loader, val_data, val_data.classes), result.metrics
 
 
 def _export(out: Path) -> Report | None:

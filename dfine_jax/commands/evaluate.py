@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if not data.max_objects:
         raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; use dfine predict")
     opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)
-    classes = match_categories(opened.classes.names, data, options.model, str(options.data))
+    classes = match_categories(opened.classes.names, data.classes, options.model, str(options.data))
     height, width = _size(options, opened.preprocess)
     batch_size = opened.batch or options.batch_size
     loader = EvalLoader(

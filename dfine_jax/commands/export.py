@@ -191,15 +191,15 @@ def _export(
     from converters.staging import release, staging
     from dfine_jax.backends.jax_model import JaxBackend
     from dfine_jax.commands.train import parse_size
-    from dfine_jax.evaluate import ClassList, match_categories
+    from dfine_jax.evaluate import match_categories
 
     reduced = {"num_queries": options.queries, "prune": prune, "layers": options.layers}
     given = {key: value for key, value in reduced.items() if value is not None}
     model = operating_point(loaded.model, loaded.variables, **reduced)
     preprocess = loaded.metadata.preprocess
-    classes = ClassList(loaded.metadata.class_names, loaded.metadata.category_ids)
+    classes = loaded.metadata.classes
     if data.dataset is not None:
-        match_categories(classes.names, data.dataset, options.model, data.name)
+        match_categories(classes.names, data.dataset.classes, options.model, data.name)
     proto = export_onnx(
         loaded.model,
         loaded.variables,

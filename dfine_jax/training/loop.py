@@ -336,7 +336,7 @@ class _Run:
 
         try:
             shared, data = hosts.shared(predict, until_stopped()), self.val_data
-            return evaluate(*shared, data, data, self.log.observe)
+            return evaluate(*shared, data, data.classes, self.log.observe)
         except _StopError:
             return None
 

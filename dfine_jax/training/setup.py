@@ -103,7 +103,7 @@ def check_same_data(now: Metadata, stored: Metadata, folder: Path) -> None:
       UserError: it has not.
     """
     cure = f"resume with the same data, or start a new run with --weights {folder / 'last'}"
-    if (now.class_names, now.category_ids) != (stored.class_names, stored.category_ids):
+    if now.classes != stored.classes:
         raise UserError(f"the data has other classes than the run in {folder} was started with; {cure}")
     if stored.num_images and now.num_images != stored.num_images:
         raise UserError(
@@ -150,7 +150,7 @@ def describe(config: Config, train_data: Dataset, start: Start | None) -> Metada
     return Metadata(
         config,
         train_data.names,
-        train_data.category_ids,
+        train_data.classes.ids,
         source_file=source.source_file if source else "",
         source_sha256=source.source_sha256 if source else "",
         licence=source.licence if source else "",

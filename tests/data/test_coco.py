@@ -42,7 +42,7 @@ def read(folder, data, **options):
 
 def test_ids_are_mapped_in_ascending_order_and_images_without_boxes_kept(folder):
     dataset = read(folder, content())
-    assert dataset.category_ids == (3, 20) and dataset.names == ("circle", "star")
+    assert dataset.classes.ids == (3, 20) and dataset.names == ("circle", "star")
     assert [r.image_id for r in dataset.records] == [7, 2]
     first, second = dataset.records
     np.testing.assert_array_equal(first.boxes_xyxy_px, [[1, 2, 4, 6]])
@@ -108,9 +108,9 @@ def test_group_entry_of_roboflow_is_no_class(folder):
         {"id": 3, "name": "circle", "supercategory": "shapes"},
         {"id": 20, "name": "star", "supercategory": "shapes"},
     ]
-    assert read(folder, data).category_ids == (3, 20)
+    assert read(folder, data).classes.ids == (3, 20)
     data["annotations"].append(annotation(2, 7, 0, [1, 1, 2, 2]))
-    assert read(folder, data).category_ids == (0, 3, 20)
+    assert read(folder, data).classes.ids == (0, 3, 20)
 
 
 def broken(change):
@@ -209,4 +209,4 @@ def test_real_data(real_data):
     assert (len(blood), blood.names, blood.report.degenerate) == (205, ("RBC", "WBC", "Platelets"), 1)
     photos = read_coco(*find_split(real_data("coco_mini"), "val"))
     assert (len(photos), len(photos.names), photos.report.crowd) == (40, 80, 4)
-    assert photos.category_ids[-1] == 90 and max(r.labels.max(initial=0) for r in photos.records) < 80
+    assert photos.classes.ids[-1] == 90 and max(r.labels.max(initial=0) for r in photos.records) < 80

@@ -128,7 +128,7 @@ def test_ap_does_not_vanish_with_the_areas(folder, area):
         {"image_id": 1, "category_id": c, "bbox": b, "score": 0.9}
         for c, b in ((1, [10, 10, 20, 10]), (2, [0, 0, 60, 40]))
     ]
-    metrics = score(data, found, [1], data)
+    metrics = score(data, found, [1], data.classes)
     assert metrics.ap == pytest.approx(1.0) and metrics.ap_small == pytest.approx(1.0)
     assert metrics.ap_medium == pytest.approx(1.0)
 
@@ -246,7 +246,7 @@ def test_any_unicode_encoding_is_read_by_all_who_read(folder, encoding):
     from dfine_jax.data.coco import read_segmentations
 
     assert read_segmentations(dataset) == {1: SQUARE}
-    assert score(dataset.annotation_file, [], [1], dataset).ap == 0.0
+    assert score(dataset.annotation_file, [], [1], dataset.classes).ap == 0.0
     assert doctor.inspect_annotations(dataset) == []
 
 

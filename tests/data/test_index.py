@@ -65,7 +65,7 @@ def boxes(data):
 
 
 def assert_same(a, b):
-    assert (a.categories, a.report) == (b.categories, b.report) and len(a) == len(b)
+    assert (a.classes, a.report) == (b.classes, b.report) and len(a) == len(b)
     for ours, theirs in zip(a.records, b.records, strict=True):
         assert (ours.image_id, ours.path, ours.width_px) == (theirs.image_id, theirs.path, theirs.width_px)
         for name in ("boxes_xyxy_px", "labels", "areas_px", "annotation_ids"):

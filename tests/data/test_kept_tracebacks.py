@@ -62,7 +62,7 @@ def fails_in_evaluation(dataset):
         predict,
         EvalLoader(dataset, height_px=64, width_px=64, batch_size=2, workers=2),
         dataset.annotation_file,
-        dataset,
+        dataset.classes,
     )
 
 

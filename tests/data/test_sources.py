@@ -80,7 +80,7 @@ def test_yolo_equals_coco(coco, tmp_path, layout):
     for split in ("train", "val"):
         ours = read_dataset(root, split)
         assert_same_objects(ours, read_dataset(coco, split))
-        assert ours.category_ids == (0, 1, 2, 3)
+        assert ours.classes.ids == (0, 1, 2, 3)
     assert len(read_dataset(root / layout.get("description", "data.yaml"), "train")) == 6
 
 
@@ -170,7 +170,7 @@ def test_coco_json_beside_a_description_is_told(coco, tmp_path, caplog):
     (root / "annotations").mkdir()
     file = coco / "annotations" / "instances_train.json"
     (root / "annotations" / file.name).write_bytes(file.read_bytes())
-    assert read_dataset(root, "train").category_ids == read_dataset(coco, "train").category_ids
+    assert read_dataset(root, "train").classes.ids == read_dataset(coco, "train").classes.ids
     assert f"--data {root / 'data.yaml'} reads YOLO" in caplog.text
 
 

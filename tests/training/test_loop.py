@@ -112,7 +112,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted, config, data):
     total = sum(rows[0][f"loss_{kind}"] for kind in ("vfl", "bbox", "giou", "fgl", "ddf"))
     assert rows[0]["loss"] == pytest.approx(total, rel=1e-4)
     metadata = checkpoint.load_metadata(uninterrupted / "last")
-    assert metadata.class_names == data[0].names and metadata.category_ids == data[0].category_ids
+    assert metadata.class_names == data[0].names and metadata.category_ids == data[0].classes.ids
     assert dataclasses.replace(metadata.config, log=config.log) == config
     assert checkpoint.load_metadata(uninterrupted / "best").ap == progress.best_ap
     log = (uninterrupted / "log.txt").read_text()
