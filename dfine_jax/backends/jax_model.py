@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dfine_jax.backends.base import Backend
+from dfine_jax.data.images import unit_range
 from dfine_jax.waiting import waiting
 
 
@@ -20,10 +21,8 @@ class JaxBackend(Backend):
         import jax
         import jax.numpy as jnp
 
-        divisor = float(np.float32(1 / scale))
-
         def forward(variables: Any, images: Any) -> tuple[Any, Any]:
-            out = model.apply(variables, images.astype(jnp.float32) / divisor, train=False)
+            out = model.apply(variables, unit_range(images, jnp.float32, scale), train=False)
             return out.logits, out.boxes_cxcywh
 
         self._variables = jax.device_put(variables)
