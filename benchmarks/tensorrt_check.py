@@ -89,9 +89,9 @@ def main() -> int:
         print(f"\n{report.table()}")
         passed &= report.passed
     pictures = tuple(latency.Picture(str(p), i) for i, p in enumerate(generated(folder)))
-    plan = latency.Plan(pictures, rounds=10, raw_runs=50, batches=(1, args.max_batch))
+    amounts = latency.Amounts(pictures, rounds=10, raw_runs=50, batches=(1, args.max_batch))
     contenders = [latency.Contender(str(engine)) for engine in engines]
-    measured = latency.measure(contenders, plan)
+    measured = latency.measure(contenders, amounts)
     print(latency_report.table(measured, hardware, "generated pictures"))
     return 0 if passed else 1
 

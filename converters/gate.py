@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from converters import compare
 from converters.compare import LIMITS, RESIZING, Comparison, Limits, Rows
 from converters.gate_data import CheckData, open_data, pictures
-from converters.gate_report import Accuracy, Report
+from converters.gate_report import Accuracy, GateReport
 from dfine_jax.artefact import Artefact
 from dfine_jax.backends.base import ArtefactBackend, Backend
 from dfine_jax.backends.jax_model import JaxBackend
@@ -57,7 +57,7 @@ def check_artefact(
     runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-) -> Report:
+) -> GateReport:
     """Run an exported file and compare it with the model it was made from.
 
     Args:
@@ -102,7 +102,7 @@ def check_artefact(
     if failures and model is not None:
         worst = images[comparisons[-1].worst_image] if comparisons else images[0]
         divergence, no_divergence = _divergence(path, model, variables, worst, artefact)
-    return Report(
+    return GateReport(
         file=Path(path).name,
         sha256=sha256(path),
         graph=artefact.graph,

@@ -83,6 +83,18 @@ class Metrics:
             "report": self.report.to_dict(),
         }
 
+    def table(self) -> str:
+        """The numbers as text of a few lines."""
+        rows = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AP small", "ap_small"), ("AP medium", "ap_medium")]
+        rows += [("AP large", "ap_large"), ("AR 1", "ar_1"), ("AR 10", "ar_10"), ("AR 100", "ar_100")]
+        rows += [("AR small", "ar_small"), ("AR medium", "ar_medium"), ("AR large", "ar_large")]
+        values = self.numbers()
+        lines = [f"{label:<12}{_number(values[name])}" for label, name in rows]
+        width = max((len(name) for name in self.per_class), default=0) + 2
+        lines += ["", "AP by class", *(f"{name:<{width}}{_number(v)}" for name, v in self.per_class.items())]
+        lines += ["", self.report.table()]
+        return "\n".join(lines)
+
 
 METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Metrics))[:12]
 
@@ -213,19 +225,6 @@ def match_categories(model_names: Sequence[str], data: Classes, model: str, data
     both = tuple(name for name in model_names if name in ids)
     scored = Classes(both, tuple(ids[name] for name in both))
     return ClassMatch(scored, tuple(ids.get(name) for name in model_names), unscored)
-
-
-def table(metrics: Metrics) -> str:
-    """The numbers as text of a few lines."""
-    rows = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AP small", "ap_small"), ("AP medium", "ap_medium")]
-    rows += [("AP large", "ap_large"), ("AR 1", "ar_1"), ("AR 10", "ar_10"), ("AR 100", "ar_100")]
-    rows += [("AR small", "ar_small"), ("AR medium", "ar_medium"), ("AR large", "ar_large")]
-    values = metrics.numbers()
-    lines = [f"{label:<12}{_number(values[name])}" for label, name in rows]
-    width = max((len(name) for name in metrics.per_class), default=0) + 2
-    lines += ["", "AP by class", *(f"{name:<{width}}{_number(v)}" for name, v in metrics.per_class.items())]
-    lines += ["", metrics.report.table()]
-    return "\n".join(lines)
 
 
 def _or_none(value: float) -> float | None:

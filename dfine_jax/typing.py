@@ -14,19 +14,6 @@ from __future__ import annotations
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.data.batch import Batch, EvalBatch
-
-__all__ = [
-    "Batch",
-    "DenoisingQueries",
-    "EvalBatch",
-    "HeadOutput",
-    "ModelOutput",
-    "StageOutput",
-    "Targets",
-    "TrainingOutput",
-]
-
 
 @flax.struct.dataclass
 class Targets:

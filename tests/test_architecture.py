@@ -118,6 +118,35 @@ def test_no_broad_except_print_or_leftovers(source):
     assert not [word for word in ("TODO", "FIXME", "XXX") if word in text]
 
 
+def top_level(body: list[ast.stmt]) -> tuple[set[str], set[str]]:
+    """Names that a module defines, and those that it imports from others."""
+    defined, imported = set(), set()
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            defined |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.If):
+            for below in (node.body, node.orelse):
+                more, from_others = top_level(below)
+                defined, imported = defined | more, imported | from_others
+    return defined, imported
+
+
+def test_names_are_imported_from_where_they_are_defined(source):
+    """The surfaces of packages, their ``__init__.py``, are for users."""
+    path, tree, _ = source
+    for node in ast.walk(tree):
+        file = ROOT / f"{node.module.replace('.', '/')}.py" if isinstance(node, ast.ImportFrom) else None
+        if isinstance(node, ast.ImportFrom) and file and file.is_file():
+            defined, imported = top_level(ast.parse(file.read_text()).body)
+            elsewhere = [a.name for a in node.names if a.name not in defined and a.name in imported]
+            assert not elsewhere, f"{path} imports {elsewhere} from {node.module}, which imports them itself"
+
+
 def run_python(code: str) -> str:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

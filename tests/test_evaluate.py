@@ -19,7 +19,6 @@ from dfine_jax.evaluate import (
     match_categories,
     pixel_results,
     score,
-    table,
 )
 
 CLASSES = Classes(("cat", "dog"), (5, 2))  # ids in another order than labels
@@ -129,7 +128,7 @@ def test_no_detections_and_no_ground_truth():
     assert score(ground_truth([annotation(1, 1, 5, [1, 1, 9, 9])]), [], [1, 2], CLASSES).ap == 0.0
     empty = score(ground_truth([]), [], [1, 2], CLASSES)
     assert empty.ap == -1.0 and empty.per_class == {"cat": -1.0, "dog": -1.0}
-    assert "-" in table(empty)
+    assert "-" in empty.table()
 
 
 def test_numbers_written_as_text_or_null_and_negative_image_ids(tmp_path):
@@ -192,6 +191,6 @@ def test_a_model_may_know_more_classes_than_the_data(tmp_path):
 
 def test_table_names_classes():
     annotations = [annotation(1, 1, 5, [10, 10, 50, 40]), annotation(2, 2, 2, [0, 0, 100, 100])]
-    text = table(score(ground_truth(annotations), perfect(annotations[:1]), [1, 2], CLASSES))
+    text = score(ground_truth(annotations), perfect(annotations[:1]), [1, 2], CLASSES).table()
     rows = {line.rsplit(None, 1)[0]: line.split()[-1] for line in text.splitlines() if line}
     assert rows["cat"] == "1.000" and rows["dog"] == "0.000" and rows["AP"] == "0.500" and rows["AP small"] == "-"

@@ -78,10 +78,10 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     with _pictures(data, options.images) as (pictures, described):
-        plan = latency.Plan(pictures, options.rounds, options.runs, batches, threads)
-        total = latency.num_blocks(len(contenders), plan)
+        amounts = latency.Amounts(pictures, options.rounds, options.runs, batches, threads)
+        total = latency.num_blocks(len(contenders), amounts)
         with tqdm(total=total, unit="block", desc="benchmark", disable=None) as bar:
-            measured = latency.measure(contenders, plan, bar.update, match)
+            measured = latency.measure(contenders, amounts, bar.update, match)
     notes = ""
     if data is not None:
         for model, classes in zip(measured, matches, strict=True):

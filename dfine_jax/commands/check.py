@@ -253,6 +253,6 @@ def overfit_config(data: Dataset, size_px: tuple[int, int], overrides: list[str]
 
 
 def _size(options: argparse.Namespace, default: tuple[int, int]) -> tuple[int, int]:
-    from dfine_jax.commands.train import parse_size
+    from dfine_jax.commands.train_plan import parse_size
 
     return parse_size(options.size) if options.size else default

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     from dfine_jax.data.pipeline import EvalLoader
     from dfine_jax.data.sources import read_dataset
     from dfine_jax.detector import open_model
-    from dfine_jax.evaluate import evaluate_detections, match_categories, table
+    from dfine_jax.evaluate import evaluate_detections, match_categories
     from dfine_jax.host_memory import keep_freed_memory
 
     if not is_artefact(options.model):
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}")
     if note := classes.note():
         print(note)
-    print(f"\n{table(metrics)}")
+    print(f"\n{metrics.table()}")
     origin: dict[str, Any] = {"model": str(options.model), "annotations": str(data.annotation_file)}
     origin |= {"input_size_px": [height, width], "ran_on": ran, "classes_not_in_the_data": list(classes.unscored)}
     if options.json:
@@ -112,7 +112,7 @@ def _size(options: argparse.Namespace, preprocess: Preprocess) -> tuple[int, int
     if not options.size:
         return preprocess.height_px, preprocess.width_px
     from dfine_jax.artefact import is_artefact
-    from dfine_jax.commands.train import parse_size
+    from dfine_jax.commands.train_plan import parse_size
 
     height, width = parse_size(options.size)
     if height % 32 or width % 32 or not height or not width:

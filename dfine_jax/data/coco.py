@@ -17,12 +17,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from dfine_jax.data.annotations import plain_json
-from dfine_jax.data.dataset import Dataset, Report, Stored, listed
-from dfine_jax.data.dataset import Record as Record
-from dfine_jax.data.dataset import check_same_categories as check_same_categories  # part of this module's surface
+from dfine_jax.data.dataset import Changes, Dataset, Stored, listed
 from dfine_jax.data.images import image_size
 from dfine_jax.data.index import Columns, read_columns
-from dfine_jax.data.layout import find_split as find_split
 from dfine_jax.data.masks import parse_segmentation
 from dfine_jax.data.pictures import Places, find_pictures
 from dfine_jax.data.records import Records, all_names, find_usable, name_at, named_path, share_usable
@@ -73,7 +70,7 @@ def read_coco(
     usable = find_usable(arrays, size_px)
     records = Records(columns.shared, share_usable(usable.kept, size_px), places, upright=upright, stored=stored)
     notes = columns.notes
-    report = Report(
+    changes = Changes(
         crowd=usable.crowd,
         degenerate=usable.degenerate,
         unknown_category=notes["unlisted"],
@@ -81,7 +78,7 @@ def read_coco(
         empty=notes["empty"],
         areas=notes["areas"],
     )
-    dataset = Dataset(records, columns.classes, annotation_file, report, columns)
+    dataset = Dataset(records, columns.classes, annotation_file, changes, columns)
     logger.info(
         "%s: %d images, %d objects, %d classes",
         annotation_file,
@@ -89,8 +86,8 @@ def read_coco(
         int(usable.kept.sum()),
         len(columns.classes),
     )
-    if str(dataset.report):
-        logger.warning("%s: %s", annotation_file, dataset.report)
+    if str(dataset.changes):
+        logger.warning("%s: %s", annotation_file, dataset.changes)
     return dataset
 
 

@@ -59,7 +59,7 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Changes:
     """What reading an annotation file changed, in annotations."""
 
     crowd: int = 0  # dropped
@@ -89,7 +89,7 @@ class Dataset:
     records: Sequence[Record]  # made when they are asked for (records.Records), or a tuple of some of them
     classes: Classes
     annotation_file: Path  # COCO JSON; of other formats, the same content in the cache
-    report: Report
+    changes: Changes
     columns: Columns | None = None  # all annotations of the file, crowd regions included
 
     def __len__(self) -> int:

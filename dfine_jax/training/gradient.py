@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dfine_jax.config import Config
+from dfine_jax.data.batch import Batch
 from dfine_jax.data.images import unit_range
 from dfine_jax.losses.criterion import Shares, detection_loss, object_counts
 from dfine_jax.models.denoising import make_denoising_queries, num_slots, sample_noise
 from dfine_jax.models.dfine import DFine
 from dfine_jax.ops.resize import resize_nearest
-from dfine_jax.typing import Batch, DenoisingQueries, Targets
+from dfine_jax.typing import DenoisingQueries, Targets
 
 PyTree = Any
 

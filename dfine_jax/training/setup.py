@@ -12,8 +12,7 @@ from typing import Any
 import jax
 
 from dfine_jax.config import Config, validate
-from dfine_jax.data.coco import check_same_categories
-from dfine_jax.data.dataset import Dataset
+from dfine_jax.data.dataset import Dataset, check_same_categories
 from dfine_jax.data.doctor import why_nothing_to_learn
 from dfine_jax.data.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.workers import automatic_workers
@@ -23,11 +22,11 @@ from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.training.schedule import make_schedule
 from dfine_jax.training.sinks import check_installed
 
-START = "stage1"  # folder of the state that stage 2 starts from, in the run's
+STAGE1 = "stage1"  # folder of the state that stage 2 starts from, in the run's
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class StartWeights:
     """Weights a run starts from, made for the classes of the data, and where they come from."""
 
     variables: dict[str, Any]
@@ -144,7 +143,7 @@ def make_loaders(
     return loader, EvalLoader(val_data, **common, batch_size=rows, resize=data.resize)
 
 
-def describe(config: Config, train_data: Dataset, start: Start | None) -> Metadata:
+def describe(config: Config, train_data: Dataset, start: StartWeights | None) -> Metadata:
     """What the checkpoints of a new run say about it."""
     source = start.source if start else None
     return Metadata(

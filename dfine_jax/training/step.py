@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Config, ModelConfig
+from dfine_jax.data.batch import Batch
 from dfine_jax.data.images import unit_range
 from dfine_jax.evaluate import Predict, Predictions
 from dfine_jax.models.dfine import DFine
@@ -32,7 +33,7 @@ from dfine_jax.training.optimizer import clip_coefficient, ema_update, parameter
 from dfine_jax.training.packing import PackedState, Packing, State, size_limit
 from dfine_jax.training.schedule import ema_decay, make_schedule
 from dfine_jax.training.state import TrainState
-from dfine_jax.typing import Batch, ModelOutput
+from dfine_jax.typing import ModelOutput
 
 PyTree = Any
 AXIS = "devices"

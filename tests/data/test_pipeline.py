@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dfine_jax.config import DataConfig
-from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.coco import read_coco
 from dfine_jax.data.images import Preprocess, read_image
+from dfine_jax.data.layout import find_split
 from dfine_jax.data.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.plan import epoch_order, num_slots
 from dfine_jax.data.synthetic import make_shapes_dataset

@@ -152,7 +152,7 @@ def test_yolo_labels_that_count_from_one_are_refused(coco, tmp_path):
     lost, total = sum(rows.count(4) for rows in numbers.values()), sum(map(len, numbers.values()))
     assert 0 < lost < total
     kept = read_dataset(root, "train", drop_unlisted=True)  # leaves its conversion in the cache
-    assert kept.report.unknown_category == lost == total - sum(len(r.labels) for r in kept.records)
+    assert kept.changes.unknown_category == lost == total - sum(len(r.labels) for r in kept.records)
     names = ", ".join(f"{number} {name}" for number, name in enumerate(kept.names))
     with pytest.raises(UserError) as caught:
         read_dataset(root, "train")
@@ -298,7 +298,7 @@ def test_tfds(prepared, name, cache):
     by_name = {record.path.name: record for record in dataset.records}
     assert len(by_name["0.png"].labels) == 0 and by_name["2.png"].labels.tolist() == [1]
     np.testing.assert_allclose(by_name["1.png"].boxes_xyxy_px, [[6.2, 2, 18.6, 10]], atol=1e-4)
-    assert dataset.report.crowd == 1  # kept in the file, to be ignored when evaluating
+    assert dataset.changes.crowd == 1  # kept in the file, to be ignored when evaluating
     content = json.loads(dataset.annotation_file.read_text())
     assert sum(a["iscrowd"] for a in content["annotations"]) == 1
     for number in range(5):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dfine_jax.data.batch import Batch
-from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.coco import read_coco
+from dfine_jax.data.layout import find_split
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.draw import class_colour
 from dfine_jax.training.examples import Examples, save_batch

@@ -17,7 +17,8 @@ from PIL import Image
 from tiny import tiny_config
 
 from dfine_jax.config import LogConfig
-from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.coco import read_coco
+from dfine_jax.data.layout import find_split
 from dfine_jax.data.plan import epoch_order
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from dfine_jax.config import Config, DataConfig, TrainConfig
-from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.coco import read_coco
+from dfine_jax.data.layout import find_split
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.evaluate import score
 from dfine_jax.training import loop
