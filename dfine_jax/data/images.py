@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 from dfine_jax.data.pixels import to_rgb, warn_if_dark
 from dfine_jax.errors import UserError
 from dfine_jax.files import told, write_whole
-from dfine_jax.ops.boxes import AnyArray
+from dfine_jax.ops.boxes import A
 
 # Searched for in folders: what Pillow decodes to photographs or drawings. Not among them although Pillow knows them:
 # video, documents, icons and vector graphics. A file named one by one may have any ending.
@@ -294,12 +294,15 @@ class Preprocess:
         return cls(**values)
 
 
-def unit_range(images: AnyArray, dtype: Any, scale: float = 1 / 255) -> AnyArray:
+def unit_range(images: A, dtype: Any, scale: float = 1 / 255) -> A:
     """Bytes, of NumPy or JAX, as the network takes them; images that are floating point already pass unchanged.
 
     A division, because multiplying by 1/255 rounds differently.
     """
-    return images.astype(dtype) / float(np.float32(1 / scale)) if images.dtype == np.uint8 else images
+    if images.dtype != np.uint8:
+        return images
+    scaled: Any = images.astype(dtype) / float(np.float32(1 / scale))
+    return scaled
 
 
 def inner_px(size_px: tuple[int, int], height_px: int, width_px: int, letterbox: bool) -> tuple[int, int, int, int]:

@@ -5,7 +5,7 @@ NumPy arrays stay on the host and need no JAX, so that loader processes and expo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -14,40 +14,39 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
     AnyArray = Array | np.ndarray
+    A = TypeVar("A", bound=AnyArray)
 else:
-    AnyArray = Any
+    AnyArray = A = Any
 
 _LEAST = float(np.finfo(np.float32).tiny)
 
 
-def cxcywh_to_xyxy(boxes_cxcywh: Float[AnyArray, "*n 4"]) -> Float[AnyArray, "*n 4"]:
+def cxcywh_to_xyxy(boxes_cxcywh: Float[A, "*n 4"]) -> Float[A, "*n 4"]:
     """Centre and size to corners, without clamping."""
     centre, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
     return _namespace(boxes_cxcywh).concatenate([centre - half, centre + half], -1)
 
 
-def xyxy_to_cxcywh(boxes_xyxy: Float[AnyArray, "*n 4"]) -> Float[AnyArray, "*n 4"]:
+def xyxy_to_cxcywh(boxes_xyxy: Float[A, "*n 4"]) -> Float[A, "*n 4"]:
     """Corners to centre and size."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return _namespace(boxes_xyxy).concatenate([0.5 * (low + high), high - low], -1)
 
 
-def clamped_xyxy(boxes_cxcywh: Float[AnyArray, "*n 4"]) -> Float[AnyArray, "*n 4"]:
+def clamped_xyxy(boxes_cxcywh: Float[A, "*n 4"]) -> Float[A, "*n 4"]:
     """Corners with negative sizes taken as zero, as the reference does before overlaps (box_ops.py)."""
     xp = _namespace(boxes_cxcywh)
     size = xp.maximum(boxes_cxcywh[..., 2:], 0.0)
     return cxcywh_to_xyxy(xp.concatenate([boxes_cxcywh[..., :2], size], -1))
 
 
-def iou(a_xyxy: Float[AnyArray, "*n 4"], b_xyxy: Float[AnyArray, "*m 4"]) -> Float[AnyArray, "..."]:
+def iou(a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"]) -> Float[A, "..."]:
     """Intersection over union of broadcast pairs; 0 where both boxes are of zero area."""
     intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
     return intersection / _namespace(union).maximum(union, _LEAST)
 
 
-def iou_and_giou(
-    a_xyxy: Float[AnyArray, "*n 4"], b_xyxy: Float[AnyArray, "*m 4"]
-) -> tuple[Float[AnyArray, "..."], Float[AnyArray, "..."]]:
+def iou_and_giou(a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"]) -> tuple[Float[A, "..."], Float[A, "..."]]:
     """Intersection over union and its generalised form (arXiv 1902.09630) of broadcast pairs, without epsilon.
 
     Two boxes of zero area give NaN, as in the reference; callers mask such pairs before they differentiate.
@@ -61,14 +60,14 @@ def iou_and_giou(
     return overlap, overlap - (hull - union) / hull
 
 
-def inverse_sigmoid(x: Float[AnyArray, "*n"], eps: float = 1e-5) -> Float[AnyArray, "*n"]:
+def inverse_sigmoid(x: Float[A, "*n"], eps: float = 1e-5) -> Float[A, "*n"]:
     """log(x / (1 - x)) of x clipped to [0, 1], both parts at least ``eps``."""
     xp = _namespace(x)
     x = xp.clip(x, 0.0, 1.0)
     return xp.log(xp.maximum(x, eps) / xp.maximum(1.0 - x, eps))
 
 
-def _intersection_and_union(a_xyxy: AnyArray, b_xyxy: AnyArray) -> tuple[AnyArray, AnyArray]:
+def _intersection_and_union(a_xyxy: AnyArray, b_xyxy: AnyArray) -> tuple[Any, Any]:
     xp = _namespace(a_xyxy)
     low = xp.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
     high = xp.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
