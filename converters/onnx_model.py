@@ -26,12 +26,13 @@ from dfine_jax.models.hybrid_encoder import Bottleneck
 from dfine_jax.ops import deformable, fdr, tokens
 from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.replace import replaced
+from dfine_jax.postprocess import Answer
 
-Forward = Callable[[Float[Array, "b h w 3"]], tuple[Array, Array]]
+Forward = Callable[[Float[Array, "b h w 3"]], Answer]
 
 
 def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
-    """Images to (logits, boxes_cxcywh), for tracing by an exporter.
+    """Images to the answer, for tracing by an exporter.
 
     Args:
       pixel_scale: images are bytes, to be multiplied by this number; None: they are floats in [0, 1].
@@ -73,10 +74,10 @@ def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | Non
         deformable.build_table: build_table,
     }
 
-    def call(images: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
+    def call(images: Float[Array, "b h w 3"]) -> Answer:
         with traced_for("onnx"), nn.intercept_methods(intercept), replaced(replacements):
             out: Any = model.apply(variables, images, train=False)
-        return out.logits, out.boxes_cxcywh
+        return out.answer
 
     return call
 

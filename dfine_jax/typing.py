@@ -11,8 +11,13 @@ end in ``_logit`` (``logits`` alone is the class logits).
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from dfine_jax.postprocess import Answer
 
 
 @flax.struct.dataclass
@@ -39,6 +44,15 @@ class DenoisingQueries:
     exists: Bool[Array, " u"]
     match: Int[Array, "b u"]  # ground-truth slot of positive queries, -1 elsewhere
     num_groups: Int[Array, ""]
+
+    def in_parts(self, parts: int) -> DenoisingQueries:
+        """Those of consecutive parts of the images: all arrays [parts, ...]."""
+        rows = {name: getattr(self, name) for name in ("labels", "boxes_logit", "match")}
+        common = {name: getattr(self, name) for name in ("group", "exists", "num_groups")}
+        return DenoisingQueries(
+            **{name: x.reshape(parts, -1, *x.shape[1:]) for name, x in rows.items()},
+            **{name: jnp.broadcast_to(x, (parts, *x.shape)) for name, x in common.items()},
+        )
 
 
 @flax.struct.dataclass
@@ -71,10 +85,18 @@ class TrainingOutput:
 
 @flax.struct.dataclass
 class ModelOutput:
-    """Result of ``DFine``. ``logits`` and ``boxes_cxcywh`` are those of the evaluated (training: last) layer."""
+    """Result of a network."""
 
-    logits: Float[Array, "b q k"]
-    boxes_cxcywh: Float[Array, "b q 4"]
+    answer: Answer  # of the evaluated (training: last) layer
     topk_index: Int[Array, "b q"]  # encoder tokens that became queries
-    masks_logit: Float[Array, "b q h w"] | None = None
-    training: TrainingOutput | None = None
+    training: Any = None  # what only the losses of the family need
+
+    @property
+    def logits(self) -> Float[Array, "b q k"]:
+        """Class logits of the answer."""
+        return self.answer.logits
+
+    @property
+    def boxes_cxcywh(self) -> Float[Array, "b q 4"]:
+        """Boxes of the answer."""
+        return self.answer.boxes_cxcywh

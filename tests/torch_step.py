@@ -18,7 +18,8 @@ from hf_models import build, from_official
 
 from converters import huggingface
 from dfine_jax.config import LossConfig
-from dfine_jax.losses.criterion import detection_loss
+from dfine_jax.families.dfine.loss import detection_loss
+from dfine_jax.postprocess import Answer
 from dfine_jax.typing import HeadOutput, ModelOutput, StageOutput, TrainingOutput
 from dfine_jax.variants import model_config
 
@@ -43,7 +44,9 @@ def assemble(heads, reference):
     corners = corners.reshape(*corners.shape[:3], 4, 33)
     matching = StageOutput(logits[1:], boxes[1:], corners, reference, HeadOutput(logits[0], boxes[0]))
     index = jnp.zeros(logits.shape[1:3], jnp.int32)
-    return ModelOutput(logits[-1], boxes[-1], index, training=TrainingOutput(matching, HeadOutput(*heads[3:]), None))
+    return ModelOutput(
+        Answer(logits[-1], boxes[-1]), index, training=TrainingOutput(matching, HeadOutput(*heads[3:]), None)
+    )
 
 
 @jax.jit

@@ -23,6 +23,7 @@ from dfine_jax.ops import deformable, fdr
 from dfine_jax.ops.anchors import anchors
 from dfine_jax.ops.boxes import inverse_sigmoid
 from dfine_jax.ops.tokens import gather_tokens, limited, take_rows
+from dfine_jax.postprocess import Answer
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
@@ -229,7 +230,7 @@ class Decoder(nn.Module):
             encoder=HeadOutput(proposals.logits, jax.nn.sigmoid(proposals.boxes_logit)),
             denoising=None if denoising is None else _query_range(stages, 0, -num_queries),
         )
-        return ModelOutput(matching.logits[-1], matching.boxes_cxcywh[-1], proposals.index, training=training)
+        return ModelOutput(Answer(matching.logits[-1], matching.boxes_cxcywh[-1]), proposals.index, training=training)
 
     def _maps(self, features: Sequence[Float[Array, "b _ _ _"]], train: bool) -> list[Float[Array, "b _ _ d"]]:
         """All levels in the decoder's width."""
@@ -310,7 +311,7 @@ class Decoder(nn.Module):
                 x, reference_cxcywh, initial, summed, index = kept
                 index = index[..., 0]
         if pre is None or not train:
-            return ModelOutput(logits[-1], boxes[-1], index)
+            return ModelOutput(Answer(logits[-1], boxes[-1]), index)
         return StageOutput(jnp.stack(logits), jnp.stack(boxes), jnp.stack(corners), initial, pre)
 
     def _layer(self, i: int) -> DecoderLayer:

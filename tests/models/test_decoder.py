@@ -118,7 +118,7 @@ def test_evaluation_is_the_last_layer_and_needs_only_its_heads(params, alone):
         if k not in ("dec_score_head_0", "lqe_layers_0", "denoising_class_embed")
     }
     out = jax.jit(lambda p: Decoder(CONFIG).apply(p, _features(), train=False))({"params": kept})
-    assert out.training is None and out.masks_logit is None
+    assert out.training is None and out.answer.masks_logit is None
     np.testing.assert_allclose(out.logits, alone.logits, atol=2e-5)
     np.testing.assert_allclose(out.boxes_cxcywh, alone.boxes_cxcywh, atol=2e-6)
     np.testing.assert_array_equal(out.topk_index, alone.topk_index)

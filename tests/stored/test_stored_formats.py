@@ -140,10 +140,10 @@ def changed(format1, tmp_path, **values):
     ("values", "message"),
     [
         (
-            {"format": 2, "library_version": "7.1.0"},
-            r"was written by a newer dfine_jax \(7.1.0\): it is of format 2.*upgrade",
+            {"format": 3, "library_version": "7.1.0"},
+            r"was written by a newer dfine_jax \(7.1.0\): it is of format 3.*upgrade",
         ),
-        ({"format": 0}, "is not of format 1; it was written by another program"),
+        ({"format": 0}, "is not of format 2; it was written by another program"),
         ({"format": "1"}, "written by another program"),
         ({"format": True}, "written by another program"),
         ({"format": None}, "written by another program"),
@@ -175,6 +175,9 @@ def test_names_of_early_files(format1, tmp_path):
     loss["weight_vfl"] = 3.0
     early = changed(format1, tmp_path, config=raw["config"] | {"loss": loss})
     assert checkpoint.load_metadata(early).config.loss.weight_class == 3.0
+    names = {"summed_names": ["loss", "loss_vfl", "loss_ddf_dn_1", "grad_norm"], "sums": [1.0, 2.0, 3.0, 4.0]}
+    progress = stored.current({"format": 1, "progress": names}, "metadata.json")["progress"]
+    assert progress["summed_names"] == ["loss", "vfl/last", "ddf/dn_1", "grad_norm"]
     plan = json.loads((format1 / "plan_variant.json").read_text())
     plan["loss"] = loss
     (tmp_path / "plan.json").write_text(json.dumps(plan))
