@@ -6,10 +6,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from tqdm import tqdm
 
 from dfine_jax.average_precision import coco_precision
 from dfine_jax.backends.base import PixelPredictions, in_view
@@ -17,11 +18,15 @@ from dfine_jax.data.annotations import decode
 from dfine_jax.data.batch import EvalBatch
 from dfine_jax.data.dataset import Classes, Dataset, listed
 from dfine_jax.data.index import read_columns
+from dfine_jax.data.pipeline import EvalLoader
 from dfine_jax.data.workers import closing_batches
 from dfine_jax.detections import Detections, Objects
 from dfine_jax.errors import UserError
 from dfine_jax.metrics import DetectionReport, detection_report
 from dfine_jax.ops.boxes import AnyArray
+
+if TYPE_CHECKING:
+    from dfine_jax.detector import OpenedModel
 
 # Scores, labels and boxes (cxcywh, fractions of the image) of each image, best first.
 Predictions = tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]
@@ -141,6 +146,47 @@ def evaluate_detections(
     if observe is not None:
         observe(detections)
     return score(truth, detections, seen, classes.scored)
+
+
+def check_objects(data: Dataset) -> None:
+    """UserError unless there is something to find."""
+    if not data.max_objects:
+        raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; use dfine predict")
+
+
+def evaluate_opened(
+    opened: OpenedModel,
+    data: Dataset,
+    *,
+    named: tuple[str, str],
+    size_px: tuple[int, int],
+    batch_size: int,
+    workers: int,
+) -> tuple[Metrics, ClassMatch]:
+    """A model on a dataset whose classes it knows; with the classes that did not count.
+
+    Args:
+      named: what to call model and data in messages.
+      size_px: (height, width) of the input.
+      batch_size: images at a time, where the model leaves it open.
+      workers: processes that read pictures; -1: one per core.
+
+    Raises:
+      UserError: the dataset has classes that the model does not know.
+    """
+    classes = match_categories(opened.classes.names, data.classes, *named)
+    batch_size = opened.batch or batch_size
+    loader = EvalLoader(
+        data,
+        height_px=size_px[0],
+        width_px=size_px[1],
+        batch_size=batch_size,
+        workers=workers,
+        resize=opened.preprocess.resize,
+    )
+    opened.backend.prepare((batch_size, *size_px, 3))
+    bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
+    return evaluate_detections(opened.backend.detect, bar, data, classes), classes
 
 
 def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:
