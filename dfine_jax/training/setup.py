@@ -119,18 +119,10 @@ def make_loaders(
       UserError: the data does not fit the configuration.
     """
     data, train = config.data, config.train
-    common: dict[str, Any] = {"height_px": data.height_px, "width_px": data.width_px}
-    common["workers"] = automatic_workers() if data.workers < 0 else data.workers
-    common |= {"host_index": hosts.index(), "host_count": hosts.count()}
-    loader = TrainLoader(
-        train_data,
-        **common,
-        batch_size=train.batch_size,
-        max_objects=data.max_objects,
-        seed=train.seed,
-        augment=data,
-        epochs=train.epochs,
-    )
+    workers = automatic_workers() if data.workers < 0 else data.workers
+    common = {"workers": workers, "host_index": hosts.index(), "host_count": hosts.count()}
+    run = {"batch_size": train.batch_size, "seed": train.seed, "epochs": train.epochs}
+    loader = TrainLoader(train_data, data, **common, **run)
     if val_data is None:
         return loader, None
     if not val_data.max_objects:
@@ -140,7 +132,8 @@ def make_loaders(
         )
     devices = jax.local_device_count()
     rows = -(-train.eval_batch_size // jax.device_count()) * devices
-    return loader, EvalLoader(val_data, **common, batch_size=rows, resize=data.resize)
+    size = {"height_px": data.height_px, "width_px": data.width_px, "resize": data.resize}
+    return loader, EvalLoader(val_data, **common, **size, batch_size=rows)
 
 
 def describe(config: Config, train_data: Dataset, start: StartWeights | None) -> Metadata:

@@ -29,17 +29,8 @@ def data(tmp_path_factory):
 
 
 def loader(dataset, config=DEIM, batch_size=4, workers=0, **options):
-    return TrainLoader(
-        dataset,
-        height_px=32,
-        width_px=48,
-        batch_size=batch_size,
-        max_objects=0,
-        seed=2,
-        augment=config,
-        workers=workers,
-        **options,
-    )
+    config = dataclasses.replace(config, height_px=32, width_px=48)
+    return TrainLoader(dataset, config, batch_size=batch_size, seed=2, workers=workers, **options)
 
 
 def take(source, count, start=0):

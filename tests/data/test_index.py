@@ -158,8 +158,7 @@ def test_loader_processes_map_the_same_file(folder):
     )
 
     def batches(count):
-        shape = {"height_px": 32, "width_px": 32, "batch_size": 2}
-        loader = TrainLoader(data, **shape, max_objects=0, seed=0, augment=DataConfig(), workers=count)
+        loader = TrainLoader(data, DataConfig(height_px=32, width_px=32), batch_size=2, seed=0, workers=count)
         stream = loader.batches()
         out = [next(stream) for _ in range(4)]
         stream.close()

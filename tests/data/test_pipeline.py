@@ -27,16 +27,8 @@ def train(shapes):
 
 
 def loader(dataset, batch_size=2, seed=0, workers=0, max_objects=0, **data):
-    return TrainLoader(
-        dataset,
-        height_px=32,
-        width_px=48,
-        batch_size=batch_size,
-        max_objects=max_objects,
-        seed=seed,
-        augment=DataConfig(**data),
-        workers=workers,
-    )
+    config = DataConfig(height_px=32, width_px=48, max_objects=max_objects, **data)
+    return TrainLoader(dataset, config, batch_size=batch_size, seed=seed, workers=workers)
 
 
 def take(stream, count):

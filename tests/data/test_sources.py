@@ -315,8 +315,7 @@ from dfine_jax.data.pipeline import TrainLoader
 from dfine_jax.data.sources import read_dataset
 data = read_dataset("tfds:tiny_coco", "train")
 def first(workers):
-    stream = TrainLoader(data, height_px=32, width_px=32, batch_size=4, max_objects=0, seed=0, augment=DataConfig(),
-                         workers=workers).batches()
+    stream = TrainLoader(data, DataConfig(height_px=32, width_px=32), batch_size=4, seed=0, workers=workers).batches()
     batches = [next(stream) for _ in range(2)]
     stream.close()
     return batches
@@ -349,7 +348,5 @@ def test_tfds_without_the_package(monkeypatch):
 
 def test_a_loader_takes_any_source(coco, tmp_path):
     data = read_dataset(as_yolo(coco, tmp_path / "yolo"), "train")
-    loader = TrainLoader(
-        data, height_px=32, width_px=32, batch_size=2, max_objects=0, seed=0, augment=DataConfig(), workers=0
-    )
+    loader = TrainLoader(data, DataConfig(height_px=32, width_px=32), batch_size=2, seed=0, workers=0)
     assert next(loader.batches()).images.shape == (2, 32, 32, 3)
