@@ -36,12 +36,12 @@ def _jax(args: argparse.Namespace, assignment: str = "scipy") -> Callable[[], ob
     import jax
 
     from dfine_jax.config import Config, LossConfig
+    from dfine_jax.data.batch import Batch
     from dfine_jax.host_memory import give_back_memory, keep_freed_memory
     from dfine_jax.models.dfine import init_variables
     from dfine_jax.training.optimizer import make_optimizer
     from dfine_jax.training.state import create_state
     from dfine_jax.training.step import make_train_step, replicated
-    from dfine_jax.typing import Batch
 
     keep_freed_memory()  # as `dfine train` does
     config = Config(model_config(args.variant), LossConfig(assignment=assignment))

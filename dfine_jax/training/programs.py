@@ -15,13 +15,13 @@ import optax
 from tqdm import tqdm
 
 from dfine_jax.config import Config
+from dfine_jax.data.batch import Batch
 from dfine_jax.errors import UserError
 from dfine_jax.host_memory import collection_paused, give_back_memory, keep_freed_memory, memory_maps, require_maps
 from dfine_jax.losses.matcher import is_cacheable
 from dfine_jax.training import hosts
 from dfine_jax.training.state import TrainState
 from dfine_jax.training.step import StepMetrics, make_train_step, spread
-from dfine_jax.typing import Batch
 
 Size = tuple[int, int]
 _GIB = 1 << 30
