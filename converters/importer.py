@@ -15,11 +15,10 @@ from converters.state_dicts import tell
 from converters.tensor_files import read_tensors, weights_file
 from converters.torch_weights import convert_state_dict
 from dfine_jax import hub
-from dfine_jax.artefact import sha256
 from dfine_jax.coco_names import COCO_ALIASES, COCO_CATEGORY_IDS, COCO_NAMES, OBJECTS365_CLASSES, objects365_names
 from dfine_jax.config import Activation, Config, LossConfig, ModelConfig, TrainConfig
 from dfine_jax.errors import UserError
-from dfine_jax.files import telling
+from dfine_jax.files import sha256, telling
 from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.variants import VARIANTS
 

@@ -23,9 +23,9 @@ from dfine_jax.models.dfine import DFine
 from dfine_jax.models.hgnetv2 import Stem
 from dfine_jax.models.hybrid_encoder import Bottleneck
 from dfine_jax.nn.deformable import DeformableAttention
-from dfine_jax.nn.queries import at_least_float32
 from dfine_jax.ops import deformable, fdr, pooling, tokens
 from dfine_jax.ops.platform import traced_for
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.replace import replaced
 from dfine_jax.postprocess import Answer
 

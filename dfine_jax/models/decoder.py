@@ -23,14 +23,15 @@ from dfine_jax.nn.queries import (
     ClassEmbedding,
     Proposals,
     TokenProjection,
-    at_least_float32,
     attention_blocked,
     propose,
 )
 from dfine_jax.ops import deformable, fdr
 from dfine_jax.ops.boxes import inverse_sigmoid
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.tokens import gather_tokens, limited
-from dfine_jax.typing import Answer, DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.postprocess import Answer
+from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
 HALF_LIMIT = 65504.0  # largest float16; the reference clips feed-forward sums to it

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dfine_jax.models import initializers
 from dfine_jax.models.layers import LayerNorm, Linear
 from dfine_jax.ops.anchors import anchors
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.tokens import gather_tokens, take_rows
 from dfine_jax.typing import DenoisingQueries
 
@@ -25,11 +26,6 @@ class Proposals(NamedTuple):
     boxes_logit: Float[Array, "b q 4"]  # before the sigmoid
     logits: Float[Array, "b q k"]
     index: Int[Array, "b q"]
-
-
-def at_least_float32(x: Array) -> Array:
-    """The array in its own type or, when that is shorter, in float32."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def propose(

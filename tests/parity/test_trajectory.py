@@ -15,10 +15,10 @@ from golden_train import golden_targets
 
 from converters import torch_weights
 from dfine_jax.config import Config, LossConfig, OptimConfig
+from dfine_jax.data.batch import Batch
 from dfine_jax.training.optimizer import make_optimizer
 from dfine_jax.training.state import create_state
 from dfine_jax.training.step import make_train_step
-from dfine_jax.typing import Batch
 from dfine_jax.variants import model_config
 
 torch = pytest.importorskip("torch")

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.family import Anchor, Variables, WeightFormat
 from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
 from dfine_jax.families.rtdetr import huggingface, names
 from dfine_jax.families.rtdetr.config import RTDetrConfig
-from dfine_jax.families.rtdetr.model import RESNETS, STAGES
+from dfine_jax.families.rtdetr.model import STAGES
 from dfine_jax.families.rtdetr.variants import VARIANTS
 from dfine_jax.families.state_dict import Tensor, check_fit, from_tree, leaf_shapes, to_tree
 from dfine_jax.ops.anchors import anchors
