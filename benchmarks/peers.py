@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dfine_jax.config import ModelConfig
+from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.models.hgnetv2 import BACKBONES
 
 

@@ -32,7 +32,8 @@ def _targets(batch: int, objects: int) -> tuple[np.ndarray, np.ndarray]:
 def _jax(args: argparse.Namespace, assignment: str = "scipy") -> Callable[[], object]:
     import jax
 
-    from dfine_jax.config import Config, LossConfig
+    from dfine_jax.config import Config
+    from dfine_jax.families.dfine.config import LossConfig
     from dfine_jax.host_memory import keep_freed_memory
     from dfine_jax.models.dfine import init_variables
     from dfine_jax.training.optimizer import make_optimizer

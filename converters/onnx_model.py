@@ -20,7 +20,6 @@ from converters.onnx_fold import FoldedConv, Path, fold
 from converters.onnx_sampling import build_table, deformable_attention, linear
 from dfine_jax.models import decoder, layers
 from dfine_jax.models.decoder import at_least_float32
-from dfine_jax.models.dfine import DFine
 from dfine_jax.models.hgnetv2 import Stem
 from dfine_jax.models.hybrid_encoder import Bottleneck
 from dfine_jax.ops import deformable, fdr, tokens
@@ -31,7 +30,7 @@ from dfine_jax.postprocess import Answer
 Forward = Callable[[Float[Array, "b h w 3"]], Answer]
 
 
-def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
+def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
     """Images to the answer, for tracing by an exporter.
 
     Args:

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 from conftest import ROOT
 
+from dfine_jax.families.dfine.huggingface import official_place
 from dfine_jax.variants import model_config
 
 sys.path.insert(0, str(ROOT))
@@ -32,3 +33,13 @@ def build(variant, num_classes=80, seed=0, **changes):
         with torch.no_grad():
             tensor.copy_(torch.from_numpy(value))
     return model.eval()
+
+
+def from_official(tensors, names):
+    """Values for the given Hugging Face names (those of a model to fill) from an official state dict."""
+    out = {}
+    for name in names:
+        place = official_place(name)
+        tensor = tensors[place.key]
+        out[name] = tensor if place.part is None else np.split(tensor, 3)[place.part]
+    return out

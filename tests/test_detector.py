@@ -15,13 +15,16 @@ from dfine_jax.config import Config, DataConfig
 from dfine_jax.data.images import Preprocess
 from dfine_jax.detector import Detector
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.postprocess import Answer
 from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.variants import model_config
 from dfine_jax.weights import LoadedModel
 
 HEIGHT, WIDTH = 64, 96
-CONFIG = Config(model=model_config("n", num_classes=3), data=DataConfig(height_px=HEIGHT, width_px=WIDTH))
+CONFIG = Config(
+    model=model_config("n", num_classes=3), loss=LossConfig(), data=DataConfig(height_px=HEIGHT, width_px=WIDTH)
+)
 METADATA = Metadata(config=CONFIG, class_names=("ant", "bee", "cat"), category_ids=(7, 3, 90))
 
 

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from dfine_jax import weights
 from dfine_jax.coco_names import COCO_NAMES, OBJECTS365_NAMES, objects365_names
 from dfine_jax.config import Config
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
+from dfine_jax.families.dfine.family import DFINE
+from dfine_jax.models.dfine import DFine
 from dfine_jax.variants import model_config
-from dfine_jax.weights import FREE, LoadedModel, Metadata, load, load_checkpoint, save_weights, transfer, with_backbone
+from dfine_jax.weights import LoadedModel, Metadata, load, load_checkpoint, save_weights, transfer, with_backbone
 
 # The reference's table (`obj365_ids` in its solver): Objects365 class, from 0, of each COCO class.
 OBJECTS365_OF_COCO = (
@@ -43,9 +45,9 @@ def variables(classes, fill):
 
 
 def loaded(names, fill=100.0):
-    config = Config(model=model_config("n", num_classes=len(names)))
+    config = Config(model=model_config("n", num_classes=len(names)), loss=LossConfig())
     metadata = Metadata(config, tuple(names), tuple(range(len(names))))
-    return LoadedModel(weights.DFine(config.model), variables(len(names), fill), metadata)
+    return LoadedModel(DFine(config.model), variables(len(names), fill), metadata)
 
 
 def moved_rows(source, fresh, names):
@@ -168,7 +170,7 @@ def test_what_leaves_no_trace_in_shapes_must_be_as_in_the_weights(field, value):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field", sorted(FREE))
+@pytest.mark.parametrize("field", sorted(DFINE.free))
 def test_free_fields_may_differ(field):
     source = loaded(("cat", "dog"))
     value = {"num_classes": 2, "num_queries": 7, "precision": "bfloat16"}.get(field, True)

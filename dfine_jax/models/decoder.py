@@ -16,7 +16,8 @@ import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.config import Activation, ModelConfig
+from dfine_jax.config import Activation
+from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.models import initializers
 from dfine_jax.models.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
 from dfine_jax.ops import deformable, fdr

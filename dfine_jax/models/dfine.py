@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Key
 
-from dfine_jax.config import ModelConfig
+from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.models.decoder import Decoder
 from dfine_jax.models.hgnetv2 import HGNetV2
 from dfine_jax.models.hybrid_encoder import HybridEncoder

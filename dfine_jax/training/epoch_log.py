@@ -9,7 +9,7 @@ from typing import Any
 from dfine_jax.config import Config
 from dfine_jax.data.dataset import Dataset
 from dfine_jax.evaluate import METRIC_NAMES, Metrics
-from dfine_jax.families.dfine.loss import kinds
+from dfine_jax.families import of
 from dfine_jax.metrics import RATIO_NAMES
 from dfine_jax.training import hosts
 from dfine_jax.training.examples import Examples
@@ -61,7 +61,7 @@ def epoch_row(
     """Numbers of the 1-based ``epoch``; ``metrics`` None: not evaluated."""
     means = by_kind(meter.means())
     row: Row = {"epoch": epoch, "step": step, **rates}
-    losses = ("loss", *(f"loss_{kind}" for kind in kinds(config.loss)), "grad_norm")
+    losses = ("loss", *(f"loss_{kind}" for kind in of(config.model).kinds(config.loss)), "grad_norm")
     row |= {name: means.get(name) for name in losses}
     row |= {"images_per_s": meter.images_per_second(), "data_wait": meter.wait_share()}
     row |= {"skipped": progress.skipped, "stage": progress.stage}

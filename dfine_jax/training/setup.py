@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 
-from dfine_jax.config import Config, validate
+from dfine_jax.config import Config
 from dfine_jax.data.coco import check_same_categories
 from dfine_jax.data.dataset import Dataset
 from dfine_jax.data.doctor import why_nothing_to_learn
 from dfine_jax.data.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.workers import automatic_workers
 from dfine_jax.errors import UserError
+from dfine_jax.families import validate
 from dfine_jax.training import checkpoint, hosts
 from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.training.schedule import make_schedule

@@ -18,6 +18,7 @@ from dfine_jax.backends.registry import open_artefact
 from dfine_jax.data.images import Preprocess
 from dfine_jax.detector import Detector, open_model
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 
 sys.path.append(str(ROOT / "tests"))
 import toy_artefact as toy  # noqa: E402
@@ -311,7 +312,7 @@ def test_what_a_checkpoint_stores_about_preprocessing_is_used(tmp_path):
     from dfine_jax.training.checkpoint import Metadata, load_metadata, save_weights
     from dfine_jax.variants import model_config
 
-    metadata = Metadata(Config(model_config("n", num_classes=1)), ("ant",), (4,))
+    metadata = Metadata(Config(model_config("n", num_classes=1), LossConfig()), ("ant",), (4,))
     save_weights(tmp_path / "best", {"params": {"w": np.ones(2)}, "batch_stats": {}}, metadata)
     assert load_metadata(tmp_path / "best") == metadata
     file = tmp_path / "best" / "metadata.json"

@@ -160,7 +160,7 @@ def test_masks_are_the_same_from_workers(tmp_path):
 
     def batches(count):
         data = read_coco(*find_split(root, "train"))
-        augment = DataConfig(augment="deim", mask_stride=4)
+        augment = DataConfig(augment="dense", mask_stride=4)
         shape = {"height_px": 32, "width_px": 32, "batch_size": 3}
         loader = TrainLoader(data, **shape, max_objects=0, seed=0, augment=augment, workers=count)
         stream = loader.batches()

@@ -17,8 +17,9 @@ import pytest
 from flax import traverse_util
 from golden_train import golden_targets
 
-from converters import huggingface, torch_weights
 from dfine_jax.config import OptimConfig
+from dfine_jax.families.dfine import huggingface
+from dfine_jax.families.dfine import weights as torch_weights
 from dfine_jax.training.optimizer import clip_coefficient, make_optimizer
 from dfine_jax.variants import model_config
 

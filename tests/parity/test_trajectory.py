@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from golden_train import golden_targets
 
-from converters import torch_weights
-from dfine_jax.config import Config, LossConfig, OptimConfig
+from dfine_jax.config import Config, OptimConfig
+from dfine_jax.families.dfine import weights as torch_weights
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.training.optimizer import make_optimizer
 from dfine_jax.training.state import create_state
 from dfine_jax.training.step import make_train_step

@@ -21,6 +21,7 @@ import dfine_jax
 from dfine_jax.config import Config, OptimConfig
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.training import checkpoint
 from dfine_jax.training.checkpoint import Metadata, Progress, replaced_path
 from dfine_jax.training.optimizer import make_optimizer
@@ -28,7 +29,7 @@ from dfine_jax.training.state import create_state
 from dfine_jax.training.tables import published
 from dfine_jax.variants import model_config
 
-CONFIG = Config(model=model_config("n", num_classes=2))
+CONFIG = Config(model=model_config("n", num_classes=2), loss=LossConfig())
 METADATA = Metadata(CONFIG, ("cat", "dog"), (3, 17), "dfine_n.pth", "ab" * 32, "Apache-2.0", epoch=4, ap=0.25)
 
 

@@ -12,6 +12,7 @@ from dfine_jax.config import Config, DataConfig, TrainConfig
 from dfine_jax.data.coco import find_split, read_coco
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.evaluate import score
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.training import loop
 from dfine_jax.training.setup import check, make_loaders
 from dfine_jax.training.stages import Progress
@@ -31,6 +32,7 @@ def test_it_is_told_and_judges_nothing(splits):
     train_data, val_data = splits
     config = Config(
         model_config("n", num_classes=len(train_data.names)),
+        LossConfig(),
         data=DataConfig(height_px=64, width_px=64, workers=0),
         train=TrainConfig(epochs=9, batch_size=8, patience=2),
     )

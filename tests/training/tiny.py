@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dfine_jax.config import Config, DataConfig, LogConfig, LossConfig, OptimConfig, TrainConfig
+from dfine_jax.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.models.hgnetv2 import BACKBONES, BackboneSpec, StageSpec
 from dfine_jax.typing import Batch
 from dfine_jax.variants import model_config
