@@ -12,13 +12,12 @@ import numpy as np
 from converters.state_dicts import tell
 from converters.tensor_files import read_folder_tensors, read_tensors, weights_file
 from dfine_jax import families, hub
-from dfine_jax.artefact import sha256
 from dfine_jax.coco_names import COCO_ALIASES, COCO_CATEGORY_IDS, COCO_NAMES, OBJECTS365_CLASSES, objects365_names
 from dfine_jax.config import Activation, ModelSection
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Family, Origin, WeightFormat
 from dfine_jax.families.foreign import not_known
-from dfine_jax.files import read_json, telling
+from dfine_jax.files import read_json, sha256, telling
 from dfine_jax.training.checkpoint import Metadata
 
 logger = logging.getLogger(__name__)

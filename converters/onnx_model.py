@@ -19,11 +19,12 @@ from converters import onnx_ops as ops
 from converters.onnx_fold import FoldedConv, Path, fold
 from converters.onnx_sampling import build_table, deformable_attention, linear
 from dfine_jax.models import decoder, layers
-from dfine_jax.models.decoder import at_least_float32
 from dfine_jax.models.hgnetv2 import Stem
 from dfine_jax.models.hybrid_encoder import Bottleneck
-from dfine_jax.ops import deformable, fdr, tokens
+from dfine_jax.nn.deformable import DeformableAttention
+from dfine_jax.ops import deformable, fdr, pooling, tokens
 from dfine_jax.ops.platform import traced_for
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.replace import replaced
 from dfine_jax.postprocess import Answer
 
@@ -58,12 +59,14 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
                 return _attention(module, _at(params, module.path), *args)
             case decoder.LocationQuality():
                 return _location_quality(module, _at(params, module.path), *args)
-            case decoder.DeformableAttention():
+            case DeformableAttention():
                 return deformable_attention(module, _at(params, module.path), *args)
         return original(*args, **kwargs)
 
     replacements = {
         layers.upsample2x: lambda x: _nhwc(ops.enlarge2x(_nchw(x))),
+        pooling.max_pool3x3: lambda x: _nhwc(ops.max_pool3x3(_nchw(x))),
+        pooling.average_pool2x2: lambda x: _nhwc(ops.average_pool2x2(_nchw(x))),
         layers.activation: _activation,
         fdr.integral: _integral,
         fdr.decode: _decode,

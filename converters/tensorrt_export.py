@@ -13,10 +13,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from dfine_jax.artefact import KEY, SIZES_INPUT, Artefact, from_json, missing, sha256, sidecar
+from dfine_jax.artefact import KEY, SIZES_INPUT, Artefact, from_json, missing, sidecar
 from dfine_jax.backends.tensorrt import ENGINE, PACKAGES, import_tensorrt
 from dfine_jax.errors import UserError
-from dfine_jax.files import write_whole
+from dfine_jax.files import sha256, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -205,11 +205,6 @@ def check_shared(config: Config) -> None:
     check_ranges("log", config.log, {"not negative": ("pictures",)})
 
 
-def to_json(config: Any) -> str:
-    """Configuration as JSON text."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
-
-
 def from_dict(cls: type, values: dict[str, Any], where: str = "", sections: Sections | None = None) -> Any:
     """Build a configuration dataclass from plain values.
 

@@ -23,7 +23,7 @@ from dfine_jax import families
 from dfine_jax.config import ModelSection
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Published, Repository
-from dfine_jax.files import read_text, replacing, telling, write_whole
+from dfine_jax.files import read_text, replacing, sha256, telling, write_whole
 
 HUGGINGFACE_URL = "https://huggingface.co"
 # A part starts and ends with a letter or digit and has no two dots or dashes in a row, as the hub demands; so it is
@@ -168,8 +168,8 @@ def _cached(
         digest = _download(url, file, progress, known, headers)
         write_whole(record, f"{digest}  {file.name}\n")
         return file
-    with telling(file), file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with telling(file):
+        digest = sha256(file)
     if known and digest != known:
         raise UserError(f"{file} is not the published file (SHA-256 {digest}, published {known}); delete it and repeat")
     if not record.is_file():  # put there by hand

@@ -23,21 +23,7 @@ from dfine_jax.config import Activation, ModelSection
 from dfine_jax.errors import UserError
 from dfine_jax.families import of, recipe_name
 from dfine_jax.families.family import Build
-from dfine_jax.training.checkpoint import Metadata, load_weights, replaced_path, save_weights
-
-__all__ = [
-    "LoadedModel",
-    "Metadata",
-    "Transfer",
-    "bound_fields",
-    "check_same_architecture",
-    "load",
-    "load_checkpoint",
-    "read",
-    "save_weights",
-    "transfer",
-    "with_backbone",
-]
+from dfine_jax.training.checkpoint import Metadata, load_weights, replaced_path
 
 EXPECTED = (
     "a checkpoint folder (metadata.json and weights/), an official .pth, a .safetensors, a Hugging Face folder "
@@ -165,7 +151,7 @@ class Transfer:
     variables: dict[str, Any]
     origins: dict[str, str | None]  # new class -> class whose rows it takes over; None: it starts anew
 
-    def table(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Lines that say where each class comes from."""
         same = [name for name, origin in self.origins.items() if origin == name]
         renamed = [f"{name} <- {origin}" for name, origin in self.origins.items() if origin not in (None, name)]

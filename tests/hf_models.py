@@ -36,10 +36,7 @@ def build(variant, num_classes=80, seed=0, **changes):
 
 
 def from_official(tensors, names):
-    """Values for the given Hugging Face names (those of a model to fill) from an official state dict."""
-    out = {}
-    for name in names:
-        place = official_place(name)
-        tensor = tensors[place.key]
-        out[name] = tensor if place.part is None else np.split(tensor, 3)[place.part]
-    return out
+    """Values for the given Hugging Face names from an official state dict."""
+    places = {name: official_place(name) for name in names}
+    thirds = {name: np.split(tensors[place.key], 3) for name, place in places.items() if place.part is not None}
+    return {name: thirds[name][place.part] if name in thirds else tensors[place.key] for name, place in places.items()}

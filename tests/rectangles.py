@@ -6,8 +6,9 @@ import numpy as np
 from scipy import ndimage
 
 from dfine_jax.backends.base import Backend
+from dfine_jax.data.dataset import Classes
 from dfine_jax.data.images import Preprocess
-from dfine_jax.detector import Classes, OpenedModel
+from dfine_jax.detector import OpenedModel
 from dfine_jax.postprocess import Answer
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

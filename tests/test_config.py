@@ -9,7 +9,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from dfine_jax.config import Config, ConfigError, from_dict, keys, override, to_json
+from dfine_jax.config import Config, ConfigError, from_dict, keys, override
 from dfine_jax.errors import UserError
 from dfine_jax.families import sections, validate
 from dfine_jax.families.dfine.config import LossConfig
@@ -86,11 +86,11 @@ def test_validate_names_the_key(assignment):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_json_round_trip(variant):
     config = Config(model_config(variant), LossConfig())
-    assert from_dict(Config, json.loads(to_json(config)), sections=sections) == config
+    assert from_dict(Config, json.loads(json.dumps(dataclasses.asdict(config))), sections=sections) == config
 
 
 def test_unknown_missing_and_mistyped_keys_of_stored_configurations():
-    stored, read = json.loads(to_json(CONFIG)), lambda values: from_dict(Config, values, sections=sections)
+    stored, read = json.loads(json.dumps(dataclasses.asdict(CONFIG))), lambda v: from_dict(Config, v, sections=sections)
     with pytest.raises(ConfigError, match="optim.speed"):
         read({**stored, "optim": {**stored["optim"], "speed": 1}})
     with pytest.raises(ConfigError, match="model.backbone"):

@@ -19,9 +19,10 @@ from rectangles import scene
 from videos import write_video
 
 from dfine_jax import video
+from dfine_jax.addresses import is_stream, public_name
 from dfine_jax.ahead import Ahead
 from dfine_jax.errors import UserError
-from dfine_jax.video import VideoReader, VideoWriter, is_stream, public_name
+from dfine_jax.video import VideoReader, VideoWriter
 
 av = pytest.importorskip("av")
 CORNERS = (("red", 0, 0, 60, 40), ("green", 60, 0, 120, 40), ("blue", 0, 40, 60, 80))  # the fourth stays dark

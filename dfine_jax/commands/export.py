@@ -14,7 +14,7 @@ from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
     from converters.gate_data import CheckData
-    from converters.gate_report import Report
+    from converters.gate_report import GateReport
     from converters.tensorrt_export import EngineBuilder
     from dfine_jax.weights import LoadedModel
 
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def export_checked(options: argparse.Namespace) -> Report:
+def export_checked(options: argparse.Namespace) -> GateReport:
     """Write the file the options ask for, compare it with the model, and give it its name.
 
     Raises:
@@ -107,7 +107,7 @@ def export_checked(options: argparse.Namespace) -> Report:
     """
     _check_options(options)
     from converters.gate_data import calibration_sources, open_data
-    from dfine_jax.commands.train import parse_size
+    from dfine_jax.commands.train_plan import parse_size
     from dfine_jax.weights import load_checkpoint
 
     batch = None if options.batch == "dynamic" else int(options.batch)
@@ -186,22 +186,22 @@ def _export(
     batch: int | None,
     prune: list[int] | None,
     final: Path,
-) -> Report:
+) -> GateReport:
     from converters.gate import check_artefact
     from converters.onnx_export import export_onnx, operating_point, save
     from converters.staging import release, staging
     from dfine_jax.backends.jax_model import JaxBackend
-    from dfine_jax.commands.train import parse_size
-    from dfine_jax.evaluate import ClassList, match_categories
+    from dfine_jax.commands.train_plan import parse_size
+    from dfine_jax.evaluate import match_categories
     from dfine_jax.families.family import Reduction
 
     reduction = Reduction(options.queries, tuple(prune or ()), options.layers)
     given = {key: value for key, value in reduction._asdict().items() if value not in (None, ())}
     model = operating_point(loaded.model, loaded.variables, reduction)
     preprocess = loaded.metadata.preprocess
-    classes = ClassList(loaded.metadata.class_names, loaded.metadata.category_ids)
+    classes = loaded.metadata.classes
     if data.dataset is not None:
-        match_categories(classes.names, data.dataset, options.model, data.name)
+        match_categories(classes.names, data.dataset.classes, options.model, data.name)
     proto = export_onnx(
         loaded.model,
         loaded.variables,
@@ -255,9 +255,9 @@ def _convert(
     return {}
 
 
-def _of_engine(report: Report, engine: Path, package: str) -> Report:
+def _of_engine(report: GateReport, engine: Path, package: str) -> GateReport:
     """The report on an ONNX file as one on the engine that was built from it."""
-    from dfine_jax.artefact import sha256
+    from dfine_jax.files import sha256
 
     not_run = (
         f"built by {package} and not run: all numbers are those of the ONNX file it was built from; where the GPU is, "

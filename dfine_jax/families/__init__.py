@@ -11,7 +11,7 @@ from dfine_jax.errors import UserError
 if TYPE_CHECKING:
     from dfine_jax.families.family import Anchor, Family, Published
 
-NAMES = ("dfine",)
+NAMES = ("dfine", "rtdetrv2")
 FIRST = NAMES[0]  # its variants need no family before them; of files written when it was the only one
 
 
@@ -26,6 +26,10 @@ def named(name: str) -> Family[Any, Any, Any, Any]:
             from dfine_jax.families.dfine.family import DFINE
 
             return DFINE
+        case "rtdetrv2":
+            from dfine_jax.families.rtdetr.family import RTDETR
+
+            return RTDETR
         case _:
             raise UserError(f"unknown family {name!r}; there are {', '.join(NAMES)}")
 

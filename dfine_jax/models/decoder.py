@@ -7,12 +7,11 @@ whatever the compute type; gradients are stopped exactly where the reference det
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
@@ -20,11 +19,20 @@ from dfine_jax.config import Activation
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.models import initializers
 from dfine_jax.models.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
+from dfine_jax.nn.deformable import DeformableAttention, Source
+from dfine_jax.nn.queries import (
+    ClassEmbedding,
+    Proposals,
+    TokenProjection,
+    attention_blocked,
+    propose,
+)
 from dfine_jax.ops import deformable, fdr
-from dfine_jax.ops.anchors import anchors
 from dfine_jax.ops.boxes import inverse_sigmoid
-from dfine_jax.ops.tokens import gather_tokens, limited, take_rows
-from dfine_jax.typing import Answer, DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.ops.precision import at_least_float32
+from dfine_jax.ops.tokens import gather_tokens, limited
+from dfine_jax.postprocess import Answer
+from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
 HALF_LIMIT = 65504.0  # largest float16; the reference clips feed-forward sums to it
@@ -32,73 +40,11 @@ TOP_BINS = 4  # probabilities per edge that tell how sharp a distribution is
 QUALITY_WIDTH = 64
 
 
-class Proposals(NamedTuple):
-    """Encoder tokens that become queries, best first."""
-
-    content: Float[Array, "b q d"]
-    boxes_logit: Float[Array, "b q 4"]  # before the sigmoid
-    logits: Float[Array, "b q k"]
-    index: Int[Array, "b q"]
-
-
-class Source(NamedTuple):
-    """What decoder layers sample from."""
-
-    table: Float[Array, "b t m c"]
-    sizes: tuple[tuple[int, int], ...]
-
-
-def at_least_float32(x: Array) -> Array:
-    """The array in its own type or, when that is shorter, in float32."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def attention_blocked(denoising: DenoisingQueries, num_queries: int) -> Bool[Array, "u n"]:
-    """True where a denoising query (row) must not see another query (column); denoising queries come first.
-
-    They see the matching queries and their own group; slots that do not exist are seen by nobody. Matching queries
-    have no rows: they see only each other. Every row sees something.
-    """
-    same_group = denoising.group[:, None] == denoising.group[None, :]
-    return jnp.pad(~(same_group & denoising.exists[None, :]), ((0, 0), (0, num_queries)))
-
-
 def sharpness(corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n f"]:
     """The four largest probabilities of every edge, descending, and their mean, edge by edge."""
     top, _ = jax.lax.top_k(jax.nn.softmax(at_least_float32(corners_logit), -1), TOP_BINS)
     stacked = jnp.concatenate([top, top.mean(-1, keepdims=True)], -1)
     return stacked.reshape(*stacked.shape[:2], -1)
-
-
-class DeformableAttention(nn.Module):
-    """Samples around reference boxes; neither values nor output are projected."""
-
-    num_heads: int
-    num_points: tuple[int, ...]
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(
-        self,
-        query: Float[Array, "b n d"],
-        reference_cxcywh: Float[Array, "b n 4"],
-        source: Source,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
-        shape = (*query.shape[:2], self.num_heads, sum(self.num_points))
-        zeros = initializers.zeros
-        offset_bias = initializers.sampling_offsets_bias(self.num_heads, self.num_points)
-        heads_points = self.num_heads * sum(self.num_points)
-        offsets = Linear(2 * heads_points, zeros, offset_bias, self.dtype, name="sampling_offsets")(query)
-        weights = Linear(heads_points, zeros, zeros, self.dtype, name="attention_weights")(query)
-        offsets = offsets.astype(reference_cxcywh.dtype).reshape(*shape, 2)
-        weights = jax.nn.softmax(weights.astype(reference_cxcywh.dtype).reshape(shape), -1)
-
-        share = np.repeat([0.5 / n for n in self.num_points], self.num_points)[:, None]  # [p, 1], of the box's size
-        reference = reference_cxcywh[:, :, None, None, :]
-        points_xy = reference[..., :2] + offsets * jnp.asarray(share, offsets.dtype) * reference[..., 2:]
-        return deformable.sample(source.table, source.sizes, self.num_points, points_xy, weights, train=train)
 
 
 class Gateway(nn.Module):
@@ -138,7 +84,7 @@ class DecoderLayer(nn.Module):
         attention = MultiHeadAttention(self.num_heads, self.dtype, name="self_attn")
         attended = attention(x + position, x, blocked, train=train)
         x = LayerNorm(dtype=self.dtype, name="norm1")(x + attended)
-        cross = DeformableAttention(self.num_heads, self.num_points, self.dtype, name="cross_attn")
+        cross = DeformableAttention(self.num_heads, self.num_points, dtype=self.dtype, name="cross_attn")
         x = Gateway(self.dtype, name="gateway")(x, cross(x + position, reference_cxcywh, source, train=train))
         xavier = initializers.xavier_uniform
         hidden = activation(self.activation)(Linear(self.ffn, xavier, dtype=self.dtype, name="linear1")(x))
@@ -156,32 +102,6 @@ class LocationQuality(nn.Module):
     def __call__(self, corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n 1"]:
         mlp = MLP(QUALITY_WIDTH, 1, 2, self.activation, zero_last=True, dtype=self.dtype, name="reg_conf")
         return at_least_float32(mlp(sharpness(corners_logit)))
-
-
-class TokenProjection(nn.Module):
-    """Linear layer and normalisation before queries are chosen."""
-
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        x = Linear(x.shape[-1], initializers.xavier_uniform, dtype=self.dtype, name="proj")(x)
-        return LayerNorm(dtype=self.dtype, name="norm")(x)
-
-
-class ClassEmbedding(nn.Module):
-    """Embeddings of noised labels; the last row stands for padding, starts at zero and receives no gradient."""
-
-    num_classes: int
-    features: int
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, labels: Int[Array, "b u"]) -> Float[Array, "b u d"]:
-        shape = (self.num_classes + 1, self.features)
-        rows = self.param("embedding", initializers.class_embedding, shape, jnp.float32)
-        rows = jnp.concatenate([rows[:-1], stop_gradient(rows[-1:])])
-        return rows[labels].astype(self.dtype or rows.dtype)
 
 
 class Decoder(nn.Module):
@@ -220,7 +140,7 @@ class Decoder(nn.Module):
         elif self.is_initializing():
             embed(jnp.zeros((1, 1), jnp.int32))
 
-        source = Source(deformable.build_table(maps, self.config.num_heads), sizes)
+        source = Source(sizes, table=deformable.build_table(maps, self.config.num_heads))
         stages = self._refine(content, jax.nn.sigmoid(boxes_logit), proposals.index, source, blocked, train)
         if isinstance(stages, ModelOutput):
             return stages
@@ -249,16 +169,14 @@ class Decoder(nn.Module):
         return maps
 
     def _proposals(self, memory: Float[Array, "b n d"], sizes: tuple[tuple[int, int], ...]) -> Proposals:
-        """Tokens with the highest class logit; all of them when there are fewer than ``num_queries``."""
-        anchor_logit, valid = anchors(sizes)
-        x = jnp.where(valid[:, None], memory, 0)
-        x = TokenProjection(self.dtype, name="enc_output")(x)
-        logits = at_least_float32(self._score_head("enc_score_head")(x))
-        _, index = jax.lax.top_k(logits.max(-1), min(self.config.num_queries, memory.shape[1]))
-        content = gather_tokens(x, index)
-        offsets = at_least_float32(self._box_head("enc_bbox_head", 4)(content))
-        boxes_logit = offsets + take_rows(jnp.asarray(anchor_logit, offsets.dtype), index)
-        return Proposals(content, boxes_logit, gather_tokens(logits, index), index)
+        return propose(
+            memory,
+            sizes,
+            self.config.num_queries,
+            project=TokenProjection(self.dtype, name="enc_output"),
+            score=self._score_head("enc_score_head"),
+            box=self._box_head("enc_bbox_head", 4),
+        )
 
     def _refine(
         self,

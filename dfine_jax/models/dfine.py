@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Key
 
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.models.decoder import Decoder
 from dfine_jax.models.hgnetv2 import HGNetV2
-from dfine_jax.models.hybrid_encoder import HybridEncoder
+from dfine_jax.models.hybrid_encoder import HybridEncoder, depthwise_halving, split_and_chain
 from dfine_jax.models.initializers import draw_variables
 from dfine_jax.models.layers import called
 from dfine_jax.ops.precision import inference_products
 from dfine_jax.typing import DenoisingQueries, ModelOutput
 
 STRIDE = 32  # of the coarsest map; image sides are multiples of it
-REFERENCE_SCALARS = 2  # ``up`` and ``reg_scale``, parameters in the reference and configuration here
 
 
 class DFine(nn.Module):
@@ -70,11 +66,11 @@ class DFine(nn.Module):
         encoder = HybridEncoder(
             config.encoder_width,
             config.encoder_ffn,
-            config.encoder_expansion,
-            config.encoder_depth,
+            split_and_chain(config.encoder_width, config.encoder_expansion, config.encoder_depth),
+            depthwise_halving(config.encoder_width),
             config.num_heads,
-            self.bn_axis_name,
-            dtype,
+            bn_axis_name=self.bn_axis_name,
+            dtype=dtype,
             name="encoder",
         )
         decoder = Decoder(config, self.bn_axis_name, dtype, self.keep_queries, name="decoder")
@@ -102,13 +98,3 @@ def init_variables(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:
         decoder[f"layers_{i}"] = decoder["layers_0"]
     params = {**variables["params"], "decoder": decoder}
     return jax.device_put({"params": params, "batch_stats": variables["batch_stats"]})
-
-
-def num_parameters(variables: Mapping[str, Any], config: ModelConfig) -> int:
-    """Parameters as the reference counts them: with its two scalars, without the affine terms of frozen batch norm."""
-    total = REFERENCE_SCALARS
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
-    for path, leaf in leaves.items():
-        frozen = config.backbone_frozen_bn and path[0] == "backbone" and path[-2] == "bn"
-        total += 0 if frozen else math.prod(leaf.shape)
-    return total

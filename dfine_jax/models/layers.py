@@ -23,6 +23,7 @@ from dfine_jax.models import initializers
 from dfine_jax.models.initializers import Initializer, fan_in_uniform, uniform_bias, xavier_uniform
 from dfine_jax.ops.attention import attend, attend_in_training
 from dfine_jax.ops.conv import conv2d, project
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.recompute import computed_again
 from dfine_jax.ops.replace import replaceable
 
@@ -59,6 +60,15 @@ def called(module: nn.Module, *inputs: Any, train: bool, remat: bool) -> Any:
     return lift_transform(_lifted_again, call)(module, *inputs) if remat else call(module, *inputs)
 
 
+def without_gradient(kind: type[nn.Module], *, initializing: bool) -> Callable[..., Any]:
+    """The same module, to whose parameters no gradient flows."""
+
+    def stop(params: Any) -> Any:
+        return jax.tree.map(lax.stop_gradient, params)
+
+    return nn.map_variables(kind, "params", stop, init=initializing, mutable=initializing)
+
+
 def _lifted_again(function: Callable[..., Any]) -> Callable[..., Any]:
     """``computed_again`` of a function whose first argument is a scope; ``nn.remat`` has no choice of the means."""
 
@@ -77,10 +87,6 @@ def upsample2x(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Nearest-neighbour enlargement: every cell becomes 2x2."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-
-
-def _at_least_float32(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _running(old: Array, new: Array) -> Array:
@@ -170,7 +176,7 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", initializers.ones, shape, jnp.float32)
         bias = self.param("bias", initializers.zeros, shape, jnp.float32)
         out_dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
-        x = x.astype(_at_least_float32(x.dtype))
+        x = at_least_float32(x)
         if self.frozen:
             scale, bias = lax.stop_gradient((scale, bias))
         if train and not self.frozen:
@@ -242,6 +248,14 @@ class ConvNorm(nn.Module):
             return x
         x = activation(self.activation)(x)
         return LearnableAffine(self.dtype, name="lab")(x) if self.lab else x
+
+
+def folded(unit: ConvNorm) -> tuple[Float[Array, "kh kw i o"], Float[Array, " o"]]:
+    """Kernel and bias that compute convolution and batch norm with its stored statistics at once."""
+    params, stats = unit.variables["params"], unit.variables["batch_stats"][unit.norm_name]
+    norm = params[unit.norm_name]
+    factor = norm["scale"] * lax.rsqrt(stats["var"] + 1e-5)
+    return params["conv"]["kernel"] * factor, norm["bias"] - stats["mean"] * factor
 
 
 class InProjection(nn.Module):

@@ -7,20 +7,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from dfine_jax.config import Config
+from dfine_jax.data.batch import Batch
+from dfine_jax.data.images import unit_range
 from dfine_jax.families import of
 from dfine_jax.families.family import Build, Norm
 from dfine_jax.ops.resize import resize_nearest
-from dfine_jax.typing import Batch, Targets
+from dfine_jax.typing import Targets
 
 PyTree = Any
-
-
-def unit_range(images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], dtype: jnp.dtype) -> Float[Array, "b h w 3"]:
-    """Images as the model takes them, in [0, 1]; images that are floating point already pass unchanged."""
-    return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images
 
 
 class Part(NamedTuple):

@@ -14,8 +14,9 @@ from conftest import ROOT
 
 from dfine_jax.backends.jax_model import JaxBackend
 from dfine_jax.backends.tensorrt import TensorRtSession, _Plan
+from dfine_jax.data.dataset import Classes
 from dfine_jax.data.images import Preprocess
-from dfine_jax.detector import Classes, Detector, OpenedModel
+from dfine_jax.detector import Detector, OpenedModel
 
 sys.path.append(str(ROOT / "tests"))
 import toy_artefact as toy  # noqa: E402

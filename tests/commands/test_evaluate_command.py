@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 
 from dfine_jax.cli import main
-from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.coco import read_coco
+from dfine_jax.data.layout import find_split
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.models.dfine import init_variables
 from dfine_jax.training.checkpoint import Metadata, save_weights

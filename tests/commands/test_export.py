@@ -17,10 +17,11 @@ import onnx_models as tiny  # noqa: E402
 from toy_artefact import toy_dataset  # noqa: E402
 from training.tiny import tiny_config  # noqa: E402
 
-from dfine_jax.artefact import Artefact, sha256  # noqa: E402
+from dfine_jax.artefact import Artefact  # noqa: E402
 from dfine_jax.backends.registry import open_artefact  # noqa: E402
 from dfine_jax.cli import main  # noqa: E402
 from dfine_jax.detector import Detector  # noqa: E402
+from dfine_jax.files import sha256  # noqa: E402
 from dfine_jax.training.checkpoint import Metadata, save_weights  # noqa: E402
 
 

@@ -21,8 +21,9 @@ from videos import write_video
 
 from dfine_jax import cli, detector, video
 from dfine_jax.backends.jax_model import JaxBackend
+from dfine_jax.data.dataset import Classes
 from dfine_jax.data.images import Preprocess
-from dfine_jax.detector import Classes, OpenedModel
+from dfine_jax.detector import OpenedModel
 from dfine_jax.errors import UserError
 from dfine_jax.inputs import find_inputs, result_files
 from dfine_jax.video import VideoReader

@@ -20,11 +20,11 @@ from converters.onnx_export import export_onnx, operating_point, save  # noqa: E
 from converters.openvino_export import Quantization, export_int8, export_openvino, stem_operations  # noqa: E402
 from converters.tensorrt_export import EngineBuilder  # noqa: E402
 from dfine_jax.backends.jax_model import JaxBackend  # noqa: E402
-from dfine_jax.evaluate import ClassList  # noqa: E402
+from dfine_jax.data.dataset import Classes  # noqa: E402
 from dfine_jax.models.dfine import DFine  # noqa: E402
 from dfine_jax.variants import model_config  # noqa: E402
 
-CLASSES = ClassList(tiny.META["class_names"], tiny.META["category_ids"])
+CLASSES = Classes(tiny.META["class_names"], tiny.META["category_ids"])
 GRAPHS = {
     "raw": {},
     "half": {"precision": "fp16"},

@@ -23,16 +23,16 @@ from converters.staging import RefusedError, release, staging
 from dfine_jax.artefact import from_json
 from dfine_jax.backends.base import in_view
 from dfine_jax.backends.jax_model import JaxBackend
+from dfine_jax.data.dataset import Classes
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.evaluate import ClassList
 from dfine_jax.postprocess import Answer
 
 sys.path.append(str(ROOT / "tests"))
 import toy_artefact as toy  # noqa: E402
 
-CLASSES = ClassList(toy.NAMES, toy.IDS)
+CLASSES = Classes(toy.NAMES, toy.IDS)
 
 
 @pytest.fixture(scope="module")

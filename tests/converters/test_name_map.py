@@ -1,4 +1,4 @@
-"""Names in both directions."""
+"""Official names and layouts of our leaves."""
 
 import numpy as np
 import pytest

@@ -13,8 +13,8 @@ from conftest import ROOT
 
 from converters.gate import check_artefact
 from converters.tensorrt_export import EngineBuilder
-from dfine_jax.artefact import sha256
 from dfine_jax.errors import UserError
+from dfine_jax.files import sha256
 
 sys.path.append(str(ROOT / "tests"))
 import toy_artefact as toy  # noqa: E402

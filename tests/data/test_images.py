@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfine_jax.data.coco import find_split, read_coco
+from dfine_jax.data.coco import read_coco
 from dfine_jax.data.images import Preprocess, open_annotated, read_image
+from dfine_jax.data.layout import find_split
 from dfine_jax.data.pipeline import EvalLoader
 from dfine_jax.errors import UserError
 

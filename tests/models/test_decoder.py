@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dfine_jax.models.decoder import ClassEmbedding, Decoder, attention_blocked, sharpness
+from dfine_jax.models.decoder import Decoder, sharpness
+from dfine_jax.nn.queries import ClassEmbedding, attention_blocked
 from dfine_jax.typing import DenoisingQueries
 from dfine_jax.variants import model_config
 

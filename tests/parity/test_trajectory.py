@@ -14,12 +14,12 @@ import pytest
 from golden_train import golden_targets
 
 from dfine_jax.config import Config, OptimConfig
+from dfine_jax.data.batch import Batch
 from dfine_jax.families.dfine import weights as torch_weights
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.training.optimizer import make_optimizer
 from dfine_jax.training.state import create_state
 from dfine_jax.training.step import make_train_step
-from dfine_jax.typing import Batch
 from dfine_jax.variants import model_config
 
 torch = pytest.importorskip("torch")

@@ -23,8 +23,9 @@ from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.training import checkpoint
-from dfine_jax.training.checkpoint import Metadata, Progress, replaced_path
+from dfine_jax.training.checkpoint import Metadata, replaced_path
 from dfine_jax.training.optimizer import make_optimizer
+from dfine_jax.training.stages import Progress
 from dfine_jax.training.state import create_state
 from dfine_jax.training.tables import published
 from dfine_jax.variants import model_config

@@ -11,6 +11,7 @@ import pytest
 from test_optimizer import small_params
 
 from dfine_jax.config import Config, OptimConfig
+from dfine_jax.data.batch import Batch
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.training import step as steps
 from dfine_jax.training.gradient import LossGradient
@@ -18,7 +19,6 @@ from dfine_jax.training.optimizer import make_optimizer, matching_rules, paramet
 from dfine_jax.training.packing import CPU_LIMIT, PackedState, Packing, size_limit
 from dfine_jax.training.state import create_state, ema_variables, with_ema_shift
 from dfine_jax.training.step import make_train_step, make_update, replicated
-from dfine_jax.typing import Batch
 from dfine_jax.variants import model_config
 
 STATS = {"backbone": {"bn": {"mean": np.zeros(2, np.float32), "var": np.ones(2, np.float32)}}}
