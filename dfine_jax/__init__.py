@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dfine_jax.api import build, default_config, train
     from dfine_jax.config import Config
-    from dfine_jax.data.dataset import open_record
-    from dfine_jax.data.sources import read_dataset
-    from dfine_jax.detector import DetectionResult, Detector
-    from dfine_jax.draw import draw_boxes
+    from dfine_jax.data.read.dataset import open_record
+    from dfine_jax.data.read.sources import read_dataset
     from dfine_jax.errors import UserError
-    from dfine_jax.plots import confusion_figure, threshold_figure, training_figure
-    from dfine_jax.training.log import read_metrics
-    from dfine_jax.weights import load, load_checkpoint
+    from dfine_jax.evaluation.plots import confusion_figure, threshold_figure, training_figure
+    from dfine_jax.prediction.detector import DetectionResult, Detector
+    from dfine_jax.prediction.draw import draw_boxes
+    from dfine_jax.training.report.log import read_metrics
+    from dfine_jax.weights.load import load, load_checkpoint
 
 __version__ = "0.1.0"
 _HOME = {
     "Config": "config",
-    "DetectionResult": "detector",
-    "Detector": "detector",
+    "DetectionResult": "prediction.detector",
+    "Detector": "prediction.detector",
     "UserError": "errors",
     "build": "api",
     "confusion_figure": "plots",
     "default_config": "api",
     "draw_boxes": "draw",
-    "load": "weights",
+    "load": "weights.load",
     "load_checkpoint": "weights",
     "open_record": "data.dataset",
     "read_dataset": "data.sources",

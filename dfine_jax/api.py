@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import flax.linen as nn
 
     from dfine_jax.config import Config
-    from dfine_jax.data.dataset import Dataset
-    from dfine_jax.detector import OpenedModel
-    from dfine_jax.evaluate import Metrics
-    from dfine_jax.training.loop import Result
-    from dfine_jax.weights import LoadedModel
+    from dfine_jax.data.read.dataset import Dataset
+    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.prediction.detector import OpenedModel
+    from dfine_jax.training.run.loop import Result
+    from dfine_jax.weights.load import LoadedModel
 
 Weights = "str | os.PathLike[str] | LoadedModel"
 
@@ -108,7 +108,7 @@ def train(
       UserError: configuration, data, weights and folder do not fit.
     """
     from dfine_jax.commands.train import start_weights
-    from dfine_jax.training import loop
+    from dfine_jax.training.run import loop
 
     if weights is not None and backbone:
         raise UserError("weights have a backbone of their own; leave out backbone")
@@ -129,8 +129,8 @@ def evaluate(model: Weights | OpenedModel, data: Dataset, *, batch_size: int = 8
     Raises:
       UserError: nothing of that kind is there, the data has no object, or classes that the model does not know.
     """
-    from dfine_jax.detector import OpenedModel, open_model
-    from dfine_jax.evaluate import check_objects, evaluate_opened
+    from dfine_jax.evaluation.evaluate import check_objects, evaluate_opened
+    from dfine_jax.prediction.detector import OpenedModel, open_model
 
     check_objects(data)
     opened = model if isinstance(model, OpenedModel) else open_model(model)
@@ -142,6 +142,6 @@ def evaluate(model: Weights | OpenedModel, data: Dataset, *, batch_size: int = 8
 def _loaded(weights: Weights | None) -> LoadedModel | None:
     if not isinstance(weights, (str, os.PathLike)):
         return weights
-    from dfine_jax.weights import load_checkpoint
+    from dfine_jax.weights.load import load_checkpoint
 
     return load_checkpoint(weights)

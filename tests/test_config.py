@@ -13,7 +13,7 @@ from dfine_jax.config import Config, ConfigError, from_dict, keys, override
 from dfine_jax.errors import UserError
 from dfine_jax.families import sections, validate
 from dfine_jax.families.dfine.config import LossConfig
-from dfine_jax.variants import VARIANTS, model_config
+from dfine_jax.families.dfine.variants import VARIANTS, model_config
 
 CONFIG = Config(model_config("n"), LossConfig())
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
-from dfine_jax.files import write_whole
+from dfine_jax.system.files import write_whole
 
 if TYPE_CHECKING:
-    from converters.gate_report import GateReport
     from dfine_jax.config import Config
-    from dfine_jax.data.dataset import Dataset, Record
-    from dfine_jax.evaluate import Metrics
-    from dfine_jax.report import Figure, Section
+    from dfine_jax.converters.gate.report import GateReport
+    from dfine_jax.data.read.dataset import Dataset, Record
+    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.evaluation.report import Figure, Section
 
 PICTURE_PX, INPUT_PX = 240, 128
 NUM_TRAIN, NUM_VAL = 1200, 100
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _tour(out: Path, epochs: int, started: float) -> None:
-    from dfine_jax.data.synthetic import make_shapes_dataset
+    from dfine_jax.data.read.synthetic import make_shapes_dataset
 
     print(f"1/5  draw {NUM_TRAIN} training and {NUM_VAL} validation pictures: {out / 'data'}", flush=True)
     make_shapes_dataset(out / "data", NUM_TRAIN, NUM_VAL, PICTURE_PX, seed=0)
@@ -117,7 +117,7 @@ def demo_config(num_classes: int, epochs: int) -> Config:
 
 
 def _read(folder: Path, split: Any) -> Dataset:
-    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.data.read.sources import read_dataset
 
     return read_dataset(folder, split)
 
@@ -126,12 +126,12 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
     """Metrics of the fresh and of the trained model."""
     import jax
 
-    from dfine_jax.data.pipeline import EvalLoader
-    from dfine_jax.evaluate import evaluate
+    from dfine_jax.data.load.pipeline import EvalLoader
+    from dfine_jax.evaluation.evaluate import evaluate
     from dfine_jax.families import of
-    from dfine_jax.training.loop import train
-    from dfine_jax.training.setup import StartWeights
-    from dfine_jax.training.step import make_eval_step, predict_function
+    from dfine_jax.training.run.loop import train
+    from dfine_jax.training.run.setup import StartWeights
+    from dfine_jax.training.step.step import make_eval_step, predict_function
 
     variables = of(config.model).init(config.model, jax.random.key(config.train.seed))
     result = train(config, train_data, val_data, out, start=StartWeights(variables))
@@ -161,7 +161,7 @@ def _export(out: Path) -> GateReport | None:
 
 
 def _export_section(report: GateReport | None) -> list[Section]:
-    from dfine_jax.report import Section, Table
+    from dfine_jax.evaluation.report import Section, Table
 
     if report is None or report.accuracy is None:
         return []
@@ -179,10 +179,10 @@ def _draw(out: Path, val_data: Dataset, threshold: float) -> list[Figure]:
     """Annotated and detected pictures side by side, of validation images with several objects."""
     from PIL import Image
 
-    from dfine_jax.data.images import save_picture
-    from dfine_jax.detector import Detector
-    from dfine_jax.draw import draw_boxes
-    from dfine_jax.report import Figure
+    from dfine_jax.data.picture.images import save_picture
+    from dfine_jax.evaluation.report import Figure
+    from dfine_jax.prediction.detector import Detector
+    from dfine_jax.prediction.draw import draw_boxes
 
     detector = Detector(out / "run" / "best", threshold=threshold)
     shown: list[Record] = sorted(val_data.records, key=lambda r: -len(r.labels))[:NUM_SHOWN]
@@ -210,8 +210,8 @@ def _write_report(
     report: GateReport | None,
     figures: list[Figure],
 ) -> None:
-    from dfine_jax.report import Chart, Curve, Section, Table, page
-    from dfine_jax.training.log import read_metrics
+    from dfine_jax.evaluation.report import Chart, Curve, Section, Table, page
+    from dfine_jax.training.report.log import read_metrics
 
     rows = read_metrics(out / "run")
 

@@ -9,7 +9,7 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 
-from dfine_jax.host_memory import ALLOCATOR, allocator_name, with_allocator
+from dfine_jax.system.host_memory import ALLOCATOR, allocator_name, with_allocator
 
 CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow", "pycocotools", "safetensors")
 OPTIONAL = (

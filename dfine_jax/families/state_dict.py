@@ -17,7 +17,7 @@ from dfine_jax import families
 from dfine_jax.config import ModelSection
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Build, Variables
-from dfine_jax.finite import not_finite
+from dfine_jax.system.finite import not_finite
 
 _COLLECTIONS = ("params", "batch_stats")
 _LISTED = 6  # names per kind of problem in an error

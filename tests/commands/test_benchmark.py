@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from dfine_jax import latency
+from dfine_jax.benchmark import latency
+from dfine_jax.benchmark.latency import Amounts, Contender, Measurement, Picture, measure, num_blocks, percentiles
 from dfine_jax.cli import main
-from dfine_jax.latency import Amounts, Contender, Measurement, Picture, measure, num_blocks, percentiles
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

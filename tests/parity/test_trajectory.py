@@ -14,13 +14,13 @@ import pytest
 from golden_train import golden_targets
 
 from dfine_jax.config import Config, OptimConfig
-from dfine_jax.data.batch import Batch
+from dfine_jax.data.load.batch import Batch
 from dfine_jax.families.dfine import weights as torch_weights
 from dfine_jax.families.dfine.config import LossConfig
-from dfine_jax.training.optimizer import make_optimizer
-from dfine_jax.training.state import create_state
-from dfine_jax.training.step import make_train_step
-from dfine_jax.variants import model_config
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.step.optimizer import make_optimizer
+from dfine_jax.training.step.state import create_state
+from dfine_jax.training.step.step import make_train_step
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -7,16 +7,16 @@ from jaxtyping import Array, Key
 
 from dfine_jax.families.dfine import loss
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig, check
+from dfine_jax.families.dfine.model import STRIDE, DFine, init_variables
 from dfine_jax.families.dfine.published import BACKBONES, DETECTORS, REPOSITORIES
 from dfine_jax.families.dfine.recipes import recipe
 from dfine_jax.families.dfine.rules import rules
+from dfine_jax.families.dfine.variants import VARIANTS
 from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, FORMATS, described, read_backbone
 from dfine_jax.families.family import Build, ClassLeaf, Family
 from dfine_jax.families.reduction import reduced
-from dfine_jax.models.denoising import draw_denoising
-from dfine_jax.models.dfine import STRIDE, DFine, init_variables
+from dfine_jax.nn.denoising import draw_denoising
 from dfine_jax.typing import DenoisingQueries, Targets
-from dfine_jax.variants import VARIANTS
 
 _FROZEN = ("backbone_frozen_stem", "backbone_frozen_bn")
 

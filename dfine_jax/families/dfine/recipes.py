@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from dfine_jax.config import Config
+from dfine_jax.families.dfine.tables import published, recipes
 from dfine_jax.families.family import Start
-from dfine_jax.training.recipes import COCO_IMAGES, rescaled
-from dfine_jax.training.tables import published, recipes
+from dfine_jax.training.plan.recipes import COCO_IMAGES, rescaled
 
 
 def recipe(variant: str, start: Start, method: str) -> tuple[str, Config]:

@@ -15,11 +15,11 @@ from dfine_jax.errors import UserError
 from dfine_jax.families import state_dict
 from dfine_jax.families.dfine import huggingface, names
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig
+from dfine_jax.families.dfine.variants import VARIANTS
 from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
 from dfine_jax.families.foreign import not_known
 from dfine_jax.families.state_dict import Tensor, check_fit, from_tree, leaf_shapes, to_tree
 from dfine_jax.ops.anchors import anchors
-from dfine_jax.variants import VARIANTS
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _fold_point_scale(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> 
 @functools.lru_cache(maxsize=1)
 def _traits() -> dict[str, tuple[int, int, int]]:
     """Channels after the stem, encoder width and decoder layers; any two tell the variants apart."""
-    from dfine_jax.models.hgnetv2 import BACKBONES
+    from dfine_jax.families.backbones.hgnetv2 import BACKBONES
 
     return {
         name: (BACKBONES[model.backbone].stem[1], model.encoder_width, model.decoder_layers)

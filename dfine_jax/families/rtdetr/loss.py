@@ -20,7 +20,7 @@ from dfine_jax.families.family import Matching, Norm
 from dfine_jax.families.rtdetr.config import RTDetrConfig, RTDetrLossConfig
 from dfine_jax.losses import terms
 from dfine_jax.losses.matcher import assign, matching_cost
-from dfine_jax.models.denoising import make_denoising_queries, num_slots, sample_noise
+from dfine_jax.nn.denoising import make_denoising_queries, num_slots, sample_noise
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, Targets
 
 Pairs = Int[Array, "t b q"]

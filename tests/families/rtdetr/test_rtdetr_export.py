@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import jax
 import numpy as np
 import pytest
 import rtdetr_golden
-from conftest import ROOT
 
 from dfine_jax.families.rtdetr.model import RTDetr
 from dfine_jax.families.rtdetr.variants import VARIANTS
 
 pytest.importorskip("onnx")
 pytest.importorskip("jax2onnx")
-sys.path.append(str(ROOT / "tests" / "converters"))
-import onnx_models  # noqa: E402
+import onnx_models
 
-from converters.onnx_export import export_onnx  # noqa: E402
+from dfine_jax.converters.onnx.export import export_onnx
 
 SIZE_HW = (64, 96)
 TINY = dataclasses.replace(

@@ -1,0 +1,223 @@
+"""Published weights by name: downloaded once, kept in a cache, checked against the published SHA-256 if there is one.
+
+Where there is none, the SHA-256 of the first download is kept, and later changes are noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from dfine_jax import families
+from dfine_jax.config import ModelSection
+from dfine_jax.errors import UserError
+from dfine_jax.families.family import Published, Repository
+from dfine_jax.system.files import read_text, replacing, sha256, telling, write_whole
+
+HUGGINGFACE_URL = "https://huggingface.co"
+# A part starts and ends with a letter or digit and has no two dots or dashes in a row, as the hub demands; so it is
+# neither a path out of the cache nor a hidden file.
+_PART = r"[A-Za-z0-9]+(?:(?:[._]|-(?!-)|__+)[A-Za-z0-9]+)*"
+_HUGGINGFACE = re.compile(rf"hf:(?P<repository>{_PART}/{_PART})(?:@(?P<at>{_PART}))?|(?P<plain>ustc-community/{_PART})")
+_HUGGINGFACE_FILES = ("config.json", "model.safetensors")
+_TIMEOUT_S = 30
+_CHUNK = 1 << 18
+
+
+def is_published(name: str) -> bool:
+    """Whether the name is of a family's tables, ``ustc-community/<model>`` or ``hf:<owner>/<model>[@revision]``."""
+    return name in families.published() or _HUGGINGFACE.fullmatch(name) is not None
+
+
+def licence(name: str) -> str:
+    """Of published weights, where it is known."""
+    match = _HUGGINGFACE.fullmatch(name)
+    found = families.published().get(name) or _repositories().get((match and match["repository"]) or name)
+    return found.licence if found else ""
+
+
+def _repositories() -> dict[str, Repository]:
+    return {name: each for own in families.every() for name, each in own.repositories.items()}
+
+
+def is_published_file(name: str, sha256: str) -> bool:
+    """Whether a file is of the families' tables: by its SHA-256, or by its name where no SHA-256 is known."""
+    published = [item for own in families.every() for item in (*own.published.values(), *own.backbones.values())]
+    return any(sha256 == item.sha256 or (name == item.file and item.sha256 is None) for item in published)
+
+
+def fetch(name: str, *, progress: bool | None = None) -> Path:
+    """Path of published weights: a ``.pth`` file, or a Hugging Face folder; downloaded when not in the cache.
+
+    All files of a Hugging Face folder are of one commit: a known one, that of the name, or the newest when the first
+    file is downloaded.
+
+    Args:
+      name: see :func:`is_published`.
+      progress: show a bar; by default when the terminal is one.
+
+    Raises:
+      UserError: unknown name, no connection, a download that is not what is published, or a cached file that is not the
+        one downloaded before.
+    """
+    match = _HUGGINGFACE.fullmatch(name)
+    known = families.published()
+    if name in known:
+        return _of_table(known[name], progress)
+    if match is None:
+        raise UserError(
+            f"unknown weights {name!r}; published names: {', '.join(known)}, or hf:OWNER/MODEL of Hugging Face"
+        )
+    repository = match["repository"] or match["plain"]
+    pinned = _repositories().get(repository) if match["at"] is None else Repository(match["at"])
+    folder = cache_dir() / "huggingface" / (repository + (f"@{match['at']}" if match["at"] else ""))
+    root = os.environ.get("HF_ENDPOINT", HUGGINGFACE_URL).rstrip("/")
+    commit = _commit_of(folder, pinned)
+    for file in _HUGGINGFACE_FILES:
+        digest = pinned.sha256 if pinned and file == "model.safetensors" else None
+        served: list[str] = []
+        url = f"{root}/{repository}/resolve/{commit}/{file}"
+        _cached(url, folder / file, progress, digest, headers=lambda got, to=served: to.append(got or ""))
+        if served and _COMMIT.fullmatch(served[0]):  # of a branch, the commit that it was at
+            commit = served[0]
+            write_whole(folder / _COMMIT_FILE, f"{commit}\n")
+    return folder
+
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+_COMMIT_FILE = "commit.txt"
+
+
+def _commit_of(folder: Path, pinned: Repository | None) -> str:
+    """The commit to download from: that of the files there, the pinned one, or the newest."""
+    record = folder / _COMMIT_FILE
+    kept = read_text(record).strip() if record.is_file() else ""
+    if _COMMIT.fullmatch(kept):
+        return kept
+    return pinned.commit if pinned else "main"
+
+
+def fetch_backbone(model: ModelSection, *, progress: bool | None = None) -> Path:
+    """Path of a model's backbone trained on ImageNet, downloaded when not in the cache.
+
+    Raises:
+      UserError: none is published, no connection, or a cached file that is not the one downloaded before.
+    """
+    family = families.of(model)
+    name = family.backbone_of(model)
+    if name not in family.backbones:
+        raise UserError(f"no backbone {name!r} is published; there are {', '.join(family.backbones)}")
+    return _of_table(family.backbones[name], progress)
+
+
+def _of_table(published: Published, progress: bool | None) -> Path:
+    return _cached(address(published), cache_dir() / published.file, progress, published.sha256)
+
+
+def address(published: Published) -> str:
+    """Where it is downloaded from."""
+    return published.url
+
+
+def cache_dir() -> Path:
+    """Where downloads are kept: ``DFINE_CACHE``, else the user's cache folder; without a home, one that may be lost."""
+    try:
+        return _chosen_cache_dir()
+    except RuntimeError:  # of pathlib: nobody's home
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        return Path(tempfile.gettempdir()) / f"dfine_jax-{user}"
+
+
+def _chosen_cache_dir() -> Path:
+    if chosen := os.environ.get("DFINE_CACHE"):
+        return Path(chosen).expanduser()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "dfine_jax"
+    if sys.platform == "win32" and (base := os.environ.get("LOCALAPPDATA")):
+        return Path(base) / "dfine_jax" / "cache"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "dfine_jax"
+
+
+def _cached(
+    url: str,
+    file: Path,
+    progress: bool | None,
+    known: str | None,
+    *,
+    headers: Callable[[str | None], None] = lambda commit: None,
+) -> Path:
+    """The file at ``file``, downloaded when it is not there.
+
+    Args:
+      known: its SHA-256, if that is published; otherwise that of the first download is kept beside it.
+      headers: is given the commit that the server names, when something is downloaded.
+    """
+    record = file.with_name(file.name + ".sha256")
+    if not file.is_file():
+        digest = _download(url, file, progress, known, headers)
+        write_whole(record, f"{digest}  {file.name}\n")
+        return file
+    with telling(file):
+        digest = sha256(file)
+    if known and digest != known:
+        raise UserError(f"{file} is not the published file (SHA-256 {digest}, published {known}); delete it and repeat")
+    if not record.is_file():  # put there by hand
+        write_whole(record, f"{digest}  {file.name}\n")
+    elif read_text(record).split()[:1] != [digest]:
+        raise UserError(
+            f"{file} has changed since its download (SHA-256 {digest}); delete it and {record.name}, repeat"
+        )
+    return file
+
+
+def _download(
+    url: str, file: Path, progress: bool | None, known: str | None, headers: Callable[[str | None], None]
+) -> str:
+    """Download to a temporary name, rename when complete and right; the SHA-256."""
+    cure = f"fetch {url} on a connected machine and put it at {file}"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as target:
+            digest = _copy(url, target, file.name, progress, headers)
+            if known and digest != known:
+                raise UserError(
+                    f"what {url} sent is not the published file (SHA-256 {digest}, published {known}): a proxy or the "
+                    "server has changed it; nothing is kept"
+                )
+        return digest
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{url} answers {error.code} ({error.reason}); check the name, or {cure}") from error
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(f"download failed ({reason}); without a connection: {cure}") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}); set DFINE_CACHE to another folder") from error
+
+
+def _copy(url: str, target: IO[bytes], label: str, progress: bool | None, headers: Callable[[str | None], None]) -> str:
+    digest, received = hashlib.sha256(), 0
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+        headers(answer.headers.get("X-Repo-Commit"))
+        total = int(answer.headers.get("Content-Length") or 0)
+        hide = None if progress is None else not progress  # None: hidden unless the terminal is one
+        with tqdm(total=total or None, desc=label, unit="B", unit_scale=True, disable=hide) as bar:
+            while chunk := answer.read(_CHUNK):
+                target.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
+                bar.update(len(chunk))
+    if total and received != total:
+        raise http.client.IncompleteRead(b"", total - received)
+    target.flush()
+    return digest.hexdigest()
