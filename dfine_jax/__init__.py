@@ -29,7 +29,7 @@ _HOME = {
     "Detector": "prediction.detector",
     "UserError": "errors",
     "build": "api",
-    "confusion_figure": "plots",
+    "confusion_figure": "evaluation.plots",
     "default_config": "api",
     "draw_boxes": "draw",
     "load": "weights.load",
@@ -39,7 +39,7 @@ _HOME = {
     "read_metrics": "training.log",
     "threshold_figure": "plots",
     "train": "api",
-    "training_figure": "plots",
+    "training_figure": "evaluation.plots",
 }
 __all__ = [
     "Config",
