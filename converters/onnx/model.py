@@ -108,8 +108,8 @@ def _conv(conv: FoldedConv, x: Array, stride: int = 1, pads: tuple[int, int] = (
 
 
 def _conv_norm(module: layers.ConvNorm, conv: FoldedConv, x: Array) -> Array:
-    if module.dtype is not None:
-        x = x.astype(module.dtype)
+    # Bytes first, because TensorRT transposes none.
+    x = x.astype(module.dtype or (jnp.float32 if x.dtype == jnp.uint8 else x.dtype))
     padding = (module.kernel_size - 1) // 2 if module.padding is None else module.padding
     x = _conv(conv, _nchw(x), module.stride, (padding, padding), module.groups)
     if module.activation is not None and conv.bound is None:
