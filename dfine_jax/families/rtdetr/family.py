@@ -95,7 +95,7 @@ def _described(model: RTDetrConfig, origin: Origin) -> Config:
 
 
 def _backbone_of(model: RTDetrConfig) -> str:
-    return f"{'ResNet-vd' if model.backbone in RESNETS else 'HGNetv2'} {model.backbone}"
+    return f"{'ResNet-vd' if model.backbone in RESNETS else 'HGNetv2'}-{model.backbone}"
 
 
 RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, loss.Pairs] = Family(

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from golden_train import pad_targets, reference_names
 
-from dfine_jax.families import state_dict
 from dfine_jax.families.family import Norm
-from dfine_jax.families.rtdetr import huggingface, names, weights
+from dfine_jax.families.rtdetr import huggingface, weights
 from dfine_jax.families.rtdetr.config import RTDetrLossConfig
 from dfine_jax.families.rtdetr.loss import loss_terms, match
 from dfine_jax.families.rtdetr.model import RTDetr
@@ -82,12 +81,12 @@ def nearest_errors(output, theirs):
 
 
 CASES = [
-    pytest.param("r18", np.float32, {}, 2e-3, 3e-5),
-    *(
-        pytest.param(variant, np.float64, {}, 2e-5, 1e-6, marks=pytest.mark.slow)
+    pytest.param("r18", np.float32, {}, 1e-4, 1e-5),  # measured 3.1e-6, 3.6e-7
+    *(  # measured at most 7.3e-8, 3.0e-8
+        pytest.param(variant, np.float64, {}, 1e-6, 1e-6, marks=pytest.mark.slow)
         for variant in ("r18", "r34", "r50", "r101")
     ),
-    pytest.param("r18", np.float64, {"decoder_method": "discrete"}, 2e-5, 1e-6, marks=pytest.mark.slow),
+    pytest.param("r18", np.float64, {"decoder_method": "discrete"}, 1e-6, 1e-6, marks=pytest.mark.slow),
 ]
 
 
@@ -109,29 +108,13 @@ def test_inference(variant, dtype, changes, logit_limit, box_limit):
     assert logits < logit_limit and boxes < box_limit
 
 
-def gradient_errors(grads, model):
-    """Every gradient of ours against the peer's of that name."""
-    peers = {names.of_file(name): parameter.grad for name, parameter in model.named_parameters()}
-    errors = {}
-    for path, ours in grads.items():
-        places = names.to_huggingface(names.to_official(f"params/{path}"))
-        parts = [peers[place] for place in places if peers.get(place) is not None]
-        if not parts:  # held by the peer, or not in its graph
-            assert not np.any(ours) or "backbone" in path, path
-            continue
-        want = np.concatenate([part.numpy() for part in parts])
-        got = state_dict.to_tensor(f"params/{path}", ours)
-        errors[path] = np.abs(got - want).max() / max(np.abs(want).max(), 1e-6)
-    worst = max(errors, key=errors.__getitem__)
-    median = np.median(list(errors.values()))
-    print(f"{len(errors)} gradients: median {median:.1e}, worst {worst} {errors[worst]:.1e}")
-    assert median < 1e-6 and errors[worst] < 1e-3
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["r18", "r50", "r101"])
-def test_training_losses_and_gradients(variant):
-    """Float64, batch statistics where they are trained, without denoising queries."""
+def test_training_losses(variant):
+    """Float64, batch statistics where they are trained, without denoising queries.
+
+    Gradients differ: transformers' boxes do not look forward twice. Those of the reference are in test_rtdetr_loss.py.
+    """
     model = peer(VARIANTS[variant], np.float64).train()
     images = golden_fill.image(256, 256, 3, seed=4).astype(np.float64)
     labels = [
@@ -139,24 +122,20 @@ def test_training_losses_and_gradients(variant):
         for k, b in zip(LABELS, BOXES, strict=True)
     ]
     config, variables = ours(model)
-    theirs = model(pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=labels)
+    with torch.no_grad():
+        theirs = model(pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=labels)
     config = dataclasses.replace(config, backbone_frozen_bn=VARIANTS[variant].backbone_frozen_bn)
     loss = RTDetrLossConfig(num_denoising=0)
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda x: x.astype(np.float64), variables)
         targets = pad_targets(LABELS, BOXES, dtype=np.float64)
 
-        def terms(params):
-            state = {**variables, "params": params}
-            output, _ = RTDetr(config).apply(state, images, train=True, mutable=["batch_stats"])
+        def terms(variables):
+            output, _ = RTDetr(config).apply(variables, images, train=True, mutable=["batch_stats"])
             found = match(output, targets, None, loss)
-            named = loss_terms(output, targets, None, found, Norm(found.counts, found.counts), config, loss)
-            return sum(named.values()), named
+            return loss_terms(output, targets, None, found, Norm(found.counts, found.counts), config, loss)
 
-        (_, named), grads = jax.jit(jax.value_and_grad(terms, has_aux=True))(variables["params"])
-        grads = {"/".join(p.key for p in path): np.asarray(g) for path, g in jax.tree_util.tree_leaves_with_path(grads)}
-    theirs.loss.backward()
-    gradient_errors(grads, model)
+        named = jax.jit(terms)(variables)
     got = reference_names({name: float(value) for name, value in named.items()})
     last = config.decoder_layers - 1  # what transformers names as one more layer is the encoder
     want = {key.replace(f"aux_{last}", "enc_0"): float(value) for key, value in theirs.loss_dict.items()}
