@@ -30,10 +30,10 @@ FORBIDDEN = {
     "dfine_jax/losses": ("flax.linen", "flax.nnx", "dfine_jax.models", "dfine_jax.data", "dfine_jax.training"),
     "dfine_jax/data": ("jax", "flax", "optax", "tensorflow", "dfine_jax.models", "dfine_jax.training"),
     "dfine_jax/training": ("converters", "dfine_jax.commands", "dfine_jax.prediction.detector"),
-    "dfine_jax/evaluation/postprocess.py": ("dfine_jax.models", "dfine_jax.losses", "dfine_jax.training"),
+    "dfine_jax/ops/postprocess.py": ("dfine_jax.models", "dfine_jax.losses", "dfine_jax.training"),
     "dfine_jax/backends": ("flax", "dfine_jax.models", "dfine_jax.training", "dfine_jax.weights", "converters"),
     "dfine_jax/serving/artefact.py": ("jax", "flax", "dfine_jax.training", "dfine_jax.serving.backends"),
-    "dfine_jax/prediction/draw.py": ("jax", "flax", "dfine_jax.models"),
+    "dfine_jax/data/picture/draw.py": ("jax", "flax", "dfine_jax.models"),
     "converters": ("experiments", "torch", "transformers", "tests"),
 }  # fmt: skip
 # Runtimes of exported files, each in the one module that wraps it.
@@ -174,6 +174,6 @@ def test_loader_processes_never_import_jax(path):
     assert run_python(f"import sys, {name}; print('jax' in sys.modules)") == "False"
 
 
-@pytest.mark.parametrize("module", ["dfine_jax.prediction.detector", "dfine_jax.prediction.draw", "dfine_jax.cli"])
+@pytest.mark.parametrize("module", ["dfine_jax.prediction.detector", "dfine_jax.data.picture.draw", "dfine_jax.cli"])
 def test_the_detector_can_be_imported_without_jax(module):
     assert run_python(f"import sys, {module}; print('jax' in sys.modules)") == "False"

@@ -9,8 +9,6 @@ import hashlib
 import http.client
 import os
 import re
-import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 from dfine_jax.errors import UserError
+from dfine_jax.system.cache import cache_dir
 from dfine_jax.system.files import read_text, replacing, sha256, telling, write_whole
 
 OFFICIAL_URL = "https://github.com/Peterande/storage/releases/download/dfinev1.0"
@@ -158,25 +157,6 @@ def fetch_backbone(name: str, *, progress: bool | None = None) -> Path:
         raise UserError(f"unknown backbone {name!r}; published: {', '.join(BACKBONES)}")
     file, known = BACKBONES[name]
     return _cached(f"{OFFICIAL_URL}/{file}", cache_dir() / file, progress, known)
-
-
-def cache_dir() -> Path:
-    """Where downloads are kept: ``DFINE_CACHE``, else the user's cache folder; without a home, one that may be lost."""
-    try:
-        return _chosen_cache_dir()
-    except RuntimeError:  # of pathlib: nobody's home
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        return Path(tempfile.gettempdir()) / f"dfine_jax-{user}"
-
-
-def _chosen_cache_dir() -> Path:
-    if chosen := os.environ.get("DFINE_CACHE"):
-        return Path(chosen).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "dfine_jax"
-    if sys.platform == "win32" and (base := os.environ.get("LOCALAPPDATA")):
-        return Path(base) / "dfine_jax" / "cache"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "dfine_jax"
 
 
 def _cached(
