@@ -31,7 +31,7 @@ _HOME = {
     "build": "api",
     "confusion_figure": "evaluation.plots",
     "default_config": "api",
-    "draw_boxes": "prediction.draw",
+    "draw_boxes": "data.picture.draw",
     "load": "weights.load",
     "load_checkpoint": "weights.load",
     "open_record": "data.read.dataset",
