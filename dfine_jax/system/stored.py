@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dfine_jax import __version__
-from dfine_jax.config import from_dict, known_only
+from dfine_jax.config import Sections, from_dict, known_only
 from dfine_jax.errors import UserError
-from dfine_jax.families import sections
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +55,14 @@ def current(values: Any, where: object, *, unmarked: bool = False) -> dict[str, 
     return values
 
 
-def build(cls: type, values: Mapping[str, Any], where: object, version: object) -> Any:
+def build(
+    cls: type, values: Mapping[str, Any], where: object, version: object, sections: Sections | None = None
+) -> Any:
     """A dataclass from a part of a description.
 
     Args:
       version: ``library_version`` of the description, if it has one.
+      sections: see ``config.from_dict``, for what holds a configuration.
 
     Raises:
       ConfigError: a key is missing or of another type, or unknown though no newer version wrote it.
