@@ -165,7 +165,7 @@ def _overview() -> Parser:
     parser = Parser(
         prog="dfine",
         usage="dfine COMMAND ...",
-        description="D-FINE real-time object detection in JAX.",
+        description="Real-time object detection in JAX.",
         epilog=f"commands:\n{lines}\n\nstart here: dfine demo --out demo\nhelp of a command: dfine COMMAND --help",
     )
     parser.add_argument("--version", action="version", version=f"dfine-jax {__version__}")

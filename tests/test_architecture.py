@@ -226,3 +226,46 @@ def test_loader_processes_never_import_jax(path):
 @pytest.mark.parametrize("module", ["dfine_jax.prediction.detector", "dfine_jax.data.picture.draw", "dfine_jax.cli"])
 def test_the_detector_can_be_imported_without_jax(module):
     assert run_python(f"import sys, {module}; print('jax' in sys.modules)") == "False"
+
+
+# Names of families and backbones; programs and users know the package, the command and its environment by the first.
+_NAMES = re.compile(r"d-?fine|rt-?detr|hgnet|resnet", re.IGNORECASE)
+_OWN = re.compile(
+    r"dfine[_-]jax|dfine_jax_\w+|DFINE_[A-Z]+|dfine-(batches|columns|annotations-)|(?<![\w.-])dfine(?![\w.-])"
+)
+
+
+def named(tree: ast.AST) -> Iterator[str]:
+    """Identifiers and strings, documentation and examples in help texts aside, that name a family or a backbone."""
+    skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    skipped |= {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.keyword) and n.arg == "epilog"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            texts = [node.value] if isinstance(node.value, str) and id(node) not in skipped else []
+        else:
+            fields = (getattr(node, field, None) for field in ("id", "attr", "name", "arg", "module", "asname"))
+            texts = [text for text in fields if isinstance(text, str)]
+        yield from (text for text in texts if _NAMES.search(_OWN.sub("", text)))
+
+
+def test_only_the_families_know_names_of_models(source):
+    path, tree, _ = source
+    # The exporter of one module imports it from a family until it lies in nn.
+    if not path.startswith(("dfine_jax/families/", "experiments/", "converters/onnx/model.py")):
+        assert not list(named(tree))
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('x = "dfine train"; y = "DFINE_CACHE"; z = "dfine_jax"', []),
+        ('"""D-FINE."""', []),
+        ('raise UserError("not D-FINE")', ["not D-FINE"]),
+        ("from dfine_jax.families.dfine import loss", ["dfine_jax.families.dfine"]),
+        ("model = RTDetr(1)", ["RTDetr"]),
+        ('file = f"{size}-hgnetv2.pth"', ["-hgnetv2.pth"]),
+        ('name = "dfine-n-coco"', ["dfine-n-coco"]),
+    ],
+)
+def test_the_rule_sees_names(code, found):
+    assert list(named(ast.parse(code))) == found

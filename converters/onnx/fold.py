@@ -16,7 +16,6 @@ from jaxtyping import Float
 
 Path = tuple[str, ...]
 _BATCH_NORM_EPSILON = 1e-5
-_FIRST = (("backbone", "stem", "stem1"), ("backbone", "conv1", "conv1_1"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +28,8 @@ class FoldedConv:
     lower: bool = True  # outputs are at least ``bound``; otherwise at most
 
 
-def fold(variables: Mapping[str, Any], pixel_scale: float | None = None) -> dict[Path, FoldedConv]:
-    """Folded convolutions by the path of their ``ConvNorm``; of bottlenecks, one by the path of the bottleneck.
-
-    Args:
-      pixel_scale: goes into the first convolution, whose padding is zero in either unit.
-    """
+def fold(variables: Mapping[str, Any]) -> dict[Path, FoldedConv]:
+    """Folded convolutions by the path of their ``ConvNorm``; of bottlenecks, one by the path of the bottleneck."""
     folded: dict[Path, FoldedConv] = {}
     _fold_tree(variables["params"], variables["batch_stats"], (), folded)
     for path in [p for p in folded if p[-1] == "conv1" and p[-2].startswith("bottlenecks_")]:
@@ -42,11 +37,13 @@ def fold(variables: Mapping[str, Any], pixel_scale: float | None = None) -> dict
         kernel = wide.kernel.copy()
         kernel[1:2, 1:2] += narrow.kernel
         folded[path[:-1]] = FoldedConv(kernel, wide.bias + narrow.bias)
-    if pixel_scale is not None:
-        name = next(path for path in _FIRST if path in folded)
-        first = folded[name]
-        folded[name] = dataclasses.replace(first, kernel=first.kernel * pixel_scale)
     return folded
+
+
+def scaled(folded: Mapping[Path, FoldedConv], first: Path, pixel_scale: float) -> dict[Path, FoldedConv]:
+    """For inputs in another unit: the scale goes into the first convolution, whose padding is zero in either."""
+    conv = folded[first]
+    return {**folded, first: dataclasses.replace(conv, kernel=conv.kernel * pixel_scale)}
 
 
 def _fold_tree(params: Mapping[str, Any], stats: Mapping[str, Any], path: Path, out: dict[Path, FoldedConv]) -> None:

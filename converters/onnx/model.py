@@ -16,13 +16,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dfine_jax.converters.onnx import ops
-from dfine_jax.converters.onnx.fold import FoldedConv, Path, fold
+from dfine_jax.converters.onnx.fold import FoldedConv, Path, fold, scaled
 from dfine_jax.converters.onnx.sampling import build_table, deformable_attention, linear
-from dfine_jax.families.backbones.hgnetv2 import Stem
+from dfine_jax.families import of
 from dfine_jax.families.dfine import decoder
 from dfine_jax.nn import layers
 from dfine_jax.nn.deformable import DeformableAttention
 from dfine_jax.nn.hybrid_encoder import Bottleneck
+from dfine_jax.nn.stem import Stem
 from dfine_jax.ops import deformable, fdr, pooling, tokens
 from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.postprocess import Answer
@@ -38,7 +39,9 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
     Args:
       pixel_scale: images are bytes, to be multiplied by this number; None: they are floats in [0, 1].
     """
-    folded = fold(variables, pixel_scale)
+    folded = fold(variables)
+    if pixel_scale is not None:
+        folded = scaled(folded, of(model.config).first_conv(model.config), pixel_scale)
     params = variables["params"]
 
     def intercept(original: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:

@@ -138,12 +138,14 @@ def decoder_operations(model: Any) -> list[str]:
 
 
 def stem_operations(model: Any) -> list[str]:
-    """Names of all operations up to where the stem joins its pooled and its convolved branch."""
+    """Names of all operations up to where the stem joins its pooled and its convolved branch; none without branches."""
     pooling = next((op for op in model.get_ordered_ops() if op.get_type_name() == "MaxPool"), None)
     node = pooling
     while node is not None and node.get_type_name() != "Concat":
         targets = list(node.output(0).get_target_inputs())
         node = targets[0].get_node() if targets else None
+        if node is not None and "Convolution" in node.get_type_name():  # a stem of one branch
+            return []
     if node is None:
         return []
     return _reached(node, lambda node: [port.get_source_output().get_node() for port in node.inputs()])

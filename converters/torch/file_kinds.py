@@ -15,7 +15,7 @@ _STATE_DICT = "save a state dict instead: torch.save(model.state_dict(), FILE)"
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "it is a pointer of Git LFS, not the file it stands for: run git lfs pull"),
     (b"<", "it is a web page or XML, probably in place of a download: fetch the file again"),
-    (b"\x89HDF", "it is an HDF5 file (Keras): D-FINE is published for PyTorch only"),
+    (b"\x89HDF", "it is an HDF5 file (Keras); weights are published for PyTorch only"),
     (b"\x1f\x8b", "it is compressed with gzip: unpack it"),
     (b"7z\xbc\xaf", "it is a 7z archive: unpack it"),
     (b"Rar!", "it is a RAR archive: unpack it"),

@@ -199,7 +199,7 @@ _ALONE = "if you trust it, load it with PyTorch where it was made and save its s
 def _what_asks_for(name: str) -> str:
     """What kind of file asks for a name that is not data."""
     if name.startswith(("ultralytics.", "models.yolo.", "models.common.", "yolov")):
-        return f"it is a YOLO model stored whole, which needs code to be built ({name!r}), and no D-FINE"
+        return f"it is a YOLO model stored whole, which needs code to be built ({name!r}), and none that is known here"
     if (
         name.startswith(("torch.nn.", "torchvision.", "transformers.", "timm."))
         or name.rpartition(".")[2][:1].isupper()

@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "demo",
         help="whole tour on a synthetic dataset",
         description=f"A tour in about ten minutes on two CPU cores: draw {NUM_TRAIN + NUM_VAL} pictures of shapes, "
-        "train a small D-FINE on them from nothing, evaluate it before and after, export it to ONNX and compare the "
+        "train a small detector on them from nothing, evaluate it before and after, export it to ONNX and compare the "
         "file with the model, detect, and write pictures and a page with the results.",
         epilog="example:\n  dfine demo --out demo      then open demo/report.html",
     )
@@ -248,8 +248,6 @@ def _write_report(
             figures,
         ),
     ]
-    title = "D-FINE in JAX: a tour"
-    text = (
-        "A small D-FINE detector, trained from random weights on drawn shapes to tell circles, rectangles, triangles "
-    )
+    title = "Object detection in JAX: a tour"
+    text = "A small detector, trained from random weights on drawn shapes to tell circles, rectangles, triangles "
     write_whole(out / "report.html", page(title, text + "and stars apart and find them.", sections))

@@ -12,9 +12,9 @@ import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfine_jax import families
 from dfine_jax.config import Config, override
 from dfine_jax.errors import UserError
+from dfine_jax.families import sections
 from dfine_jax.system import stored
 from dfine_jax.system.files import read_json, write_whole
 
@@ -100,8 +100,8 @@ def read_plan(file: str) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{file} is not a plan written by --save-plan (it holds no sections of a configuration)")
     values = stored.current(values, file, unmarked=True)
-    sections = {key: value for key, value in values.items() if key not in stored.stamp()}
-    return stored.build(Config, sections, file, stored.version_of(values), families.sections)
+    parts = {key: value for key, value in values.items() if key not in stored.stamp()}
+    return stored.build(Config, parts, file, stored.version_of(values), sections)
 
 
 def write_plan(file: Path, config: Config) -> None:

@@ -155,6 +155,7 @@ class Family(Generic[M, L, Q, P]):
     check: Callable[[M, L], None]  # ConfigError names the key
     grid_px: Callable[[M], int]  # sides of the input are multiples of it
     build: Callable[[M, Build], nn.Module]
+    first_conv: Callable[[M], tuple[str, ...]]  # path of the convolution of the images
     init: Callable[[M, Key[Array, ""]], Variables]
     reduced: Callable[[nn.Module, Variables, Reduction], nn.Module] | None
     # Training.

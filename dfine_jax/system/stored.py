@@ -63,6 +63,7 @@ def build(
     Args:
       sections: of a configuration, as of ``from_dict``.
       version: ``library_version`` of the description, if it has one.
+      sections: see ``config.from_dict``, for what holds a configuration.
 
     Raises:
       ConfigError: a key is missing or of another type, or unknown though no newer version wrote it.

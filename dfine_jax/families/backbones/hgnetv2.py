@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dfine_jax.nn.layers import ConvNorm, called, without_gradient
-
-Unit = Callable[..., ConvNorm]
+from dfine_jax.nn.stem import Stem, Unit
 
 
 class StageSpec(NamedTuple):
@@ -43,24 +41,6 @@ BACKBONES: dict[str, BackboneSpec] = {
         ("B6", (48, 96), 6, ((192, 96, 2), (512, 192, 3), (1024, 384, 6), (2048, 768, 3))),
     )
 }
-
-
-class Stem(nn.Module):
-    """Image to stride 4. The zero column and row on the right and bottom take part in the pooling."""
-
-    mid: int
-    out: int
-    unit: Unit
-
-    @nn.compact
-    def __call__(self, images: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "b _ _ c"]:
-        x = _pad_right_bottom(self.unit(self.mid, 3, 2, name="stem1")(images, train=train))
-        conv = self.unit(self.mid // 2, 2, padding=0, name="stem2a")(x, train=train)
-        conv = self.unit(self.mid, 2, padding=0, name="stem2b")(_pad_right_bottom(conv), train=train)
-        rows = jnp.maximum(x[:, :-1], x[:, 1:])
-        pool = jnp.maximum(rows[:, :, :-1], rows[:, :, 1:])
-        x = self.unit(self.mid, 3, 2, name="stem3")(jnp.concatenate([pool, conv], axis=-1), train=train)
-        return self.unit(self.out, name="stem4")(x, train=train)
 
 
 class LightLayer(nn.Module):
@@ -153,7 +133,3 @@ class HGNetV2(nn.Module):
             x = call(Stage(stage, downsample=i > 0, light=i > 1, unit=unit, name=f"stages_{i}"), x)
             outputs.append(x)
         return [outputs[i] for i in self.return_stages]
-
-
-def _pad_right_bottom(x: Float[Array, "b h w c"]) -> Float[Array, "b h+1 w+1 c"]:
-    return jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))

@@ -43,6 +43,7 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, loss.Pairs] = Family(
     check=check,
     grid_px=lambda model: STRIDE,
     build=_build,
+    first_conv=lambda model: ("backbone", "stem", "stem1"),
     init=init_variables,
     reduced=reduced,
     queries=_queries,

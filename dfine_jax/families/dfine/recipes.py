@@ -7,7 +7,6 @@ import dataclasses
 from dfine_jax.config import Config
 from dfine_jax.families.dfine.tables import published, recipes
 from dfine_jax.families.family import Start
-from dfine_jax.training.plan.recipes import COCO_IMAGES, rescaled
 
 
 def recipe(variant: str, start: Start, method: str) -> tuple[str, Config]:
@@ -20,6 +19,8 @@ def recipe(variant: str, start: Start, method: str) -> tuple[str, Config]:
     Args:
       method: ``dfine`` or ``deim``.
     """
+    from dfine_jax.training.plan.recipes import COCO_IMAGES, rescaled
+
     if method == "dfine":
         name = "dfine_obj2coco" if start == "detector" else "dfine_custom"
         return name, published(name, variant)

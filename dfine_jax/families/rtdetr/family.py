@@ -94,6 +94,10 @@ def _described(model: RTDetrConfig, origin: Origin) -> Config:
     )
 
 
+def _first_conv(model: RTDetrConfig) -> tuple[str, ...]:
+    return ("backbone", "conv1", "conv1_1") if model.backbone in RESNETS else ("backbone", "stem", "stem1")
+
+
 def _backbone_of(model: RTDetrConfig) -> str:
     return f"{'ResNet-vd' if model.backbone in RESNETS else 'HGNetv2'}-{model.backbone}"
 
@@ -110,6 +114,7 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, loss.Pairs] = F
     check=check,
     grid_px=lambda model: STRIDE,
     build=_build,
+    first_conv=_first_conv,
     init=init_variables,
     reduced=_reduced,
     queries=_queries,

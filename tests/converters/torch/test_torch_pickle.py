@@ -497,7 +497,7 @@ def test_other_archives_are_called_what_they_are(tmp_path, entries, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ultralytics.nn.tasks\nDetectionModel", "a YOLO model stored whole.*no D-FINE"),
+        ("ultralytics.nn.tasks\nDetectionModel", "a YOLO model stored whole.*none that is known here"),
         ("models.yolo\nModel", "a YOLO model stored whole"),
         (
             "src.zoo.dfine.dfine\nDFINE",
