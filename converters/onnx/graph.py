@@ -116,7 +116,7 @@ def _inserted(
     graph: ir.Graph, before: ir.Node, op_type: str, inputs: list[ir.Value], sides: list[int], *attributes: ir.Attr
 ) -> ir.Value:
     """Output of a new node; a reshape gets its target shape from ``sides``, the batch as it is."""
-    base = f"{before.outputs[0].name}_{'_'.join(map(str, sides[1:]))}"
+    base = f"{before.outputs[0].name}_{op_type.lower()}_{'_'.join(map(str, sides[1:]))}"
     if op_type == "Reshape":
         inputs = [*inputs, _initializer(graph, f"{base}_shape", np.array([0, *sides[1:]], np.int64))]
     node = ir.Node("", op_type, inputs, attributes)

@@ -62,6 +62,16 @@ def test_answers(sampling, batch):
     assert logits < 1e-3 and boxes < 1e-4
 
 
+def test_a_map_with_as_many_cells_as_channels():
+    """Its tokens and its transposed tokens have one shape."""
+    model, variables = RTDetr(TINY), lively(TINY)
+    images = np.random.default_rng(1).random((1, 64, 128, 3), np.float32)
+    assert images.shape[1] * images.shape[2] // 16**2 == TINY.decoder_width
+    proto = export_onnx(model, variables, onnx_models.META, size_hw=(64, 128))
+    got = onnx_models.run(proto, images=np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    assert np.abs(got["logits"] - onnx_models.answers(model, variables, images).logits).max() < 1e-3
+
+
 def test_every_convolution_is_one_node():
     """Batch norms and the two branches of bottlenecks are inside; pooling is one node each."""
     proto = export_onnx(RTDetr(TINY), lively(TINY), onnx_models.META, size_hw=SIZE_HW)
