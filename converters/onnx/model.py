@@ -21,7 +21,6 @@ from dfine_jax.converters.onnx.sampling import build_table, deformable_attention
 from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.backbones.hgnetv2 import Stem
 from dfine_jax.families.dfine import decoder
-from dfine_jax.families.dfine.model import DFine
 from dfine_jax.nn import layers
 from dfine_jax.nn.deformable import DeformableAttention
 from dfine_jax.nn.hybrid_encoder import Bottleneck
@@ -33,7 +32,7 @@ from dfine_jax.ops.replace import replaced
 Forward = Callable[[Float[Array, "b h w 3"]], Answer]
 
 
-def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
+def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
     """Images to the answer, for tracing by an exporter.
 
     Args:

@@ -46,6 +46,22 @@ def sample_noise(key: Key[Array, ""], batch: int, slots: int, num_classes: int) 
     )
 
 
+def draw_denoising(
+    key: Key[Array, ""],
+    targets: Targets,
+    num_classes: int,
+    num_denoising: int,
+    label_noise_ratio: float,
+    box_noise_scale: float,
+) -> DenoisingQueries | None:
+    """Noised copies of the ground truth for one step, or None when there are to be none."""
+    if num_denoising == 0:
+        return None
+    batch, slots = targets.valid.shape
+    noise = sample_noise(key, batch, num_slots(slots, num_denoising), num_classes)
+    return make_denoising_queries(targets, noise, num_classes, num_denoising, label_noise_ratio, box_noise_scale)
+
+
 def make_denoising_queries(
     targets: Targets,
     noise: DenoisingNoise,

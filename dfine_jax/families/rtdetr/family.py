@@ -82,7 +82,7 @@ def _backbone_of(model: RTDetrConfig) -> str:
 
 
 RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, loss.Pairs] = Family(
-    name="rtdetr",
+    name="rtdetrv2",
     title="RT-DETRv2",
     Model=RTDetrConfig,
     Loss=RTDetrLossConfig,
