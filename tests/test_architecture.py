@@ -32,7 +32,7 @@ FORBIDDEN = {
     "dfine_jax/training": ("converters", "dfine_jax.commands", "dfine_jax.prediction.detector"),
     "dfine_jax/evaluation/postprocess.py": ("dfine_jax.models", "dfine_jax.losses", "dfine_jax.training"),
     "dfine_jax/backends": ("flax", "dfine_jax.models", "dfine_jax.training", "dfine_jax.weights", "converters"),
-    "dfine_jax/serving/artefact.py": ("jax", "flax", "dfine_jax.models", "dfine_jax.training", "dfine_jax.serving.backends"),
+    "dfine_jax/serving/artefact.py": ("jax", "flax", "dfine_jax.training", "dfine_jax.serving.backends"),
     "dfine_jax/prediction/draw.py": ("jax", "flax", "dfine_jax.models"),
     "converters": ("experiments", "torch", "transformers", "tests"),
 }  # fmt: skip
