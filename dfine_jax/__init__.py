@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dfine_jax.api import build, default_config, evaluate, train
     from dfine_jax.config import Config
+    from dfine_jax.data.picture.draw import draw_boxes
     from dfine_jax.data.read.dataset import open_record
     from dfine_jax.data.read.sources import read_dataset
     from dfine_jax.errors import UserError
     from dfine_jax.evaluation.plots import confusion_figure, threshold_figure, training_figure
     from dfine_jax.prediction.detector import DetectionResult, Detector
-    from dfine_jax.prediction.draw import draw_boxes
     from dfine_jax.training.report.log import read_metrics
     from dfine_jax.weights.load import load, load_checkpoint
 
@@ -31,7 +31,7 @@ _HOME = {
     "build": "api",
     "confusion_figure": "evaluation.plots",
     "default_config": "api",
-    "draw_boxes": "prediction.draw",
+    "draw_boxes": "data.picture.draw",
     "evaluate": "api",
     "load": "weights.load",
     "load_checkpoint": "weights.load",

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 from dfine_jax.converters.onnx import ops
 from dfine_jax.converters.onnx.fold import FoldedConv, Path, fold
 from dfine_jax.converters.onnx.sampling import build_table, deformable_attention, linear
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.backbones.hgnetv2 import Stem
 from dfine_jax.families.dfine import decoder
 from dfine_jax.nn import layers
@@ -26,6 +25,7 @@ from dfine_jax.nn.deformable import DeformableAttention
 from dfine_jax.nn.hybrid_encoder import Bottleneck
 from dfine_jax.ops import deformable, fdr, pooling, tokens
 from dfine_jax.ops.platform import traced_for
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.replace import replaced
 
@@ -108,8 +108,8 @@ def _conv(conv: FoldedConv, x: Array, stride: int = 1, pads: tuple[int, int] = (
 
 
 def _conv_norm(module: layers.ConvNorm, conv: FoldedConv, x: Array) -> Array:
-    if module.dtype is not None:
-        x = x.astype(module.dtype)
+    # Bytes first, because TensorRT transposes none.
+    x = x.astype(module.dtype or (jnp.float32 if x.dtype == jnp.uint8 else x.dtype))
     padding = (module.kernel_size - 1) // 2 if module.padding is None else module.padding
     x = _conv(conv, _nchw(x), module.stride, (padding, padding), module.groups)
     if module.activation is not None and conv.bound is None:

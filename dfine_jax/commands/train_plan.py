@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfine_jax.config import Config, override
 from dfine_jax.errors import UserError
+from dfine_jax.system import stored
 from dfine_jax.system.files import read_json, write_whole
-from dfine_jax.weights import stored
 
 if TYPE_CHECKING:
     from dfine_jax.data.read.dataset import Dataset

@@ -13,9 +13,9 @@ from PIL import Image
 from dfine_jax.config import Config, DataConfig
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.serving.backends.base import Backend
 from dfine_jax.training.run.checkpoint import Metadata
@@ -36,7 +36,7 @@ class MeanColour:
         mean = jnp.clip(images.mean((1, 2)), 1e-6, 1 - 1e-6)  # [b, 3]
         logits = jnp.log(mean / (1 - mean))[:, None] - variables["drop"][None, :, None]
         boxes = jnp.broadcast_to(variables["boxes"], (images.shape[0], 2, 4))
-        return types.SimpleNamespace(logits=logits, boxes_cxcywh=boxes)
+        return types.SimpleNamespace(answer=Answer(logits, boxes))
 
 
 VARIABLES = {"drop": jnp.array([0.0, 30.0]), "boxes": jnp.array([[0.5, 0.5, 0.5, 1.0], [0.1, 0.1, 0.1, 0.1]])}

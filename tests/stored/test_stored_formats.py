@@ -22,11 +22,11 @@ from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.serving import artefact
+from dfine_jax.system import stored
 from dfine_jax.training.report.log import read_metrics
 from dfine_jax.training.run import checkpoint, loop
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
-from dfine_jax.weights import stored
 from dfine_jax.weights.load import bound_fields, load, load_checkpoint
 
 

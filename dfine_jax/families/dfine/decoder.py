@@ -16,7 +16,6 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Activation
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.nn import initializers
 from dfine_jax.nn.deformable import DeformableAttention, Source
@@ -30,6 +29,7 @@ from dfine_jax.nn.queries import (
 )
 from dfine_jax.ops import deformable, fdr
 from dfine_jax.ops.boxes import inverse_sigmoid
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.tokens import gather_tokens, limited
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput

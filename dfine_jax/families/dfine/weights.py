@@ -18,6 +18,7 @@ from dfine_jax.families.dfine.config import LossConfig, ModelConfig
 from dfine_jax.families.dfine.variants import VARIANTS
 from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
 from dfine_jax.families.foreign import not_known
+from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
 from dfine_jax.families.state_dict import Tensor, check_fit, from_tree, leaf_shapes, to_tree
 from dfine_jax.ops.anchors import anchors
 
@@ -47,7 +48,7 @@ def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu")
     votes = {name: sum(a == b for a, b in zip(traits, known, strict=True)) for name, known in _traits().items()}
     variant = max(votes, key=lambda name: votes[name])
     num_classes = _dimension(shapes, "decoder.enc_score_head.weight")
-    if votes[variant] < 2 or num_classes is None:
+    if votes[variant] < 2 or num_classes is None or _PROJECTION in shapes:
         return None
     config = VARIANTS[variant]
     if layers == _count(shapes, "decoder.decoder.lqe_layers.") == _count(shapes, "decoder.dec_score_head."):
@@ -61,6 +62,9 @@ def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu")
         decoder_activation=activation,
         mlp_activation=activation,
     )
+
+
+_PROJECTION = "decoder.decoder.layers.0.cross_attn.value_proj.weight"  # of detectors with the same backbone
 
 
 def official_keys(model: ModelConfig) -> dict[str, str]:
@@ -89,7 +93,8 @@ def convert_state_dict(
     what = f"D-FINE-{model.variant.upper()} with {model.num_classes} classes"
     check_fit(tensors, leaf_shapes(model), keys, set(_constants(model)), what, _HINTS)
     model = _with_scalars(model, tensors)
-    return model, to_tree(_fold_point_scale(model, tensors), keys)
+    prefixes = [f"decoder.decoder.layers.{layer}.cross_attn." for layer in range(model.decoder_layers)]
+    return model, to_tree(fold_point_scale(tensors, prefixes, model.num_points, model.num_heads), keys)
 
 
 def export_state_dict(
@@ -118,8 +123,9 @@ def _constants(model: ModelConfig) -> dict[str, Callable[[int, int], np.ndarray]
     for prefix in ("decoder.", "decoder.decoder."):
         entries[f"{prefix}up"] = lambda h, w: np.asarray([model.up], np.float32)
         entries[f"{prefix}reg_scale"] = lambda h, w: scalar
+    scale = point_scale(model.num_points)
     for layer in range(model.decoder_layers):
-        entries[f"decoder.decoder.layers.{layer}.cross_attn.num_points_scale"] = lambda h, w: _point_scale(model)
+        entries[f"decoder.decoder.layers.{layer}.cross_attn.num_points_scale"] = lambda h, w: scale
     for path in leaf_shapes(model):
         if path.endswith("/mean") and not (model.backbone_frozen_bn and path.startswith("batch_stats/backbone/")):
             key = names.to_official(path).removesuffix("running_mean") + "num_batches_tracked"
@@ -132,10 +138,6 @@ def _level_sizes(model: ModelConfig, height_px: int, width_px: int) -> list[tupl
     return [(-(-height_px // s), -(-width_px // s)) for s in strides]
 
 
-def _point_scale(model: ModelConfig) -> np.ndarray:
-    return np.asarray([1 / n for n in model.num_points for _ in range(n)], np.float32)
-
-
 def _with_scalars(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> ModelConfig:
     values = {}
     for name in ("reg_scale", "up"):
@@ -146,43 +148,10 @@ def _with_scalars(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Mode
         if found and found != {getattr(model, name)}:
             logger.info("%s is %g in the file (D-FINE-%s: %g)", name, *found, model.variant, getattr(model, name))
         values[name] = found.pop() if found else getattr(model, name)
-    points = _points_per_level(tensors.get("decoder.decoder.layers.0.cross_attn.num_points_scale", ()))
+    points = points_per_level(tensors.get("decoder.decoder.layers.0.cross_attn.num_points_scale", ()))
     if len(points) == len(model.num_points):
         values["num_points"] = points
     return dataclasses.replace(model, **values)
-
-
-def _points_per_level(scale: np.ndarray | tuple[()]) -> tuple[int, ...]:
-    """Read back from 1/3 1/3 1/3 1/6 ...; empty when the values are not of that form."""
-    rest, points = [float(value) for value in scale], []
-    while rest:
-        count = round(1 / rest[0]) if rest[0] > 0 else 0
-        if not np.allclose(rest[:count], 1 / max(count, 1), rtol=0.01) or not 0 < count <= len(rest):
-            return ()
-        points.append(count)
-        del rest[:count]
-    return tuple(points)
-
-
-def _fold_point_scale(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Averaging of weights also averages the constant 1 / points and lets it drift (1/3 became 0.33328).
-
-    The model multiplies predicted offsets by the constant, so the drift moves into the layer that predicts them.
-    """
-    out, constant = dict(tensors), _point_scale(model)
-    for layer in range(model.decoder_layers):
-        prefix = f"decoder.decoder.layers.{layer}.cross_attn."
-        found = np.asarray(tensors.get(f"{prefix}num_points_scale", constant), np.float32)
-        if found.shape != constant.shape or not np.allclose(found, constant, rtol=0.01):
-            raise UserError(f"{prefix}num_points_scale is not 1 / points per level for {model.num_points} points")
-        if np.array_equal(found, constant):
-            continue
-        rows = np.tile(np.repeat(found.astype(np.float64) / constant, 2), model.num_heads)  # [m * p * 2]
-        for name in ("weight", "bias"):
-            key = f"{prefix}sampling_offsets.{name}"
-            tensor = np.asarray(tensors[key], np.float64)
-            out[key] = (tensor * rows.reshape(-1, *[1] * (tensor.ndim - 1))).astype(np.float32)
-    return out
 
 
 @functools.lru_cache(maxsize=1)

@@ -35,12 +35,12 @@ from dfine_jax.config import Config
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
+from dfine_jax.system import stored
 from dfine_jax.system.files import read_json, sync_folder, sync_tree, telling, told, write_whole
 from dfine_jax.system.finite import not_finite
 from dfine_jax.training.run import hosts
 from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.step.state import TrainState, ema_variables
-from dfine_jax.weights import stored
 
 PyTree = Any
 
