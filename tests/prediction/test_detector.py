@@ -36,7 +36,7 @@ class MeanColour:
         mean = jnp.clip(images.mean((1, 2)), 1e-6, 1 - 1e-6)  # [b, 3]
         logits = jnp.log(mean / (1 - mean))[:, None] - variables["drop"][None, :, None]
         boxes = jnp.broadcast_to(variables["boxes"], (images.shape[0], 2, 4))
-        return types.SimpleNamespace(logits=logits, boxes_cxcywh=boxes)
+        return types.SimpleNamespace(answer=Answer(logits, boxes))
 
 
 VARIABLES = {"drop": jnp.array([0.0, 30.0]), "boxes": jnp.array([[0.5, 0.5, 0.5, 1.0], [0.1, 0.1, 0.1, 0.1]])}
