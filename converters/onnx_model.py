@@ -19,12 +19,13 @@ from converters import onnx_ops as ops
 from converters.onnx_fold import FoldedConv, Path, fold
 from converters.onnx_sampling import build_table, deformable_attention, linear
 from dfine_jax.models import decoder, layers
-from dfine_jax.models.decoder import at_least_float32
 from dfine_jax.models.dfine import DFine
 from dfine_jax.models.hgnetv2 import Stem
 from dfine_jax.models.hybrid_encoder import Bottleneck
+from dfine_jax.nn import fdr_head
 from dfine_jax.ops import deformable, fdr, tokens
 from dfine_jax.ops.platform import traced_for
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.replace import replaced
 
 Forward = Callable[[Float[Array, "b h w 3"]], tuple[Array, Array]]
@@ -56,7 +57,7 @@ def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | Non
                 return linear(_at(params, module.path), args[0], module.dtype)
             case layers.MultiHeadAttention():
                 return _attention(module, _at(params, module.path), *args)
-            case decoder.LocationQuality():
+            case fdr_head.LocationQuality():
                 return _location_quality(module, _at(params, module.path), *args)
             case decoder.DeformableAttention():
                 return deformable_attention(module, _at(params, module.path), *args)
@@ -177,12 +178,12 @@ def _attention(
     return linear(params["out_proj"], ops.reshape(x, n, d), module.dtype)
 
 
-def _location_quality(module: decoder.LocationQuality, params: Mapping[str, Any], corners_logit: Array) -> Array:
+def _location_quality(module: fdr_head.LocationQuality, params: Mapping[str, Any], corners_logit: Array) -> Array:
     """The mean of the largest probabilities is part of the weights of the first layer."""
-    top, _ = jax.lax.top_k(ops.softmax(at_least_float32(corners_logit)), decoder.TOP_BINS)
+    top, _ = jax.lax.top_k(ops.softmax(at_least_float32(corners_logit)), fdr_head.TOP_BINS)
     first, second = (params["reg_conf"][f"layers_{i}"] for i in (0, 1))
-    kernel = np.asarray(first["kernel"]).reshape(4, decoder.TOP_BINS + 1, -1)
-    kernel = (kernel[:, :-1] + kernel[:, -1:] / decoder.TOP_BINS).reshape(4 * decoder.TOP_BINS, -1)
+    kernel = np.asarray(first["kernel"]).reshape(4, fdr_head.TOP_BINS + 1, -1)
+    kernel = (kernel[:, :-1] + kernel[:, -1:] / fdr_head.TOP_BINS).reshape(4 * fdr_head.TOP_BINS, -1)
     x = ops.reshape(top, top.shape[1], kernel.shape[0])
     x = _activation(module.activation)(linear({**first, "kernel": kernel}, x, module.dtype))
     return at_least_float32(linear(second, x, module.dtype))

@@ -9,8 +9,15 @@ from __future__ import annotations
 import contextlib
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 EXACT = jax.lax.Precision.HIGHEST
+
+
+def at_least_float32(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The array in its own type or, when that is shorter, in float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def exact_products() -> contextlib.AbstractContextManager[None]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dfine_jax.models.decoder import ClassEmbedding, Decoder, attention_blocked, sharpness
+from dfine_jax.models.decoder import ClassEmbedding, Decoder, attention_blocked
+from dfine_jax.nn.fdr_head import sharpness
 from dfine_jax.typing import DenoisingQueries
 from dfine_jax.variants import model_config
 
