@@ -58,7 +58,7 @@ def split(args: argparse.Namespace, folder: Path, assignment: str) -> dict[str, 
 
     from dfine_jax.data.pipeline import TrainLoader
     from dfine_jax.data.sources import read_dataset
-    from dfine_jax.losses.criterion import match_outputs
+    from dfine_jax.families.dfine.loss import match_outputs
     from dfine_jax.models.dfine import DFine, init_variables
     from dfine_jax.training.gradient import split_parts
     from dfine_jax.training.optimizer import make_optimizer

@@ -27,14 +27,14 @@ from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import Categories
 from dfine_jax.ops.precision import exact_products
-from dfine_jax.postprocess import select
+from dfine_jax.postprocess import Answer, select
 
 BATCHES = (1, 2, 8)
 _REFERENCE_IMAGES = max(BATCHES)
 _SAME_PREPROCESSING = ("height_px", "width_px")  # the file may be made for another size than the model was trained at
 
 Images = UInt8[np.ndarray, "n h w 3"]
-Reference = Callable[[Images], tuple[np.ndarray, np.ndarray]]  # logits [b, q, k], boxes_cxcywh [b, q, 4]
+Reference = Callable[[Images], Answer]
 
 
 def check_artefact(
@@ -136,9 +136,9 @@ def of_input(answer: Reference, artefact: Artefact) -> Reference:
     scale = np.array([across / width, down / height] * 2, np.float32)
     shift = np.array([left / width, top / height, 0, 0], np.float32)
 
-    def resized(images: Images) -> tuple[np.ndarray, np.ndarray]:
-        logits, boxes_cxcywh = answer(np.stack([inside(image) for image in images]))
-        return logits, np.asarray(boxes_cxcywh) * scale + shift
+    def resized(images: Images) -> Answer:
+        found = answer(np.stack([inside(image) for image in images]))
+        return found._replace(boxes_cxcywh=np.asarray(found.boxes_cxcywh) * scale + shift)
 
     return resized
 
@@ -146,7 +146,7 @@ def of_input(answer: Reference, artefact: Artefact) -> Reference:
 def _exact(answer: Reference) -> Reference:
     """The answer with float32 products whatever JAX was told: TF32's noise is above the limits of float32 files."""
 
-    def asked(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    def asked(images: Images) -> Answer:
         with exact_products():
             return answer(images)
 
@@ -191,13 +191,9 @@ def _measure(
     return comparisons, failures
 
 
-def _answers(answer: Reference, images: Images) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The model's logits and boxes of each image; one by one, so that it is compiled for one shape."""
-    out = []
-    for image in images:
-        logits, boxes_cxcywh = answer(image[None])
-        out.append((np.asarray(logits[0]), np.asarray(boxes_cxcywh[0])))
-    return out
+def _answers(answer: Reference, images: Images) -> list[Answer]:
+    """The model's answer to each image [1, ...]; one by one, so that it is compiled for one shape."""
+    return [answer(image[None]) for image in images]
 
 
 def _compare(
@@ -205,7 +201,7 @@ def _compare(
     batch: int,
     images: Images,
     sizes_px: np.ndarray,
-    expected: Sequence[tuple[np.ndarray, np.ndarray]],
+    expected: Sequence[Answer],
     limits: Limits,
 ) -> Comparison:
     """Errors when the file runs in batches of one size, every image at every place of a batch being another one."""
@@ -215,8 +211,8 @@ def _compare(
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
         found = _found(backend, images[part], sizes_px[part])
-        for rows, (logits, boxes_cxcywh) in zip(found, expected[part], strict=True):
-            model = _model_rows(logits, boxes_cxcywh, len(rows.scores), backend.artefact.graph)
+        for rows, answer in zip(found, expected[part], strict=True):
+            model = _model_rows(answer, len(rows.scores), backend.artefact.graph)
             errors.append(compare.compare_image(model, rows, size_hw))
             lost.append(compare.lost(model, rows))
     return compare.summarise(batch, errors, limits, lost)
@@ -224,8 +220,8 @@ def _compare(
 
 def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> list[Rows]:
     if backend.artefact.graph == "raw":
-        logits, boxes_cxcywh = backend.predict(images)
-        return [Rows(b, s) for b, s in zip(boxes_cxcywh, _sigmoid(logits), strict=True)]
+        answer = backend.predict(images)
+        return [Rows(b, s) for b, s in zip(answer.boxes_cxcywh, _sigmoid(answer.logits), strict=True)]
     views_px = np.concatenate([np.zeros_like(sizes_px), sizes_px], 1)
     scores, labels, corners_px = backend.detect(images, views_px)
     corners = corners_px / sizes_px[:, None, [0, 1, 0, 1]]
@@ -235,11 +231,11 @@ def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> li
     return [compare.rows_of_detections(*row, count) for row in rows]
 
 
-def _model_rows(logits: np.ndarray, boxes_cxcywh: np.ndarray, count: int, graph: str) -> Rows:
+def _model_rows(answer: Answer, count: int, graph: str) -> Rows:
     if graph == "raw":
-        return Rows(boxes_cxcywh, _sigmoid(logits))
-    scores, labels, boxes = (np.asarray(x)[0] for x in select(logits[None], boxes_cxcywh[None], count))
-    return compare.rows_of_detections(scores, labels, boxes, logits.shape[-1])
+        return Rows(np.asarray(answer.boxes_cxcywh[0]), _sigmoid(answer.logits[0]))
+    scores, labels, boxes = (np.asarray(x)[0] for x in select(answer, count))
+    return compare.rows_of_detections(scores, labels, boxes, answer.logits.shape[-1])
 
 
 def _sigmoid(logits: np.ndarray) -> Float[np.ndarray, "..."]:
@@ -296,7 +292,7 @@ class FunctionBackend(Backend):
     def __init__(self, function: Reference) -> None:
         self._function = function
 
-    def predict(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, images: Images) -> Answer:
         """As ``Backend.predict``."""
-        logits, boxes_cxcywh = self._function(images)
-        return np.asarray(logits, np.float32), np.asarray(boxes_cxcywh, np.float32)
+        found = self._function(images)
+        return Answer(*(None if x is None else np.asarray(x, np.float32) for x in found))

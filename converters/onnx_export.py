@@ -38,6 +38,7 @@ from dfine_jax.artefact import GRAPHS, KEY, SIZES_INPUT, Artefact, InputSpec
 from dfine_jax.data.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.models.dfine import STRIDE, DFine
+from dfine_jax.postprocess import Answer
 
 Precision = Literal["fp32", "fp16"]
 Graph = Literal["raw", "complete"]
@@ -176,11 +177,11 @@ def operating_point(
     return model.clone(config=config, keep_queries=kept)
 
 
-def complete(network: Callable[[Array], tuple[Array, Array]]) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
+def complete(network: Callable[[Array], Answer]) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
     """Selection and scaling behind the network, as ``postprocess.select`` and ``to_pixels``."""
 
     def call(images: Array, sizes_px: Float[Array, "b 2"]) -> tuple[Array, Array, Array]:
-        logits, boxes_cxcywh = network(images)
+        logits, boxes_cxcywh, _ = network(images)
         queries, classes = logits.shape[1:]
         scores = jax.nn.sigmoid(ops.reshape(logits, queries * classes))
         scores, best = jax.lax.top_k(scores, min(NUM_TOP, queries * classes))

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from converters import onnx_ops as ops
 from converters.onnx_fold import FoldedConv, Path, fold
 from converters.onnx_sampling import build_table, deformable_attention, linear
-from dfine_jax.models import decoder, layers
+from dfine_jax.models import layers
+from dfine_jax.models.deformable import DeformableAttention
 from dfine_jax.models.dfine import DFine
 from dfine_jax.models.hgnetv2 import Stem
 from dfine_jax.models.hybrid_encoder import Bottleneck
@@ -27,12 +28,13 @@ from dfine_jax.ops import deformable, fdr, tokens
 from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.replace import replaced
+from dfine_jax.postprocess import Answer
 
-Forward = Callable[[Float[Array, "b h w 3"]], tuple[Array, Array]]
+Forward = Callable[[Float[Array, "b h w 3"]], Answer]
 
 
 def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
-    """Images to (logits, boxes_cxcywh), for tracing by an exporter.
+    """Images to the answer, for tracing by an exporter.
 
     Args:
       pixel_scale: images are bytes, to be multiplied by this number; None: they are floats in [0, 1].
@@ -59,7 +61,7 @@ def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | Non
                 return _attention(module, _at(params, module.path), *args)
             case fdr_head.LocationQuality():
                 return _location_quality(module, _at(params, module.path), *args)
-            case decoder.DeformableAttention():
+            case DeformableAttention():
                 return deformable_attention(module, _at(params, module.path), *args)
         return original(*args, **kwargs)
 
@@ -74,10 +76,10 @@ def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | Non
         deformable.build_table: build_table,
     }
 
-    def call(images: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
+    def call(images: Float[Array, "b h w 3"]) -> Answer:
         with traced_for("onnx"), nn.intercept_methods(intercept), replaced(replacements):
             out: Any = model.apply(variables, images, train=False)
-        return out.logits, out.boxes_cxcywh
+        return out.answer
 
     return call
 

@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from converters import onnx_ops as ops
 from dfine_jax.data.images import Preprocess, inner_px
+from dfine_jax.postprocess import Answer
 
 _FIXED_POINT = 1 << 22  # one, in Pillow's weights for bytes
-Network = Callable[[Array], tuple[Array, Array]]
+Network = Callable[[Array], Answer]
 
 
 def resizing(network: Network, source_hw: tuple[int, int], preprocess: Preprocess) -> Network:
@@ -30,17 +31,18 @@ def resizing(network: Network, source_hw: tuple[int, int], preprocess: Preproces
     letterbox = preprocess.resize == "letterbox"
     left, top, inner_width, inner_height = inner_px((source_hw[1], source_hw[0]), height, width, letterbox)
 
-    def call(images: UInt8[Array, "b h w 3"]) -> tuple[Array, Array]:
+    def call(images: UInt8[Array, "b h w 3"]) -> Answer:
         x = resample(jnp.transpose(images.astype(jnp.float32), (0, 3, 1, 2)), inner_height, inner_width)
         if (inner_height, inner_width) != (height, width):
             below, right = height - inner_height - top, width - inner_width - left
             x = jnp.pad(x, ((0, 0), (0, 0), (top, below), (left, right)))
-        logits, boxes_cxcywh = network(jnp.transpose(x, (0, 2, 3, 1)))
+        answer = network(jnp.transpose(x, (0, 2, 3, 1)))
         if letterbox:
             stretch = np.array([width / inner_width, height / inner_height] * 2, np.float32)
             shift = np.array([-left / inner_width, -top / inner_height, 0, 0], np.float32)
-            boxes_cxcywh = ops.add(ops.multiply(boxes_cxcywh, jnp.asarray(stretch)), jnp.asarray(shift))
-        return logits, boxes_cxcywh
+            boxes_cxcywh = ops.add(ops.multiply(answer.boxes_cxcywh, jnp.asarray(stretch)), jnp.asarray(shift))
+            answer = answer._replace(boxes_cxcywh=boxes_cxcywh)
+        return answer
 
     return call
 

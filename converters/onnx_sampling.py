@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from converters import onnx_ops as ops
-from dfine_jax.models.decoder import DeformableAttention, Source
+from dfine_jax.models.deformable import DeformableAttention, Source
 
 
 def build_table(maps: Sequence[Float[Array, "b _ _ d"]], heads: int) -> Float[Array, "b t m _"]:

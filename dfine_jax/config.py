@@ -84,7 +84,7 @@ class LossConfig:
 class OptimConfig:
     """AdamW with a schedule, global-norm clipping and an exponential moving average of the weights."""
 
-    lr: float = 8e-4
+    lr: float = 8e-4  # a rate of 0 freezes
     backbone_lr: float = 4e-4
     schedule: Literal["constant", "flat_cosine"] = "constant"  # after the warm-up; flat_cosine: DEIM
     flat_epochs: int = 0  # flat_cosine: end of the flat part

@@ -32,11 +32,6 @@ _MAX_NUMBERED = 25  # classes up to which the cells hold their counts
 _LONGEST_NAME = 24  # letters
 _FONTS = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK JP", "Arial Unicode MS", "PingFang SC", "Microsoft YaHei")
 _PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    (
-        "Loss, weighted terms summed over layers",
-        "log",
-        {"loss": "total"} | {f"loss_{kind}": kind for kind in ("vfl", "mal", "focal", "bbox", "giou", "fgl", "ddf")},
-    ),
     ("Average precision, averaged weights", "linear", {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}),
     (
         "Counting at the best threshold",
@@ -128,7 +123,10 @@ EVALUATION_FIGURES = {"confusion": confusion_figure, "thresholds": threshold_fig
 @_fonts()
 def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Curves of a run by epoch, from the rows of its ``metrics.csv``; panels without numbers are left out."""
-    panels = [panel for panel in _PANELS if any(name in row for row in rows for name in panel[2])]
+    losses = [name for name in dict.fromkeys(name for row in rows for name in row) if name.startswith("loss_")]
+    terms = {"loss": "total"} | {name: name.removeprefix("loss_") for name in losses}
+    every = (("Loss, weighted terms summed over layers", "log", terms), *_PANELS)
+    panels = [panel for panel in every if any(name in row for row in rows for name in panel[2])]
     columns = min(3, max(1, len(panels)))
     lines = max(1, -(-len(panels) // columns))
     figure = _figure(5.2 * columns, 3.6 * lines)

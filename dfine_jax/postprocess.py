@@ -15,6 +15,22 @@ else:
     AnyArray = Any  # exported files run without jax
 
 
+class Answer(NamedTuple):
+    """What a network says about a batch; NumPy or JAX arrays."""
+
+    logits: Float[AnyArray, "b q k"]  # of the classes
+    boxes_cxcywh: Float[AnyArray, "b q 4"]  # fractions of the image
+    masks_logit: Float[AnyArray, "b q h w"] | None = None  # of models that segment
+
+
+class Selected(NamedTuple):
+    """Answers for one class each, best first."""
+
+    scores: Float[AnyArray, "b n"]
+    labels: Int[AnyArray, "b n"]
+    boxes_cxcywh: Float[AnyArray, "b n 4"]
+
+
 class Detections(NamedTuple):
     """Detections of one image, best first."""
 
@@ -23,14 +39,13 @@ class Detections(NamedTuple):
     boxes_xyxy_px: np.ndarray  # float32 [n, 4] in pixels of the original image
 
 
-def select(
-    logits: Float[AnyArray, "b q k"], boxes_cxcywh: Float[AnyArray, "b q 4"], num_top: int = 300
-) -> tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]:
+def select(answer: Answer, num_top: int = 300) -> Selected:
     """Scores, labels and boxes of the ``num_top`` best (query, class) pairs, best first; no threshold, no suppression.
 
     A query appears once for every class that is among the best (reference: src/zoo/dfine/postprocessor.py). Equal
     scores keep the order of (query, class). NumPy arrays stay on the host, JAX arrays are traced.
     """
+    logits, boxes_cxcywh = answer.logits, answer.boxes_cxcywh
     num_classes = logits.shape[-1]
     num_top = min(num_top, logits.shape[1] * num_classes)
     if isinstance(logits, np.ndarray):
@@ -38,13 +53,13 @@ def select(
         best = _numpy_top(flat, num_top)
         scores = np.take_along_axis(flat, best, 1)
         boxes = np.take_along_axis(boxes_cxcywh, (best // num_classes)[..., None], 1)
-        return scores, (best % num_classes).astype(np.int32), boxes
+        return Selected(scores, (best % num_classes).astype(np.int32), boxes)
     import jax
     import jax.numpy as jnp
 
     scores, best = jax.lax.top_k(jax.nn.sigmoid(logits).reshape(logits.shape[0], -1), num_top)
     boxes = jnp.take_along_axis(boxes_cxcywh, (best // num_classes)[..., None], 1, mode="promise_in_bounds")
-    return scores, best % num_classes, boxes
+    return Selected(scores, best % num_classes, boxes)
 
 
 def to_pixels(boxes_cxcywh: Float[AnyArray, "*b n 4"], size_px: AnyArray) -> Float[AnyArray, "*b n 4"]:
@@ -70,9 +85,8 @@ def detections(
     Args:
       size_px: (width, height) of the original image.
     """
-    scores, labels, boxes = select(
-        np.asarray(logits, np.float32)[None], np.asarray(boxes_cxcywh, np.float32)[None], num_top
-    )
+    answer = Answer(np.asarray(logits, np.float32)[None], np.asarray(boxes_cxcywh, np.float32)[None])
+    scores, labels, boxes = select(answer, num_top)
     boxes_px = to_pixels(boxes[0], np.asarray(size_px, np.float32))
     keep = np.asarray(scores[0] >= threshold)
     return Detections(np.asarray(scores[0])[keep], np.asarray(labels[0])[keep], np.asarray(boxes_px)[keep])

@@ -19,7 +19,7 @@ from dfine_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 _VERSION = "library_version"
 
 
@@ -50,7 +50,7 @@ def current(values: Any, where: object, *, unmarked: bool = False) -> dict[str, 
             f"{where} was written by a newer dfine_jax{version}: it is of format {found}, this version reads up to "
             f"{FORMAT}; upgrade dfine_jax"
         )
-    for number in range(found, FORMAT + 1):
+    for number in range(found, FORMAT):
         values = _READERS[number](values)
     return values
 
@@ -89,8 +89,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Names that early files of format 1 have otherwise."""
+    """What files of format 1 have otherwise, some of them only early ones."""
     values = dict(values)
+    progress = values.get("progress")
+    if isinstance(progress, dict) and "summed_names" in progress:
+        values["progress"] = {**progress, "summed_names": [_term_name(name) for name in progress["summed_names"]]}
     for section in (values, values.get("config")):
         loss = section.get("loss") if isinstance(section, dict) else None
         if isinstance(loss, dict) and "weight_vfl" in loss:
@@ -99,10 +102,15 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
                 values["loss"] = renamed
             else:
                 values["config"] = {**values["config"], "loss": renamed}
-    origin = values.get("origin")
-    if isinstance(origin, dict) and "activations" in origin:
-        values["origin"] = {"as_in_weights" if key == "activations" else key: v for key, v in origin.items()}
+    values.pop("origin", None)  # of plans: what they were derived from
     return values
 
 
+def _term_name(name: str) -> str:
+    """``loss_giou_aux_0`` of format 1 is the loss term ``giou/aux_0``, ``loss_giou`` ``giou/last``."""
+    kind, _, where = name.removeprefix("loss_").partition("_")
+    return f"{kind}/{where or 'last'}" if name.startswith("loss_") else name
+
+
+# To the next format.
 _READERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}

@@ -11,17 +11,22 @@ end in ``_logit`` (``logits`` alone is the class logits).
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.data.batch import Batch, EvalBatch
-from dfine_jax.postprocess import Detections
+from dfine_jax.postprocess import Answer, Detections
 
 __all__ = [
+    "Answer",
     "Batch",
     "DenoisingQueries",
     "Detections",
     "EvalBatch",
+    "FDROutput",
     "HeadOutput",
     "ModelOutput",
     "StageOutput",
@@ -55,6 +60,15 @@ class DenoisingQueries:
     match: Int[Array, "b u"]  # ground-truth slot of positive queries, -1 elsewhere
     num_groups: Int[Array, ""]
 
+    def in_parts(self, parts: int) -> DenoisingQueries:
+        """Those of consecutive parts of the images: all arrays [parts, ...]."""
+        rows = {name: getattr(self, name) for name in ("labels", "boxes_logit", "match")}
+        common = {name: getattr(self, name) for name in ("group", "exists", "num_groups")}
+        return DenoisingQueries(
+            **{name: x.reshape(parts, -1, *x.shape[1:]) for name, x in rows.items()},
+            **{name: jnp.broadcast_to(x, (parts, *x.shape)) for name, x in common.items()},
+        )
+
 
 @flax.struct.dataclass
 class HeadOutput:
@@ -65,14 +79,28 @@ class HeadOutput:
 
 
 @flax.struct.dataclass
+class FDROutput:
+    """What losses need of a head that refines edge distributions, beside the logits and boxes of the layers."""
+
+    corners_logit: Float[Array, "s b q e r"]  # refined edge distributions
+    reference_cxcywh: Float[Array, "b q 4"]  # R0: the box every layer decodes from, no gradient
+    pre: HeadOutput  # the box head before the first refinement
+
+
+@flax.struct.dataclass
 class StageOutput:
     """Outputs of all decoder layers for one set of queries (matching or denoising), stacked over ``s``."""
 
     logits: Float[Array, "s b q k"]
     boxes_cxcywh: Float[Array, "s b q 4"]
-    corners_logit: Float[Array, "s b q e r"]  # refined edge distributions
-    reference_cxcywh: Float[Array, "b q 4"]  # R0: the box every layer decodes from, no gradient
-    pre: HeadOutput  # the box head before the first refinement
+    fdr: FDROutput
+
+    def of_queries(self, part: slice) -> StageOutput:
+        """The same for a part of the queries."""
+        fdr, pre = self.fdr, self.fdr.pre
+        pre = HeadOutput(pre.logits[:, part], pre.boxes_cxcywh[:, part])
+        fdr = FDROutput(fdr.corners_logit[:, :, part], fdr.reference_cxcywh[:, part], pre)
+        return StageOutput(self.logits[:, :, part], self.boxes_cxcywh[:, :, part], fdr)
 
 
 @flax.struct.dataclass
@@ -86,10 +114,18 @@ class TrainingOutput:
 
 @flax.struct.dataclass
 class ModelOutput:
-    """Result of ``DFine``. ``logits`` and ``boxes_cxcywh`` are those of the evaluated (training: last) layer."""
+    """Result of a network."""
 
-    logits: Float[Array, "b q k"]
-    boxes_cxcywh: Float[Array, "b q 4"]
+    answer: Answer  # of the evaluated (training: last) layer
     topk_index: Int[Array, "b q"]  # encoder tokens that became queries
-    masks_logit: Float[Array, "b q h w"] | None = None
-    training: TrainingOutput | None = None
+    training: Any = None  # what only the losses of the family need
+
+    @property
+    def logits(self) -> Float[Array, "b q k"]:
+        """Class logits of the answer."""
+        return self.answer.logits
+
+    @property
+    def boxes_cxcywh(self) -> Float[Array, "b q 4"]:
+        """Boxes of the answer."""
+        return self.answer.boxes_cxcywh

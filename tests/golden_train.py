@@ -70,6 +70,12 @@ def golden_denoising(arrays: Mapping[str, np.ndarray], slots: int) -> DenoisingQ
     )
 
 
+def reference_names(terms: Mapping[str, Any]) -> dict[str, Any]:
+    """Terms ``kind/where`` under the names that the reference gives them."""
+    places = {name: name.split("/") for name in terms}
+    return {f"loss_{k}" + (f"_{w}" if w != "last" else ""): terms[name] for name, (k, w) in places.items()}
+
+
 def hash_targets(dtype: Any = np.float32, slots: int | None = None) -> Targets:
     """Targets of appendix A.3."""
     return pad_targets(HASH_LABELS, HASH_BOXES, slots, dtype)

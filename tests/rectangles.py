@@ -8,6 +8,7 @@ from scipy import ndimage
 from dfine_jax.backends.base import Backend
 from dfine_jax.data.images import Preprocess
 from dfine_jax.detector import Classes, OpenedModel
+from dfine_jax.postprocess import Answer
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CLASSES = Classes(tuple(COLOURS), (7, 3, 90))
@@ -29,7 +30,7 @@ class RectangleBackend(Backend):
             for query, (label, fill, box) in enumerate(self._patches(image)[:QUERIES]):
                 logits[row, query, label] = 4 * fill
                 boxes[row, query] = box
-        return logits, boxes
+        return Answer(logits, boxes)
 
     @staticmethod
     def _patches(image):

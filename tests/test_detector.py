@@ -15,6 +15,7 @@ from dfine_jax.config import Config, DataConfig
 from dfine_jax.data.images import Preprocess
 from dfine_jax.detector import Detector
 from dfine_jax.errors import UserError
+from dfine_jax.postprocess import Answer
 from dfine_jax.training.checkpoint import Metadata
 from dfine_jax.variants import model_config
 from dfine_jax.weights import LoadedModel
@@ -110,7 +111,8 @@ def test_batches_have_one_size_and_are_preprocessed_like_everywhere():
 
         def predict(self, images):
             self.batches.append(images.copy())
-            return np.full((len(images), 2, 3), -1.0, np.float32), np.full((len(images), 2, 4), 0.5, np.float32)
+            logits = np.full((len(images), 2, 3), -1.0, np.float32)
+            return Answer(logits, np.full((len(images), 2, 4), 0.5, np.float32))
 
     detector = Detector(LOADED, threshold=0.0, batch_size=2)
     detector._backend = recorder = Recorder()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfine_jax.postprocess import detections, select, to_pixels
+from dfine_jax.postprocess import Answer, detections, select, to_pixels
 
 
 def _outputs(seed=0, batch=2, queries=7, classes=5):
@@ -22,7 +22,8 @@ def test_both_kinds_of_arrays_equal_a_full_sort(num_top):
     logits[1, :, 2] = logits[1, 0, 0]  # ties
     flat = 1 / (1 + np.exp(-logits.reshape(2, -1)))
     order = np.argsort(-flat, axis=1, kind="stable")[:, :num_top]
-    for got in (select(logits, boxes, num_top), jax.jit(select, static_argnums=2)(logits, boxes, num_top)):
+    answer = Answer(logits, boxes)
+    for got in (select(answer, num_top), jax.jit(select, static_argnums=1)(answer, num_top)):
         np.testing.assert_allclose(got[0], np.take_along_axis(flat, order, 1), rtol=1e-6)
         np.testing.assert_array_equal(got[1], order % 5)
         np.testing.assert_array_equal(got[2], np.take_along_axis(boxes, (order // 5)[..., None], 1))
@@ -50,5 +51,5 @@ def test_detections_of_one_image():
 def test_scores_that_are_not_numbers_come_last():
     logits, boxes = _outputs(2)
     logits[0, 0, 0] = np.nan
-    scores, _, _ = select(logits, boxes, 34)
+    scores, _, _ = select(Answer(logits, boxes), 34)
     assert np.isfinite(scores).all()

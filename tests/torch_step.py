@@ -18,8 +18,8 @@ from hf_models import build
 
 from converters import huggingface
 from dfine_jax.config import LossConfig
-from dfine_jax.losses.criterion import detection_loss
-from dfine_jax.typing import HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.families.dfine.loss import detection_loss
+from dfine_jax.typing import Answer, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 from dfine_jax.variants import model_config
 
 
@@ -41,9 +41,11 @@ def assemble(heads, reference):
     """Our output from the peer's: layers follow the head before refinement along its second axis."""
     logits, boxes, corners = (jnp.swapaxes(x, 0, 1) for x in heads[:3])
     corners = corners.reshape(*corners.shape[:3], 4, 33)
-    matching = StageOutput(logits[1:], boxes[1:], corners, reference, HeadOutput(logits[0], boxes[0]))
+    matching = StageOutput(logits[1:], boxes[1:], FDROutput(corners, reference, HeadOutput(logits[0], boxes[0])))
     index = jnp.zeros(logits.shape[1:3], jnp.int32)
-    return ModelOutput(logits[-1], boxes[-1], index, training=TrainingOutput(matching, HeadOutput(*heads[3:]), None))
+    return ModelOutput(
+        Answer(logits[-1], boxes[-1]), index, training=TrainingOutput(matching, HeadOutput(*heads[3:]), None)
+    )
 
 
 @jax.jit

@@ -17,6 +17,7 @@ from onnx import helper as h
 from dfine_jax.artefact import KEY
 from dfine_jax.data.images import Preprocess
 from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.postprocess import Answer
 
 HEIGHT, WIDTH, STRIDE, CHANNELS = 48, 64, 8, 8
 QUERIES = HEIGHT * WIDTH // STRIDE**2
@@ -25,8 +26,7 @@ TOP = 20
 
 
 class Output(NamedTuple):
-    logits: jax.Array
-    boxes_cxcywh: jax.Array
+    answer: Answer
 
 
 class Toy(nn.Module):
@@ -36,7 +36,7 @@ class Toy(nn.Module):
         tokens = nn.relu(x).reshape(x.shape[0], -1, CHANNELS)
         logits = nn.Dense(len(NAMES), name="score_head")(tokens)
         boxes = nn.sigmoid(nn.Dense(4, name="box_head")(tokens))
-        return Output(logits, boxes)
+        return Output(Answer(logits, boxes))
 
 
 def toy_model() -> tuple[Toy, dict[str, Any]]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int32, UInt8
 
 from dfine_jax.artefact import SIZES_INPUT, Artefact
 from dfine_jax.errors import UserError
-from dfine_jax.postprocess import select, to_pixels
+from dfine_jax.postprocess import Answer, select, to_pixels
 
 # Scores [b, n], labels [b, n] and boxes_xyxy_px [b, n, 4] of each image, best first.
 PixelPredictions = tuple[Float32[np.ndarray, "b n"], Int32[np.ndarray, "b n"], Float32[np.ndarray, "b n 4"]]
@@ -43,8 +43,8 @@ class Backend(abc.ABC):
     compiles_per_shape = True  # batches of another size cost a compilation, so callers fill them up
 
     @abc.abstractmethod
-    def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray]:
-        """Class logits float32 [b, q, k] and boxes_cxcywh float32 [b, q, 4], fractions of the image."""
+    def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> Answer:
+        """The network's answer in float32 NumPy."""
 
     def prepare(self, shape: tuple[int, int, int, int]) -> None:
         """What the first run on images of this shape would do once (compile), where that takes time of its own."""
@@ -57,8 +57,7 @@ class Backend(abc.ABC):
           view_px: what each image shows of its original (``Preprocess.view_px``).
           num_top: most detections of an image.
         """
-        logits, boxes_cxcywh = self.predict(images)
-        scores, labels, boxes = (np.asarray(x) for x in select(logits, boxes_cxcywh, num_top))
+        scores, labels, boxes = (np.asarray(x) for x in select(self.predict(images), num_top))
         return scores, labels, in_view(boxes, view_px)
 
     def describe(self) -> dict[str, Any]:
@@ -79,7 +78,7 @@ class ArtefactBackend(Backend):
         """As ``Backend.describe``."""
         return self.session.describe()
 
-    def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> Answer:
         """As ``Backend.predict``; only raw graphs have these outputs.
 
         Raises:
@@ -95,7 +94,7 @@ class ArtefactBackend(Backend):
                 f"outputs have shapes {list(logits.shape)} and {list(boxes.shape)}, expected [b, queries, "
                 f"{len(self.artefact.class_names)}] and [b, queries, 4]; the file is damaged, export it again"
             )
-        return logits, boxes
+        return Answer(logits, boxes)
 
     def detect(self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300) -> PixelPredictions:
         """As ``Backend.detect``.

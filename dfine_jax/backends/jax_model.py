@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dfine_jax.backends.base import Backend
+from dfine_jax.postprocess import Answer
 from dfine_jax.waiting import waiting
 
 
@@ -22,9 +23,8 @@ class JaxBackend(Backend):
 
         divisor = float(np.float32(1 / scale))
 
-        def forward(variables: Any, images: Any) -> tuple[Any, Any]:
-            out = model.apply(variables, images.astype(jnp.float32) / divisor, train=False)
-            return out.logits, out.boxes_cxcywh
+        def forward(variables: Any, images: Any) -> Answer:
+            return model.apply(variables, images.astype(jnp.float32) / divisor, train=False).answer
 
         self._variables = jax.device_put(variables)
         self._forward = jax.jit(forward)
@@ -35,10 +35,11 @@ class JaxBackend(Backend):
         """As ``Backend.prepare``; a line tells of a compilation that takes longer than a moment."""
         self._program(shape)
 
-    def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> Answer:
         """As ``Backend.predict``."""
-        logits, boxes_cxcywh = self._program(images.shape)(self._variables, images)
-        return np.asarray(logits, np.float32), np.asarray(boxes_cxcywh, np.float32)
+        import jax
+
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), self._program(images.shape)(self._variables, images))
 
     def _program(self, shape: tuple[int, ...]) -> Any:
         if shape in self._programs:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfine_jax.commands.train_card import check_card
-from dfine_jax.commands.train_plan import Plan, is_file, parse_size, plan
+from dfine_jax.commands.train_plan import is_file, is_plan, parse_size, plan, write_plan
 from dfine_jax.commands.train_resume import check_changes, resumed_config
 from dfine_jax.errors import UserError
 
@@ -141,7 +141,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | None, missing: list[str]) -> bool:
     """Train, and say how it ended; whether the run is finished."""
-    from dfine_jax.commands.plan_file import write_plan
     from dfine_jax.training.loop import train
     from dfine_jax.training.setup import check
 
@@ -150,16 +149,13 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
         from dfine_jax.weights import load_checkpoint
 
         loaded = load_checkpoint(options.weights, activation=options.activation)
-    if options.resume:
-        planned = Plan(*resumed_config(options), origin=None)
-    else:
-        planned = plan(options, train_data, loaded)
-    config, notes = planned.config, planned.notes + missing
+    config, notes = resumed_config(options) if options.resume else plan(options, train_data, loaded)
+    notes += missing
     check(config, train_data, val_data)
     if options.dry_run:
         _rehearse(config, options, loaded, train_data, val_data, notes)
     if options.save_plan:
-        write_plan(options.save_plan, config, planned.origin)
+        write_plan(options.save_plan, config)
     if options.dry_run:
         print("\n".join(notes))
         return False
@@ -269,9 +265,10 @@ def _check_options(options: argparse.Namespace) -> None:
     together = [options.coordinator, options.processes, options.process]
     if None in together and together != [None] * 3:
         raise UserError("--coordinator, --processes and --process are given together or not at all")
+    of_variant = " of a variant" if is_plan(options.recipe) else ""
     derived_from = {
-        "train.epochs": "--epochs N",
-        "train.batch_size": "--batch-size N",
+        "train.epochs": f"--epochs N{of_variant}",
+        "train.batch_size": f"--batch-size N{of_variant}",
         "data.height_px": "--size HxW",
         "data.width_px": "--size HxW",
     }

@@ -8,85 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Activation, ModelConfig
 from dfine_jax.models import initializers
+from dfine_jax.models.deformable import DeformableAttention, Source
 from dfine_jax.models.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
+from dfine_jax.models.queries import (
+    ClassEmbedding,
+    Proposals,
+    TokenProjection,
+    attention_blocked,
+    propose,
+)
 from dfine_jax.nn.fdr_head import FDRHead
 from dfine_jax.ops import deformable
-from dfine_jax.ops.anchors import anchors
 from dfine_jax.ops.fdr import EdgeBins
-from dfine_jax.ops.precision import at_least_float32
-from dfine_jax.ops.tokens import gather_tokens, limited, take_rows
-from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.ops.tokens import gather_tokens, limited
+from dfine_jax.typing import Answer, DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
 HALF_LIMIT = 65504.0  # largest float16; the reference clips feed-forward sums to it
-
-
-class Proposals(NamedTuple):
-    """Encoder tokens that become queries, best first."""
-
-    content: Float[Array, "b q d"]
-    boxes_logit: Float[Array, "b q 4"]  # before the sigmoid
-    logits: Float[Array, "b q k"]
-    index: Int[Array, "b q"]
-
-
-class Source(NamedTuple):
-    """What decoder layers sample from."""
-
-    table: Float[Array, "b t m c"]
-    sizes: tuple[tuple[int, int], ...]
-
-
-def attention_blocked(denoising: DenoisingQueries, num_queries: int) -> Bool[Array, "u n"]:
-    """True where a denoising query (row) must not see another query (column); denoising queries come first.
-
-    They see the matching queries and their own group; slots that do not exist are seen by nobody. Matching queries
-    have no rows: they see only each other. Every row sees something.
-    """
-    same_group = denoising.group[:, None] == denoising.group[None, :]
-    return jnp.pad(~(same_group & denoising.exists[None, :]), ((0, 0), (0, num_queries)))
-
-
-class DeformableAttention(nn.Module):
-    """Samples around reference boxes; neither values nor output are projected."""
-
-    num_heads: int
-    num_points: tuple[int, ...]
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(
-        self,
-        query: Float[Array, "b n d"],
-        reference_cxcywh: Float[Array, "b n 4"],
-        source: Source,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
-        shape = (*query.shape[:2], self.num_heads, sum(self.num_points))
-        zeros = initializers.zeros
-        offset_bias = initializers.sampling_offsets_bias(self.num_heads, self.num_points)
-        heads_points = self.num_heads * sum(self.num_points)
-        offsets = Linear(2 * heads_points, zeros, offset_bias, self.dtype, name="sampling_offsets")(query)
-        weights = Linear(heads_points, zeros, zeros, self.dtype, name="attention_weights")(query)
-        offsets = offsets.astype(reference_cxcywh.dtype).reshape(*shape, 2)
-        weights = jax.nn.softmax(weights.astype(reference_cxcywh.dtype).reshape(shape), -1)
-
-        share = np.repeat([0.5 / n for n in self.num_points], self.num_points)[:, None]  # [p, 1], of the box's size
-        reference = reference_cxcywh[:, :, None, None, :]
-        points_xy = reference[..., :2] + offsets * jnp.asarray(share, offsets.dtype) * reference[..., 2:]
-        return deformable.sample(source.table, source.sizes, self.num_points, points_xy, weights, train=train)
 
 
 class Gateway(nn.Module):
@@ -126,38 +74,12 @@ class DecoderLayer(nn.Module):
         attention = MultiHeadAttention(self.num_heads, self.dtype, name="self_attn")
         attended = attention(x + position, x, blocked, train=train)
         x = LayerNorm(dtype=self.dtype, name="norm1")(x + attended)
-        cross = DeformableAttention(self.num_heads, self.num_points, self.dtype, name="cross_attn")
+        cross = DeformableAttention(self.num_heads, self.num_points, dtype=self.dtype, name="cross_attn")
         x = Gateway(self.dtype, name="gateway")(x, cross(x + position, reference_cxcywh, source, train=train))
         xavier = initializers.xavier_uniform
         hidden = activation(self.activation)(Linear(self.ffn, xavier, dtype=self.dtype, name="linear1")(x))
         x = x + Linear(x.shape[-1], xavier, dtype=self.dtype, name="linear2")(hidden)
         return LayerNorm(dtype=self.dtype, name="norm3")(limited(x, HALF_LIMIT))
-
-
-class TokenProjection(nn.Module):
-    """Linear layer and normalisation before queries are chosen."""
-
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        x = Linear(x.shape[-1], initializers.xavier_uniform, dtype=self.dtype, name="proj")(x)
-        return LayerNorm(dtype=self.dtype, name="norm")(x)
-
-
-class ClassEmbedding(nn.Module):
-    """Embeddings of noised labels; the last row stands for padding, starts at zero and receives no gradient."""
-
-    num_classes: int
-    features: int
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, labels: Int[Array, "b u"]) -> Float[Array, "b u d"]:
-        shape = (self.num_classes + 1, self.features)
-        rows = self.param("embedding", initializers.class_embedding, shape, jnp.float32)
-        rows = jnp.concatenate([rows[:-1], stop_gradient(rows[-1:])])
-        return rows[labels].astype(self.dtype or rows.dtype)
 
 
 class Decoder(nn.Module):
@@ -196,17 +118,17 @@ class Decoder(nn.Module):
         elif self.is_initializing():
             embed(jnp.zeros((1, 1), jnp.int32))
 
-        source = Source(deformable.build_table(maps, self.config.num_heads), sizes)
+        source = Source(sizes, table=deformable.build_table(maps, self.config.num_heads))
         stages = self._refine(content, jax.nn.sigmoid(boxes_logit), proposals.index, source, blocked, train)
         if isinstance(stages, ModelOutput):
             return stages
-        matching = _query_range(stages, -num_queries, None)
+        matching = stages.of_queries(slice(-num_queries, None))
         training = TrainingOutput(
             matching=matching,
             encoder=HeadOutput(proposals.logits, jax.nn.sigmoid(proposals.boxes_logit)),
-            denoising=None if denoising is None else _query_range(stages, 0, -num_queries),
+            denoising=None if denoising is None else stages.of_queries(slice(-num_queries)),
         )
-        return ModelOutput(matching.logits[-1], matching.boxes_cxcywh[-1], proposals.index, training=training)
+        return ModelOutput(Answer(matching.logits[-1], matching.boxes_cxcywh[-1]), proposals.index, training=training)
 
     def _maps(self, features: Sequence[Float[Array, "b _ _ _"]], train: bool) -> list[Float[Array, "b _ _ d"]]:
         """All levels in the decoder's width."""
@@ -225,17 +147,15 @@ class Decoder(nn.Module):
         return maps
 
     def _proposals(self, memory: Float[Array, "b n d"], sizes: tuple[tuple[int, int], ...]) -> Proposals:
-        """Tokens with the highest class logit; all of them when there are fewer than ``num_queries``."""
-        anchor_logit, valid = anchors(sizes)
-        x = jnp.where(valid[:, None], memory, 0)
-        x = TokenProjection(self.dtype, name="enc_output")(x)
-        logits = at_least_float32(self._score_head("enc_score_head")(x))
-        _, index = jax.lax.top_k(logits.max(-1), min(self.config.num_queries, memory.shape[1]))
-        content = gather_tokens(x, index)
-        box_head = MLP(content.shape[-1], 4, 3, self.config.mlp_activation, zero_last=True, name="enc_bbox_head")
-        offsets = at_least_float32(box_head(content))  # no compute type: eight bits of mantissa are pixels
-        boxes_logit = offsets + take_rows(jnp.asarray(anchor_logit, offsets.dtype), index)
-        return Proposals(content, boxes_logit, gather_tokens(logits, index), index)
+        return propose(
+            memory,
+            sizes,
+            self.config.num_queries,
+            project=TokenProjection(self.dtype, name="enc_output"),
+            score=self._score_head("enc_score_head"),
+            # No compute type: eight bits of mantissa are pixels at the edge of a large box.
+            box=MLP(self.config.decoder_width, 4, 3, self.config.mlp_activation, zero_last=True, name="enc_bbox_head"),
+        )
 
     def _refine(
         self,
@@ -279,8 +199,9 @@ class Decoder(nn.Module):
                 going_on = (x, reference_cxcywh, state, index)
                 x, reference_cxcywh, state, index = jax.tree.map(partial(gather_tokens, index=best), going_on)
         if pre is None or not train:
-            return ModelOutput(logits[-1], boxes[-1], index)
-        return StageOutput(jnp.stack(logits), jnp.stack(boxes), jnp.stack(corners), state.initial_cxcywh, pre)
+            return ModelOutput(Answer(logits[-1], boxes[-1]), index)
+        fdr = FDROutput(jnp.stack(corners), state.initial_cxcywh, pre)
+        return StageOutput(jnp.stack(logits), jnp.stack(boxes), fdr)
 
     def _layer(self, i: int) -> DecoderLayer:
         config = self.config
@@ -296,14 +217,3 @@ class Decoder(nn.Module):
     def _score_head(self, name: str) -> Linear:
         # No compute type: logits are float32 whatever the type of the input.
         return Linear(self.config.num_classes, bias_init=initializers.prior_bias(), name=name)
-
-
-def _query_range(stages: StageOutput, start: int, stop: int | None) -> StageOutput:
-    """Outputs of a part of the queries."""
-    return StageOutput(
-        logits=stages.logits[:, :, start:stop],
-        boxes_cxcywh=stages.boxes_cxcywh[:, :, start:stop],
-        corners_logit=stages.corners_logit[:, :, start:stop],
-        reference_cxcywh=stages.reference_cxcywh[:, start:stop],
-        pre=HeadOutput(stages.pre.logits[:, start:stop], stages.pre.boxes_cxcywh[:, start:stop]),
-    )

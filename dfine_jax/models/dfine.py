@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from dfine_jax.config import ModelConfig
 from dfine_jax.models.decoder import Decoder
 from dfine_jax.models.hgnetv2 import HGNetV2
-from dfine_jax.models.hybrid_encoder import HybridEncoder
+from dfine_jax.models.hybrid_encoder import HybridEncoder, depthwise_halving, split_and_chain
 from dfine_jax.models.initializers import draw_variables
 from dfine_jax.models.layers import called
 from dfine_jax.ops.precision import inference_products
@@ -70,11 +70,11 @@ class DFine(nn.Module):
         encoder = HybridEncoder(
             config.encoder_width,
             config.encoder_ffn,
-            config.encoder_expansion,
-            config.encoder_depth,
+            split_and_chain(config.encoder_width, config.encoder_expansion, config.encoder_depth),
+            depthwise_halving(config.encoder_width),
             config.num_heads,
-            self.bn_axis_name,
-            dtype,
+            bn_axis_name=self.bn_axis_name,
+            dtype=dtype,
             name="encoder",
         )
         decoder = Decoder(config, self.bn_axis_name, dtype, self.keep_queries, name="decoder")

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from dfine_jax.models.layers import ConvNorm, called
+from dfine_jax.models.layers import ConvNorm, called, without_gradient
 
 Unit = Callable[..., ConvNorm]
 
@@ -147,7 +145,7 @@ class HGNetV2(nn.Module):
             bn_axis_name=self.bn_axis_name,
             dtype=self.dtype,
         )
-        stem = _without_gradient(self) if self.frozen_stem else Stem
+        stem = without_gradient(Stem, initializing=self.is_initializing()) if self.frozen_stem else Stem
         call = functools.partial(called, train=train, remat=self.remat and train and not self.is_initializing())
         x = call(stem(*spec.stem, unit, name="stem"), images)
         outputs = []
@@ -155,13 +153,6 @@ class HGNetV2(nn.Module):
             x = call(Stage(stage, downsample=i > 0, light=i > 1, unit=unit, name=f"stages_{i}"), x)
             outputs.append(x)
         return [outputs[i] for i in self.return_stages]
-
-
-def _without_gradient(module: nn.Module) -> type[Stem]:
-    def stop(params: Any) -> Any:
-        return jax.tree.map(lax.stop_gradient, params)
-
-    return nn.map_variables(Stem, "params", stop, init=module.is_initializing(), mutable=module.is_initializing())
 
 
 def _pad_right_bottom(x: Float[Array, "b h w c"]) -> Float[Array, "b h+1 w+1 c"]:

@@ -59,6 +59,15 @@ def called(module: nn.Module, *inputs: Any, train: bool, remat: bool) -> Any:
     return lift_transform(_lifted_again, call)(module, *inputs) if remat else call(module, *inputs)
 
 
+def without_gradient(kind: type[nn.Module], *, initializing: bool) -> Callable[..., Any]:
+    """The same module, to whose parameters no gradient flows."""
+
+    def stop(params: Any) -> Any:
+        return jax.tree.map(lax.stop_gradient, params)
+
+    return nn.map_variables(kind, "params", stop, init=initializing, mutable=initializing)
+
+
 def _lifted_again(function: Callable[..., Any]) -> Callable[..., Any]:
     """``computed_again`` of a function whose first argument is a scope; ``nn.remat`` has no choice of the means."""
 
@@ -242,6 +251,14 @@ class ConvNorm(nn.Module):
             return x
         x = activation(self.activation)(x)
         return LearnableAffine(self.dtype, name="lab")(x) if self.lab else x
+
+
+def folded(unit: ConvNorm) -> tuple[Float[Array, "kh kw i o"], Float[Array, " o"]]:
+    """Kernel and bias that compute convolution and batch norm with its stored statistics at once."""
+    params, stats = unit.variables["params"], unit.variables["batch_stats"][unit.norm_name]
+    norm = params[unit.norm_name]
+    factor = norm["scale"] * lax.rsqrt(stats["var"] + 1e-5)
+    return params["conv"]["kernel"] * factor, norm["bias"] - stats["mean"] * factor
 
 
 class InProjection(nn.Module):

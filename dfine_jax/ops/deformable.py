@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,14 +64,43 @@ def sample(
     return (computed_again(of_images) if train else of_images)(table, points_xy, weights)
 
 
+def sample_pixels(
+    table: Float[Array, "b t m c"],
+    sizes: MapSizes,
+    num_points: Sequence[int],
+    points_xy: Float[Array, "b q m p 2"],
+    weights: Float[Array, "b q m p"],
+    *,
+    train: bool = False,
+) -> Float[Array, "b q d"]:
+    """As :func:`sample`, with the value of one pixel at every point (RT-DETRv2's discrete sampling, arXiv 2407.17140).
+
+    The pixel is number floor(x * width + 1/2), the nearest one inside the map, which is half a pixel away from the one
+    whose centre is nearest: published weights were trained so. The reference limits both coordinates by the height,
+    wrong for maps that are no squares; here each has its own limit. No gradient reaches the points.
+    """
+    of_images = functools.partial(_sample_pixels, sizes=sizes, num_points=num_points)
+    return (computed_again(of_images) if train else of_images)(table, points_xy, weights)
+
+
+def _sample_pixels(table: Array, points_xy: Array, weights: Array, sizes: MapSizes, num_points: Sequence[int]) -> Array:
+    first, stride, size = _levels(sizes, num_points, points_xy.dtype)
+    cell = jnp.clip(jnp.floor(lax.stop_gradient(points_xy) * size + 0.5), 0.0, size - 1.0).astype(jnp.int32) + 1
+    return _weighted(table, cell[..., 1] * stride + cell[..., 0] + first, weights)
+
+
 def _sample(table: Array, points_xy: Array, weights: Array, sizes: MapSizes, num_points: Sequence[int]) -> Array:
-    batch, rows, heads, channels = table.shape
     index, corner = _corners(sizes, num_points, points_xy)
+    return _weighted(table, index, (corner * weights[..., None]).reshape(index.shape))
+
+
+def _weighted(table: Float[Array, "b t m c"], index: Int[Array, "b q m k"], weights: Array) -> Float[Array, "b q d"]:
+    """Sum of table rows of every head, times their weights."""
+    batch, rows, heads, channels = table.shape
     image = jnp.arange(batch, dtype=jnp.int32)[:, None, None, None] * rows
-    index = (index + image) * heads + jnp.arange(heads, dtype=jnp.int32)[:, None]  # [b, q, m, 4p]
-    corner = (corner * weights[..., None]).reshape(index.shape).astype(table.dtype)
+    index = (index + image) * heads + jnp.arange(heads, dtype=jnp.int32)[:, None]
     gathered = _take_rows(table.reshape(batch * rows * heads, channels), index)
-    out = jnp.einsum("bqmk,bqmkc->bqmc", corner, gathered)
+    out = jnp.einsum("bqmk,bqmkc->bqmc", weights.astype(table.dtype), gathered)
     return out.reshape(*out.shape[:2], heads * channels)
 
 
@@ -78,12 +108,7 @@ def _corners(
     sizes: MapSizes, num_points: Sequence[int], points_xy: Float[Array, "b q m p 2"]
 ) -> tuple[Int[Array, "b q m 4*p"], Float[Array, "b q m p 4"]]:
     """Table rows of the four corners of every sample and their bilinear weights, in one order."""
-    dtype = points_xy.dtype
-    areas = [(h + 2) * (w + 2) for h, w in sizes]
-    first = np.repeat(np.cumsum([0, *areas[:-1]]), num_points).astype(np.int32)  # [p]
-    stride = np.repeat([w + 2 for _, w in sizes], num_points).astype(np.int32)  # [p]
-    size = jnp.asarray(np.repeat([(w, h) for h, w in sizes], num_points, axis=0), dtype)  # [p, 2]
-
+    first, stride, size = _levels(sizes, num_points, points_xy.dtype)
     pixel = jnp.clip(points_xy * size - 0.5, -1.0, size)
     low = jnp.minimum(jnp.floor(pixel), size - 1.0)
     high_weight = pixel - low
@@ -95,6 +120,14 @@ def _corners(
     along = jnp.stack([1.0 - high_weight, high_weight], -1)  # [b, q, m, p, xy, low/high]
     corner = along[..., 1, :, None] * along[..., 0, None, :]  # [b, q, m, p, y, x]
     return index.reshape(*index.shape[:3], -1), corner.reshape(*corner.shape[:4], 4)
+
+
+def _levels(sizes: MapSizes, num_points: Sequence[int], dtype: Any) -> tuple[np.ndarray, np.ndarray, Array]:
+    """Of every point's level: the first row [p], rows between lines [p], width and height [p, 2]."""
+    areas = [(h + 2) * (w + 2) for h, w in sizes]
+    first = np.repeat(np.cumsum([0, *areas[:-1]]), num_points).astype(np.int32)
+    stride = np.repeat([w + 2 for _, w in sizes], num_points).astype(np.int32)
+    return first, stride, jnp.asarray(np.repeat([(w, h) for h, w in sizes], num_points, axis=0), dtype)
 
 
 def _take_rows(rows: Float[Array, "n c"], index: Int[Array, "b q m k"]) -> Float[Array, "b q m k c"]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dfine_jax.config import Config
 from dfine_jax.data.dataset import Dataset
 from dfine_jax.evaluate import METRIC_NAMES, Metrics
+from dfine_jax.families.dfine.loss import kinds
 from dfine_jax.metrics import RATIO_NAMES
 from dfine_jax.training import hosts
 from dfine_jax.training.examples import Examples
 from dfine_jax.training.log import RunLog
 from dfine_jax.training.meter import Meter, by_kind
+from dfine_jax.training.optimizer import parameter_rules
 from dfine_jax.training.sinks import open_sinks
 from dfine_jax.training.stages import Progress
 
@@ -22,11 +24,13 @@ Rates = Callable[[int], Mapping[str, float]]
 
 
 def rates_of(config: Config, schedule: Callable[[Any], Any]) -> Rates:
-    """Learning rates by name at a 0-based step."""
+    """Learning rates by name at a 0-based step: ``lr``, and ``GROUP_lr`` of the groups that have their own."""
+    rules = reversed(parameter_rules(config.model, config.optim))  # the one that takes the rest comes first
+    full = {"lr" if rule.group == "base" else f"{rule.group}_lr": rule.lr for rule in rules if rule.lr}
 
     def rates(step: int) -> dict[str, float]:
         factor = float(schedule(step))
-        return {"lr": config.optim.lr * factor, "backbone_lr": config.optim.backbone_lr * factor}
+        return {name: rate * factor for name, rate in full.items()}
 
     return rates
 
@@ -57,15 +61,11 @@ def epoch_row(
     """Numbers of the 1-based ``epoch``; ``metrics`` None: not evaluated."""
     means = by_kind(meter.means())
     row: Row = {"epoch": epoch, "step": step, **rates}
-    row |= {name: means.get(name) for name in _losses(config)}
+    losses = ("loss", *(f"loss_{kind}" for kind in kinds(config.loss)), "grad_norm")
+    row |= {name: means.get(name) for name in losses}
     row |= {"images_per_s": meter.images_per_second(), "data_wait": meter.wait_share()}
     row |= {"skipped": progress.skipped, "stage": progress.stage}
     if metrics is None:
         return row | dict.fromkeys((*METRIC_NAMES, *RATIO_NAMES, "best_threshold"))
     counted = metrics.report.best.numbers()
     return row | metrics.numbers() | counted | {"best_threshold": metrics.report.best_threshold}
-
-
-def _losses(config: Config) -> Sequence[str]:
-    kinds = (config.loss.class_loss, "bbox", "giou", "fgl", "ddf")
-    return ["loss", *(f"loss_{kind}" for kind in kinds), "grad_norm"]

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from dfine_jax.config import Config
-from dfine_jax.losses.criterion import Shares, detection_loss, object_counts
+from dfine_jax.families.dfine.loss import loss_terms, match, total
+from dfine_jax.families.family import Norm
 from dfine_jax.models.denoising import make_denoising_queries, num_slots, sample_noise
 from dfine_jax.models.dfine import DFine
 from dfine_jax.ops.resize import resize_nearest
@@ -62,8 +63,8 @@ def make_gradient(
 ) -> Callable[[PyTree, PyTree, Part], LossGradient]:
     """A function of parameters, batch statistics and stacked parts (``split_parts``).
 
-    With several parts, all are run forwards once more beforehand: the numbers of assigned queries in the whole batch
-    divide the losses of each.
+    With several parts, all are run forwards once more beforehand: the counts of the whole batch divide the losses of
+    each.
 
     Args:
       axis_name: of the devices that share batch statistics.
@@ -76,41 +77,38 @@ def make_gradient(
         variables = {"params": params, "batch_stats": batch_stats}
         return apply(variables, part.images, part.denoising, train=True, mutable=["batch_stats"])
 
-    def loss_fn(
-        params: PyTree, batch_stats: PyTree, part: Part, normalizers: Callable[[Array], Array], shares: Shares | None
-    ) -> Any:
+    def loss_fn(params: PyTree, batch_stats: PyTree, part: Part, norm: Callable[[Array], Norm]) -> Any:
         output, changed = forward(params, batch_stats, part)
-        loss, terms = detection_loss(
-            output, part.targets, part.denoising, config.loss, config.model, normalizers, shares
-        )
-        return loss, (changed["batch_stats"], terms)
+        matching = match(output, part.targets, part.denoising, config.loss)
+        counts = norm(matching.counts)
+        terms = loss_terms(output, part.targets, part.denoising, matching, counts, config.model, config.loss)
+        return total(terms), (changed["batch_stats"], terms)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
     def at_once(params: PyTree, batch_stats: PyTree, stacked: Part) -> LossGradient:
         only = jax.tree.map(lambda x: x[0], stacked)
-        (loss, (batch_stats, terms)), grads = gradient(params, batch_stats, only, mean, None)
+        norm = lambda counts: Norm(mean(counts), counts)  # noqa: E731
+        (loss, (batch_stats, terms)), grads = gradient(params, batch_stats, only, norm)
         return LossGradient(loss, terms, grads, batch_stats)
 
     def in_parts(params: PyTree, batch_stats: PyTree, stacked: Part) -> LossGradient:
         def count(part: Part) -> Array:
             output, _ = forward(params, batch_stats, part)
-            return object_counts(output, part.targets, config.loss)
+            return match(output, part.targets, part.denoising, config.loss).counts
 
         counts = jnp.mean(jax.lax.map(count, stacked), 0)
-        normalizers, queries = mean(counts), stacked.denoising
-        denoised = jnp.zeros(()) if queries is None else jnp.sum(queries.match >= 0) / parts
-        shares = Shares(counts[1], denoised.astype(counts.dtype))
+        norm = Norm(mean(counts), counts)
 
         def add(carry: PyTree, part: Part) -> tuple[PyTree, tuple[Array, dict[str, Array]]]:
-            total, stats = carry
-            (loss, (stats, terms)), grads = gradient(params, stats, part, lambda _: normalizers, shares)
-            return (jax.tree.map(jnp.add, total, grads), stats), (loss, terms)
+            summed, stats = carry
+            (loss, (stats, terms)), grads = gradient(params, stats, part, lambda _: norm)
+            return (jax.tree.map(jnp.add, summed, grads), stats), (loss, terms)
 
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
-        (total, batch_stats), (loss, terms) = jax.lax.scan(add, start, stacked)
+        (summed, batch_stats), (loss, terms) = jax.lax.scan(add, start, stacked)
         loss, terms = jax.tree.map(lambda x: jnp.mean(x, 0), (loss, terms))
-        return LossGradient(loss, terms, jax.tree.map(lambda g: g / parts, total), batch_stats)
+        return LossGradient(loss, terms, jax.tree.map(lambda g: g / parts, summed), batch_stats)
 
     return at_once if parts == 1 else in_parts
 
@@ -129,10 +127,5 @@ def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, in
     def rows(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
 
-    if denoising is not None:
-        common = (denoising.group, denoising.exists, denoising.num_groups)
-        group, exists, num_groups = (jnp.broadcast_to(x, (parts, *x.shape)) for x in common)
-        by_row = (denoising.labels, denoising.boxes_logit, denoising.match)
-        own_labels, own_boxes, match = rows(by_row)
-        denoising = DenoisingQueries(own_labels, own_boxes, group, exists, match, num_groups)
+    denoising = None if denoising is None else denoising.in_parts(parts)
     return Part(unit_range(rows(images), dtype), rows(targets), denoising)

@@ -25,26 +25,20 @@ if TYPE_CHECKING:
 Row = Mapping[str, float | int | None]
 
 _HEADER_EVERY = 20  # lines of the table
-# Heading, the row's values that may stand there (the first that is present does), format.
-_COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("epoch", ("epoch",), "5.0f"),
-    ("loss", ("loss",), "7.2f"),
-    ("class", ("loss_vfl", "loss_mal", "loss_focal"), "6.2f"),
-    ("bbox", ("loss_bbox",), "6.2f"),
-    ("giou", ("loss_giou",), "6.2f"),
-    ("fgl", ("loss_fgl",), "6.2f"),
-    ("ddf", ("loss_ddf",), "6.2f"),
-    ("grad", ("grad_norm",), "7.2f"),
-    ("lr", ("lr",), "8.1e"),
-    ("img/s", ("images_per_s",), "6.1f"),
-    ("wait", ("data_wait",), "4.0%"),
-    ("AP", ("ap",), "6.3f"),
-    ("AP50", ("ap50",), "6.3f"),
-    ("F1", ("f1",), "6.3f"),
-    ("at", ("best_threshold",), "5.2f"),
+# Heading, the row's value, format; between these the losses by kind.
+_FIRST = (("epoch", "epoch", "5.0f"), ("loss", "loss", "7.2f"))
+_LAST = (
+    ("grad", "grad_norm", "7.2f"),
+    ("lr", "lr", "8.1e"),
+    ("img/s", "images_per_s", "6.1f"),
+    ("wait", "data_wait", "4.0%"),
+    ("AP", "ap", "6.3f"),
+    ("AP50", "ap50", "6.3f"),
+    ("F1", "f1", "6.3f"),
+    ("at", "best_threshold", "5.2f"),
 )
-_TERM = re.compile(r"loss_([a-z]+)_?(.*)")
-_GROUPS = {"lr": "optim", "backbone_lr": "optim", "grad_norm": "optim", "images_per_s": "speed", "data_wait": "speed"}
+LOSS = "loss_"  # before the kind, in the names of losses summed over what they are of
+_GROUPS = {"grad_norm": "optim", "images_per_s": "speed", "data_wait": "speed"}
 _MAX_CLASSES = 12  # in a line
 _PER_EPOCH = ("epoch", "step", "skipped", "stage")  # count; no curves of their own
 
@@ -108,7 +102,7 @@ class RunLog:
     def row(self, values: Row) -> None:
         """Add an epoch to the table, the CSV (its columns are those of the first row) and the sinks."""
         if self._table_lines % _HEADER_EVERY == 0:
-            self.line(table_header())
+            self.line(table_header(values))
         ap = values.get("ap")
         is_best = ap is not None and ap > self._best_ap
         if ap is not None:
@@ -187,26 +181,32 @@ class RunLog:
             write_whole(self._csv, text.getvalue())  # killed at any moment, a resumed run keeps its rows
 
 
-def table_header() -> str:
-    """Headings of the table."""
-    return "  ".join(f"{heading:>{_width(form)}}" for heading, _, form in _COLUMNS)
+def _columns(row: Row) -> list[tuple[str, str, str]]:
+    kinds = [name.removeprefix(LOSS) for name in row if name.startswith(LOSS)]
+    return [*_FIRST, *((kind, LOSS + kind, "6.2f") for kind in kinds), *_LAST]
+
+
+def table_header(values: Row) -> str:
+    """Headings of the table for an epoch like this."""
+    return "  ".join(f"{heading:>{_width(form)}}" for heading, _, form in _columns(values))
 
 
 def table_line(values: Row) -> str:
     """An epoch as a line of the table; a dash where there is no number."""
     cells = []
-    for _, names, form in _COLUMNS:
-        value = next((values[name] for name in names if values.get(name) is not None), None)
+    for _, name, form in _columns(values):
+        value = values.get(name)
         cells.append(f"{'-':>{_width(form)}}" if value is None else f"{value:>{form}}")
     return "  ".join(cells)
 
 
 def tag(name: str) -> str:
-    """Name of a step's value with its group: ``loss_vfl_aux_0`` is ``vfl/aux_0``, ``loss_vfl`` is ``vfl/last``."""
-    term = _TERM.fullmatch(name)
-    if term:
-        return f"{term[1]}/{term[2] or 'last'}"
-    return f"{_GROUPS[name]}/{name}" if name in _GROUPS else f"loss/{name}"
+    """Name of a step's value with its group; the terms of the loss, ``kind/where``, have theirs."""
+    return name if "/" in name else f"{_group(name) or 'loss'}/{name}"
+
+
+def _group(name: str) -> str | None:
+    return "optim" if name.endswith("lr") else _GROUPS.get(name)
 
 
 def by_class(per_class: Mapping[str, float]) -> str:
@@ -222,8 +222,9 @@ def by_class(per_class: Mapping[str, float]) -> str:
 def epoch_tag(name: str) -> str:
     """Name of an epoch's value with its group: mean losses, optimiser, speed, and the rest from the evaluation."""
     if name.startswith("loss"):
-        return f"epoch_loss/{name.removeprefix('loss_')}"
-    return f"epoch_{_GROUPS[name]}/{name}" if name in _GROUPS else f"validation/{name}"
+        return f"epoch_loss/{name.removeprefix(LOSS)}"
+    group = _group(name)
+    return f"epoch_{group}/{name}" if group else f"validation/{name}"
 
 
 def read_metrics(out_dir: Path | str) -> list[dict[str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -13,8 +12,6 @@ from contextlib import contextmanager
 import jax
 
 from dfine_jax.training.stages import Progress
-
-_KIND = re.compile(r"loss_(vfl|mal|focal|bbox|giou|fgl|ddf)")
 
 
 class Meter:
@@ -117,14 +114,10 @@ def _time_ready(result: jax.Array) -> float:
     return time.perf_counter()
 
 
-def by_kind(terms: Mapping[str, float]) -> dict[str, float]:
-    """Weighted loss terms summed over layers: ``loss_vfl`` (or ``loss_mal``, ``loss_focal``), ``loss_bbox``,
-    ``loss_giou``, ``loss_fgl``, ``loss_ddf``.
-
-    Other names stay as they are.
-    """
+def by_kind(values: Mapping[str, float]) -> dict[str, float]:
+    """Values of a step with its loss terms, which are named ``kind/where``, summed to ``loss_kind``."""
     out: dict[str, float] = defaultdict(float)
-    for name, value in terms.items():
-        found = _KIND.match(name)
-        out[found[0] if found else name] += value
+    for name, value in values.items():
+        kind, is_term, _ = name.partition("/")
+        out[f"loss_{kind}" if is_term else name] += value
     return dict(out)

@@ -1,17 +1,10 @@
-"""AdamW with the reference's parameter groups, clipping by global norm, and the average of weights.
-
-The groups are the ones the reference's regular expressions build when they run, not the ones they seem to mean
-(configs/dfine/dfine_hgnetv2_*_coco.yml, src/core/yaml_config.py): the alternation in ``(?=.*norm|bn)`` leaves the
-"backbone norm without decay" group empty, so batch norms of the backbone do decay, and in L and X so do the biases
-outside the backbone. DEIM's S and M really do exempt batch norms, but at the full rate; its other sizes do not.
-"""
+"""AdamW with parameter groups, clipping by global norm, and the average of weights."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,34 +12,17 @@ import optax
 from jaxtyping import Array, Float
 
 from dfine_jax.config import ConfigError, ModelConfig, OptimConfig
+from dfine_jax.families.dfine.rules import rules
+from dfine_jax.families.family import Rule
 
 PyTree = Any
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """Treatment of the parameters whose ``/``-joined path matches and no earlier rule claimed."""
-
-    pattern: str
-    lr: Literal["base", "backbone", "frozen"]
-    decay: bool
-
-
 def parameter_rules(model: ModelConfig, optim: OptimConfig) -> tuple[Rule, ...]:
-    """Ordered rules of a variant; the last one takes the rest."""
-    rules = [Rule(_valid_pattern(pattern), "frozen", decay=False) for pattern in optim.freeze]
-    if model.backbone_frozen_stem:
-        rules.append(Rule(r"^backbone/stem/", "frozen", decay=False))
-    if model.backbone_frozen_bn:
-        rules.append(Rule(r"^backbone/.*/bn/", "frozen", decay=False))
-    elif optim.backbone_bn == "base":
-        rules.append(Rule(r"^backbone/.*/bn/", "base", decay=False))
-    rules.append(Rule(r"^backbone/", "backbone", decay=True))
-    without_decay = r"norm\d?/(scale|bias)$" if optim.decay_bias else r"(norm\d?/scale|bias)$"
-    rules.append(Rule(rf"^(encoder|decoder)/.*{without_decay}", "base", decay=False))
-    rules.append(Rule(r"", "base", decay=True))
-    return tuple(rules)
+    """Ordered rules: what ``optim.freeze`` holds, then those of the family."""
+    held = [Rule(_valid_pattern(pattern), "frozen", 0.0, decay=False) for pattern in optim.freeze]
+    return (*held, *rules(model, optim))
 
 
 def _valid_pattern(pattern: str) -> str:
@@ -120,7 +96,7 @@ def zero_frozen(grads: PyTree, rules: Sequence[Rule]) -> PyTree:
     """Gradients with those of frozen parameters set to zero, so that they count in no norm."""
 
     def keep(grad: Array, rule: Rule) -> Array:
-        return jnp.zeros_like(grad) if rule.lr == "frozen" else grad
+        return grad if rule.lr else jnp.zeros_like(grad)
 
     return jax.tree.map(keep, grads, match_rules(grads, rules))
 
@@ -136,16 +112,15 @@ def make_optimizer(model: ModelConfig, optim: OptimConfig) -> optax.GradientTran
     The caller scales the updates by the schedule (training/schedule.py). Then they match torch.optim.AdamW: decay
     ``lr * weight_decay`` is decoupled and follows the learning rate. Errors are those of ``check_freeze``.
     """
-    rules = parameter_rules(model, optim)
-    rates = {"base": optim.lr, "backbone": optim.backbone_lr, "frozen": 0.0}
+    ordered = parameter_rules(model, optim)
 
     def decays(params: PyTree) -> PyTree:
         check_freeze(params, optim)  # first, because a rule of these that matches nothing is the user's mistake
-        return jax.tree.map(lambda rule: rule.decay, match_rules(params, rules))
+        return jax.tree.map(lambda rule: rule.decay, match_rules(params, ordered))
 
     def at_full_rates(updates: PyTree, params: PyTree | None = None) -> PyTree:
         del params
-        return jax.tree.map(lambda u, rule: -rates[rule.lr] * u, updates, match_rules(updates, rules))
+        return jax.tree.map(lambda u, rule: -rule.lr * u, updates, match_rules(updates, ordered))
 
     return optax.chain(
         optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=1e-8),

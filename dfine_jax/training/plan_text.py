@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from dfine_jax.config import Config
+from dfine_jax.training.recipes import Recipe
 
 _WIDTH = 116
 _LINES: dict[str, tuple[str, ...]] = {
@@ -31,30 +32,21 @@ _ONLY_WITH = {  # values that mean nothing otherwise
 _NEVER = {"model.num_classes"}  # that of the data
 
 
-def plan_lines(
-    config: Config,
-    table: Config,
-    given: Collection[str] = (),
-    reasons: Mapping[str, str] | None = None,
-    *,
-    origin: str = "table",
-) -> list[str]:
-    """The values that shape a run, one subject per line; unmarked ones are those of ``table``.
+def plan_lines(recipe: Recipe, given: Collection[str] = ()) -> list[str]:
+    """The values that shape a run, one subject per line; unmarked ones are those of the recipe's table.
 
     Args:
-      table: what the configuration was derived from.
       given: keys that the user set.
-      reasons: by key, why a value was derived.
-      origin: what to call ``table``.
     """
-    reasons, lines = reasons or {}, []
+    config, lines = recipe.config, []
     for subject, names in _LINES.items():
         meant = [name for name in names if name not in _ONLY_WITH or _means(config, *_ONLY_WITH[name])]
-        lines += _wrapped(subject, [_marked(name, config, table, given, reasons, origin) for name in meant])
-    others = (set(given) | differing(config, table)) - {name for names in _LINES.values() for name in names} - _NEVER
+        lines += _wrapped(subject, [_marked(name, recipe, given) for name in meant])
+    shown = {name for names in _LINES.values() for name in names}
+    others = (set(given) | differing(config, recipe.table)) - shown - _NEVER
     if others:
-        lines += _wrapped("also", [_marked(name, config, table, given, reasons, origin) for name in sorted(others)])
-    rules = list(_rules(config, table))
+        lines += _wrapped("also", [_marked(name, recipe, given) for name in sorted(others)])
+    rules = list(_rules(config, recipe.table))
     return lines + (_wrapped("derived by", rules) if rules else [])
 
 
@@ -94,17 +86,15 @@ def _means(config: Config, name: str, value: str) -> bool:
     return _get(config, name) == value
 
 
-def _marked(
-    name: str, config: Config, table: Config, given: Collection[str], reasons: Mapping[str, str], origin: str
-) -> str:
-    value, known = _get(config, name), _get(table, name)
+def _marked(name: str, recipe: Recipe, given: Collection[str]) -> str:
+    value, known = _get(recipe.config, name), _get(recipe.table, name)
     text = f"{name}={_text(value)}"
     if name in given:
         return f"{text} (given)"
     if value == known:
         return text
-    why = f": {reasons[name]}" if name in reasons else ""
-    return f"{text} (derived{why}; {origin}: {_text(known)})"
+    why = f": {recipe.reasons[name]}" if name in recipe.reasons else ""
+    return f"{text} (derived{why}; {recipe.source}: {_text(known)})"
 
 
 def _get(config: Config, name: str) -> Any:

@@ -31,6 +31,7 @@ class Recipe:
     table: Config  # what it was derived from
     headline: str
     reasons: dict[str, str]  # by key, why it differs from the table
+    source: str = "table"  # what to call the table
 
 
 def default_config(

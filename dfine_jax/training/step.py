@@ -42,7 +42,7 @@ class StepMetrics:
     """What a step reports, averaged over devices."""
 
     loss: Float[Array, ""]
-    terms: dict[str, Float[Array, ""]]  # weighted loss terms under the reference's names
+    terms: dict[str, Float[Array, ""]]  # weighted loss terms by kind/where
     grad_norm: Float[Array, ""]  # before clipping, trainable parameters only
     finite: Bool[Array, ""]  # False: the step was skipped
 
@@ -205,7 +205,7 @@ def make_eval_step(
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         with exact_products():
             output: ModelOutput = apply(variables, unit_range(images, dtype), train=False)
-        scores, labels, boxes_cxcywh = map(jnp.asarray, select(output.logits, output.boxes_cxcywh))
+        scores, labels, boxes_cxcywh = map(jnp.asarray, select(output.answer))
         return scores, labels, boxes_cxcywh
 
     return jax.pmap(eval_step, AXIS, in_axes=(None, 0), devices=devices or jax.local_devices())

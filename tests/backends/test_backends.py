@@ -163,7 +163,7 @@ def test_a_letterboxed_file_gives_boxes_of_the_picture(tmp_path, model, graph):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 120, 3), np.uint8))
     (result,) = Detector(path, threshold=0.0, num_top=toy.TOP)([picture])
     raw = toy.write_toy(tmp_path / "raw.onnx", model[1])
-    logits, boxes = open_artefact(raw).predict(letterbox(picture)[None])
+    logits, boxes, _ = open_artefact(raw).predict(letterbox(picture)[None])
     best = np.argmax(logits.max(-1)[0])
     cx, cy, w, h = boxes[0, best]
     # 120 x 30 is shown as 64 x 16 in the middle of 64 x 48
@@ -176,10 +176,10 @@ def test_batches_of_any_size_run_in_those_the_file_accepts(tmp_path, model, batc
     path = toy.write_toy(tmp_path / "toy.onnx", model[1], input={"batch": batch})
     backend = open_artefact(path)
     images = np.random.default_rng(0).integers(0, 256, (7, toy.HEIGHT, toy.WIDTH, 3), np.uint8)
-    logits, boxes = backend.predict(images)
+    logits, boxes, _ = backend.predict(images)
     assert logits.shape == (7, toy.QUERIES, 3) and boxes.shape == (7, toy.QUERIES, 4)
     single = [backend.predict(image[None]) for image in images]
-    np.testing.assert_allclose(logits, np.concatenate([one for one, _ in single]), atol=1e-5)
+    np.testing.assert_allclose(logits, np.concatenate([one.logits for one in single]), atol=1e-5)
     assert Detector(path).batch_size == (batch or 1)
 
 

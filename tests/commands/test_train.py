@@ -14,7 +14,7 @@ from tiny_weights import tiny_weights
 from converters import torch_pickle
 from converters.torch_weights import export_state_dict, leaf_shapes
 from dfine_jax.cli import main
-from dfine_jax.commands.plan_file import read_plan
+from dfine_jax.commands.train_plan import read_plan
 from dfine_jax.config import Config
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.training import loop
@@ -183,10 +183,10 @@ def test_weights_of_deim_stay_so(data, planned, tmp_path):
     assert (
         main(["train", "n", "--method", "dfine", *where, "--dry-run", "--save-plan", str(tmp_path / "plan.json")]) == 0
     )
-    config, _ = read_plan(str(tmp_path / "plan.json"))
+    config = read_plan(str(tmp_path / "plan.json"))
     assert config.train.method == "dfine" and config.model.decoder_activation == config.model.mlp_activation == "silu"
     assert main(["train", "n", *where, "--dry-run", "--save-plan", str(tmp_path / "plan.json")]) == 0
-    assert read_plan(str(tmp_path / "plan.json"))[0].train.method == "deim"
+    assert read_plan(str(tmp_path / "plan.json")).train.method == "deim"
 
 
 def test_a_file_of_deim_continues_as_deim(data, tmp_path, capsys):
@@ -202,7 +202,7 @@ def test_a_file_of_deim_continues_as_deim(data, tmp_path, capsys):
     configs = []
     for name, *options in commands:
         assert main(["train", "n", "--weights", str(tmp_path / name), *options, *where]) == 0
-        configs.append(read_plan(str(file))[0])
+        configs.append(read_plan(str(file)))
     methods = [(c.train.method, c.loss.class_loss, c.model.decoder_activation) for c in configs]
     assert methods == [("deim", "mal", "silu")] * 2 + [("dfine", "vfl", "relu")]
     assert configs[0].optim.warmup_steps == 0

@@ -1,4 +1,4 @@
-"""Plans: derived, saved, taken as they are, derived anew for another length or batch size; and what weights decide."""
+"""Plans: derived, saved, taken as they are; and what weights decide."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from conftest import ROOT
 
 from dfine_jax.cli import Parser, main
 from dfine_jax.commands import train
-from dfine_jax.commands.plan_file import read_plan, write_plan
-from dfine_jax.commands.train_plan import plan
-from dfine_jax.config import Config, to_json
+from dfine_jax.commands.train_plan import plan, read_plan, write_plan
+from dfine_jax.config import Config
 from dfine_jax.data.sources import read_dataset
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
@@ -47,10 +46,10 @@ def configured(data, tmp_path):
     def of(*arguments, save=(), weights=None):
         words = [*arguments, "--data", str(data), "--out", str(tmp_path / "run")]
         options = commands.choices["train"].parse_intermixed_args(words)
-        planned = plan(options, train_data, weights)
+        config, notes = plan(options, train_data, weights)
         if save:
-            write_plan(save, planned.config, planned.origin)
-        return planned.config, "\n".join(planned.notes)
+            write_plan(save, config)
+        return config, "\n".join(notes)
 
     return of
 
@@ -58,100 +57,70 @@ def configured(data, tmp_path):
 @pytest.mark.parametrize("start", [(), ("--backbone", "b.pth"), ("weights",), ("weights", "--method=dfine")])
 @pytest.mark.parametrize("variant", ["n", "s", "l", "x"])
 @pytest.mark.parametrize("method", ["dfine", "deim"])
-def test_a_plan_with_epochs_is_what_its_recipe_with_epochs_is(configured, tmp_path, variant, method, start):
+def test_a_plan_is_the_configuration_that_was_saved(configured, tmp_path, variant, method, start):
     weights = loaded(variant) if "weights" in start else None
     asked = [variant, *(option for option in start if option != "weights"), *OVERRIDES]
     if not weights:
         asked += ["--method", method]
     file = tmp_path / "plan.json"
-    short = configured(*asked, "--epochs", "5", "--size", "64x96", save=file, weights=weights)[0]
-    assert configured(str(file))[0] == short
-    for flags in (["--epochs", "100"], ["--batch-size", "4"], ["--epochs", "300", "--batch-size", "16"]):
-        direct = configured(*asked, "--epochs", "5", "--size", "64x96", *flags, weights=weights)[0]
-        anew, notes = configured(str(file), *flags)
-        assert anew == direct != short
-        assert f"{file} is derived anew from {variant} for {flags[0]}" in notes
-        assert (anew.optim.weight_decay, anew.train.patience, anew.data.height_px) == (0.5, 7, 64)
-    assert "optim.weight_decay=0.5 (given)" in notes and "train.epochs=300 (given)" in notes
-
-
-def test_a_short_plan_grows_back(configured, tmp_path):
-    file = tmp_path / "plan.json"
-    configured("s", "--epochs", "5", "--batch-size", "8", save=file)
-    long = configured(str(file), "--epochs", "300")[0]
-    assert long.train.stage2_epoch < 300 and long.optim.ema_decay > 0.99 and long.optim.warmup_steps == 150
-    configured("s", "--method", "deim", "--epochs", "5", "--batch-size", "8", save=file)
-    long = configured(str(file), "--epochs", "132")[0]
-    assert (long.optim.final_epochs, long.data.start_augment_epoch, long.train.stage2_epoch) == (12, 4, 120)
+    saved = configured(*asked, "--epochs", "5", "--size", "64x96", save=file, weights=weights)[0]
+    assert configured(str(file))[0] == read_plan(str(file)) == saved
+    assert configured(str(file), weights=weights)[0] == saved
+    assert (saved.optim.weight_decay, saved.train.patience, saved.data.height_px) == (0.5, 7, 64)
+    with pytest.raises(UserError, match="is a configuration") as caught:
+        configured(str(file), "--epochs", "100", "--batch-size", "4")
+    command = f"dfine train {variant} --method {saved.train.method} --epochs 100 --batch-size 4"
+    assert f"for --epochs 100 --batch-size 4: {command}, with what else" in str(caught.value)
 
 
 def test_a_plan_of_a_plan_keeps_all_that_was_given(configured, tmp_path):
-    first, second, third = (tmp_path / f"{i}.json" for i in range(3))
-    configured("s", "optim.lr=0.25", "--epochs", "5", save=first)
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    configured("s", "optim.lr=0.25", "--epochs", "40", save=first)
     configured(str(first), "data.augment=deim", "--size", "64", save=second)
-    configured(str(second), "--batch-size", "4", "train.seed=3", save=third)
-    found = configured(str(third), "--epochs", "40")[0]
-    asked = [
-        "optim.lr=0.25",
-        "data.augment=deim",
-        "train.seed=3",
-        "--size",
-        "64",
-        "--epochs",
-        "40",
-        "--batch-size",
-        "4",
-    ]
-    assert found == configured("s", *asked)[0]
+    found, notes = configured(str(second), "train.seed=3")
+    assert found == configured("s", "optim.lr=0.25", "data.augment=deim", "train.seed=3", "--size=64", "--epochs=40")[0]
     assert (found.data.start_augment_epoch, found.data.stop_mosaic_epoch) == (4, 20)
+    assert f"(file {second})" in notes and "train.seed=3 (given)" in notes
 
 
 def test_a_plan_of_an_experiment_file(configured, tmp_path):
     recipe, file = f"{ROOT / 'experiments' / 'deim_coco.py'}:s", tmp_path / "plan.json"
     short = configured(recipe, "--epochs", "5", *OVERRIDES, save=file)[0]
     assert configured(str(file))[0] == short
-    for flags in (["--epochs", "70"], ["--batch-size", "4"]):
-        with pytest.raises(UserError) as caught:
-            configured(str(file), *flags)
-        assert f"was made from {recipe}, which a plan does not run, so {flags[0]} cannot derive it anew" in str(
-            caught.value
-        )
-        assert f"give {flags[0]} to: dfine train {recipe}" in str(caught.value)
+    with pytest.raises(UserError, match="for --batch-size 4: dfine train s --method deim --batch-size 4"):
+        configured(str(file), "--batch-size", "4")
 
 
 @pytest.mark.parametrize("recipe", ["{}", "{}:s", "{}.json", "../{}", "s; {}"])
 def test_a_plan_never_runs_what_it_names(configured, data, tmp_path, capsys, recipe):
+    """Early plans say what they were derived from, and were derived from it anew."""
     witness, script = tmp_path / "witness", tmp_path / "evil.py"
     script.write_text(f"import pathlib\npathlib.Path({str(witness)!r}).touch()\n")
     (tmp_path / "evil.py.json").write_text(script.read_text())
     file = tmp_path / "plan.json"
-    configured("n", "--epochs", "5", save=file)
-    values = json.loads(file.read_text())
-    values["origin"]["recipe"] = recipe.format(script)
-    file.write_text(json.dumps(values))
-    configured(str(file))
+    saved = configured("n", "--epochs", "5", save=file)[0]
+    origin = {"recipe": recipe.format(script), "num_images": 40}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"origin": origin}))
+    assert configured(str(file))[0] == saved
     where = ["--data", str(data), "--out", str(tmp_path / "run"), "--dry-run"]
     for flags in (["--epochs", "9"], ["--batch-size", "2"], ["--epochs", "9", "--batch-size", "2"]):
         assert main(["train", str(file), *flags, *where]) == 2
-        assert "which a plan does not run" in capsys.readouterr().err
+        assert "is a configuration" in capsys.readouterr().err
+    assert main(["train", str(file), "train.epochs=9", *where]) == 2
+    assert "give it as --epochs N of a variant, or change it alone in" in capsys.readouterr().err
     assert not witness.exists()
 
 
-def test_a_plan_without_origin_is_taken_as_it_is_only(configured, data, tmp_path, capsys):
+def test_a_plan_written_by_hand(configured, tmp_path):
     file, config = tmp_path / "plan.json", Config(model_config("n", num_classes=9))
-    file.write_text(to_json(config))
+    file.write_text(json.dumps(dataclasses.asdict(config)))
     found, notes = configured(str(file), "optim.lr=0.125", "--size", "64")
     assert (found.optim.lr, found.data.width_px, found.model.num_classes) == (0.125, 64, 4)
     assert found.train == config.train and f"(file {file})" in notes
-    for flag in ("--epochs", "--batch-size"):
-        message = f"does not say what it was derived from, so {flag} cannot derive it anew; give {flag} with"
-        with pytest.raises(UserError, match=message):
-            configured(str(file), flag, "3")
     for text, message in (
         ("[1, 2]", "holds no sections"),
         ("{", "is not JSON"),
         ('{"origin": {"recipes": "s"}}', "configuration key '.*model' is missing"),
-        (json.dumps(dataclasses.asdict(config) | {"origin": [1]}), "origin must be a mapping"),
         (json.dumps(dataclasses.asdict(config) | {"orgin": {}}), "unknown configuration key '.*orgin'"),
     ):
         file.write_text(text)
@@ -171,38 +140,15 @@ def test_plans_of_other_versions(configured, tmp_path, caplog):
         read_plan(str(file))
     newer = values | {"library_version": "99.0", "telemetry": 1}
     newer["optim"] = values["optim"] | {"lookahead": 3}
-    newer["origin"] = values["origin"] | {"mood": "good"}
     file.write_text(json.dumps(newer))
-    assert read_plan(str(file))[0] == config
+    assert read_plan(str(file)) == config
     said = "\n".join(caplog.messages)
     assert "left out what this version" in said and "telemetry, optim.lookahead" in said.replace(
         "optim.lookahead, telemetry", "telemetry, optim.lookahead"
     )
-    assert "mood" in said
     file.write_text(json.dumps(values | {"optim": values["optim"] | {"lookahead": 3}}))
     with pytest.raises(UserError, match="unknown configuration key '.*optim.lookahead'"):
         read_plan(str(file))
-
-
-def test_a_plan_changed_by_hand_is_not_derived_anew(configured, tmp_path):
-    file = tmp_path / "plan.json"
-    configured("s", "--epochs", "5", save=file)
-    values = json.loads(file.read_text())
-    values["optim"]["lr"] = 0.375
-    file.write_text(json.dumps(values))
-    assert configured(str(file))[0].optim.lr == 0.375
-    with pytest.raises(
-        UserError, match=r"is not what s gives \(optim.lr\): changed by hand, or derived by another version"
-    ):
-        configured(str(file), "--epochs", "9")
-
-
-def test_a_plan_for_other_data_says_so(configured, tmp_path):
-    file = tmp_path / "plan.json"
-    configured("n", "--epochs", "5", save=file)
-    values = json.loads(file.read_text())
-    file.write_text(json.dumps(values | {"origin": values["origin"] | {"num_images": 7}}))
-    assert "was derived for 7 images; --epochs or --batch-size derives it anew" in configured(str(file))[1]
 
 
 TRACELESS = [
@@ -223,10 +169,10 @@ def test_the_architecture_is_that_of_the_weights(configured, tmp_path, field, va
     assert shown or field.endswith("activation")  # which are in the table, too
     for recipe in (experiment, str(file)):
         assert getattr(configured(recipe, weights=weights)[0].model, field) == value
-    assert getattr(configured(str(file), "--epochs", "9")[0].model, field) == value  # derived anew
-    assert getattr(configured(str(file), "--epochs", "9", weights=loaded())[0].model, field) == getattr(
-        loaded().metadata.config.model, field
-    )
+    assert getattr(configured(str(file))[0].model, field) == value
+    if not field.endswith("activation"):  # which follow the weights, as of experiment files
+        with pytest.raises(UserError, match=f"model.{field} is .* in {file}, but .* in the weights"):
+            configured(str(file), weights=loaded())
 
 
 @pytest.mark.parametrize(("field", "value"), TRACELESS)
@@ -282,12 +228,7 @@ def test_the_input_is_that_of_the_weights(configured, tmp_path):
     metadata = dataclasses.replace(weights.metadata, config=dataclasses.replace(config, data=input_of))
     weights, file = dataclasses.replace(weights, metadata=metadata), tmp_path / "plan.json"
     experiment = f"{ROOT / 'experiments' / 'dfine_coco.py'}:s"
-    commands = [
-        ["s"],
-        ["s", "--size", "32"],
-        [str(file), "--epochs", "7"],
-        [str(file), "--epochs", "7", "--size", "32"],
-    ]
+    commands = [["s"], ["s", "--size", "32"], [str(file)], [str(file), "--size", "32"]]
     notes = configured("s", weights=weights, save=file)[1]
     found = [configured(*command, weights=weights)[0].data for command in (*commands, [experiment])]
     inputs = [(data.height_px, data.width_px, data.resize) for data in found]

@@ -10,6 +10,7 @@ import onnx
 from training.tiny import tiny_config
 
 from dfine_jax.models.dfine import DFine
+from dfine_jax.postprocess import Answer
 
 SIZE_HW = (64, 96)
 META = {"class_names": ("red", "white", "platelet"), "category_ids": (1, 2, 7), "licence": "Apache-2.0"}
@@ -42,10 +43,10 @@ def tiny_model() -> tuple[DFine, dict[str, Any]]:
     return model, variables
 
 
-def answers(model: DFine, variables: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and boxes of the model itself."""
+def answers(model: DFine, variables: Any, images: np.ndarray) -> Answer:
+    """Of the model itself."""
     out = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    return np.asarray(out.logits), np.asarray(out.boxes_cxcywh)
+    return Answer(np.asarray(out.logits), np.asarray(out.boxes_cxcywh))
 
 
 def run(proto: onnx.ModelProto, **feeds: np.ndarray) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ from dfine_jax.data.images import Preprocess
 from dfine_jax.data.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 from dfine_jax.evaluate import ClassList
+from dfine_jax.postprocess import Answer
 
 sys.path.append(str(ROOT / "tests"))
 import toy_artefact as toy  # noqa: E402
@@ -48,7 +49,7 @@ def toy_data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answers(model):
     """The model, run once for all tests: the gate's pictures are always the same."""
-    known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+    known: dict[bytes, Answer] = {}
     backend = JaxBackend(*model)
 
     def answer(images):
@@ -205,8 +206,8 @@ def test_average_precision_is_compared_where_there_are_annotations(tmp_path, mod
     assert truth
 
     def reference(images):
-        logits, boxes = answers(images)
-        return np.concatenate([logits, logits[..., :1]], -1), boxes
+        answer = answers(images)
+        return answer._replace(logits=np.concatenate([answer.logits, answer.logits[..., :1]], -1))
 
     report = gate.check_artefact(file, *model, reference=reference, baseline=reference, data=data)
     assert report.passed, report.table()

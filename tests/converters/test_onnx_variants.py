@@ -56,7 +56,7 @@ def float32_limits(model, variables, reference, images) -> Limits:
         call = jax.jit(lambda v, x: model.apply(v, x, train=False))
         for image in images:
             out = call(wide, image[None] / 255.0)
-            logits, boxes = reference(image[None])
+            logits, boxes, _ = reference(image[None])
             sides = (out.logits, out.boxes_cxcywh), (logits, boxes)
             rows = [Rows(np.asarray(b[0]), 1 / (1 + np.exp(-np.asarray(x[0])))) for x, b in sides]
             errors.append(compare.compare_image(*rows, image.shape[:2]))

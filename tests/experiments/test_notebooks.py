@@ -81,11 +81,11 @@ def test_loss_terms(data, checkpoint, capsys):
     layers = values["layers"]
     assert len(values["refinement_figure"].axes) == 4 * layers
     norms = values["norms"]
-    assert norms["loss_bbox_aux_0"][0][0] > 0 and norms["loss_bbox_aux_0"][0][1] == 0
-    assert norms["loss_fgl"][1][1] > 0 and norms["loss_fgl"][1][0] == 0
-    assert norms["loss_ddf_aux_0"][1][0] > 0 and norms["loss_ddf_aux_0"][1][1] == 0  # the teacher learns nothing
-    assert all(not np.any(norms["loss_vfl"][i]) for i in range(2))
-    assert "loss_ddf_aux_0" in capsys.readouterr().out
+    assert norms["bbox/aux_0"][0][0] > 0 and norms["bbox/aux_0"][0][1] == 0
+    assert norms["fgl/last"][1][1] > 0 and norms["fgl/last"][1][0] == 0
+    assert norms["ddf/aux_0"][1][0] > 0 and norms["ddf/aux_0"][1][1] == 0  # the teacher learns nothing
+    assert all(not np.any(norms["vfl/last"][i]) for i in range(2))
+    assert "ddf/aux_0" in capsys.readouterr().out
 
     widths, scores = np.asarray(values["WIDTHS"]), np.asarray(values["SCORES"])
     for name, power in (("vfl", 1.0), ("mal", 1.5)):

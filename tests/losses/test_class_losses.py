@@ -10,8 +10,8 @@ from golden_train import pad_targets
 from test_criterion import random_output, random_targets
 
 from dfine_jax.config import LossConfig
+from dfine_jax.families.dfine.loss import detection_loss
 from dfine_jax.losses import terms
-from dfine_jax.losses.criterion import detection_loss
 from dfine_jax.variants import model_config
 
 # Logit, overlap with the object (None: background), MAL, its derivative, VFL (reference code, gamma 1.5; 0.75 and 2).
@@ -86,5 +86,5 @@ def test_the_criterion_takes_the_configured_loss(kind):
         output, targets, None, LossConfig(class_loss=kind), model_config("n")
     )
     terms = jax.eval_shape(loss, random_output(), random_targets([3, 1], 4))[1]
-    names = {name for name in terms if name.split("_")[1] in ("vfl", "mal", "focal")}
-    assert names == {f"loss_{kind}{suffix}" for suffix in ("", "_aux_0", "_aux_1", "_pre", "_enc_0")}
+    names = {name for name in terms if name.split("/")[0] in ("vfl", "mal", "focal")}
+    assert names == {f"{kind}/{where}" for where in ("last", "aux_0", "aux_1", "pre", "enc_0")}

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_train import golden_denoising, golden_targets, pad_targets
+from golden_train import golden_denoising, golden_targets, pad_targets, reference_names
 
 from dfine_jax.config import LossConfig
-from dfine_jax.losses.criterion import Shares, detection_loss, object_counts
+from dfine_jax.families.dfine.loss import detection_loss, kinds, loss_terms, match
+from dfine_jax.families.family import Norm
 from dfine_jax.models.denoising import make_denoising_queries, sample_noise
-from dfine_jax.typing import HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.typing import Answer, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 from dfine_jax.variants import model_config
 
 CONFIG = LossConfig()
@@ -33,12 +34,12 @@ def random_output(seed=0, layers=3, batch=2, queries=20, slots=0, classes=80, dt
         out = head(layers, batch, count)
         corners = array(rng.normal(size=(layers, batch, count, 4, 33)))
         reference = array(rng.uniform(0.1, 0.9, (batch, count, 4)))
-        return StageOutput(out.logits, out.boxes_cxcywh, corners, reference, head(batch, count))
+        return StageOutput(out.logits, out.boxes_cxcywh, FDROutput(corners, reference, head(batch, count)))
 
     matching = stages(queries)
     training = TrainingOutput(matching, head(batch, queries), stages(slots) if slots else None)
     index = jnp.zeros((batch, queries), jnp.int32)
-    return ModelOutput(matching.logits[-1], matching.boxes_cxcywh[-1], index, training=training)
+    return ModelOutput(Answer(matching.logits[-1], matching.boxes_cxcywh[-1]), index, training=training)
 
 
 def random_targets(counts, slots, seed=0, dtype=np.float32):
@@ -72,23 +73,17 @@ def stored_output(arrays):
     logits, boxes = (jnp.stack([arrays[f"{h}_pred_{kind}"] for h in heads]) for kind in ("logits", "boxes"))
     corners = jnp.asarray(arrays["out_pred_corners"]).reshape(4, 300, 4, 33)
     head = lambda name: HeadOutput(arrays[f"{name}_pred_logits"], arrays[f"{name}_pred_boxes"])  # noqa: E731
-    matching = StageOutput(
-        logits,
-        boxes,
-        jnp.stack([0 * corners, 0 * corners, corners]),
-        jnp.asarray(arrays["out_ref_points"]),
-        head("pre"),
-    )
+    stacked = jnp.stack([0 * corners, 0 * corners, corners])
+    matching = StageOutput(logits, boxes, FDROutput(stacked, jnp.asarray(arrays["out_ref_points"]), head("pre")))
     denoising = None
     if "dn_class" in arrays:
         pad = lambda x: jnp.pad(x, ((0, 0), (0, 200 - x.shape[1]), (0, 0)), constant_values=jnp.nan)  # noqa: E731
         last = HeadOutput(pad(arrays["dnlast_pred_logits"]), pad(arrays["dnlast_pred_boxes"]))
         repeat = lambda x: jnp.stack([x] * 3)  # noqa: E731
-        denoising = StageOutput(
-            repeat(last.logits), repeat(last.boxes_cxcywh), jnp.zeros((3, 4, 200, 4, 33)), last.boxes_cxcywh, last
-        )
+        fdr = FDROutput(jnp.zeros((3, 4, 200, 4, 33)), last.boxes_cxcywh, last)
+        denoising = StageOutput(repeat(last.logits), repeat(last.boxes_cxcywh), fdr)
     return ModelOutput(
-        logits[-1], boxes[-1], arrays["topk_index"], training=TrainingOutput(matching, head("enc"), denoising)
+        Answer(logits[-1], boxes[-1]), arrays["topk_index"], training=TrainingOutput(matching, head("enc"), denoising)
     )
 
 
@@ -99,7 +94,7 @@ def test_terms_of_the_stored_outputs(golden, name):
     want = json.loads(golden(f"{name}.json").read_text())["losses"]
     denoising = golden_denoising(arrays, 200)
     config = LossConfig(class_loss="mal") if "deim" in name else CONFIG
-    _, got = evaluate(stored_output(arrays), golden_targets(arrays, 15), denoising, config)
+    got = reference_names(evaluate(stored_output(arrays), golden_targets(arrays, 15), denoising, config)[1])
     if "deim" in name:  # the file does not list this one, which is always zero
         assert got.pop("loss_ddf_dn_2") == 0
     known = [k for k in want if k in got and not k.startswith(("loss_ddf", "loss_fgl_aux", "loss_fgl_dn"))]
@@ -126,8 +121,9 @@ def test_number_and_names_of_terms(variant, count):
     )
     names = set(run[1])
     assert len(names) == count
-    assert f"loss_ddf_aux_{layers - 2}" in names and "loss_ddf" not in names and "loss_fgl" in names
-    assert {"loss_fgl_pre", "loss_ddf_pre", "loss_fgl_enc_0", "loss_fgl_dn_pre"}.isdisjoint(names)
+    assert f"ddf/aux_{layers - 2}" in names and "ddf/last" not in names and "fgl/last" in names
+    assert {"fgl/pre", "ddf/pre", "fgl/enc_0", "fgl/dn_pre"}.isdisjoint(names)
+    assert {name.split("/")[0] for name in names} == set(kinds(CONFIG))
 
 
 def test_total_is_the_sum_of_weighted_terms():
@@ -138,18 +134,14 @@ def test_total_is_the_sum_of_weighted_terms():
     heavier = dataclasses.replace(CONFIG, weight_fgl=2 * CONFIG.weight_fgl, weight_ddf=0.0)
     _, other = jax.jit(lambda o, t, d: detection_loss(o, t, d, heavier, model_config("n")))(output, targets, denoising)
     for key, value in other.items():
-        factor = {"fgl": 2.0, "ddf": 0.0}.get(key.split("_")[1], 1.0)
+        factor = {"fgl": 2.0, "ddf": 0.0}.get(key.split("/")[0], 1.0)
         np.testing.assert_allclose(value, factor * named[key], rtol=1e-5, err_msg=key)
 
 
 def test_padding_changes_nothing():
     tight, wide = random_targets((3, 1), 3), random_targets((3, 1), 11)
     output = random_output(slots=44)
-    shorter = output.training.denoising.replace(
-        **{k: getattr(output.training.denoising, k)[:, :, :40] for k in ("logits", "boxes_cxcywh", "corners_logit")},
-        reference_cxcywh=output.training.denoising.reference_cxcywh[:, :40],
-        pre=jax.tree.map(lambda x: x[:, :40], output.training.denoising.pre),
-    )
+    shorter = output.training.denoising.of_queries(slice(40))
     noise = sample_noise(jax.random.key(0), 2, 44, 80)
     short_noise = jax.tree.map(lambda x: x[:, :40], noise)
     one = evaluate(
@@ -168,7 +160,7 @@ def test_batch_without_objects(slots):
     output, denoising = random_output(slots=40), draw(random_targets((0, 0), 4))
     total, named = evaluate(output, targets, denoising)
     for key, value in named.items():
-        background = key.startswith(("loss_vfl", "loss_ddf_aux")) and "_dn_" not in key
+        background = key.startswith(("vfl/", "ddf/aux")) and "/dn_" not in key
         assert value > 0 if background else value == 0, key
     grads = gradients(output, targets, denoising)
     assert np.isfinite(total) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
@@ -193,7 +185,7 @@ def test_nan_is_not_hidden():
     logits = output.training.matching.logits.at[1, 0, 5, 7].set(jnp.nan)
     broken = output.replace(training=output.training.replace(matching=output.training.matching.replace(logits=logits)))
     total, named = evaluate(broken, targets)
-    assert np.isnan(total) and np.isnan(named["loss_vfl_aux_1"]) and np.isfinite(named["loss_vfl"])
+    assert np.isnan(total) and np.isnan(named["vfl/aux_1"]) and np.isfinite(named["vfl/last"])
 
 
 def test_counts_are_averaged_over_replicas():
@@ -201,8 +193,14 @@ def test_counts_are_averaged_over_replicas():
     targets = random_targets((4, 2), 5)
     output, denoising = random_output(slots=40), draw(targets)
     _, alone = evaluate(output, targets, denoising)
-    double = jax.jit(lambda o, t, d: detection_loss(o, t, d, CONFIG, model_config("n"), lambda x: 2.0 * x))
-    _, averaged = double(output, targets, denoising)
+
+    @jax.jit
+    def double(output, targets, denoising):
+        matching = match(output, targets, denoising, CONFIG)
+        norm = Norm(2.0 * matching.counts, matching.counts)
+        return loss_terms(output, targets, denoising, matching, norm, model_config("n"), CONFIG)
+
+    averaged = double(output, targets, denoising)
     for key, value in averaged.items():
         np.testing.assert_allclose(value, alone[key] / (1.0 if "ddf" in key else 2.0), rtol=1e-5, err_msg=key)
 
@@ -252,13 +250,9 @@ def test_the_mean_of_the_parts_is_the_loss_of_the_whole():
 
     total, named = evaluate(output, targets, denoising)
     parts = [part(0), part(1)]
-    count = jax.jit(lambda cut, own: object_counts(cut, own, CONFIG))
-    counts = sum(count(cut, own) for cut, own, _ in parts) / 2
-    shares = Shares(counts[1], jnp.sum(denoising.match >= 0) / 2)
-    loss = jax.jit(lambda *p: detection_loss(*p, CONFIG, model_config("n"), lambda _: counts, shares))
-    found = [loss(*p) for p in parts]
-    np.testing.assert_allclose(sum(loss for loss, _ in found) / 2, total, rtol=1e-5)
+    counts = sum(jax.jit(lambda *p: match(*p, CONFIG).counts)(*p) for p in parts) / 2
+    terms = jax.jit(lambda *p: loss_terms(*p, match(*p, CONFIG), Norm(counts, counts), model_config("n"), CONFIG))
+    found = [terms(*p) for p in parts]
+    np.testing.assert_allclose(sum(sum(part.values()) for part in found) / 2, total, rtol=1e-5)
     for name, value in named.items():
-        np.testing.assert_allclose(
-            sum(terms[name] for _, terms in found) / 2, value, rtol=1e-4, atol=1e-6, err_msg=name
-        )
+        np.testing.assert_allclose(sum(part[name] for part in found) / 2, value, rtol=1e-4, atol=1e-6, err_msg=name)

@@ -16,10 +16,10 @@ import golden_weights
 import jax
 import numpy as np
 import pytest
-from golden_train import golden_denoising, golden_targets, hash_noise, hash_targets
+from golden_train import golden_denoising, golden_targets, hash_noise, hash_targets, reference_names
 
 from dfine_jax.config import LossConfig
-from dfine_jax.losses.criterion import detection_loss, match_outputs
+from dfine_jax.families.dfine.loss import detection_loss, match_outputs
 from dfine_jax.models.denoising import make_denoising_queries
 from dfine_jax.models.dfine import DFine
 from dfine_jax.training.tables import deim_model
@@ -38,7 +38,7 @@ def training_step(config, variables, images, targets, denoising, losses=LossConf
         return total, (named, matches[config.decoder_layers - 1])
 
     (total, (named, match)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
-    return float(total), {k: float(v) for k, v in named.items()}, np.asarray(match), grads
+    return float(total), {k: float(v) for k, v in reference_names(named).items()}, np.asarray(match), grads
 
 
 def gradient_norms(grads, state):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dfine_jax.models.decoder import ClassEmbedding, Decoder, attention_blocked
+from dfine_jax.models.decoder import Decoder
+from dfine_jax.models.queries import ClassEmbedding, attention_blocked
 from dfine_jax.nn.fdr_head import sharpness
 from dfine_jax.typing import DenoisingQueries
 from dfine_jax.variants import model_config
@@ -119,7 +120,7 @@ def test_evaluation_is_the_last_layer_and_needs_only_its_heads(params, alone):
         if k not in ("dec_score_head_0", "lqe_layers_0", "denoising_class_embed")
     }
     out = jax.jit(lambda p: Decoder(CONFIG).apply(p, _features(), train=False))({"params": kept})
-    assert out.training is None and out.masks_logit is None
+    assert out.training is None and out.answer.masks_logit is None
     np.testing.assert_allclose(out.logits, alone.logits, atol=2e-5)
     np.testing.assert_allclose(out.boxes_cxcywh, alone.boxes_cxcywh, atol=2e-6)
     np.testing.assert_array_equal(out.topk_index, alone.topk_index)
@@ -161,8 +162,8 @@ def test_gradients_stop_where_the_reference_detaches(params):
         params,
         lambda t: t.encoder.logits,
         lambda t: t.encoder.boxes_cxcywh,
-        lambda t: t.matching.pre.boxes_cxcywh,
-        lambda t: t.matching.reference_cxcywh,
+        lambda t: t.matching.fdr.pre.boxes_cxcywh,
+        lambda t: t.matching.fdr.reference_cxcywh,
         lambda t: t.denoising.boxes_cxcywh[1],
         lambda t: t.denoising.logits[1],
     )

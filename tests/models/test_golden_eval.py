@@ -12,7 +12,7 @@ import pytest
 from golden_compare import query_order, reorder
 
 from dfine_jax.models.dfine import DFine
-from dfine_jax.postprocess import select, to_pixels
+from dfine_jax.postprocess import Answer, select, to_pixels
 from dfine_jax.variants import model_config
 
 # Limits on logits and boxes: five times the difference of the reference in float32 and float64 (README of the reference
@@ -41,7 +41,7 @@ def golden_errors(golden, variant: str, name: str, dtype) -> tuple[float, float]
     images = golden_weights.golden_image(h, w, b).astype(dtype)
     out = infer(variant, variables, images)
     assert out.logits.dtype == out.boxes_cxcywh.dtype == dtype
-    assert out.masks_logit is None and out.training is None
+    assert out.answer.masks_logit is None and out.training is None
     order = query_order(out.topk_index, want["topk_index"])
     stored = want["pred_logits"].shape[1]  # the best queries, or all
     logits, boxes = (reorder(x, order)[:, :stored] for x in (out.logits, out.boxes_cxcywh))
@@ -107,7 +107,7 @@ def test_second_set(golden, variant):
     print(variant, {k: f"{v:.1e}" for k, v in errors.items()})
     assert all(v <= (HASH_BOX_LIMIT if "box" in k else HASH_LOGIT_LIMIT) for k, v in errors.items()), errors
 
-    scores, labels, kept = select(jnp.asarray(logits), jnp.asarray(boxes))
+    scores, labels, kept = select(Answer(jnp.asarray(logits), jnp.asarray(boxes)))
     pixels = to_pixels(kept, jnp.asarray([[640.0, 480.0]] * 2))
     np.testing.assert_array_equal(labels[0, :3], want["post"]["labels"])
     np.testing.assert_allclose(scores[0, :3], want["post"]["scores"], atol=1e-4)

@@ -7,7 +7,7 @@ import pytest
 from golden_weights import hash_state_dict, submodule, variables_from_state_dict
 
 from dfine_jax.models.hgnetv2 import BACKBONES
-from dfine_jax.models.hybrid_encoder import HybridEncoder, position_embedding
+from dfine_jax.models.hybrid_encoder import HybridEncoder, depthwise_halving, position_embedding, split_and_chain
 from dfine_jax.variants import VARIANTS
 
 KEY = jax.random.key(0)
@@ -15,7 +15,14 @@ KEY = jax.random.key(0)
 
 def encoder_of(variant, **changes):
     c = VARIANTS[variant]
-    return HybridEncoder(c.encoder_width, c.encoder_ffn, c.encoder_expansion, c.encoder_depth, c.num_heads, **changes)
+    return HybridEncoder(
+        c.encoder_width,
+        c.encoder_ffn,
+        split_and_chain(c.encoder_width, c.encoder_expansion, c.encoder_depth),
+        depthwise_halving(c.encoder_width),
+        c.num_heads,
+        **changes,
+    )
 
 
 def features_of(variant, height=2, width=3, batch=1):

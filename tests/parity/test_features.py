@@ -6,14 +6,20 @@ import pytest
 from golden_weights import golden_image, golden_state_dict, submodule, variables_from_state_dict
 
 from dfine_jax.models.hgnetv2 import HGNetV2
-from dfine_jax.models.hybrid_encoder import HybridEncoder
+from dfine_jax.models.hybrid_encoder import HybridEncoder, depthwise_halving, split_and_chain
 from dfine_jax.variants import VARIANTS
 
 
 def features(variant, variables, images):
     c = VARIANTS[variant]
     backbone = HGNetV2(c.backbone, c.backbone_lab, c.backbone_frozen_bn, c.backbone_frozen_stem, c.return_stages)
-    encoder = HybridEncoder(c.encoder_width, c.encoder_ffn, c.encoder_expansion, c.encoder_depth, c.num_heads)
+    encoder = HybridEncoder(
+        c.encoder_width,
+        c.encoder_ffn,
+        split_and_chain(c.encoder_width, c.encoder_expansion, c.encoder_depth),
+        depthwise_halving(c.encoder_width),
+        c.num_heads,
+    )
 
     @jax.jit
     def run(variables, images):

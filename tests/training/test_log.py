@@ -24,7 +24,7 @@ from dfine_jax.training.stages import Progress
 
 
 def test_terms_are_summed_by_kind():
-    terms = {"loss_vfl": 1.0, "loss_vfl_aux_0": 2.0, "loss_vfl_dn_pre": 4.0, "loss_ddf_dn_1": 8.0, "grad_norm": 3.0}
+    terms = {"vfl/last": 1.0, "vfl/aux_0": 2.0, "vfl/dn_pre": 4.0, "ddf/dn_1": 8.0, "grad_norm": 3.0}
     assert by_kind(terms) == {"loss_vfl": 7.0, "loss_ddf": 8.0, "grad_norm": 3.0}
 
 
@@ -89,15 +89,16 @@ def test_the_table_is_aligned_and_shows_what_there_is(tmp_path):
         "epoch": 7,
         "loss": 31.234,
         "loss_mal": 2.0,
+        "loss_bbox": None,
         "lr": 8e-4,
         "data_wait": 0.034,
         "ap": None,
         "images_per_s": 9.87,
     }
-    header, line = table_header(), table_line(row)
+    header, line = table_header(row), table_line(row)
     assert len(header) == len(line)
     cells = dict(zip(header.split(), line.split(), strict=True))
-    assert (cells["epoch"], cells["loss"], cells["class"], cells["lr"]) == ("7", "31.23", "2.00", "8.0e-04")
+    assert (cells["epoch"], cells["loss"], cells["mal"], cells["lr"]) == ("7", "31.23", "2.00", "8.0e-04")
     assert (cells["wait"], cells["img/s"], cells["AP"], cells["bbox"]) == ("3%", "9.9", "-", "-")
 
 
@@ -115,7 +116,7 @@ def test_headings_come_back_and_the_best_is_marked_also_after_resuming(tmp_path,
 
 
 def test_names_of_curves():
-    assert (tag("loss_vfl"), tag("loss_vfl_aux_0"), tag("loss_ddf_dn_1")) == ("vfl/last", "vfl/aux_0", "ddf/dn_1")
+    assert (tag("vfl/last"), tag("vfl/aux_0"), tag("backbone_lr")) == ("vfl/last", "vfl/aux_0", "optim/backbone_lr")
     assert (tag("loss"), tag("lr"), tag("grad_norm")) == ("loss/loss", "optim/lr", "optim/grad_norm")
     assert (epoch_tag("loss"), epoch_tag("loss_giou"), epoch_tag("ap50")) == (
         "epoch_loss/loss", "epoch_loss/giou", "validation/ap50",
@@ -169,7 +170,7 @@ def evaluated_run(folder, sinks=()):
         folder, 0, sinks, every=1, rates=lambda step: {"lr": 1e-4 + step}, examples=RedPicture(), pictures=True
     )
     log.observe(found)
-    log.step(1, {"loss": 3.0, "loss_vfl_aux_0": 0.5})
+    log.step(1, {"loss": 3.0, "vfl/aux_0": 0.5})
     log.row({"epoch": 1, "step": 1, "loss": 3.0, "ap": metrics.ap})
     return log, metrics
 

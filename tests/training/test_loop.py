@@ -268,7 +268,7 @@ def test_repeated_non_finite_steps_end_the_run(data, config, tmp_path, monkeypat
     files = sorted((tmp_path / "skipped").iterdir())
     assert [file.name for file in files] == ["step_00000000", "step_00000000.npz", "step_00000001.npz"]
     metrics = skipped.replay(tmp_path, files[1])
-    assert not metrics.finite and np.isnan(metrics.terms["loss_bbox"])
+    assert not metrics.finite and np.isnan(metrics.terms["bbox/last"])
 
 
 def test_the_batch_of_a_skipped_step_can_be_computed_again(data, config, tmp_path, monkeypatch):
@@ -282,7 +282,7 @@ def test_the_batch_of_a_skipped_step_can_be_computed_again(data, config, tmp_pat
     assert np.isnan(batch.boxes_cxcywh).all() and f"its batch is in {file}" in (tmp_path / "log.txt").read_text()
     shutil.rmtree(tmp_path / "last")  # the weights are those beside the batch
     metrics = skipped.replay(tmp_path, file)
-    assert not metrics.finite and np.isnan(metrics.terms["loss_bbox"])
+    assert not metrics.finite and np.isnan(metrics.terms["bbox/last"])
     assert leaves(state, config)[0][".ema_updates"] in (1, 2)
     with pytest.raises(UserError, match="is not a batch kept by a run"):
         skipped.load_batch(tmp_path / "log.txt")

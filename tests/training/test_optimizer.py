@@ -40,10 +40,10 @@ def test_groups_are_those_of_the_reference(variant):
     optim = published("dfine_custom", variant).optim
     rules = optimizer.match_rules(params, optimizer.parameter_rules(model_config(variant), optim))
     counts = {}
-    jax.tree.map(lambda r, p: counts.setdefault((r.lr, r.decay), []).append(p.size), rules, params)
+    jax.tree.map(lambda r, p: counts.setdefault((r.group, r.decay), []).append(p.size), rules, params)
     groups = [counts.get(k, []) for k in (("backbone", True), ("base", False), ("base", True))]
     assert tuple((len(g), sum(g)) for g in groups) == GROUPS[variant]
-    frozen = [p for p, r in zip(jax.tree.leaves(params), jax.tree.leaves(rules), strict=True) if r.lr == "frozen"]
+    frozen = [p for p, r in zip(jax.tree.leaves(params), jax.tree.leaves(rules), strict=True) if not r.lr]
     assert sum(p.size for p in frozen if p.ndim == 4) == FROZEN_STEM[variant]
     backbone = jax.tree_util.tree_leaves_with_path(params["backbone"])
     norms = sum("bn" in jax.tree_util.keystr(path) for path, _ in backbone)
@@ -76,7 +76,7 @@ def test_groups_of_deim_are_those_of_its_expressions_on_official_names(variant, 
         tree = variables_from_state_dict({key: np.broadcast_to(np.float32(0), shape)})["params"]
         for path in traverse_util.flatten_dict(tree, sep="/"):
             groups = (group for pattern, group in DEIM_GROUPS[like].items() if re.findall(pattern, key))
-            assert (found[path].lr, found[path].decay) == next(groups, ("base", True)), key
+            assert (found[path].group, found[path].decay) == next(groups, ("base", True)), key
             seen.add(path)
     assert seen == set(found)
 
@@ -119,7 +119,7 @@ def test_a_rule_that_matches_nothing_is_an_error():
 
 def test_a_parameter_without_rule_is_an_error():
     with pytest.raises(ValueError, match="no optimiser rule matches parameter 'neck/kernel'"):
-        optimizer.match_rules({"neck": {"kernel": jnp.ones(2)}}, [optimizer.Rule("^head/", "base", True)])
+        optimizer.match_rules({"neck": {"kernel": jnp.ones(2)}}, [optimizer.Rule("^head/", "base", 1.0, True)])
 
 
 def small_params():
@@ -147,14 +147,13 @@ def test_update_is_torch_adamw(variant, decay_bias):
         rules = optimizer.parameter_rules(model_config(variant), optim)
         matched = jax.tree.leaves(optimizer.match_rules(params, rules))
         weights = [
-            torch.tensor(np.array(p), requires_grad=r.lr != "frozen")
+            torch.tensor(np.array(p), requires_grad=r.lr > 0)
             for p, r in zip(jax.tree.leaves(params), matched, strict=True)
         ]
-        rate = {"base": optim.lr, "backbone": optim.backbone_lr}
         groups = [
-            {"params": [w], "base": rate[r.lr], "weight_decay": optim.weight_decay * r.decay}
+            {"params": [w], "base": r.lr, "weight_decay": optim.weight_decay * r.decay}
             for w, r in zip(weights, matched, strict=True)
-            if r.lr != "frozen"
+            if r.lr
         ]
         reference = torch.optim.AdamW(groups, lr=1.0)
         state = tx.init(params)

@@ -36,7 +36,7 @@ def test_the_table_is_kept_for_as_many_images_as_coco_has(variant, options, tabl
 
 
 def shown(recipe, given=()):
-    return plan_lines(recipe.config, recipe.table, given, recipe.reasons)
+    return plan_lines(recipe, given)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""Configuration of architecture and loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from dfine_jax.config import Activation, ConfigError, Precision, check_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture. Shapes of the weights depend on nothing else."""
+
+    variant: str
+    backbone: str  # HGNetv2 size, B0..B6
+    backbone_lab: bool  # learnable affine after each ReLU
+    backbone_frozen_bn: bool
+    backbone_frozen_stem: bool
+    return_stages: tuple[int, ...]  # backbone stages given to the encoder, 0-based
+    encoder_width: int
+    encoder_ffn: int
+    encoder_expansion: float
+    encoder_depth: float
+    decoder_width: int
+    decoder_ffn: int
+    decoder_layers: int
+    num_points: tuple[int, ...]  # sampling points per level
+    reg_scale: float  # "a" of the weighting function W(n)
+    num_classes: int = 80
+    num_queries: int = 300
+    num_heads: int = 8
+    reg_max: int = 32
+    up: float = 0.5
+    decoder_activation: Activation = "relu"  # feed-forward and localisation quality layers
+    mlp_activation: Activation = "relu"  # box heads and query position head
+    family: Literal["dfine"] = "dfine"
+    precision: Precision = "float32"  # compute type; boxes, softmax, sampling coordinates and losses stay float32
+
+    @property
+    def num_bins(self) -> int:
+        """Bins of an edge distribution."""
+        return self.reg_max + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Matching costs, loss terms and denoising."""
+
+    cost_class: float = 2.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    class_loss: Literal["vfl", "mal", "focal"] = "vfl"  # mal: DEIM
+    weight_class: float = 1.0
+    weight_bbox: float = 5.0
+    weight_giou: float = 2.0
+    weight_fgl: float = 0.15
+    weight_ddf: float = 1.5
+    vfl_alpha: float = 0.75  # of vfl and focal
+    vfl_gamma: float = 2.0
+    mal_gamma: float = 1.5
+    mal_alpha: float = 1.0  # weight of the background in mal
+    ddf_temperature: float = 5.0
+    num_denoising: int = 100
+    label_noise_ratio: float = 0.5
+    box_noise_scale: float = 1.0
+    assignment: Literal["scipy", "device"] = "scipy"
+
+
+def check(model: ModelConfig, loss: LossConfig) -> None:
+    """Check what types cannot.
+
+    Raises:
+      ConfigError: a value makes no sense; the message names the key.
+    """
+    rules = {
+        "at least 1": ("encoder_width", "encoder_ffn", "decoder_width", "decoder_ffn", "decoder_layers", "num_points")
+        + ("num_heads", "reg_max"),
+        "not negative": ("return_stages",),
+        "above 0": ("reg_scale", "up", "encoder_expansion", "encoder_depth"),
+    }
+    check_ranges("model", model, rules)
+    for name in ("encoder_width", "decoder_width"):
+        if getattr(model, name) % model.num_heads:
+            raise ConfigError(f"model.{name}={getattr(model, name)} must be a multiple of model.num_heads")
+    if len(model.num_points) != len(model.return_stages):
+        raise ConfigError(f"model.num_points={model.num_points} must have one number per level ({model.return_stages})")
+    rules = {
+        "not negative": ("num_denoising", "box_noise_scale", "mal_gamma", "mal_alpha", "cost_class", "cost_bbox")
+        + ("cost_giou", "focal_gamma", "vfl_gamma", "weight_class", "weight_bbox", "weight_giou", "weight_fgl")
+        + ("weight_ddf",),
+        "between 0 and 1": ("label_noise_ratio", "focal_alpha", "vfl_alpha"),
+        "above 0": ("ddf_temperature",),
+    }
+    check_ranges("loss", loss, rules)

@@ -1,0 +1,156 @@
+"""What a family of detectors is to the rest of the library: one typed value, made of functions and tables.
+
+Training, evaluation, prediction, export and commands work with a ``Family`` and know no other name. A family lives in
+a folder of its own beside this file and is found by the ``match`` in ``families/__init__.py``. What a family lacks it
+says in its value (``reduced=None``, ``queries`` that return None); whoever asks for it gets one ``UserError``.
+
+A network is a Flax module with the fields ``config`` (the family's model configuration) and ``compute_dtype``, called
+as ``network(images, queries=None, *, train)`` and answering with ``typing.ModelOutput``. Its variables always have both
+keys, ``params`` and ``batch_stats``; either may be empty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+    import numpy as np
+    from jaxtyping import Array, Float, Key
+
+    from dfine_jax.config import Config, OptimConfig
+    from dfine_jax.typing import ModelOutput, Targets
+
+Start = Literal["nothing", "backbone", "detector"]  # what is pretrained
+Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
+M = TypeVar("M")  # the family's model configuration
+L = TypeVar("L")  # its loss configuration
+Q = TypeVar("Q", bound="Queries")  # its denoising queries
+P = TypeVar("P")  # what its matching hands to its terms
+
+
+class Rule(NamedTuple):
+    """How the optimiser treats parameters whose ``/``-joined path matches and no earlier rule claimed."""
+
+    pattern: str
+    group: str  # ``base``, or a name for the rate's curve in the log
+    lr: float  # full rate; 0.0: the parameters are frozen, and their gradients count in no norm
+    decay: bool
+
+
+class Queries(Protocol):
+    """Additional queries that only train, drawn from the targets of a batch."""
+
+    def in_parts(self, parts: int) -> Any:
+        """The same for consecutive parts of the images: all leaves [parts, ...]."""
+        ...
+
+
+class Matching(NamedTuple, Generic[P]):
+    """Which prediction is responsible for which object."""
+
+    pairs: P
+    counts: Float[Array, " n"]  # what the terms are divided by, of these images; a family gives each a meaning
+
+
+class Norm(NamedTuple):
+    """Counts of a whole batch, as means over the parts it is computed in; not yet limited from below."""
+
+    over_devices: Float[Array, " n"]  # mean over devices too
+    here: Float[Array, " n"]  # of this device alone
+
+
+class Build(NamedTuple):
+    """How a network is computed, not what."""
+
+    bn_axis_name: str | None = None  # devices that share batch-norm statistics
+    remat: tuple[str, ...] = ()  # parts computed again in the backward pass, to save memory
+    compute_dtype: Any = None  # in place of the configuration's precision
+
+
+class Reduction(NamedTuple):
+    """Less work with the same weights; None: as trained."""
+
+    num_queries: int | None = None
+    prune: tuple[int, ...] = ()  # queries of the first decoder layer, of the second, and so on
+    layers: int | None = None  # decoder layers that run
+
+
+class Published(NamedTuple):
+    """A file that somebody has released."""
+
+    url: str
+    file: str  # name in the cache
+    sha256: str | None = None  # None: not known beforehand; that of the first download is kept
+    licence: str = ""
+
+
+class ClassLeaf(NamedTuple):
+    """Parameters with one row per class, which start anew for classes that the weights do not know."""
+
+    pattern: str  # of the ``/``-joined path
+    axis: int  # of the classes
+
+
+class Origin(NamedTuple):
+    """What is known of weights of another program beside their tensors."""
+
+    source: str  # for messages
+    file: str  # name of the file that holds the tensors
+    is_published: bool  # it is in a family's tables
+    activation: str | None  # asked for; None: to be found
+    is_stated: bool  # the format says the activation, so that the model has it
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFormat(Generic[M]):
+    """Files of other programs. Tensors are those of one state dict, by the names they have there."""
+
+    name: Literal["official", "huggingface"]
+    anchor: tuple[str, ...]  # parts of the name of a tensor that every such file has, by which a state dict is found
+    # Architecture of tensors and, of a folder, its config.json; None: they are not of this family and format.
+    recognise: Callable[[Mapping[str, np.ndarray], Mapping[str, Any] | None], M | None]
+    # Variables, float32 NumPy, and the architecture with what tensors say about it. UserError lists what does not fit.
+    read: Callable[[Mapping[str, np.ndarray], M], tuple[M, Variables]]
+    # The inverse, for an input of (height, width); None where nothing writes the format.
+    write: Callable[[M, Mapping[str, Any], tuple[int, int]], dict[str, np.ndarray]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family(Generic[M, L, Q, P]):
+    """One family. ``M`` and ``L`` are frozen dataclasses; ``M`` has the fields of ``config.ModelConfig``."""
+
+    name: str  # before the variant in a recipe's name, and the value of ``model.family``
+    title: str  # for people
+    Model: type[M]
+    Loss: type[L]
+    variants: Mapping[str, M]
+    smallest: str  # variant that checks and demonstrations take
+    methods: tuple[str, ...]  # whose recipes there are; the first is the family's own
+    parts: tuple[str, ...]  # what ``Build.remat`` may name; the first is the backbone
+    # Architecture.
+    check: Callable[[M, L], None]  # ConfigError names the key
+    grid_px: Callable[[M], int]  # sides of the input are multiples of it
+    build: Callable[[M, Build], nn.Module]
+    init: Callable[[M, Key[Array, ""]], Variables]
+    reduced: Callable[[nn.Module, Variables, Reduction], nn.Module] | None
+    # Training.
+    queries: Callable[[Key[Array, ""], Targets, M, L], Q | None]
+    match: Callable[[ModelOutput, Targets, Q | None, L], Matching[P]]
+    # Weighted terms by "kind/where", scalars.
+    terms: Callable[[ModelOutput, Targets, Q | None, Matching[P], Norm, M, L], dict[str, Float[Array, ""]]]
+    kinds: Callable[[L], tuple[str, ...]]  # kinds of terms that there can be, that of the classes first
+    rules: Callable[[M, OptimConfig], tuple[Rule, ...]]  # the last one takes the rest
+    recipe: Callable[[str, Start, str], tuple[str, Config]]  # of variant, start, method: a table's name and line
+    # Weights.
+    class_leaves: tuple[ClassLeaf, ...]
+    free: frozenset[str]  # fields of the model that a run may choose; all others come from the weights
+    formats: tuple[WeightFormat[M], ...]
+    # The configuration of weights of other programs: what tensors do not show (activations), and how they are trained
+    # further. A guess is logged as a warning; UserError where nothing tells, or the file says otherwise than was asked.
+    described: Callable[[M, Origin], Config]
+    published: Mapping[str, Published]  # detectors, by name
+    backbones: Mapping[str, Published]  # pretrained backbones, by ``backbone_of``
+    backbone_of: Callable[[M], str]

@@ -1,0 +1,62 @@
+"""Configuration of RT-DETRv2: architecture and loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from dfine_jax.config import Activation, Precision
+
+
+@dataclasses.dataclass(frozen=True)
+class RTDetrConfig:
+    """Architecture. Shapes of the weights depend on nothing else."""
+
+    variant: str
+    backbone: str  # ResNet-vd R18, R34, R50 or R101, or HGNetv2 B4, B5 or B6
+    backbone_frozen_bn: bool
+    backbone_frozen_stem: bool
+    encoder_width: int
+    encoder_ffn: int
+    encoder_expansion: float
+    encoder_layers: int  # of self-attention on the coarsest map
+    decoder_width: int
+    decoder_ffn: int
+    decoder_layers: int
+    num_points: tuple[int, ...]  # sampling points per level
+    eval_layer: int  # decoder layer that answers at inference, from 0; those behind it only train
+    num_classes: int = 80
+    num_queries: int = 300
+    num_heads: int = 8
+    sampling: Literal["bilinear", "discrete"] = "bilinear"
+    position_order: Literal["transposed", "row_major"] = "transposed"  # of the encoder's position embedding
+    query_position: Literal["wide", "deep"] = "wide"  # two layers, the inner twice as wide; deep: three of one width
+    decoder_activation: Activation = "relu"  # feed-forward layers
+    mlp_activation: Activation = "relu"  # box heads and query position head
+    precision: Precision = "float32"  # compute type; boxes, softmax, sampling coordinates and losses stay float32
+    family: Literal["rtdetr"] = "rtdetr"
+
+
+@dataclasses.dataclass(frozen=True)
+class RTDetrLossConfig:
+    """Matching costs, loss terms and denoising."""
+
+    cost_class: float = 2.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    class_loss: Literal["vfl", "mal"] = "vfl"  # mal: DEIM
+    weight_class: float = 1.0
+    weight_bbox: float = 5.0
+    weight_giou: float = 2.0
+    vfl_alpha: float = 0.75
+    vfl_gamma: float = 2.0
+    mal_gamma: float = 1.5
+    mal_alpha: float = 1.0  # weight of the background in mal
+    num_denoising: int = 100
+    label_noise_ratio: float = 0.5
+    box_noise_scale: float = 1.0
+    unfold_boxes: bool = False  # noise that turns a box inside out: take its mirror image, as DEIM does
+    denoise_without_objects: bool = True  # a batch without objects trains two queries as background
+    assignment: Literal["scipy", "device"] = "scipy"
