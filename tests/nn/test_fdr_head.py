@@ -74,7 +74,8 @@ def by_hand(params, hidden, reference, up, reg_scale):
     steps = np.arange(reg_max + 1) - reg_max / 2
     position = np.sign(steps) * ((up * reg_scale + 1) ** (2 * np.abs(steps) / (reg_max - 2)) - 1)
     position[[0, -1]] = -2 * up * reg_scale, 2 * up * reg_scale
-    pre = 1 / (1 + np.exp(-mlp(params["pre_bbox_head"], hidden[0]) - np.log(reference / (1 - reference))))
+    logit = np.log(np.maximum(reference, 1e-5) / np.maximum(1 - reference, 1e-5))
+    pre = 1 / (1 + np.exp(-mlp(params["pre_bbox_head"], hidden[0]) - logit))
     (x, y, w, h), total = np.moveaxis(pre, -1, 0), 0.0
     boxes, corners, quality = [], [], []
     for i, state in enumerate(hidden):
@@ -134,9 +135,8 @@ def test_the_decoder_is_these_steps():
     matching, own = output.training.matching, params["params"]
     before = np.asarray(output.training.encoder.boxes_cxcywh)
     pre, boxes, corners, quality = by_hand(own, hidden, before, config.up, config.reg_scale)
-    scores = [
-        hidden[i] @ own[f"dec_score_head_{i}"]["kernel"] + own[f"dec_score_head_{i}"]["bias"] for i in range(LAYERS)
-    ]
+    heads = [own[f"dec_score_head_{i}"] for i in range(LAYERS)]
+    scores = [x @ head["kernel"] + head["bias"] for x, head in zip(hidden, heads, strict=True)]
     # Float32 rounding of the bins' positions; boxes and logits beyond them would differ by 1e-3 and more.
     np.testing.assert_allclose(matching.fdr.pre.boxes_cxcywh, pre, atol=1e-12)
     np.testing.assert_allclose(matching.fdr.pre.logits, scores[0], atol=1e-12)
@@ -154,7 +154,7 @@ def test_a_fresh_head_repeats_the_reference(inputs):
 
 
 def test_gradients(inputs, params):
-    """Later layers reach earlier hidden states through the sum of logits alone; the boxes before reach no later ones."""
+    """Later layers reach earlier hidden states through the sum of logits alone, and the first boxes not at all."""
     hidden, reference = inputs
 
     @jax.jit
