@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 Path = tuple[str, ...]
 _BATCH_NORM_EPSILON = 1e-5
-_FIRST = ("backbone", "stem", "stem1")
+_FIRST = (("backbone", "stem", "stem1"), ("backbone", "conv1", "conv1_1"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,9 @@ def fold(variables: Mapping[str, Any], pixel_scale: float | None = None) -> dict
         kernel[1:2, 1:2] += narrow.kernel
         folded[path[:-1]] = FoldedConv(kernel, wide.bias + narrow.bias)
     if pixel_scale is not None:
-        first = folded[_FIRST]
-        folded[_FIRST] = dataclasses.replace(first, kernel=first.kernel * pixel_scale)
+        name = next(path for path in _FIRST if path in folded)
+        first = folded[name]
+        folded[name] = dataclasses.replace(first, kernel=first.kernel * pixel_scale)
     return folded
 
 

@@ -24,7 +24,7 @@ from dfine_jax.models.dfine import DFine
 from dfine_jax.models.hgnetv2 import Stem
 from dfine_jax.models.hybrid_encoder import Bottleneck
 from dfine_jax.nn import fdr_head
-from dfine_jax.ops import deformable, fdr, tokens
+from dfine_jax.ops import deformable, fdr, pooling, tokens
 from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.replace import replaced
@@ -67,6 +67,8 @@ def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | Non
 
     replacements = {
         layers.upsample2x: lambda x: _nhwc(ops.enlarge2x(_nchw(x))),
+        pooling.max_pool3x3: lambda x: _nhwc(ops.max_pool3x3(_nchw(x))),
+        pooling.average_pool2x2: lambda x: _nhwc(ops.average_pool2x2(_nchw(x))),
         layers.activation: _activation,
         fdr.integral: _integral,
         fdr.decode: _decode,

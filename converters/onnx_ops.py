@@ -106,6 +106,25 @@ def max_pool2x2_padded(x: Array) -> Array:
     return _emit("MaxPool", reference, x, kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 1, 1])[0]
 
 
+def max_pool3x3(x: Array) -> Array:
+    """Maximum of each 3x3 window around every second value of [b, c, h, w]; outside there is nothing."""
+
+    def reference(x: Array) -> Array:
+        pads = ((0, 0), (0, 0), (1, 1), (1, 1))
+        return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, 1, 3, 3), (1, 1, 2, 2), pads)
+
+    return _emit("MaxPool", reference, x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])[0]
+
+
+def average_pool2x2(x: Array) -> Array:
+    """Mean of each 2x2 block of [b, c, h, w], whose sides are even."""
+
+    def reference(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))
+
+    return _emit("AveragePool", reference, x, kernel_shape=[2, 2], strides=[2, 2])[0]
+
+
 def enlarge2x(x: Array) -> Array:
     """Nearest neighbour: every cell of [b, c, h, w] becomes 2x2."""
     attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}

@@ -52,16 +52,22 @@ def deformable_attention(
     offsets = ops.reshape(offsets, query.shape[1], heads, 2 * points)
     weights = ops.softmax(ops.reshape(weights, query.shape[1], heads, points))
 
-    index, corner = _corners(source, module.num_points, reference_cxcywh, offsets, weights)
-    rows = ops.flatten_rows(source.table, source.table.shape[-1])
-    first = ops.first_rows(source.table, source.table.shape[1] * heads)
+    table = source.table
+    if module.project_values:
+        table = build_table([linear(params["value_proj"], x, module.dtype) for x in source.maps], heads)
+    assert table is not None
+    corners = _pixels if module.discrete else _corners
+    index, corner = corners(source, module.num_points, reference_cxcywh, offsets, weights)
+    rows = ops.flatten_rows(table, table.shape[-1])
+    first = ops.first_rows(table, table.shape[1] * heads)
     if first is not None:
         index = ops.add(index, ops.reshape(first, 1, 1, 1))
-    gathered = ops.take(rows, index, 0)  # [b, q, m, 2p, 2c]
-    channels = source.table.shape[-1] // 2
-    gathered = ops.reshape(gathered, query.shape[1], heads, 4 * points, channels)
-    corner = ops.reshape(corner.astype(source.table.dtype), query.shape[1], heads, 1, 4 * points)
-    return ops.reshape(ops.matmul(corner, gathered), query.shape[1], heads * channels)
+    gathered = ops.take(rows, index, 0)  # [b, q, m, r, 2c]
+    channels, values = table.shape[-1] // 2, 2 * index.shape[-1]
+    gathered = ops.reshape(gathered, query.shape[1], heads, values, channels)
+    corner = ops.reshape(corner.astype(table.dtype), query.shape[1], heads, 1, values)
+    x = ops.reshape(ops.matmul(corner, gathered), query.shape[1], heads * channels)
+    return linear(params["output_proj"], x, module.dtype) if module.project_output else x
 
 
 def linear(params: Mapping[str, Any], x: Array, dtype: Any = None) -> Array:
@@ -79,21 +85,14 @@ def _corners(
     weights: Float[Array, "b q m p"],
 ) -> tuple[Int[Array, "b q m _"], Float[Array, "b q m _ 2"]]:
     """Table rows to gather (upper, lower) and the weights of both pixels in each."""
-    dtype, heads, points = offsets.dtype, offsets.shape[2], weights.shape[3]
-    size = np.concatenate([np.repeat([s[axis] for s in source.sizes], num_points) for axis in (1, 0)])  # [2p]
-    share = np.repeat([0.5 / n for n in num_points], num_points)
-    size, share = jnp.asarray(size, dtype), jnp.asarray(np.concatenate([share, share]), dtype)
-    axis = np.repeat([0, 1], points)[None]  # [1, 2p]
-    centre = ops.multiply(ops.take(reference_cxcywh, axis, 2), size)  # [b, q, 1, 2p]
-    reach = ops.multiply(ops.take(reference_cxcywh, axis + 2, 2), size * share)
-    pixel = ops.add(ops.multiply(offsets, reach), ops.add(centre, jnp.asarray(-0.5, dtype)))
+    size = _sizes(source, num_points, offsets.dtype)
+    heads, points = offsets.shape[2], weights.shape[3]
+    pixel = _positions(size, num_points, reference_cxcywh, offsets, shift=-0.5)
     pixel = ops.minimum(ops.clip(pixel, -1.0, None), size)
     low = ops.minimum(jnp.floor(pixel), size - 1)
     high_weight = pixel - low
 
-    strides, first = _row_numbers(source, num_points, heads)
-    x, y = ops.split(ops.multiply(low.astype(jnp.int32), jnp.asarray(strides)), 2)
-    index = ops.add(x + y, jnp.asarray(first))
+    strides, index = _rows(source, num_points, heads, low)
     indices = [index, ops.add(index, jnp.asarray(strides[points:]))]
 
     def column(x: Array) -> Array:
@@ -104,6 +103,55 @@ def _corners(
     horizontal = ops.concatenate([column(left), column(right)], 4)
     rows = [column(weights * vertical) * horizontal for vertical in (upper, lower)]
     return ops.concatenate(indices, 3), ops.concatenate(rows, 3)
+
+
+def _pixels(
+    source: Source,
+    num_points: Sequence[int],
+    reference_cxcywh: Float[Array, "b q 4"],
+    offsets: Float[Array, "b q m _"],
+    weights: Float[Array, "b q m p"],
+) -> tuple[Int[Array, "b q m p"], Float[Array, "b q m p 2"]]:
+    """Table rows of single pixels, whose right neighbours weigh nothing."""
+    size = _sizes(source, num_points, offsets.dtype)
+    heads, points = offsets.shape[2], weights.shape[3]
+    pixel = ops.clip(jnp.floor(_positions(size, num_points, reference_cxcywh, offsets, shift=0.5)), 0.0, None)
+    _, index = _rows(source, num_points, heads, ops.minimum(pixel, size - 1))
+    column = ops.reshape(weights, weights.shape[1], heads, points, 1)
+    return index, ops.multiply(column, jnp.asarray([1.0, 0.0], weights.dtype))
+
+
+def _sizes(source: Source, num_points: Sequence[int], dtype: Any) -> Float[Array, " 2*p"]:
+    """Width of the level of every point, then height."""
+    return jnp.asarray(
+        np.concatenate([np.repeat([s[axis] for s in source.sizes], num_points) for axis in (1, 0)]), dtype
+    )
+
+
+def _positions(
+    size: Float[Array, " 2*p"],
+    num_points: Sequence[int],
+    reference_cxcywh: Float[Array, "b q 4"],
+    offsets: Float[Array, "b q m _"],
+    shift: float,
+) -> Float[Array, "b q m _"]:
+    """x of all points, then y, in pixels of their levels plus ``shift``."""
+    dtype = offsets.dtype
+    share = np.repeat([0.5 / n for n in num_points], num_points)
+    share = jnp.asarray(np.concatenate([share, share]), dtype)
+    axis = np.repeat([0, 1], sum(num_points))[None]  # [1, 2p]
+    centre = ops.multiply(ops.take(reference_cxcywh, axis, 2), size)  # [b, q, 1, 2p]
+    reach = ops.multiply(ops.take(reference_cxcywh, axis + 2, 2), size * share)
+    return ops.add(ops.multiply(offsets, reach), ops.add(centre, jnp.asarray(shift, dtype)))
+
+
+def _rows(
+    source: Source, num_points: Sequence[int], heads: int, pixel: Float[Array, "b q m _"]
+) -> tuple[np.ndarray, Int[Array, "b q m p"]]:
+    """Steps in rows for one pixel to the right and down, and the row of each pixel."""
+    strides, first = _row_numbers(source, num_points, heads)
+    x, y = ops.split(ops.multiply(pixel.astype(jnp.int32), jnp.asarray(strides)), 2)
+    return strides, ops.add(x + y, jnp.asarray(first))
 
 
 def _row_numbers(source: Source, num_points: Sequence[int], heads: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dfine_jax.ops.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from dfine_jax.typing import DenoisingQueries, Targets
 
+_CENTRE = (0.5, 0.5, 0.1, 0.1)  # cxcywh of the padding queries of a batch without objects
+
 
 class DenoisingNoise(NamedTuple):
     """Random draws, one per slot, in the order in which the reference draws them."""
@@ -51,12 +53,21 @@ def make_denoising_queries(
     num_denoising: int,
     label_noise_ratio: float = 0.5,
     box_noise_scale: float = 1.0,
+    *,
+    unfold: bool = True,
+    without_objects: bool = False,
 ) -> DenoisingQueries:
     """Positive and negative noised copies of the objects of a batch.
 
     A group is m positive slots followed by m negative ones; an image with fewer than m objects leaves padding slots
     (label ``num_classes``, box zero) which take part in attention and count as background, as in the reference. The
     reference ignores its own ``box_noise_scale`` and always uses 1.0, the default here.
+
+    Args:
+      unfold: a box that noise turns inside out becomes its mirror image, in D-FINE and DEIM; RT-DETRv2 leaves its
+        negative sides, which the logit takes for zero.
+      without_objects: a batch without objects gets one group of two padding queries around the centre of the image, in
+        RT-DETRv2; otherwise none.
 
     Raises:
       ValueError: the slots of ``noise`` cannot hold the groups of every possible batch.
@@ -67,12 +78,12 @@ def make_denoising_queries(
         raise ValueError(f"{slots} denoising slots for {num_gt} object slots; num_slots asks for {needed} (at least 1)")
     most = jnp.max(jnp.sum(targets.valid, -1))  # m
     width = jnp.maximum(most, 1)
-    num_groups = jnp.where(most > 0, jnp.maximum(num_denoising // width, 1), 0)
+    num_groups = jnp.where(most > 0, jnp.maximum(num_denoising // width, 1), int(without_objects))
 
     slot = jnp.arange(slots)
     group, place = slot // (2 * width), slot % (2 * width)
     negative = place >= width
-    exists = slot < 2 * most * num_groups
+    exists = slot < 2 * width * num_groups
     rank = place % width  # the slot's object is the rank-th valid one
     order = jnp.argsort(~targets.valid, axis=-1, stable=True)  # [b, g], valid slots first
     rank_in_range = jnp.minimum(rank, num_gt - 1)
@@ -82,7 +93,9 @@ def make_denoising_queries(
     labels = jnp.take_along_axis(targets.labels, index, 1)
     labels = jnp.where(noise.label_mask < 0.5 * label_noise_ratio, noise.new_label.astype(labels.dtype), labels)
     boxes = jnp.take_along_axis(targets.boxes_cxcywh, index[..., None], 1)
-    boxes = _noised_boxes(jnp.where(filled[..., None], boxes, 0.0), noise, negative, box_noise_scale)
+    padding = jnp.where(most > 0, 0.0, jnp.asarray(_CENTRE)).astype(boxes.dtype)
+    boxes = _noised_boxes(jnp.where(filled[..., None], boxes, padding), noise, negative, box_noise_scale)
+    boxes = jnp.concatenate([boxes[..., :2], jnp.abs(boxes[..., 2:])], -1) if unfold else boxes
     return DenoisingQueries(
         labels=jnp.where(filled, labels, num_classes),
         boxes_logit=inverse_sigmoid(boxes),
@@ -104,4 +117,4 @@ def _noised_boxes(
     magnitude = noise.magnitude.astype(dtype) + negative[:, None].astype(dtype)
     direction = (2 * noise.sign - 1).astype(dtype)
     moved = cxcywh_to_xyxy(boxes_cxcywh) + direction * magnitude * half_size * scale
-    return jnp.abs(xyxy_to_cxcywh(jnp.clip(moved, 0.0, 1.0)))
+    return xyxy_to_cxcywh(jnp.clip(moved, 0.0, 1.0))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from dfine_jax.config import Activation, Precision
+from dfine_jax.config import Activation, ConfigError, Precision, check_ranges
+
+LEVELS = 3  # maps of strides 8, 16 and 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,3 +62,31 @@ class RTDetrLossConfig:
     unfold_boxes: bool = False  # noise that turns a box inside out: take its mirror image, as DEIM does
     denoise_without_objects: bool = True  # a batch without objects trains two queries as background
     assignment: Literal["scipy", "device"] = "scipy"
+
+
+def check(model: RTDetrConfig, loss: RTDetrLossConfig) -> None:
+    """Check what types cannot.
+
+    Raises:
+      ConfigError: a value makes no sense; the message names the key.
+    """
+    ranges = {
+        "at least 1": ("encoder_width", "encoder_ffn", "encoder_layers", "decoder_width", "decoder_ffn")
+        + ("decoder_layers", "num_points", "num_heads"),
+        "not negative": ("eval_layer",),
+        "above 0": ("encoder_expansion",),
+    }
+    check_ranges("model", model, ranges)
+    for name in ("encoder_width", "decoder_width"):
+        if getattr(model, name) % model.num_heads:
+            raise ConfigError(f"model.{name}={getattr(model, name)} must be a multiple of model.num_heads")
+    if model.eval_layer >= model.decoder_layers:
+        raise ConfigError(f"model.eval_layer={model.eval_layer} must be below model.decoder_layers, counted from 0")
+    if len(model.num_points) != LEVELS:
+        raise ConfigError(f"model.num_points={model.num_points} must have {LEVELS} numbers, one per level")
+    ranges = {
+        "not negative": ("num_denoising", "box_noise_scale", "mal_gamma", "mal_alpha", "cost_class", "cost_bbox")
+        + ("cost_giou", "focal_gamma", "vfl_gamma", "weight_class", "weight_bbox", "weight_giou"),
+        "between 0 and 1": ("label_noise_ratio", "focal_alpha", "vfl_alpha"),
+    }
+    check_ranges("loss", loss, ranges)

@@ -1,0 +1,190 @@
+"""Official state dict and transformers' <-> our configuration and variables. Fails closed (families/state_dict.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dfine_jax.families.family import Anchor, Variables, WeightFormat
+from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
+from dfine_jax.families.rtdetr import huggingface, names
+from dfine_jax.families.rtdetr.config import RTDetrConfig
+from dfine_jax.families.rtdetr.model import RESNETS, STAGES
+from dfine_jax.families.rtdetr.variants import VARIANTS
+from dfine_jax.families.state_dict import Tensor, check_fit, from_tree, leaf_shapes, to_tree
+from dfine_jax.ops.anchors import anchors
+
+_HINTS = {
+    "conv.bias": "this looks like the deployed form with merged convolutions, give the training checkpoint",
+    "tgt_embed": "learned queries are not supported",
+}
+_HGNETS = {48: "B4", 64: "B5", 96: "B6"}  # by the channels that leave the stem
+
+Name = Callable[[str], str]
+"""The name in a file of an official key."""
+
+
+def recognise(tensors: Mapping[str, Tensor], name: Name = lambda key: key) -> RTDetrConfig | None:
+    """Configuration of a state dict, from its shapes; None: it is of another model.
+
+    What leaves no trace keeps the value of the published weights: the activations, the way of sampling, the position
+    order. Of two architectures with the same tensors the published one is taken: six decoder layers behind R50 with
+    half the encoder's expansion answer with the third.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+    def size(key: str, axis: int = 0) -> int:
+        shape = shapes.get(name(key), ())
+        return shape[axis] if len(shape) > axis else 0
+
+    def count(key: str) -> int:
+        number = 0
+        while name(key.format(number)) in shapes:
+            number += 1
+        return number
+
+    backbone = _backbone(size, count)
+    width, layers = size("encoder.input_proj.0.conv.weight"), count("decoder.decoder.layers.{}.norm3.weight")
+    inner = size("encoder.fpn_blocks.0.conv1.conv.weight")
+    if backbone is None or not (width and layers and inner and size(_VALUES)):
+        return None
+    near = next(config for config in VARIANTS.values() if config.backbone == backbone)
+    if backbone == "R50" and 2 * inner <= width:
+        near = VARIANTS["r50m"]
+    total = size("decoder.decoder.layers.0.cross_attn.attention_weights.weight") // near.num_heads
+    deep = size("decoder.query_pos_head.layers.2.weight") > 0
+    answers = near.eval_layer if near.decoder_layers == layers else layers - 1
+    return dataclasses.replace(
+        near,
+        encoder_width=width,
+        encoder_ffn=size("encoder.encoder.0.layers.0.linear1.weight"),
+        encoder_expansion=inner / width,
+        encoder_layers=count("encoder.encoder.0.layers.{}.norm2.weight"),
+        decoder_width=size("decoder.input_proj.0.conv.weight"),
+        decoder_ffn=size("decoder.decoder.layers.0.linear1.weight"),
+        decoder_layers=layers,
+        eval_layer=answers,
+        num_points=near.num_points if total == sum(near.num_points) else (total // len(STAGES),) * len(STAGES),
+        num_classes=size("decoder.enc_score_head.weight"),
+        query_position="deep" if deep else "wide",
+    )
+
+
+_VALUES = "decoder.decoder.layers.0.cross_attn.value_proj.weight"
+
+
+def _backbone(size: Callable[..., int], count: Callable[[str], int]) -> str | None:
+    stem = size("backbone.stem.stem4.conv.weight")
+    if stem:
+        return _HGNETS.get(stem)
+    deep = size("backbone.res_layers.0.blocks.0.branch2c.conv.weight") > 0
+    blocks = tuple(count(f"backbone.res_layers.{i}.blocks.{{}}.branch2a.conv.weight") for i in range(4))
+    found = (key for key, spec in RESNETS.items() if spec.blocks == blocks and (spec.expansion > 1) == deep)
+    return next(found, None)
+
+
+def official_keys(model: RTDetrConfig) -> dict[str, str]:
+    """Official key of each of our paths, in the order of the official file."""
+    keys = {path: names.to_official(path) for path in leaf_shapes(model)}
+    return dict(sorted(keys.items(), key=lambda item: _order(model, item[1])))
+
+
+def _order(model: RTDetrConfig, key: str) -> tuple[int, ...]:
+    return names.order_key(key, bottleneck=model.backbone in RESNETS and RESNETS[model.backbone].expansion > 1)
+
+
+def read_official(tensors: Mapping[str, np.ndarray], model: RTDetrConfig) -> tuple[RTDetrConfig, Variables]:
+    """Official state dict as variables (float32 NumPy), and the architecture with its points per level.
+
+    Raises:
+      UserError: it is not of this architecture; the message names the missing, unexpected and misshapen entries.
+    """
+    keys = official_keys(model)
+    what = f"RT-DETRv2-{model.variant} with {model.num_classes} classes"
+    check_fit(tensors, leaf_shapes(model), keys, set(_constants(model)), what, _HINTS)
+    points = points_per_level(tensors.get(f"{_cross_attention(0)}num_points_scale", ()))
+    if len(points) == len(model.num_points):
+        model = dataclasses.replace(model, num_points=points)
+    prefixes = [_cross_attention(layer) for layer in range(model.decoder_layers)]
+    return model, to_tree(fold_point_scale(tensors, prefixes, model.num_points, model.num_heads), keys)
+
+
+def write_official(
+    model: RTDetrConfig, variables: Mapping[str, Any], size_hw: tuple[int, int] = (640, 640)
+) -> dict[str, np.ndarray]:
+    """Variables as an official state dict: keys, their order, layouts and number types of the reference.
+
+    Args:
+      size_hw: evaluation height and width that the anchors are stored for.
+
+    Raises:
+      UserError: the variables are not those of this architecture.
+    """
+    out = from_tree(variables, model, official_keys(model))
+    out |= {key: make(*size_hw) for key, make in _constants(model).items()}
+    return {key: out[key] for key in sorted(out, key=lambda key: _order(model, key))}
+
+
+def _constants(model: RTDetrConfig) -> dict[str, Callable[[int, int], np.ndarray]]:
+    """Entries of the official file that are not in our tree (names.IGNORED), as functions of the input size."""
+    entries: dict[str, Callable[[int, int], np.ndarray]] = {
+        "decoder.anchors": lambda h, w: anchors(_level_sizes(h, w))[0][None],
+        "decoder.valid_mask": lambda h, w: anchors(_level_sizes(h, w))[1][None, :, None],
+    }
+    for layer in range(model.decoder_layers):
+        entries[f"{_cross_attention(layer)}num_points_scale"] = lambda h, w: point_scale(model.num_points)
+    for path in leaf_shapes(model):
+        if path.endswith("/mean") and not (model.backbone_frozen_bn and path.startswith("batch_stats/backbone/")):
+            key = names.to_official(path).removesuffix("running_mean") + "num_batches_tracked"
+            entries[key] = lambda h, w: np.zeros((), np.int64)
+    return entries
+
+
+def _cross_attention(layer: int) -> str:
+    return f"decoder.decoder.layers.{layer}.cross_attn."
+
+
+def _level_sizes(height_px: int, width_px: int) -> list[tuple[int, int]]:
+    strides = [4 * 2**stage for stage in STAGES]
+    return [(-(-height_px // s), -(-width_px // s)) for s in strides]
+
+
+def _recognise_official(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None) -> RTDetrConfig | None:
+    found = None if settings is not None else recognise(tensors)
+    if found is None or not any(key.endswith("num_batches_tracked") for key in tensors):
+        return found
+    frozen = not any(key.startswith("backbone.") and key.endswith("num_batches_tracked") for key in tensors)
+    return dataclasses.replace(found, backbone_frozen_bn=frozen)
+
+
+def _recognise_huggingface(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None) -> RTDetrConfig | None:
+    if settings is not None and settings.get("model_type") != "rt_detr_v2":
+        return None
+    files = {names.of_file(name): tensor for name, tensor in tensors.items()}
+    found = recognise(files, name=lambda key: names.to_huggingface(key)[0] if names.has_huggingface(key) else "")
+    return None if found is None else huggingface.as_configured(found, settings or {})
+
+
+FORMATS = (
+    *(
+        WeightFormat("official", Anchor(anchor), _recognise_official, read_official, write_official)
+        for anchor in (
+            ("backbone", "conv1", "conv1_1", "conv", "weight"),
+            ("backbone", "stem", "stem1", "conv", "weight"),
+        )
+    ),
+    WeightFormat(
+        "huggingface",
+        Anchor(("backbone", "model", "embedder", "embedder", "0", "convolution", "weight"), outer="model"),
+        _recognise_huggingface,
+        lambda tensors, model: read_official(huggingface.to_official(tensors, _all_keys(model)), model),
+        lambda model, variables, size_hw: huggingface.from_official(write_official(model, variables, size_hw)),
+    ),
+)
+
+
+def _all_keys(model: RTDetrConfig) -> list[str]:
+    return [*official_keys(model).values(), *_constants(model)]
