@@ -86,6 +86,11 @@ class FDROutput:
     reference_cxcywh: Float[Array, "b q 4"]  # R0: the box every layer decodes from, no gradient
     pre: HeadOutput  # the box head before the first refinement
 
+    def of_queries(self, part: slice) -> FDROutput:
+        """The same for a part of the queries."""
+        pre = HeadOutput(self.pre.logits[:, part], self.pre.boxes_cxcywh[:, part])
+        return FDROutput(self.corners_logit[:, :, part], self.reference_cxcywh[:, part], pre)
+
 
 @flax.struct.dataclass
 class StageOutput:
@@ -93,13 +98,11 @@ class StageOutput:
 
     logits: Float[Array, "s b q k"]
     boxes_cxcywh: Float[Array, "s b q 4"]
-    fdr: FDROutput
+    fdr: FDROutput | None = None  # of decoders that refine edge distributions
 
     def of_queries(self, part: slice) -> StageOutput:
         """The same for a part of the queries."""
-        fdr, pre = self.fdr, self.fdr.pre
-        pre = HeadOutput(pre.logits[:, part], pre.boxes_cxcywh[:, part])
-        fdr = FDROutput(fdr.corners_logit[:, :, part], fdr.reference_cxcywh[:, part], pre)
+        fdr = self.fdr and self.fdr.of_queries(part)
         return StageOutput(self.logits[:, :, part], self.boxes_cxcywh[:, :, part], fdr)
 
 

@@ -24,6 +24,7 @@ def fdr_terms(
     normalizer: Float[Array, ""] | float,
     bins: EdgeBins,
     *,
+    distil: bool = True,
     temperature: float = 5.0,
     sides: Sides | None = None,
     num_matched: Float[Array, ""] | None = None,
@@ -33,14 +34,17 @@ def fdr_terms(
 
     Args:
       logits: class logits; those of the last layer weigh queries without an object in ``ddf``.
-      truth: one for all layers, of the union of their assignments.
+      truth: one for all layers, of the union of their assignments; without ``distil`` also one of each layer.
       normalizer: of ``fgl``, the number of pairs; ``ddf`` is a mean.
       bins: those of the head.
+      distil: False: ``fgl`` alone.
       sides, num_matched: see ``ddf_sides`` and ``ddf_loss``; None: those of ``truth``.
       exists: queries that take part; None means all.
     """
     corners, project = output.corners_logit, jnp.asarray(bins.positions())
     fgl = fgl_loss(corners, boxes_cxcywh, output.reference_cxcywh, truth, project, bins.reg_scale, normalizer)
+    if not distil:
+        return {"fgl": fgl}
     ddf = ddf_loss(
         corners[:-1],
         boxes_cxcywh[:-1],
