@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import interleave
 from dfine_jax.config import DataConfig
-from dfine_jax.data.sources import read_dataset
+from dfine_jax.data.read.sources import read_dataset
 
 BATCH = 8
 
@@ -37,7 +37,7 @@ def _config(args: argparse.Namespace) -> DataConfig:
 
 
 def _ours(args: argparse.Namespace) -> Callable[[], object]:
-    from dfine_jax.data.pipeline import TrainLoader
+    from dfine_jax.data.load.pipeline import TrainLoader
 
     data, config = read_dataset(args.data, "train"), _config(args)
     loader = TrainLoader(

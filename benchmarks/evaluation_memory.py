@@ -63,7 +63,7 @@ def make(file: Path, images: int) -> None:
 def detections(file: Path, seed: int = 1) -> Iterator[tuple[np.ndarray, ...]]:
     """Batches of (image ids, scores, labels, corners): objects moved a little, and as many false ones."""
     rng = np.random.default_rng(seed)
-    from dfine_jax.evaluate import annotated
+    from dfine_jax.evaluation.evaluate import annotated
 
     truth = annotated(file)
     corners = truth.box_xywh_px.copy()
@@ -81,8 +81,8 @@ def detections(file: Path, seed: int = 1) -> Iterator[tuple[np.ndarray, ...]]:
 
 def ours(file: Path) -> float:
     """As ``dfine evaluate`` does it, but for the network."""
-    from dfine_jax.data.batch import EvalBatch
-    from dfine_jax.evaluate import ClassList, ClassMatch, evaluate_detections
+    from dfine_jax.data.load.batch import EvalBatch
+    from dfine_jax.evaluation.evaluate import ClassList, ClassMatch, evaluate_detections
 
     classes = ClassList(tuple(f"class {k}" for k in range(CLASSES)), tuple(range(1, CLASSES + 1)))
     latest = []

@@ -21,11 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfine_jax.cards import CARDS
 from dfine_jax.config import Config, DataConfig
 from dfine_jax.errors import UserError
-from dfine_jax.training.on_card import Answer, Question, fits, measure
-from dfine_jax.variants import model_config
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.plan.cards import CARDS
+from dfine_jax.training.plan.on_card import Answer, Question, fits, measure
 
 _MIB = 1 << 20
 

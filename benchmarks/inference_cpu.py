@@ -20,15 +20,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import interleave, peers
-from dfine_jax.variants import model_config
+from dfine_jax.families.dfine.variants import model_config
 
 
 def _jax(variant: str, size: int, how: str) -> Callable[[], object]:
     import jax
     import numpy as np
 
-    from dfine_jax.host_memory import keep_freed_memory
-    from dfine_jax.models.dfine import DFine, init_variables
+    from dfine_jax.families.dfine.model import DFine, init_variables
+    from dfine_jax.system.host_memory import keep_freed_memory
 
     keep_freed_memory()  # as the commands do
     config = model_config(variant)

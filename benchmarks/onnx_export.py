@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import interleave, peers
-from dfine_jax.variants import model_config
+from dfine_jax.families.dfine.variants import model_config
 
 COLUMNS = ("Conv", "MatMul", "Gemm", "LayerNormalization", "Gather", "GridSample", "Reshape", "Transpose", "Add", "Mul")
 
@@ -30,8 +30,8 @@ def export_ours(variant: str, size: int, file: Path) -> None:
     import numpy as np
     import onnx
 
-    from converters.onnx_export import export_onnx
-    from dfine_jax.models.dfine import DFine
+    from dfine_jax.converters.onnx.export import export_onnx
+    from dfine_jax.families.dfine.model import DFine
 
     model = DFine(model_config(variant))
     images = jax.ShapeDtypeStruct((1, 128, 128, 3), np.float32)

@@ -26,7 +26,11 @@ SIZES, LARGE = (10_000, 100_000), 1_742_289
 BOXES = 14.4  # per image
 FOLDER_IMAGES = 35_000  # pictures in one folder, about as in Objects365
 WAYS = ("json.load", "first", "index")
-IMPORTS = {"json.load": "import json", "first": "import dfine_jax.data.coco", "index": "import dfine_jax.data.coco"}
+IMPORTS = {
+    "json.load": "import json",
+    "first": "import dfine_jax.data.read.coco",
+    "index": "import dfine_jax.data.read.coco",
+}
 
 
 def make(root: Path, images: int) -> Path:
@@ -78,7 +82,7 @@ def measure(way: str, file: Path) -> None:
         with file.open("rb") as stream:
             images = len(json.load(stream)["images"])
     else:
-        from dfine_jax.data.coco import read_coco
+        from dfine_jax.data.read.coco import read_coco
 
         images = len(read_coco(file, file.with_suffix("")))
     out = {

@@ -24,8 +24,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfine_jax.config import Config, DataConfig, LossConfig, TrainConfig
-from dfine_jax.host_memory import keep_freed_memory
-from dfine_jax.variants import model_config
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.system.host_memory import keep_freed_memory
 
 IMAGES, WIDTH_PX, HEIGHT_PX = 32, 640, 480
 
@@ -56,14 +56,14 @@ def split(args: argparse.Namespace, folder: Path, assignment: str) -> dict[str, 
     """Median milliseconds of each part over the rounds."""
     import jax
 
-    from dfine_jax.data.pipeline import TrainLoader
-    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.data.load.pipeline import TrainLoader
+    from dfine_jax.data.read.sources import read_dataset
     from dfine_jax.families.dfine.loss import match_outputs
-    from dfine_jax.models.dfine import DFine, init_variables
-    from dfine_jax.training.gradient import split_parts
-    from dfine_jax.training.optimizer import make_optimizer
-    from dfine_jax.training.state import create_state
-    from dfine_jax.training.step import make_train_step, make_update, replicated, split_over_devices
+    from dfine_jax.families.dfine.model import DFine, init_variables
+    from dfine_jax.training.step.gradient import split_parts
+    from dfine_jax.training.step.optimizer import make_optimizer
+    from dfine_jax.training.step.state import create_state
+    from dfine_jax.training.step.step import make_train_step, make_update, replicated, split_over_devices
 
     data = DataConfig(height_px=args.size, width_px=args.size, augment="none", workers=args.workers)
     config = Config(

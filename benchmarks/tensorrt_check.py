@@ -21,23 +21,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfine_jax import latency, latency_report
+from dfine_jax.benchmark import latency, latency_report
 from dfine_jax.errors import UserError
 
 
 def sources(models: list[str], folder: Path, engines: list[Path]) -> tuple[list[Path], Any, Any, Callable | None, Any]:
     """ONNX files to build from, where no engines are given; model, variables, reference and classes to compare with."""
     if all(model.endswith(".onnx") for model in models):
-        from dfine_jax.backends.registry import open_artefact
+        from dfine_jax.serving.backends.registry import open_artefact
 
         reference = open_artefact(models[0], device="cpu")
         return [] if engines else [Path(model) for model in models], None, None, reference.predict, None
     if len(models) > 1:
         raise UserError("give one checkpoint, or ONNX files")
-    from converters.onnx_export import export_onnx, save
     from dfine_jax.commands.export import description
-    from dfine_jax.evaluate import ClassList
-    from dfine_jax.weights import load_checkpoint
+    from dfine_jax.converters.onnx.export import export_onnx, save
+    from dfine_jax.evaluation.evaluate import ClassList
+    from dfine_jax.weights.load import load_checkpoint
 
     loaded = load_checkpoint(models[0])
     meta = loaded.metadata
@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for ONNX files and engines (default: a temporary one)")
     parser.add_argument("--build-only", action="store_true", help="no GPU: build, do not run")
     args = parser.parse_args()
-    from converters.tensorrt_export import EngineBuilder
+    from dfine_jax.converters.tensorrt.export import EngineBuilder
 
     hardware = latency.hardware()
     print(", ".join(f"{name} {value}" for name, value in hardware.items()))
@@ -80,7 +80,7 @@ def main() -> int:
     if args.build_only:
         print("built, not run: numbers and latency need a GPU")
         return 0
-    from converters.gate import check_artefact
+    from dfine_jax.converters.gate.gate import check_artefact
 
     passed = True
     for engine in engines:
@@ -100,7 +100,7 @@ def main() -> int:
 def generated(folder: Path, count: int = 20) -> list[Path]:
     import numpy as np
 
-    from dfine_jax.data.synthetic import draw_scene
+    from dfine_jax.data.read.synthetic import draw_scene
 
     files = []
     for i in range(count):

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import interleave, peers
-from dfine_jax.variants import model_config
+from dfine_jax.families.dfine.variants import model_config
 
 
 def _targets(batch: int, objects: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,11 +33,11 @@ def _jax(args: argparse.Namespace, assignment: str = "scipy") -> Callable[[], ob
     import jax
 
     from dfine_jax.config import Config, LossConfig
-    from dfine_jax.host_memory import keep_freed_memory
-    from dfine_jax.models.dfine import init_variables
-    from dfine_jax.training.optimizer import make_optimizer
-    from dfine_jax.training.state import create_state
-    from dfine_jax.training.step import make_train_step, replicated
+    from dfine_jax.families.dfine.model import init_variables
+    from dfine_jax.system.host_memory import keep_freed_memory
+    from dfine_jax.training.step.optimizer import make_optimizer
+    from dfine_jax.training.step.state import create_state
+    from dfine_jax.training.step.step import make_train_step, replicated
     from dfine_jax.typing import Batch
 
     keep_freed_memory()  # as `dfine train` does

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config, ModelConfig
-    from dfine_jax.detector import DetectionResult, Detector
     from dfine_jax.errors import UserError
-    from dfine_jax.models.dfine import DFine
-    from dfine_jax.variants import model_config
-    from dfine_jax.weights import load
+    from dfine_jax.families.dfine.model import DFine
+    from dfine_jax.families.dfine.variants import model_config
+    from dfine_jax.prediction.detector import DetectionResult, Detector
+    from dfine_jax.weights.load import load
 
 __version__ = "0.1.0"
 __all__ = ["Config", "DFine", "DetectionResult", "Detector", "ModelConfig", "UserError", "load", "model_config"]
 
 _HOME = {
     "Config": "config",
-    "DFine": "models.dfine",
-    "DetectionResult": "detector",
-    "Detector": "detector",
+    "DFine": "families.dfine.model",
+    "DetectionResult": "prediction.detector",
+    "Detector": "prediction.detector",
     "ModelConfig": "config",
     "UserError": "errors",
-    "load": "weights",
-    "model_config": "variants",
+    "load": "weights.load",
+    "model_config": "families.dfine.variants",
 }
 
 

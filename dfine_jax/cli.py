@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from dfine_jax import __version__
 from dfine_jax.errors import UserError
-from dfine_jax.files import is_of_the_users_world, told
+from dfine_jax.system.files import is_of_the_users_world, told
 
 COMMANDS = {
     "demo": "whole tour on a synthetic dataset in minutes: data, training, evaluation, pictures, report",
@@ -145,7 +145,7 @@ def _run(arguments: list[str]) -> int:
 
 def _keep_compiled_programs() -> None:
     """Let JAX store compiled programs for a quick next start; an empty JAX_COMPILATION_CACHE_DIR forbids it."""
-    from dfine_jax.hub import cache_dir
+    from dfine_jax.weights.hub import cache_dir
 
     # By host name, because homes are shared between machines whose processors differ.
     folder = cache_dir() / f"compiled-{platform.node()}"

@@ -107,7 +107,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Images and augmentation (data/schedule.py says what happens in which epoch)."""
+    """Images and augmentation (data/augment/schedule.py says what happens in which epoch)."""
 
     height_px: int = 640
     width_px: int = 640

@@ -17,8 +17,8 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.data.batch import Batch, EvalBatch
-from dfine_jax.postprocess import Answer, Detections
+from dfine_jax.data.load.batch import Batch, EvalBatch
+from dfine_jax.evaluation.postprocess import Answer, Detections
 
 __all__ = [
     "Answer",
@@ -46,7 +46,7 @@ class Targets:
 
 @flax.struct.dataclass
 class DenoisingQueries:
-    """Noised copies of the ground truth, prepended to the matching queries (models/denoising.py).
+    """Noised copies of the ground truth, prepended to the matching queries (nn/denoising.py).
 
     ``exists`` is the same for every image of the batch: a slot that exists nowhere is invisible to attention and to
     losses; a padding slot inside a group exists, has label ``num_classes`` and a zero box, and behaves as in the

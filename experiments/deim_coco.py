@@ -23,7 +23,7 @@ are without decay in S and M only, where they also get the full rate: the refere
 from __future__ import annotations
 
 from dfine_jax.config import Config
-from dfine_jax.training.tables import published
+from dfine_jax.families.dfine.tables import published
 
 
 def get_config(variant: str = "l") -> Config:

@@ -18,7 +18,7 @@ without warm-up; the reference's own file divides by that zero and cannot start.
 from __future__ import annotations
 
 from dfine_jax.config import Config
-from dfine_jax.training.tables import published
+from dfine_jax.families.dfine.tables import published
 
 
 def get_config(variant: str = "x") -> Config:

@@ -20,7 +20,7 @@ after 120 epochs.
 from __future__ import annotations
 
 from dfine_jax.config import Config
-from dfine_jax.training.tables import published
+from dfine_jax.families.dfine.tables import published
 
 
 def get_config(variant: str = "l") -> Config:

@@ -18,7 +18,7 @@ table as it stands. The reference's class count of 777 is a placeholder, as it i
 from __future__ import annotations
 
 from dfine_jax.config import Config
-from dfine_jax.training.tables import published
+from dfine_jax.families.dfine.tables import published
 
 
 def get_config(variant: str = "l") -> Config:

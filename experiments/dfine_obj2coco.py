@@ -20,7 +20,7 @@ data of one's own with the same values (its obj2custom files, S to X).
 from __future__ import annotations
 
 from dfine_jax.config import Config
-from dfine_jax.training.tables import published
+from dfine_jax.families.dfine.tables import published
 
 
 def get_config(variant: str = "l") -> Config:

@@ -17,7 +17,7 @@ import beartype
 from jaxtyping import AbstractArray
 
 # Entrances that tell users themselves what is wrong with an array; tests hand them wrong ones.
-_ENTRANCES = {"dfine_jax.data.images.Preprocess.__call__"}
+_ENTRANCES = {"dfine_jax.data.picture.images.Preprocess.__call__"}
 _CONFIGURATION = beartype.BeartypeConf(is_pep484_tower=True)  # an int where a float is annotated is fine
 
 

@@ -30,7 +30,7 @@ Lookup = Callable[[str], Path]
 
 # Axis strings in the signatures are checked at every call with DFINE_JAX_TYPECHECK=1.
 if os.environ.get("DFINE_JAX_TYPECHECK", "0") != "0":
-    install_import_hook(["dfine_jax", "converters"], "axis_checker.check_arrays")
+    install_import_hook(["dfine_jax"], "axis_checker.check_arrays")
 
 
 def pytest_unconfigure() -> None:
@@ -41,7 +41,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_backbone(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The backbone of the shrunken model (training/tiny.py) is known while a module runs that uses it."""
+    """The backbone of the shrunken model (tiny.py) is known while a module runs that uses it."""
     for value in vars(request.module).values():
         module = value if isinstance(value, types.ModuleType) else sys.modules.get(getattr(value, "__module__", ""))
         if module is not None and hasattr(module, "tiny_config"):

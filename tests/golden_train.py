@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from golden_weights import hash_uniform
 
-from dfine_jax.models.denoising import DenoisingNoise
+from dfine_jax.nn.denoising import DenoisingNoise
 from dfine_jax.typing import DenoisingQueries, Targets
 
 HASH_LABELS = ((0, 17, 79), (2, 2, 5, 40, 61))

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from conftest import ROOT
 
-from dfine_jax.variants import model_config
+from dfine_jax.families.dfine.variants import model_config
 
 sys.path.insert(0, str(ROOT))
 from benchmarks.peers import transformers_config  # noqa: E402

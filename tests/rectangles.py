@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from dfine_jax.backends.base import Backend
-from dfine_jax.data.images import Preprocess
-from dfine_jax.detector import Classes, OpenedModel
-from dfine_jax.postprocess import Answer
+from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.prediction.detector import Classes, OpenedModel
+from dfine_jax.serving.backends.base import Backend
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CLASSES = Classes(tuple(COLOURS), (7, 3, 90))

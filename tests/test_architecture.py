@@ -16,26 +16,28 @@ SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 
+MODELS = ("dfine_jax.nn", "dfine_jax.families")
+
 # Part of the tree -> what it must not import, at module level or inside functions.
 FORBIDDEN = {
     "dfine_jax": ("torch", "torchvision", "transformers", "tensorflow", "onnx", "openvino", "experiments", "tests"),
     "dfine_jax/errors.py": ("dfine_jax", "jax", "numpy"),
     "dfine_jax/config.py": ("dfine_jax.", "jax", "numpy", "flax"),
-    "dfine_jax/variants.py": ("dfine_jax.models", "dfine_jax.data", "dfine_jax.training", "jax", "numpy"),
-    "dfine_jax/typing.py": ("dfine_jax.models", "dfine_jax.config", "dfine_jax.training", "dfine_jax.losses"),
-    "dfine_jax/ops": ("flax", "optax", "dfine_jax.config", "dfine_jax.models", "dfine_jax.losses"),
-    "dfine_jax/models": ("optax", "dfine_jax.losses", "dfine_jax.data", "dfine_jax.training"),
-    "dfine_jax/losses": ("flax.linen", "flax.nnx", "dfine_jax.models", "dfine_jax.data", "dfine_jax.training"),
-    "dfine_jax/data": ("jax", "flax", "optax", "tensorflow", "dfine_jax.models", "dfine_jax.ops", "dfine_jax.training"),
-    "dfine_jax/training": ("converters", "dfine_jax.commands", "dfine_jax.detector"),
-    "dfine_jax/postprocess.py": ("dfine_jax.models", "dfine_jax.losses", "dfine_jax.training"),
-    "dfine_jax/backends": ("flax", "dfine_jax.models", "dfine_jax.training", "dfine_jax.weights", "converters"),
-    "dfine_jax/artefact.py": ("jax", "flax", "dfine_jax.models", "dfine_jax.training", "dfine_jax.backends"),
-    "dfine_jax/draw.py": ("jax", "flax", "dfine_jax.models"),
+    "dfine_jax/families/dfine/variants.py": ("dfine_jax.nn", "dfine_jax.data", "dfine_jax.training", "jax", "numpy"),
+    "dfine_jax/typing.py": (*MODELS, "dfine_jax.config", "dfine_jax.training", "dfine_jax.losses"),
+    "dfine_jax/ops": ("flax", "optax", "dfine_jax.config", *MODELS, "dfine_jax.losses"),
+    "dfine_jax/nn": ("optax", "dfine_jax.losses", "dfine_jax.data", "dfine_jax.training", "dfine_jax.families"),
+    "dfine_jax/losses": ("flax.linen", "flax.nnx", *MODELS, "dfine_jax.data", "dfine_jax.training"),
+    "dfine_jax/data": ("jax", "flax", "optax", "tensorflow", *MODELS, "dfine_jax.ops", "dfine_jax.training"),
+    "dfine_jax/training": ("dfine_jax.converters", "dfine_jax.commands", "dfine_jax.prediction.detector"),
+    "dfine_jax/evaluation/postprocess.py": (*MODELS, "dfine_jax.losses", "dfine_jax.training"),
+    "dfine_jax/serving/backends": ("flax", *MODELS, "dfine_jax.training", "dfine_jax.weights", "dfine_jax.converters"),
+    "dfine_jax/serving/artefact.py": ("jax", "flax", *MODELS, "dfine_jax.training", "dfine_jax.serving.backends"),
+    "dfine_jax/prediction/draw.py": ("jax", "flax", *MODELS),
     "converters": ("experiments", "torch", "transformers", "tests"),
 }  # fmt: skip
 # Runtimes of exported files, each in the one module that wraps it.
-RUNTIMES = {"dfine_jax/backends/openvino.py": "openvino"}
+RUNTIMES = {"dfine_jax/serving/backends/openvino.py": "openvino"}
 COLLECTIVES = {"pmean", "psum", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "axis_index", "axis_size"}
 
 
@@ -79,17 +81,17 @@ def test_the_library_imports_converters_only_inside_functions(source):
     path, tree, _ = source
     if path.startswith("dfine_jax/"):
         top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-        assert not [name for name in imports(top) if is_within(name, "converters")]
+        assert not [name for name in imports(top) if is_within(name, "dfine_jax.converters")]
 
 
 def test_two_pmaps_and_all_collectives_are_in_the_step(source):
     path, tree, _ = source
     attributes = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    if path == "dfine_jax/training/step.py":
+    if path == "dfine_jax/training/step/step.py":
         assert attributes.count("pmap") == 2
     elif path.startswith("dfine_jax/"):
         assert "pmap" not in attributes
-        allowed = {"pmean", "axis_size"} if path == "dfine_jax/models/layers.py" else set()  # synchronised batch norm
+        allowed = {"pmean", "axis_size"} if path == "dfine_jax/nn/layers.py" else set()  # synchronised batch norm
         assert COLLECTIVES & set(attributes) <= allowed
 
 
@@ -137,12 +139,12 @@ def test_public_names_exist():
     assert run_python("import dfine_jax; print(hasattr(dfine_jax, 'Detectr'))") == "False"
 
 
-@pytest.mark.parametrize("module", sorted(p.stem for p in (ROOT / "dfine_jax/data").glob("*.py")))
-def test_loader_processes_never_import_jax(module):
-    name = "dfine_jax.data" if module == "__init__" else f"dfine_jax.data.{module}"
+@pytest.mark.parametrize("path", sorted((ROOT / "dfine_jax/data").rglob("[!_]*.py")), ids=lambda p: p.stem)
+def test_loader_processes_never_import_jax(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     assert run_python(f"import sys, {name}; print('jax' in sys.modules)") == "False"
 
 
-@pytest.mark.parametrize("module", ["dfine_jax.detector", "dfine_jax.draw", "dfine_jax.cli"])
+@pytest.mark.parametrize("module", ["dfine_jax.prediction.detector", "dfine_jax.prediction.draw", "dfine_jax.cli"])
 def test_the_detector_can_be_imported_without_jax(module):
     assert run_python(f"import sys, {module}; print('jax' in sys.modules)") == "False"

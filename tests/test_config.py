@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from dfine_jax.config import Config, ConfigError, from_dict, keys, override, to_json, validate
-from dfine_jax.variants import VARIANTS, model_config
+from dfine_jax.families.dfine.variants import VARIANTS, model_config
 
 CONFIG = Config(model_config("n"))
 

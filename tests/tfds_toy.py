@@ -48,7 +48,7 @@ def use(root: Path, monkeypatch: Any) -> str:
     """Make it the dataset that is found; its name."""
     import tensorflow_datasets as tfds
 
-    from dfine_jax.data import tfds as ours
+    from dfine_jax.data.read import tfds as ours
 
     monkeypatch.setenv("DFINE_CACHE", str(root / "cache"))
     builder = tfds.builder

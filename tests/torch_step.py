@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from hf_models import build
 
-from converters import huggingface
 from dfine_jax.config import LossConfig
+from dfine_jax.converters.torch import huggingface
 from dfine_jax.families.dfine.loss import detection_loss
+from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.typing import Answer, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
-from dfine_jax.variants import model_config
 
 
 def golden_model(state):

@@ -14,10 +14,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx import helper as h
 
-from dfine_jax.artefact import KEY
-from dfine_jax.data.images import Preprocess
-from dfine_jax.data.synthetic import make_shapes_dataset
-from dfine_jax.postprocess import Answer
+from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.serving.artefact import KEY
 
 HEIGHT, WIDTH, STRIDE, CHANNELS = 48, 64, 8, 8
 QUERIES = HEIGHT * WIDTH // STRIDE**2

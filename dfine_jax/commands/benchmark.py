@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
-from dfine_jax.files import require_writable, write_whole
+from dfine_jax.system.files import require_writable, write_whole
 
 if TYPE_CHECKING:
-    from dfine_jax.data.dataset import Dataset, Record
-    from dfine_jax.latency import Contender, Measurement, Picture
+    from dfine_jax.benchmark.latency import Contender, Measurement, Picture
+    from dfine_jax.data.read.dataset import Dataset, Record
 
 _GENERATED = 20
 
@@ -55,8 +55,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, write."""
-    from dfine_jax import latency, latency_report
-    from dfine_jax.evaluate import ClassMatch, match_categories
+    from dfine_jax.benchmark import latency, latency_report
+    from dfine_jax.evaluation.evaluate import ClassMatch, match_categories
 
     for name in ("images", "rounds", "runs"):
         if getattr(options, name) < 1:
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         write_whole(options.out / "benchmark.json", json.dumps(values, indent=2) + "\n")
         write_whole(options.out / "benchmark.txt", text)
         if data is not None:
-            from dfine_jax.plots import save_png
+            from dfine_jax.evaluation.plots import save_png
 
             title = f"{described}; {hardware.get('gpu', hardware['cpu'])}"
             save_png(latency_report.figure(measured, title), options.out / "benchmark.png")
@@ -103,8 +103,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _contender(text: str, options: argparse.Namespace) -> Contender:
-    from dfine_jax.artefact import is_artefact
-    from dfine_jax.latency import Contender
+    from dfine_jax.benchmark.latency import Contender
+    from dfine_jax.serving.artefact import is_artefact
 
     model, at, runtime = text.rpartition("@")
     if not at or not is_artefact(model):
@@ -121,7 +121,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _read(options: argparse.Namespace) -> Dataset:
-    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.data.read.sources import read_dataset
 
     data = read_dataset(options.data, options.split, whole=True)
     if not data.max_objects:
@@ -142,7 +142,7 @@ def _pictures(data: Dataset | None, most: int) -> Iterator[tuple[tuple[Picture, 
 
 
 def _picture(record: Record, folder: Path) -> Picture:
-    from dfine_jax.latency import Picture
+    from dfine_jax.benchmark.latency import Picture
 
     size = None if record.upright else (record.width_px, record.height_px)  # without a size: as orientation tells
     return Picture(str(_file(record, folder)), record.image_id, size)
@@ -160,8 +160,8 @@ def _file(record: Record, folder: Path) -> Path:
 def _generated(folder: Path, count: int) -> tuple[Any, ...]:
     import numpy as np
 
-    from dfine_jax.data.synthetic import draw_scene
-    from dfine_jax.latency import Picture
+    from dfine_jax.benchmark.latency import Picture
+    from dfine_jax.data.read.synthetic import draw_scene
 
     out = []
     for i in range(count):

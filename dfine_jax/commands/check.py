@@ -12,8 +12,8 @@ from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
-    from dfine_jax.data.dataset import Dataset
-    from dfine_jax.data.doctor import Finding, ImageCheck
+    from dfine_jax.data.read.audit import Finding, ImageCheck
+    from dfine_jax.data.read.dataset import Dataset
 
 NUM_SHOWN = 16
 OVERFIT_AP = 0.9
@@ -81,9 +81,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _repair(options: argparse.Namespace) -> int:
     """Write repaired annotations, print what was done, and read them as training does."""
-    from dfine_jax.data.items import WHOLE
-    from dfine_jax.data.repair import repair_dataset
-    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.data.edit.items import WHOLE
+    from dfine_jax.data.edit.repair import repair_dataset
+    from dfine_jax.data.read.sources import read_dataset
 
     if options.overfit is not None or options.overrides:
         raise UserError("--repair only writes annotations; check them and train on them with commands of their own")
@@ -112,9 +112,9 @@ def _repair(options: argparse.Namespace) -> int:
 
 def _read(data: Path) -> dict[str, Dataset]:
     """The splits there are; the training split must exist, and validation must have its classes."""
-    from dfine_jax.data.dataset import check_same_categories
-    from dfine_jax.data.layout import MissingSplitError
-    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.data.read.dataset import check_same_categories
+    from dfine_jax.data.read.layout import MissingSplitError
+    from dfine_jax.data.read.sources import read_dataset
 
     splits = {"train": read_dataset(data, "train", drop_unlisted=True)}
     try:
@@ -129,28 +129,28 @@ def _read(data: Path) -> dict[str, Dataset]:
 def _report(splits: dict[str, Dataset], size_px: tuple[int, int]) -> list[Finding]:
     from tqdm import tqdm
 
-    from dfine_jax.data import doctor
+    from dfine_jax.data.read import audit
 
     findings = []
     checks: dict[str, list[ImageCheck]] = {}
     for split, dataset in splits.items():
-        lines = doctor.summary(dataset)
+        lines = audit.summary(dataset)
         print(f"\n{split}: {dataset.annotation_file}")
         for line in lines[: 5 + _MOST_CLASSES]:
             print(f"  {line}" if line else "")
         if len(lines) > 5 + _MOST_CLASSES:
             print(f"  and {len(lines) - 5 - _MOST_CLASSES} rarer classes")
-        content = doctor.inspect_content(dataset, size_px, for_training=split == "train")
-        own = [*doctor.inspect_annotations(dataset), *content]
+        content = audit.inspect_content(dataset, size_px, for_training=split == "train")
+        own = [*audit.inspect_annotations(dataset), *content]
         if own:
             print()
         for finding in own:
             print(f"  {finding}")
         findings += own
-        bar = tqdm(doctor.inspect_images(dataset.records), total=len(dataset), desc=f"decode {split}", disable=None)
+        bar = tqdm(audit.inspect_images(dataset.records), total=len(dataset), desc=f"decode {split}", disable=None)
         checks[split] = list(bar)
     print(f"\nall {sum(map(len, checks.values()))} pictures were decoded")
-    pictures = doctor.image_findings(checks)
+    pictures = audit.image_findings(checks)
     for finding in pictures:
         print(f"  {finding}")
     return findings + pictures
@@ -159,10 +159,10 @@ def _report(splits: dict[str, Dataset], size_px: tuple[int, int]) -> list[Findin
 def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
     """Grids of the training split: as annotated, and in the middle of the training as configured."""
     from dfine_jax.config import Config, DataConfig, override, validate
-    from dfine_jax.data.grid import annotated_grid, batch_grid
-    from dfine_jax.data.images import save_picture
-    from dfine_jax.data.pipeline import TrainLoader
-    from dfine_jax.variants import model_config
+    from dfine_jax.data.load.grid import annotated_grid, batch_grid
+    from dfine_jax.data.load.pipeline import TrainLoader
+    from dfine_jax.data.picture.images import save_picture
+    from dfine_jax.families.dfine.variants import model_config
 
     height, width = _size(options, (640, 640))
     config: Config = override(
@@ -197,8 +197,8 @@ def _overfit(options: argparse.Namespace, dataset: Dataset) -> int:
     """Train on a few images and evaluate on the same; the status says whether they were learnt."""
     import shutil
 
-    from dfine_jax.host_memory import keep_freed_memory
-    from dfine_jax.training.loop import train
+    from dfine_jax.system.host_memory import keep_freed_memory
+    from dfine_jax.training.run.loop import train
 
     keep_freed_memory()
     few = few_images(dataset, options.overfit)
@@ -233,7 +233,7 @@ def few_images(dataset: Dataset, count: int) -> Dataset:
 def overfit_config(data: Dataset, size_px: tuple[int, int], overrides: list[str]) -> Config:
     """Variant N with a high rate, no augmentation and a short memory of the average."""
     from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig, override
-    from dfine_jax.variants import model_config
+    from dfine_jax.families.dfine.variants import model_config
 
     batch = min(OVERFIT_BATCH, len(data))
     config = Config(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
-from dfine_jax.files import read_text, write_whole
+from dfine_jax.system.files import read_text, write_whole
 
 if TYPE_CHECKING:
-    from dfine_jax.training.checkpoint import Metadata
+    from dfine_jax.training.run.checkpoint import Metadata
 
 _OFFICIAL_SUFFIXES = (".pth", ".safetensors")
 
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     """Convert and say what was found."""
     _check_place(options.out, options.force)
     names = _read_names(options.class_names) if options.class_names else None
-    from dfine_jax.weights import read
+    from dfine_jax.weights.load import read
 
     variables, metadata = read(options.checkpoint, activation=options.activation, class_names=names)
     model = metadata.config.model
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out.suffix in _OFFICIAL_SUFFIXES:
         _write_official(options.out, variables, metadata)
     else:
-        from dfine_jax.training.checkpoint import save_weights
+        from dfine_jax.training.run.checkpoint import save_weights
 
         save_weights(options.out, variables, metadata)
     print(
@@ -86,8 +86,8 @@ def _write_official(out: Path, variables: dict[str, Any], metadata: Metadata) ->
     import numpy as np
     from safetensors.numpy import save
 
-    from converters import torch_pickle
-    from converters.torch_weights import export_state_dict
+    from dfine_jax.converters.torch import torch_pickle
+    from dfine_jax.converters.torch.torch_weights import export_state_dict
 
     height_px, width_px = metadata.input_size_px
     tensors = export_state_dict(metadata.config.model, variables, height_px=height_px, width_px=width_px)

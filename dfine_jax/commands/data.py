@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.data.items import Items
+    from dfine_jax.data.edit.items import Items
 
 _FORMATS = ("coco", "yolo", "voc", "labelme", "via", "cvat", "labelstudio")
 _MOST_CLASSES = 30  # printed
@@ -74,9 +74,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Divide or convert, and print what was written."""
+    from dfine_jax.data.edit.items import read_items
     from dfine_jax.data.formats.placing import check_new
     from dfine_jax.data.formats.write import write
-    from dfine_jax.data.items import read_items
 
     check_new(options.out)
     if options.action == "split":
@@ -97,8 +97,8 @@ def run(options: argparse.Namespace) -> int:
 def _divided(options: argparse.Namespace) -> Items:
     import dataclasses
 
-    from dfine_jax.data.items import WHOLE, read_items
-    from dfine_jax.data.splitting import divide, group_keys, parse_shares
+    from dfine_jax.data.edit.items import WHOLE, read_items
+    from dfine_jax.data.edit.splitting import divide, group_keys, parse_shares
 
     if options.seed < 0:
         raise UserError(f"--seed {options.seed} must be 0 or more")

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
-from dfine_jax.files import write_whole
+from dfine_jax.system.files import write_whole
 
 if TYPE_CHECKING:
-    from converters.gate_report import Report
     from dfine_jax.config import Config
-    from dfine_jax.data.coco import Dataset, Record
-    from dfine_jax.evaluate import Metrics
-    from dfine_jax.report import Figure, Section
+    from dfine_jax.converters.gate.report import Report
+    from dfine_jax.data.read.coco import Dataset, Record
+    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.evaluation.report import Figure, Section
 
 PICTURE_PX, INPUT_PX = 240, 128
 NUM_TRAIN, NUM_VAL = 1200, 100
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _tour(out: Path, epochs: int, started: float) -> None:
-    from dfine_jax.data.synthetic import make_shapes_dataset
+    from dfine_jax.data.read.synthetic import make_shapes_dataset
 
     print(f"1/5  draw {NUM_TRAIN} training and {NUM_VAL} validation pictures: {out / 'data'}", flush=True)
     make_shapes_dataset(out / "data", NUM_TRAIN, NUM_VAL, PICTURE_PX, seed=0)
@@ -86,7 +86,7 @@ def _tour(out: Path, epochs: int, started: float) -> None:
 def demo_config(num_classes: int, epochs: int) -> Config:
     """D-FINE-N for small pictures: fewer queries, because there are few places, and rates for a short run."""
     from dfine_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
-    from dfine_jax.variants import model_config
+    from dfine_jax.families.dfine.variants import model_config
 
     steps = epochs * (NUM_TRAIN // BATCH_SIZE)
     return Config(
@@ -114,7 +114,7 @@ def demo_config(num_classes: int, epochs: int) -> Config:
 
 
 def _read(folder: Path, split: Any) -> Dataset:
-    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.data.read.sources import read_dataset
 
     return read_dataset(folder, split)
 
@@ -123,11 +123,11 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
     """Metrics of the fresh and of the trained model."""
     import jax
 
-    from dfine_jax.data.pipeline import EvalLoader
-    from dfine_jax.evaluate import evaluate
-    from dfine_jax.models.dfine import init_variables
-    from dfine_jax.training.loop import Start, train
-    from dfine_jax.training.step import make_eval_step, predict_function
+    from dfine_jax.data.load.pipeline import EvalLoader
+    from dfine_jax.evaluation.evaluate import evaluate
+    from dfine_jax.families.dfine.model import init_variables
+    from dfine_jax.training.run.loop import Start, train
+    from dfine_jax.training.step.step import make_eval_step, predict_function
 
     variables = init_variables(config.model, jax.random.key(config.train.seed))
     result = train(config, train_data, val_data, out, start=Start(variables))
@@ -157,7 +157,7 @@ def _export(out: Path) -> Report | None:
 
 
 def _export_section(report: Report | None) -> list[Section]:
-    from dfine_jax.report import Section, Table
+    from dfine_jax.evaluation.report import Section, Table
 
     if report is None or report.accuracy is None:
         return []
@@ -175,10 +175,10 @@ def _draw(out: Path, val_data: Dataset, threshold: float) -> list[Figure]:
     """Annotated and detected pictures side by side, of validation images with several objects."""
     from PIL import Image
 
-    from dfine_jax.data.images import save_picture
-    from dfine_jax.detector import Detector
-    from dfine_jax.draw import draw_boxes
-    from dfine_jax.report import Figure
+    from dfine_jax.data.picture.images import save_picture
+    from dfine_jax.evaluation.report import Figure
+    from dfine_jax.prediction.detector import Detector
+    from dfine_jax.prediction.draw import draw_boxes
 
     detector = Detector(out / "run" / "best", threshold=threshold)
     shown: list[Record] = sorted(val_data.records, key=lambda r: -len(r.labels))[:NUM_SHOWN]
@@ -206,8 +206,8 @@ def _write_report(
     report: Report | None,
     figures: list[Figure],
 ) -> None:
-    from dfine_jax.report import Chart, Curve, Section, Table, page
-    from dfine_jax.training.log import read_metrics
+    from dfine_jax.evaluation.report import Chart, Curve, Section, Table, page
+    from dfine_jax.training.report.log import read_metrics
 
     rows = read_metrics(out / "run")
 

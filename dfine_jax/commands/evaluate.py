@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
-from dfine_jax.files import require_writable, write_whole
+from dfine_jax.system.files import require_writable, write_whole
 
 if TYPE_CHECKING:
-    from dfine_jax.data.images import Preprocess
+    from dfine_jax.data.picture.images import Preprocess
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -53,12 +53,12 @@ def run(options: argparse.Namespace) -> int:
             require_writable(place)
     from tqdm import tqdm
 
-    from dfine_jax.artefact import is_artefact
-    from dfine_jax.data.pipeline import EvalLoader
-    from dfine_jax.data.sources import read_dataset
-    from dfine_jax.detector import open_model
-    from dfine_jax.evaluate import evaluate_detections, match_categories, table
-    from dfine_jax.host_memory import keep_freed_memory
+    from dfine_jax.data.load.pipeline import EvalLoader
+    from dfine_jax.data.read.sources import read_dataset
+    from dfine_jax.evaluation.evaluate import evaluate_detections, match_categories, table
+    from dfine_jax.prediction.detector import open_model
+    from dfine_jax.serving.artefact import is_artefact
+    from dfine_jax.system.host_memory import keep_freed_memory
 
     if not is_artefact(options.model):
         keep_freed_memory()
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_whole(options.json, json.dumps(metrics.to_dict() | origin, indent=2) + "\n")
     if options.out:
-        from dfine_jax.plots import save_evaluation
+        from dfine_jax.evaluation.plots import save_evaluation
 
         save_evaluation(metrics, options.out, origin)
         print(f"\nwritten: {options.out}/metrics.json, confusion.png, thresholds.png")
@@ -111,8 +111,8 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
 def _size(options: argparse.Namespace, preprocess: Preprocess) -> tuple[int, int]:
     if not options.size:
         return preprocess.height_px, preprocess.width_px
-    from dfine_jax.artefact import is_artefact
     from dfine_jax.commands.train import parse_size
+    from dfine_jax.serving.artefact import is_artefact
 
     height, width = parse_size(options.size)
     if height % 32 or width % 32 or not height or not width:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from converters.gate_data import CheckData
-    from converters.gate_report import Report
-    from converters.tensorrt_export import EngineBuilder
-    from dfine_jax.weights import LoadedModel
+    from dfine_jax.converters.gate.data import CheckData
+    from dfine_jax.converters.gate.report import Report
+    from dfine_jax.converters.tensorrt.export import EngineBuilder
+    from dfine_jax.weights.load import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +106,9 @@ def export_checked(options: argparse.Namespace) -> Report:
       UserError: options that do not fit together, or a file beyond the limits, which is not kept.
     """
     _check_options(options)
-    from converters.gate_data import calibration_sources, open_data
     from dfine_jax.commands.train import parse_size
-    from dfine_jax.weights import load_checkpoint
+    from dfine_jax.converters.gate.data import calibration_sources, open_data
+    from dfine_jax.weights.load import load_checkpoint
 
     batch = None if options.batch == "dynamic" else int(options.batch)
     prune = [int(part) for part in options.prune.split(",")] if options.prune else None
@@ -156,8 +156,8 @@ def _check_options(options: argparse.Namespace) -> None:
 
 def _builder(options: argparse.Namespace) -> EngineBuilder:
     """What builds the engine, once it is sure that it can be run, or need not be."""
-    from converters.tensorrt_export import EngineBuilder
-    from dfine_jax.backends.tensorrt import require_gpu
+    from dfine_jax.converters.tensorrt.export import EngineBuilder
+    from dfine_jax.serving.backends.tensorrt import require_gpu
 
     parts = (options.profile or "1,1,8").split(",")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
@@ -186,12 +186,12 @@ def _export(
     prune: list[int] | None,
     final: Path,
 ) -> Report:
-    from converters.gate import check_artefact
-    from converters.onnx_export import export_onnx, operating_point, save
-    from converters.staging import release, staging
-    from dfine_jax.backends.jax_model import JaxBackend
     from dfine_jax.commands.train import parse_size
-    from dfine_jax.evaluate import ClassList, match_categories
+    from dfine_jax.converters.gate.gate import check_artefact
+    from dfine_jax.converters.gate.staging import release, staging
+    from dfine_jax.converters.onnx.export import export_onnx, operating_point, save
+    from dfine_jax.evaluation.evaluate import ClassList, match_categories
+    from dfine_jax.serving.backends.jax_model import JaxBackend
 
     reduced = {"num_queries": options.queries, "prune": prune, "layers": options.layers}
     given = {key: value for key, value in reduced.items() if value is not None}
@@ -241,13 +241,13 @@ def _convert(
     if builder is not None:
         builder.build(source, staged)
     elif options.precision == "int8":
-        from converters.openvino_export import Quantization, export_int8
+        from dfine_jax.converters.openvino.export import Quantization, export_int8
 
         drop = {} if options.max_ap_drop is None else {"max_drop": options.max_ap_drop}
         result = export_int8(source, staged, Quantization(options.calibration or options.data, data.dataset, **drop))
         return dataclasses.asdict(result)
     elif options.to == "openvino":
-        from converters.openvino_export import export_openvino
+        from dfine_jax.converters.openvino.export import export_openvino
 
         export_openvino(source, staged, options.precision)
     return {}
@@ -255,7 +255,7 @@ def _convert(
 
 def _of_engine(report: Report, engine: Path, package: str) -> Report:
     """The report on an ONNX file as one on the engine that was built from it."""
-    from dfine_jax.artefact import sha256
+    from dfine_jax.serving.artefact import sha256
 
     not_run = (
         f"built by {package} and not run: all numbers are those of the ONNX file it was built from; where the GPU is, "

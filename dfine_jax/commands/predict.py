@@ -12,8 +12,8 @@ from dfine_jax.commands.evaluate import add_runtime_options
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.prediction import Plan, Tally
-    from dfine_jax.tiling import Tiling
+    from dfine_jax.prediction.prediction import Plan, Tally
+    from dfine_jax.prediction.tiling import Tiling
 
 _LISTED = 20  # runs over at most this many images print a line for each
 _INTERRUPTED = 130
@@ -80,10 +80,10 @@ def run(options: argparse.Namespace) -> int:
     tiling = _tiling(options)
     plan = _plan(options)
 
-    from dfine_jax.class_filter import class_labels
-    from dfine_jax.detector import Detector
-    from dfine_jax.outputs import ResultsFile
-    from dfine_jax.prediction import Prediction
+    from dfine_jax.prediction.class_filter import class_labels
+    from dfine_jax.prediction.detector import Detector
+    from dfine_jax.prediction.outputs import ResultsFile
+    from dfine_jax.prediction.prediction import Prediction
 
     detector = Detector(
         options.model, options.threshold, batch_size=options.batch_size,
@@ -115,11 +115,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> Plan:
     """Everything that can be found wrong before the model is loaded."""
-    from dfine_jax.draw import check_font
-    from dfine_jax.files import is_device, require_writable
-    from dfine_jax.inputs import clip_ids, find_inputs, image_ids, refuse_overwriting, result_files
-    from dfine_jax.prediction import Plan
-    from dfine_jax.video import require_av
+    from dfine_jax.prediction.draw import check_font
+    from dfine_jax.prediction.inputs import clip_ids, find_inputs, image_ids, refuse_overwriting, result_files
+    from dfine_jax.prediction.prediction import Plan
+    from dfine_jax.prediction.video import require_av
+    from dfine_jax.system.files import is_device, require_writable
 
     if options.font:
         check_font(options.font)
@@ -166,7 +166,7 @@ def _tiling(options: argparse.Namespace) -> Tiling | None:
     """The tiling asked for; of ``auto`` the size is filled in when the model is known."""
     if not options.tile:
         return None
-    from dfine_jax.tiling import Tiling
+    from dfine_jax.prediction.tiling import Tiling
 
     if options.tile == "auto":
         return Tiling(640, 640, options.overlap)

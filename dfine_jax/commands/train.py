@@ -14,9 +14,9 @@ from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
-    from dfine_jax.data.dataset import Dataset
-    from dfine_jax.training.loop import Start
-    from dfine_jax.weights import LoadedModel
+    from dfine_jax.data.read.dataset import Dataset
+    from dfine_jax.training.run.loop import Start
+    from dfine_jax.weights.load import LoadedModel
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -115,7 +115,7 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
-    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.data.read.sources import read_dataset
 
     _check_options(options)
     if options.augment:
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     val_data, missing = _val_data(options, train_data)
 
     # Here and not above: mistakes in paths and options are told before jax takes its seconds to load.
-    from dfine_jax.training import hosts
+    from dfine_jax.training.run import hosts
 
     if options.processes is not None:
         hosts.join(options.coordinator, options.processes, options.process)
@@ -141,12 +141,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | None, missing: list[str]) -> bool:
     """Train, and say how it ended; whether the run is finished."""
-    from dfine_jax.training.loop import train
-    from dfine_jax.training.setup import check
+    from dfine_jax.training.run.loop import train
+    from dfine_jax.training.run.setup import check
 
     loaded = None
     if options.weights:
-        from dfine_jax.weights import load_checkpoint
+        from dfine_jax.weights.load import load_checkpoint
 
         loaded = load_checkpoint(options.weights, activation=options.activation)
     config, notes = resumed_config(options) if options.resume else plan(options, train_data, loaded)
@@ -190,12 +190,12 @@ def _rehearse(
     """What a run checks and says before it compiles; nothing is written, no weights are made."""
     import jax
 
-    from dfine_jax.models.dfine import init_variables
-    from dfine_jax.training.checkpoint import load_training
-    from dfine_jax.training.optimizer import freeze_notes, make_optimizer
-    from dfine_jax.training.programs import sizes_notes
-    from dfine_jax.training.setup import check_same_data, claim, describe, make_loaders
-    from dfine_jax.training.state import TrainState, create_state
+    from dfine_jax.families.dfine.model import init_variables
+    from dfine_jax.training.run.checkpoint import load_training
+    from dfine_jax.training.run.setup import check_same_data, claim, describe, make_loaders
+    from dfine_jax.training.step.optimizer import freeze_notes, make_optimizer
+    from dfine_jax.training.step.programs import sizes_notes
+    from dfine_jax.training.step.state import TrainState, create_state
 
     if options.out.exists() and not options.resume:
         claim(options.out, False)
@@ -232,9 +232,9 @@ def _resume_command(options: argparse.Namespace) -> str:
 
 def _val_data(options: argparse.Namespace, train_data: Dataset) -> tuple[Dataset | None, list[str]]:
     """Validation images, or None and a line that says there are none."""
-    from dfine_jax.data.coco import check_same_categories
-    from dfine_jax.data.layout import MissingSplitError
-    from dfine_jax.data.sources import read_dataset
+    from dfine_jax.data.read.coco import check_same_categories
+    from dfine_jax.data.read.layout import MissingSplitError
+    from dfine_jax.data.read.sources import read_dataset
 
     try:
         val_data = read_dataset(options.data, "val")
@@ -302,9 +302,9 @@ def start_weights(
         return None
     import jax
 
-    from dfine_jax.models.dfine import init_variables
-    from dfine_jax.training.loop import Start
-    from dfine_jax.weights import transfer, with_backbone
+    from dfine_jax.families.dfine.model import init_variables
+    from dfine_jax.training.run.loop import Start
+    from dfine_jax.weights.load import transfer, with_backbone
 
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
     if loaded:
@@ -314,8 +314,8 @@ def start_weights(
         notes.append(f"weights from {origin}: {known} of {len(data.names)} classes known by name")
         notes += moved.table()
         return Start(moved.variables, loaded.metadata)
-    from converters.backbone import import_backbone
-    from dfine_jax.hub import fetch_backbone
+    from dfine_jax.converters.torch.backbone import import_backbone
+    from dfine_jax.weights.hub import fetch_backbone
 
     file = fetch_backbone(config.model.backbone) if options.backbone == "imagenet" else Path(options.backbone)
     backbone = import_backbone(file, config.model)

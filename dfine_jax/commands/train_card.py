@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dfine_jax.cards import find_card
 from dfine_jax.errors import UserError
+from dfine_jax.training.plan.cards import find_card
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
@@ -33,7 +33,7 @@ def card_notes(config: Config, name: str, sizes_px: Sequence[tuple[int, int]], s
     Raises:
       UserError: the compiler for NVIDIA's cards is not installed, or it fails.
     """
-    from dfine_jax.training.on_card import Question, fits, measure
+    from dfine_jax.training.plan.on_card import Question, fits, measure
 
     height_px, width_px = max(sizes_px, key=math.prod)
     data = dataclasses.replace(config.data, height_px=height_px, width_px=width_px)

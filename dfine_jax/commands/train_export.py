@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dfine_jax.files import told
-from dfine_jax.waiting import waiting
+from dfine_jax.system.files import told
+from dfine_jax.system.waiting import waiting
 
 NEEDED = ("jax2onnx", "onnx", "onnxruntime")  # the extra "export"
 _ERROR = "dfine: error: "

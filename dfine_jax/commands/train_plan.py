@@ -12,15 +12,15 @@ import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfine_jax import stored
 from dfine_jax.config import Config, override
 from dfine_jax.errors import UserError
-from dfine_jax.files import read_json, write_whole
+from dfine_jax.system.files import read_json, write_whole
+from dfine_jax.weights import stored
 
 if TYPE_CHECKING:
-    from dfine_jax.data.dataset import Dataset
-    from dfine_jax.training.recipes import Recipe
-    from dfine_jax.weights import LoadedModel
+    from dfine_jax.data.read.dataset import Dataset
+    from dfine_jax.training.plan.recipes import Recipe
+    from dfine_jax.weights.load import LoadedModel
 
 
 def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> tuple[Config, list[str]]:
@@ -31,8 +31,8 @@ def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None)
     Raises:
       UserError: the recipe, the file or a value is wrong.
     """
-    from dfine_jax.training.plan_text import plan_lines
-    from dfine_jax.training.recipes import dense_windows
+    from dfine_jax.training.plan.plan_text import plan_lines
+    from dfine_jax.training.plan.recipes import dense_windows
 
     recipe = _recipe(options, data, loaded)
     config, reasons = recipe.config, dict(recipe.reasons)
@@ -59,7 +59,7 @@ def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None)
 
 def _warnings(config: Config, num_images: int) -> list[str]:
     """A line about a warm-up that outlasts the run."""
-    from dfine_jax.data.plan import Sampling
+    from dfine_jax.data.load.plan import Sampling
 
     steps = config.train.epochs * Sampling(num_images, config.train.batch_size, 0, config.data).steps_per_epoch
     warmup = config.optim.warmup_steps
@@ -112,7 +112,7 @@ def _recipe(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | No
     """The configuration before weights and values given: derived for a variant, else that of a file."""
     import jax
 
-    from dfine_jax.training.recipes import Recipe, default_config, headline, rescaled
+    from dfine_jax.training.plan.recipes import Recipe, default_config, headline, rescaled
 
     size_px = parse_size(options.size) if options.size else None
     if not is_file(options.recipe):
@@ -173,7 +173,7 @@ def _as_in_weights(config: Config, options: argparse.Namespace, loaded: LoadedMo
 
     The input of other programs' files is 640x640; ``--size`` decides the size.
     """
-    from dfine_jax.weights import bound_fields
+    from dfine_jax.weights.load import bound_fields
 
     of_weights = loaded.metadata.config
     fields = bound_fields(of_weights.model)
@@ -195,8 +195,8 @@ def _check_weights(recipe: Config, options: argparse.Namespace, given: set[str],
     Raises:
       UserError: the variant, a field that was set, or a value given is another one; the message has both.
     """
-    from dfine_jax.variants import VARIANTS
-    from dfine_jax.weights import bound_fields
+    from dfine_jax.families.dfine.variants import VARIANTS
+    from dfine_jax.weights.load import bound_fields
 
     stated = bound_fields(loaded.metadata.config.model)
     planned = bound_fields(recipe.model)

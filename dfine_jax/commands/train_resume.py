@@ -40,8 +40,8 @@ def resumed_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
     Raises:
       UserError: there is nothing to continue, it is of another variant, or a key or value is wrong.
     """
-    from dfine_jax.training.checkpoint import load_metadata
-    from dfine_jax.training.setup import claim
+    from dfine_jax.training.run.checkpoint import load_metadata
+    from dfine_jax.training.run.setup import claim
 
     claim(options.out, True)
     stored = load_metadata(options.out / "last").config

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dfine_jax.models import initializers
-from dfine_jax.models.layers import Linear
+from dfine_jax.nn import initializers
+from dfine_jax.nn.layers import Linear
 from dfine_jax.ops import deformable
 
 

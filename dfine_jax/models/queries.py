@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.models import initializers
-from dfine_jax.models.layers import LayerNorm, Linear
+from dfine_jax.nn import initializers
+from dfine_jax.nn.layers import LayerNorm, Linear
 from dfine_jax.ops.anchors import anchors
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.tokens import gather_tokens, take_rows

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from dfine_jax.models.layers import MLP, ActivationName
+from dfine_jax.nn.layers import MLP, ActivationName
 from dfine_jax.ops import fdr
 from dfine_jax.ops.boxes import inverse_sigmoid
 from dfine_jax.ops.precision import at_least_float32

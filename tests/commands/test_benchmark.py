@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from dfine_jax import latency
+from dfine_jax.benchmark import latency
+from dfine_jax.benchmark.latency import Contender, Measurement, Picture, Plan, measure, num_blocks, percentiles
 from dfine_jax.cli import main
-from dfine_jax.latency import Contender, Measurement, Picture, Plan, measure, num_blocks, percentiles
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from dfine_jax.cli import main
-from dfine_jax.data.synthetic import make_shapes_dataset
-from dfine_jax.training import loop
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.training.run import loop
 
 
 @pytest.fixture

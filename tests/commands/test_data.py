@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from dfine_jax import cli
-from dfine_jax.data.items import Item
-from dfine_jax.data.sources import read_dataset
-from dfine_jax.data.splitting import divide, parse_shares
+from dfine_jax.data.edit.items import Item
+from dfine_jax.data.edit.splitting import divide, parse_shares
+from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.errors import UserError
 
 

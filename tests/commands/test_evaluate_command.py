@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import jax
 import pytest
-from conftest import ROOT
+from tiny import tiny_config
 
 from dfine_jax.cli import main
-from dfine_jax.data.coco import find_split, read_coco
-from dfine_jax.data.synthetic import make_shapes_dataset
-from dfine_jax.models.dfine import init_variables
-from dfine_jax.training.checkpoint import Metadata, save_weights
-
-sys.path.append(str(ROOT / "tests" / "training"))
-from tiny import tiny_config  # noqa: E402
+from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.families.dfine.model import init_variables
+from dfine_jax.training.run.checkpoint import Metadata, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +90,8 @@ def test_errors(data, model, capsys, arguments, message):
 
 
 def test_pictures_of_an_annotation_tool_in_no_split(data, model, tmp_path, capsys, monkeypatch):
+    from dfine_jax.data.edit.items import WHOLE, read_items
     from dfine_jax.data.formats.write import write
-    from dfine_jax.data.items import WHOLE, read_items
 
     monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
     items = read_items(data)

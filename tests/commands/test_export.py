@@ -12,16 +12,15 @@ import pytest
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "tests"))
-sys.path.append(str(ROOT / "tests" / "converters"))
-import onnx_models as tiny  # noqa: E402
-from toy_artefact import toy_dataset  # noqa: E402
-from training.tiny import tiny_config  # noqa: E402
+import onnx_models as tiny
+from tiny import tiny_config
+from toy_artefact import toy_dataset
 
-from dfine_jax.artefact import Artefact, sha256  # noqa: E402
-from dfine_jax.backends.registry import open_artefact  # noqa: E402
-from dfine_jax.cli import main  # noqa: E402
-from dfine_jax.detector import Detector  # noqa: E402
-from dfine_jax.training.checkpoint import Metadata, save_weights  # noqa: E402
+from dfine_jax.cli import main
+from dfine_jax.prediction.detector import Detector
+from dfine_jax.serving.artefact import Artefact, sha256
+from dfine_jax.serving.backends.registry import open_artefact
+from dfine_jax.training.run.checkpoint import Metadata, save_weights
 
 
 @pytest.fixture(scope="module")

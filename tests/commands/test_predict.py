@@ -19,13 +19,14 @@ from PIL import Image
 from rectangles import RectangleBackend, opened, scene
 from videos import write_video
 
-from dfine_jax import cli, detector, video
-from dfine_jax.backends.jax_model import JaxBackend
-from dfine_jax.data.images import Preprocess
-from dfine_jax.detector import Classes, OpenedModel
+from dfine_jax import cli
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
-from dfine_jax.inputs import find_inputs, result_files
-from dfine_jax.video import VideoReader
+from dfine_jax.prediction import detector, video
+from dfine_jax.prediction.detector import Classes, OpenedModel
+from dfine_jax.prediction.inputs import find_inputs, result_files
+from dfine_jax.prediction.video import VideoReader
+from dfine_jax.serving.backends.jax_model import JaxBackend
 
 TESTS = Path(__file__).resolve().parent.parent
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dfine_jax import cli
-from dfine_jax.data import repair
-from dfine_jax.data.sources import read_dataset
+from dfine_jax.data.edit import repair
+from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.errors import UserError
 
 

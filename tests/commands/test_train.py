@@ -11,22 +11,22 @@ from conftest import ROOT
 from flax import traverse_util
 from tiny_weights import tiny_weights
 
-from converters import torch_pickle
-from converters.torch_weights import export_state_dict, leaf_shapes
 from dfine_jax.cli import main
 from dfine_jax.commands.train_plan import read_plan
 from dfine_jax.config import Config
-from dfine_jax.data.synthetic import make_shapes_dataset
-from dfine_jax.training import loop
-from dfine_jax.training.checkpoint import Metadata, save_weights
-from dfine_jax.training.tables import published
-from dfine_jax.variants import model_config
-from dfine_jax.weights import bound_fields, load_checkpoint
+from dfine_jax.converters.torch import torch_pickle
+from dfine_jax.converters.torch.torch_weights import export_state_dict, leaf_shapes
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.families.dfine.tables import published
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.run import loop
+from dfine_jax.training.run.checkpoint import Metadata, save_weights
+from dfine_jax.weights.load import bound_fields, load_checkpoint
 
 EXPERIMENT = """
 from dfine_jax.config import Config, OptimConfig
-from dfine_jax.training.tables import published
-from dfine_jax.variants import model_config
+from dfine_jax.families.dfine.tables import published
+from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.weights import LoadedModel
 
 def get_config():
@@ -240,11 +240,11 @@ def test_yolo_folders_are_trained_on(data, planned, tmp_path, monkeypatch):
 def test_the_backbone_of_a_file(data, planned, tmp_path, monkeypatch):
     backbone = {"params": {"stem": 1}, "batch_stats": {"stem": 2}}
     monkeypatch.setattr(
-        "dfine_jax.models.dfine.init_variables",
+        "dfine_jax.families.dfine.model.init_variables",
         lambda *rest: {"params": {"backbone": {"stem": 0}, "decoder": 0}, "batch_stats": {"backbone": {"stem": 0}}},
     )
-    monkeypatch.setattr("dfine_jax.weights.with_backbone", lambda fresh, new: {"fresh": fresh, "new": new})
-    monkeypatch.setattr("converters.backbone.import_backbone", lambda file, config: backbone)
+    monkeypatch.setattr("dfine_jax.weights.load.with_backbone", lambda fresh, new: {"fresh": fresh, "new": new})
+    monkeypatch.setattr("dfine_jax.converters.torch.backbone.import_backbone", lambda file, config: backbone)
     where = ["--data", str(data), "--out", str(tmp_path / "run")]
     assert main(["train", "l", "--backbone", "B4.pth", *where]) == 0
     config, _, _, options = planned[0]

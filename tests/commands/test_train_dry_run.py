@@ -12,14 +12,15 @@ from conftest import ROOT
 
 from dfine_jax.cli import main
 from dfine_jax.config import Config
-from dfine_jax.data.synthetic import make_shapes_dataset
-from dfine_jax.launches import Launches
-from dfine_jax.models.dfine import DFine, init_variables
-from dfine_jax.training import loop, on_card
-from dfine_jax.training.checkpoint import Metadata
-from dfine_jax.training.on_card import Answer
-from dfine_jax.variants import model_config
-from dfine_jax.weights import LoadedModel
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.families.dfine.model import DFine, init_variables
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.plan import on_card
+from dfine_jax.training.plan.launches import Launches
+from dfine_jax.training.plan.on_card import Answer
+from dfine_jax.training.run import loop
+from dfine_jax.training.run.checkpoint import Metadata
+from dfine_jax.weights.load import LoadedModel
 
 
 def zeros(make, *arguments):
@@ -45,7 +46,7 @@ def small_weights(data):
 def dry(data, tmp_path, monkeypatch, capsys, small_weights):
     """A function that gives what is printed, or the error."""
     monkeypatch.setattr(loop, "train", None)
-    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: small_weights)
+    monkeypatch.setattr("dfine_jax.weights.load.load_checkpoint", lambda source, activation=None: small_weights)
 
     def of(*arguments, out=tmp_path / "run"):
         existed = out.exists()
@@ -116,9 +117,9 @@ WRONG = [
 @pytest.fixture
 def started(data, tmp_path, monkeypatch, capsys, small_weights):
     """A function that starts the same command with and without ``--dry-run``, as far as it gets without weights."""
-    monkeypatch.setattr("dfine_jax.weights.load_checkpoint", lambda source, activation=None: small_weights)
+    monkeypatch.setattr("dfine_jax.weights.load.load_checkpoint", lambda source, activation=None: small_weights)
     quick = functools.partial(zeros, init_variables)
-    for module in ("dfine_jax.models.dfine", "dfine_jax.training.loop"):
+    for module in ("dfine_jax.families.dfine.model", "dfine_jax.training.run.loop"):
         monkeypatch.setattr(f"{module}.init_variables", quick, raising=False)
 
     def of(*arguments, out=tmp_path / "run"):

@@ -12,13 +12,13 @@ from dfine_jax.cli import Parser, main
 from dfine_jax.commands import train
 from dfine_jax.commands.train_plan import plan, read_plan, write_plan
 from dfine_jax.config import Config
-from dfine_jax.data.sources import read_dataset
-from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.data.read.sources import read_dataset
+from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.models.dfine import DFine
-from dfine_jax.training.checkpoint import Metadata
-from dfine_jax.variants import model_config
-from dfine_jax.weights import LoadedModel, bound_fields
+from dfine_jax.families.dfine.model import DFine
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.run.checkpoint import Metadata
+from dfine_jax.weights.load import LoadedModel, bound_fields
 
 OVERRIDES = ("optim.weight_decay=0.5", "train.patience=7")
 
@@ -194,7 +194,7 @@ def test_what_a_plan_or_a_file_sets_is_not_changed_by_weights(configured, tmp_pa
     plan_file, script = tmp_path / "plan.json", tmp_path / "mine.py"
     configured("s", "--method=deim", "model.reg_scale=8", save=plan_file)
     script.write_text(
-        "from dfine_jax.config import Config\nfrom dfine_jax.variants import model_config\n"
+        "from dfine_jax.config import Config\nfrom dfine_jax.families.dfine.variants import model_config\n"
         "def get_config():\n    return Config(model_config('s', reg_scale=8.0))\n"
     )
     for file in (plan_file, script):

@@ -5,29 +5,25 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from tiny import tiny_config
 
 from dfine_jax.cli import main
 from dfine_jax.config import Config
-from dfine_jax.data.sources import read_dataset
-from dfine_jax.data.synthetic import make_shapes_dataset
-from dfine_jax.models.dfine import init_variables
-from dfine_jax.training import loop
-from dfine_jax.training.checkpoint import Metadata, load_metadata, save_training, save_weights
-from dfine_jax.training.optimizer import make_optimizer
-from dfine_jax.training.setup import describe
-from dfine_jax.training.stages import Progress
-from dfine_jax.training.state import create_state
-from dfine_jax.variants import model_config
-
-sys.path.insert(0, str(ROOT / "tests" / "training"))
-from tiny import tiny_config  # noqa: E402
+from dfine_jax.data.read.sources import read_dataset
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.families.dfine.model import init_variables
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.run import loop
+from dfine_jax.training.run.checkpoint import Metadata, load_metadata, save_training, save_weights
+from dfine_jax.training.run.setup import describe
+from dfine_jax.training.run.stages import Progress
+from dfine_jax.training.step.optimizer import make_optimizer
+from dfine_jax.training.step.state import create_state
 
 
 @pytest.fixture(scope="module")

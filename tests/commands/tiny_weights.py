@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-from conftest import ROOT
+from tiny import tiny_config
 
 from dfine_jax.config import Config
-from dfine_jax.models.dfine import init_variables
-from dfine_jax.training.checkpoint import Metadata, save_weights
-
-sys.path.insert(0, str(ROOT / "tests" / "training"))
-from tiny import tiny_config  # noqa: E402
+from dfine_jax.families.dfine.model import init_variables
+from dfine_jax.training.run.checkpoint import Metadata, save_weights
 
 
 def tiny_weights(

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from tiny import tiny_config
 
-from dfine_jax.data.coco import find_split, read_coco
-from dfine_jax.data.synthetic import make_shapes_dataset
-from dfine_jax.models.dfine import init_variables
-from dfine_jax.training.checkpoint import Metadata, save_weights
-
-sys.path.append(str(ROOT / "tests" / "training"))
-from tiny import tiny_config  # noqa: E402
+from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.families.dfine.model import init_variables
+from dfine_jax.training.run.checkpoint import Metadata, save_weights
 
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
 

@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 
 from dfine_jax.config import validate
-from dfine_jax.training.schedule import make_schedule
-from dfine_jax.training.tables import recipes
+from dfine_jax.families.dfine.tables import recipes
+from dfine_jax.training.step.schedule import make_schedule
 
 # lr, backbone lr, weight decay, batch, evaluation batch, epochs, stop epoch, restart decay, repeat, warm-ups (lr, EMA)
 DFINE = """

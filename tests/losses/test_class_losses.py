@@ -11,8 +11,8 @@ from test_criterion import random_output, random_targets
 
 from dfine_jax.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss
+from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.losses import terms
-from dfine_jax.variants import model_config
 
 # Logit, overlap with the object (None: background), MAL, its derivative, VFL (reference code, gamma 1.5; 0.75 and 2).
 WORKED = [

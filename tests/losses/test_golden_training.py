@@ -20,10 +20,10 @@ from golden_train import golden_denoising, golden_targets, hash_noise, hash_targ
 
 from dfine_jax.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss, match_outputs
-from dfine_jax.models.denoising import make_denoising_queries
-from dfine_jax.models.dfine import DFine
-from dfine_jax.training.tables import deim_model
-from dfine_jax.variants import model_config
+from dfine_jax.families.dfine.model import DFine
+from dfine_jax.families.dfine.tables import deim_model
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.nn.denoising import make_denoising_queries
 
 
 def training_step(config, variables, images, targets, denoising, losses=LossConfig()):  # noqa: B008

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfine_jax.models.decoder import Decoder
+from dfine_jax.families.dfine.decoder import Decoder
+from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.nn.fdr_head import FDRHead, FDRState
 from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.ops.tokens import gather_tokens
-from dfine_jax.variants import model_config
 
 LAYERS, WIDTH, CLASSES = 3, 16, 5
 BINS = EdgeBins(reg_max=8, up=0.5, reg_scale=4.0)

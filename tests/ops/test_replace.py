@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dfine_jax.models import layers
+from dfine_jax.nn import layers
 from dfine_jax.ops.replace import replaceable, replaced
 
 

@@ -1,13 +1,13 @@
-"""Features of backbone and encoder against the reference; those of the second set are in models/test_golden_eval.py."""
+"""Features of backbone and encoder against the reference; those of the second set are in test_golden_eval.py."""
 
 import jax
 import numpy as np
 import pytest
 from golden_weights import golden_image, golden_state_dict, submodule, variables_from_state_dict
 
-from dfine_jax.models.hgnetv2 import HGNetV2
-from dfine_jax.models.hybrid_encoder import HybridEncoder, depthwise_halving, split_and_chain
-from dfine_jax.variants import VARIANTS
+from dfine_jax.families.backbones.hgnetv2 import HGNetV2
+from dfine_jax.families.dfine.variants import VARIANTS
+from dfine_jax.nn.hybrid_encoder import HybridEncoder, depthwise_halving, split_and_chain
 
 
 def features(variant, variables, images):

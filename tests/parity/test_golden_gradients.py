@@ -17,10 +17,10 @@ import pytest
 from flax import traverse_util
 from golden_train import golden_targets
 
-from converters import huggingface, torch_weights
 from dfine_jax.config import OptimConfig
-from dfine_jax.training.optimizer import clip_coefficient, make_optimizer
-from dfine_jax.variants import model_config
+from dfine_jax.converters.torch import huggingface, torch_weights
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.step.optimizer import clip_coefficient, make_optimizer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

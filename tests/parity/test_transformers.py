@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from converters import huggingface
-from dfine_jax.models.dfine import DFine
-from dfine_jax.variants import model_config
+from dfine_jax.converters.torch import huggingface
+from dfine_jax.families.dfine.model import DFine
+from dfine_jax.families.dfine.variants import model_config
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

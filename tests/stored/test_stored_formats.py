@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+import tiny  # noqa: F401  the backbone of the stored model
 from flax import traverse_util
 
-from dfine_jax import artefact, stored
 from dfine_jax.cli import main
 from dfine_jax.commands.train_plan import read_plan
 from dfine_jax.config import Config, ConfigError
-from dfine_jax.data.images import Preprocess
-from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.models.dfine import init_variables
-from dfine_jax.training import checkpoint, loop
-from dfine_jax.training.optimizer import make_optimizer
-from dfine_jax.training.state import create_state
-from dfine_jax.variants import model_config
-from dfine_jax.weights import bound_fields, load, load_checkpoint
-
-sys.path.insert(0, str(ROOT / "tests" / "training"))
-import tiny  # noqa: F401, E402  the backbone of the stored model
+from dfine_jax.families.dfine.model import init_variables
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.serving import artefact
+from dfine_jax.training.run import checkpoint, loop
+from dfine_jax.training.step.optimizer import make_optimizer
+from dfine_jax.training.step.state import create_state
+from dfine_jax.weights import stored
+from dfine_jax.weights.load import bound_fields, load, load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from dfine_jax.data.formats.finder import Finder, split_of
 from dfine_jax.data.formats.parsing import number, points, read_xml, size
 from dfine_jax.data.formats.picture import ROTATED, Picture, Thing, box, class_name, ellipse, outline, rotated_box
 from dfine_jax.data.formats.turning import encode_mask
-from dfine_jax.data.notes import Notes
+from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
 
 TITLE = "CVAT for images"

@@ -8,9 +8,9 @@ import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from dfine_jax.data.layout import FOLDERS
-from dfine_jax.data.notes import Notes
-from dfine_jax.data.picture_files import pictures_below
+from dfine_jax.data.read.layout import FOLDERS
+from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.picture_files import pictures_below
 from dfine_jax.errors import RepairableError
 
 _SPLIT_OF = {name: split for split, names in FOLDERS.items() for name in names} | {

@@ -17,10 +17,10 @@ from dfine_jax.data.formats.finder import Finder
 from dfine_jax.data.formats.parsing import points, size
 from dfine_jax.data.formats.picture import Picture, Thing, box, class_name, ellipse, outline
 from dfine_jax.data.formats.turning import encode_mask
-from dfine_jax.data.images import upright_size
-from dfine_jax.data.notes import Notes
+from dfine_jax.data.picture.images import upright_size
+from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
-from dfine_jax.files import read_json
+from dfine_jax.system.files import read_json
 
 TITLE = "LabelMe"
 ENDINGS = (".json",)

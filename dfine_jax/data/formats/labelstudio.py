@@ -12,10 +12,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from dfine_jax.data.formats.finder import Finder
 from dfine_jax.data.formats.parsing import number, points
 from dfine_jax.data.formats.picture import ROTATED, Picture, Thing, box, class_name, ellipse, outline, rotated_box
-from dfine_jax.data.images import EXTENSIONS, upright_size
-from dfine_jax.data.notes import Notes
+from dfine_jax.data.picture.images import EXTENSIONS, upright_size
+from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
-from dfine_jax.files import read_json
+from dfine_jax.system.files import read_json
 
 TITLE = "Label Studio"
 ENDINGS = (".json",)

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from dfine_jax.errors import UserError
-from dfine_jax.files import decode, encoding_of, telling
+from dfine_jax.system.files import decode, encoding_of, telling
 
 _DECLARED = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dfine_jax.data.formats.turning import turned, upright_orientation
-from dfine_jax.data.images import image_size, upright_size
-from dfine_jax.data.notes import Notes
+from dfine_jax.data.picture.images import image_size, upright_size
+from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
 
 _CIRCLE_POINTS = 64

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from dfine_jax.errors import UserError
-from dfine_jax.files import telling
+from dfine_jax.system.files import telling
 
 Mode = Literal["refer", "link", "copy"]
 

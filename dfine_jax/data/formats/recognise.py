@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dfine_jax.data.dataset import listed
 from dfine_jax.data.formats import cvat, labelme, labelstudio, via, voc
 from dfine_jax.data.formats.finder import Finder
 from dfine_jax.data.formats.parsing import read_xml
 from dfine_jax.data.formats.picture import Picture, content
-from dfine_jax.data.notes import Notes
+from dfine_jax.data.read.dataset import listed
+from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
-from dfine_jax.files import find_files, read_json, read_text
+from dfine_jax.system.files import find_files, read_json, read_text
 
 WHOLE = "all"  # the only split of a dataset that has none
 READERS = (voc, cvat, labelme, via, labelstudio)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dfine_jax.data.images import orientation
+from dfine_jax.data.picture.images import orientation
 
 _BACK = {6: 8, 8: 6}  # every other orientation undoes itself
 

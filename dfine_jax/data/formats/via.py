@@ -13,9 +13,9 @@ from typing import Any
 from dfine_jax.data.formats.finder import Finder
 from dfine_jax.data.formats.parsing import number
 from dfine_jax.data.formats.picture import Picture, Thing, box, class_name, ellipse, outline
-from dfine_jax.data.notes import Notes
+from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
-from dfine_jax.files import read_json, read_text
+from dfine_jax.system.files import read_json, read_text
 
 TITLE = "VGG Image Annotator (VIA)"
 ENDINGS = (".json", ".csv")

@@ -16,10 +16,10 @@ from xml.etree import ElementTree
 from dfine_jax.data.formats.finder import Finder
 from dfine_jax.data.formats.parsing import number, read_xml, size
 from dfine_jax.data.formats.picture import Picture, Thing, box, class_name, outline
-from dfine_jax.data.images import EXTENSIONS
-from dfine_jax.data.notes import Notes
+from dfine_jax.data.picture.images import EXTENSIONS
+from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
-from dfine_jax.files import read_text
+from dfine_jax.system.files import read_text
 
 TITLE = "Pascal VOC"
 ENDINGS = (".xml",)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dfine_jax.data.edit.items import WHOLE, Item, Items
 from dfine_jax.data.formats.placing import Mode, Placement, new_folder
-from dfine_jax.data.items import WHOLE, Item, Items
-from dfine_jax.data.notes import Notes
+from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
 
 _ROUNDING_PX = 1.0  # boxes of whole pixels around outlines of fractions

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dfine_jax.data.edit.items import WHOLE, Item
 from dfine_jax.data.formats.placing import write_inside
 from dfine_jax.data.formats.turning import backwards, decode_mask, turned, upright_orientation
 from dfine_jax.data.formats.write import Shape, Target, note_unused
-from dfine_jax.data.images import image_size
-from dfine_jax.data.items import WHOLE, Item
+from dfine_jax.data.picture.images import image_size
 
 COCO_FILE = "_annotations.coco.json"
 

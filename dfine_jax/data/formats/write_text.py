@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import yaml
 
+from dfine_jax.data.edit.items import WHOLE, Item
 from dfine_jax.data.formats.placing import write_inside
 from dfine_jax.data.formats.turning import decode_mask
 from dfine_jax.data.formats.write import Shape, Target, note_unused
-from dfine_jax.data.items import WHOLE, Item
 
 _BEYOND_PX = 0.5  # rounding of the annotation tool; not worth a note
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from dfine_jax.models.layers import ConvNorm, called, without_gradient
+from dfine_jax.nn.layers import ConvNorm, called, without_gradient
 from dfine_jax.ops.pooling import average_pool2x2, max_pool3x3
 
 Unit = Callable[..., ConvNorm]

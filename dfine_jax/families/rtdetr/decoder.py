@@ -22,11 +22,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Activation
 from dfine_jax.families.rtdetr.config import RTDetrConfig
-from dfine_jax.models import initializers
 from dfine_jax.models.deformable import DeformableAttention, Source
-from dfine_jax.models.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
 from dfine_jax.models.queries import ClassEmbedding, TokenProjection, attention_blocked, propose
+from dfine_jax.nn import initializers
 from dfine_jax.nn.fdr_head import FDRHead
+from dfine_jax.nn.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
 from dfine_jax.ops.boxes import inverse_sigmoid
 from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.ops.precision import at_least_float32

@@ -27,7 +27,7 @@ from dfine_jax.families.rtdetr.config import RTDetrConfig, RTDetrLossConfig
 from dfine_jax.losses import terms
 from dfine_jax.losses.fdr import fdr_terms
 from dfine_jax.losses.matcher import assign, matching_cost, union_match
-from dfine_jax.models.denoising import make_denoising_queries, num_slots, sample_noise
+from dfine_jax.nn.denoising import make_denoising_queries, num_slots, sample_noise
 from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, Targets, TrainingOutput
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from dfine_jax.families.backbones.hgnetv2 import HGNetV2
 from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.backbones.resnet_vd import ResNetVD
 from dfine_jax.families.rtdetr.config import RTDetrConfig
 from dfine_jax.families.rtdetr.decoder import Decoder
-from dfine_jax.models.hgnetv2 import HGNetV2
-from dfine_jax.models.hybrid_encoder import HybridEncoder, convolution_halving, cross_stage
-from dfine_jax.models.initializers import draw_variables, fan_in_uniform
-from dfine_jax.models.layers import called
+from dfine_jax.nn.hybrid_encoder import HybridEncoder, convolution_halving, cross_stage
+from dfine_jax.nn.initializers import draw_variables, fan_in_uniform
+from dfine_jax.nn.layers import called
 from dfine_jax.ops.precision import inference_products
 from dfine_jax.typing import DenoisingQueries, ModelOutput
 

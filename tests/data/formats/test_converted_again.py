@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfine_jax.data.edit.items import read_items
 from dfine_jax.data.formats.write import FORMATS, write
-from dfine_jax.data.items import read_items
-from dfine_jax.data.sources import read_dataset
+from dfine_jax.data.read.sources import read_dataset
 
 NAMES = ("1.png", "sub dir/é 2.png", "a b 1.jpeg")
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfine_jax.data.coco import with_shapes
-from dfine_jax.data.sources import read_dataset
+from dfine_jax.data.read.coco import with_shapes
+from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.errors import UserError
 
 

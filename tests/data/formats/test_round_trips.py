@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfine_jax.data.coco import with_shapes
-from dfine_jax.data.dataset import open_record
+from dfine_jax.data.edit.items import read_items
 from dfine_jax.data.formats.write import FORMATS, write
-from dfine_jax.data.items import read_items
-from dfine_jax.data.masks import Polygons, RunLengths
-from dfine_jax.data.sources import read_dataset
-from dfine_jax.data.synthetic import make_shapes_dataset
+from dfine_jax.data.read.coco import with_shapes
+from dfine_jax.data.read.dataset import open_record
+from dfine_jax.data.read.masks import Polygons, RunLengths
+from dfine_jax.data.read.sources import read_dataset
+from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 
 

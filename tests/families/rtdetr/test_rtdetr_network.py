@@ -124,7 +124,7 @@ def test_merged_bottlenecks_compute_the_same(tiny, monkeypatch):
     """Against the branches one by one, as in training but with stored statistics."""
     variables, images = tiny
     merged = infer(TINY, variables, images)
-    monkeypatch.setattr("dfine_jax.models.hybrid_encoder.Bottleneck.is_initializing", lambda self: True)
+    monkeypatch.setattr("dfine_jax.nn.hybrid_encoder.Bottleneck.is_initializing", lambda self: True)
     branches = infer(TINY, variables, images)
     difference = np.abs(merged.logits - branches.logits).max()
     assert 0 < difference < 1e-4

@@ -1,0 +1,171 @@
+"""What the gate measured: a value, a table, a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfine_jax.converters.gate.compare import Comparison, Limits
+from dfine_jax.system.files import write_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """COCO AP on the same images."""
+
+    model: float  # what the file is compared with
+    artefact: float
+    images: int
+    baseline: float | None = None  # the unreduced model, where the file is an operating point of it
+
+    @property
+    def drop(self) -> float:
+        """How much the file loses against the model it is an equal of."""
+        return self.model - self.artefact
+
+    @property
+    def cost(self) -> float | None:
+        """How much it loses against the unreduced model; None where nothing is reduced."""
+        return None if self.baseline is None else self.baseline - self.artefact
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything about one run of the gate."""
+
+    file: str
+    sha256: str
+    graph: str
+    precision: str
+    input: dict[str, Any]
+    operating_point: dict[str, Any]  # queries, layers and the like that were reduced
+    ran_on: dict[str, Any]
+    images: str  # what was compared on
+    limits: Limits
+    comparisons: tuple[Comparison, ...]
+    accuracy: Accuracy | None
+    no_accuracy: str  # why AP was not measured
+    failures: tuple[str, ...]
+    first_divergence: str | None
+    no_divergence: str  # why a file that failed has none
+    quantization: dict[str, Any] = dataclasses.field(default_factory=dict)  # what int8 cost
+    not_run: str = ""  # what was run instead, where the file itself could not be
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file ran and every number is within its limit."""
+        return not self.failures and not self.not_run
+
+    @property
+    def verdict(self) -> str:
+        """One word or two."""
+        return "REFUSED" if self.failures else "NOT RUN" if self.not_run else "PASSED"
+
+    def summary(self) -> str:
+        """One line for an error message."""
+        more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
+        where = f"; first difference: {self.first_divergence}" if self.first_divergence else ""
+        return f"{self.failures[0]}{more}{where}" if self.failures else "within all limits"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = dataclasses.asdict(self)
+        if self.accuracy is not None:
+            values["accuracy"] |= {"drop": self.accuracy.drop, "cost": self.accuracy.cost}
+        return {"passed": self.passed, "verdict": self.verdict, **values}
+
+    def table(self) -> str:
+        """Text for people."""
+        size = "x".join(str(side) for side in self.input["size_hw"])
+        lines = [
+            f"{self.file}: {self.verdict}",
+            f"{self.graph} graph, {self.precision}, input {self.input['dtype']} {self.input['layout']} {size}, batch "
+            f"{self.input['batch'] or 'any'}",
+            *([self.not_run] if self.not_run else []),
+            f"ran on {_listed(self.ran_on)}",
+            f"compared with the model on {self.images}",
+            "",
+            f"{'batch':>5} {'rows':>6} {'box px: median':>15} {'95 %':>8} {'most':>8} {'score: median':>14} "
+            f"{'95 %':>8} {'most':>8} {'near-ties':>10}",
+        ]
+        for c in self.comparisons:
+            lines.append(
+                f"{c.batch:>5} {c.rows:>6} {c.box_median_px:>15.2g} {c.box_p95_px:>8.2g} {c.box_most_px:>8.2g} "
+                f"{c.score_median:>14.2g} {c.score_p95:>8.2g} {c.score_most:>8.2g} {c.cut_rows:>10}"
+            )
+        limits = self.limits
+        lines.append(
+            f"{'limit':>5} {'':>6} {limits.box_median_px:>15.2g} {limits.box_p95_px:>8.2g} {limits.box_most_px:>8.2g} "
+            f"{limits.score_median:>14.2g} {limits.score_p95:>8.2g} {limits.score_most:>8.2g}"
+        )
+        lines += ["", *self._confident_lines(), *self._accuracy_lines()]
+        if self.quantization:
+            lines.append(f"quantization: {_listed(self.quantization)}")
+        lines += [f"FAILED {failure}" for failure in self.failures]
+        if self.first_divergence or self.no_divergence:
+            lines.append(f"first difference: {self.first_divergence or f'not known ({self.no_divergence})'}")
+        return "\n".join(lines).rstrip() + "\n"
+
+    def _confident_lines(self) -> list[str]:
+        limit = self.limits.lost_share
+        return [
+            f"batch {c.batch}: {c.lost_share:.1%} of {c.sure_rows} confident detections have no partner "
+            f"(limit {limit:.0%})"
+            for c in self.comparisons
+            if np.isfinite(limit)
+        ]
+
+    def _accuracy_lines(self) -> list[str]:
+        accuracy = self.accuracy
+        reduced = f"operating point: {_listed(self.operating_point)}; AP cost"
+        if accuracy is None:
+            lines = [f"AP: not measured ({self.no_accuracy})"]
+            return lines + [f"{reduced}: not measured; give --data DIR with annotations"] * bool(self.operating_point)
+        lines = [
+            f"AP on {accuracy.images} images: model {accuracy.model:.4f}, file {accuracy.artefact:.4f}, drop "
+            f"{accuracy.drop:+.4f} (limit {self.limits.ap_drop})"
+        ]
+        if accuracy.cost is not None:
+            lines.append(f"{reduced} {accuracy.cost:+.4f} against {accuracy.baseline:.4f} of the unreduced model")
+        return lines
+
+
+def report_files(artefact: Path) -> tuple[Path, Path]:
+    """``<artefact>.report.json`` and ``<artefact>.report.txt``."""
+    return artefact.with_name(f"{artefact.name}.report.json"), artefact.with_name(f"{artefact.name}.report.txt")
+
+
+def write(report: Report, artefact: Path) -> None:
+    """Both files of a report."""
+    _write(report.to_dict(), report.table(), artefact)
+
+
+def write_refusal(artefact: Path, reason: str) -> None:
+    """Both files where a file could not be made, or not be measured at all."""
+    values = {"passed": False, "verdict": "REFUSED", "file": artefact.name, "failures": [reason]}
+    _write(values, f"{artefact.name}: REFUSED\n\nFAILED {reason}\n", artefact)
+
+
+def _write(values: dict[str, Any], table: str, artefact: Path) -> None:
+    numbers, text = report_files(artefact)
+    write_whole(numbers, json.dumps(_finite(values), indent=2) + "\n")
+    write_whole(text, table)
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity; a limit that does not limit is null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value

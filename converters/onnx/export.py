@@ -1,0 +1,238 @@
+"""dfine_jax -> ONNX: the pure function is traced, translated by jax2onnx, simplified and described.
+
+Two graphs:
+
+* ``raw``: ``images`` -> ``logits`` [b, q, k] before the sigmoid, ``boxes`` [b, q, 4] as (cx, cy, w, h) in [0, 1].
+* ``complete``: ``images``, ``original_sizes_px`` float32 [b, 2] (width, height) -> ``labels`` int32 [b, n], ``boxes``
+  float32 [b, n, 4] as corners in pixels of the original images, ``scores`` float32 [b, n], best first.
+
+``images`` are float32 [b, 3, h, w], RGB in [0, 1], or with ``input_dtype="uint8"`` bytes [b, h, w, 3]. With
+``source_hw`` they are bytes of that size and the graph resizes (resize.py). Outputs are float32 always.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnx_ir as ir
+from jax2onnx import to_onnx
+from jaxtyping import Array, Float
+
+from dfine_jax import __version__
+from dfine_jax.converters.onnx import ops
+from dfine_jax.converters.onnx.graph import simplify
+from dfine_jax.converters.onnx.model import forward
+from dfine_jax.converters.onnx.resize import resizing
+from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.errors import UserError
+from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.families.dfine.model import STRIDE, DFine
+from dfine_jax.serving.artefact import GRAPHS, KEY, SIZES_INPUT, Artefact, InputSpec
+
+Precision = Literal["fp32", "fp16"]
+Graph = Literal["raw", "complete"]
+InputType = Literal["float32", "uint8"]
+
+OPSET = 20  # the first with Gelu
+IR_VERSION = 9  # of opset 20
+NUM_TOP = 300
+
+
+def export_onnx(
+    model: DFine,
+    variables: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    *,
+    size_hw: tuple[int, int],
+    batch: int | None = 1,
+    precision: Precision = "fp32",
+    graph: Graph = "raw",
+    input_dtype: InputType = "float32",
+    source_hw: tuple[int, int] | None = None,
+    num_queries: int | None = None,
+    prune: Sequence[int] | None = None,
+    layers: int | None = None,
+) -> onnx.ModelProto:
+    """The model as an ONNX file that describes itself.
+
+    Args:
+      meta: ``class_names``, ``category_ids``; optionally ``preprocess`` (whose size is replaced), ``source``
+        {file, sha256} and ``licence``.
+      size_hw: height and width of the network's input in pixels.
+      batch: fixed, or None for any.
+      source_hw: height and width of the pictures, which the graph resizes; it takes bytes then.
+      num_queries, prune, layers: see ``operating_point``.
+
+    Raises:
+      UserError: size, batch or operating point do not fit the model.
+    """
+    check(size_hw, batch)
+    if source_hw and min(source_hw) < 1:
+        raise UserError(f"source size {source_hw[0]}x{source_hw[1]}: sides must be at least 1")
+    variables = jax.tree.map(np.asarray, variables)  # of jax arrays the cast to float16 would stay in the graph
+    model = operating_point(model, variables, num_queries=num_queries, prune=prune, layers=layers)
+    if precision == "fp16":
+        model = model.clone(compute_dtype=jnp.float16)
+    preprocess = meta.get("preprocess") or Preprocess(*size_hw)
+    preprocess = dataclasses.replace(preprocess, height_px=size_hw[0], width_px=size_hw[1])
+    input_dtype = "uint8" if source_hw else input_dtype
+    network = forward(model, variables, preprocess.scale if input_dtype == "uint8" else None)
+    inside = None
+    if source_hw:
+        network, inside = resizing(network, source_hw, preprocess), preprocess
+        preprocess = Preprocess(*source_hw, scale=preprocess.scale)  # what is left for the host
+        size_hw = source_hw
+    function: Callable[..., Any] = network if graph == "raw" else complete(network)
+    proto = _translate(function, size_hw, batch, graph, input_dtype)
+    artefact = Artefact(
+        variant=model.config.variant,
+        task="detect",
+        graph=graph,
+        precision=precision,
+        class_names=tuple(meta["class_names"]),
+        category_ids=tuple(meta["category_ids"]),
+        preprocess=preprocess,
+        input=InputSpec("images", input_dtype, "NCHW" if input_dtype == "float32" else "NHWC", size_hw, batch),
+        outputs=GRAPHS[graph],
+        num_queries=model.config.num_queries,
+        layers=model.config.decoder_layers,
+        source=dict(meta.get("source", {})),
+        resizes=inside,
+        dfine_jax_version=__version__,
+        licence=meta.get("licence", ""),
+        extra={"keep_queries": list(model.keep_queries)} if model.keep_queries else {},
+    )
+    onnx.helper.set_model_props(proto, {KEY: json.dumps(artefact.to_dict())})
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def save(proto: onnx.ModelProto, path: Path) -> None:
+    """Write one file, weights inside.
+
+    Raises:
+      UserError: more than the 2 GB that one file can hold.
+    """
+    if proto.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise UserError(f"{path}: the model is larger than the 2 GB of one ONNX file; export it in fp16")
+    onnx.save(proto, path)
+
+
+def check(size_hw: tuple[int, int], batch: int | None) -> None:
+    """UserError unless the sides are multiples of the stride and the batch is positive."""
+    if any(side <= 0 or side % STRIDE for side in size_hw):
+        raise UserError(f"input size {size_hw[0]}x{size_hw[1]}: sides must be multiples of {STRIDE}, such as 640x640")
+    if batch is not None and batch < 1:
+        raise UserError(f"batch {batch} must be at least 1, or dynamic")
+
+
+def operating_point(
+    model: DFine,
+    variables: Mapping[str, Any],
+    *,
+    num_queries: int | None = None,
+    prune: Sequence[int] | None = None,
+    layers: int | None = None,
+) -> DFine:
+    """The same weights with less work.
+
+    Args:
+      num_queries: encoder tokens that become queries.
+      prune: queries of the first decoder layer, of the second, and so on; the last number holds for all later ones.
+        Those with the highest class logits of the layer before go on.
+      layers: decoder layers that run; the heads of the last one answer.
+
+    Raises:
+      UserError: more than the model has, or the weights lack the heads of an inner layer.
+    """
+    config = model.config
+    if prune and num_queries is not None and prune[0] != num_queries:
+        raise UserError(f"pruning starts with {prune[0]} queries, but {num_queries} are asked for; give one of the two")
+    num_queries = num_queries if num_queries is not None else (prune[0] if prune else config.num_queries)
+    layers = config.decoder_layers if layers is None else layers
+    kept = tuple(prune or ())[1:]
+    if not 1 <= num_queries <= config.num_queries:
+        raise UserError(f"{num_queries} queries: the model has {config.num_queries}; give 1 to {config.num_queries}")
+    if not 1 <= layers <= config.decoder_layers:
+        raise UserError(f"{layers} decoder layers: the model has {config.decoder_layers}")
+    if len(kept) >= layers or list(kept) != sorted(kept, reverse=True) or any(k < 1 for k in kept):
+        raise UserError(f"pruning {'>'.join(map(str, prune or ()))} must fall and have at most {layers} numbers")
+    if kept and kept[0] > num_queries:
+        raise UserError(f"pruning to {kept[0]} of {num_queries} queries removes nothing")
+    for i in {*range(len(kept)), layers - 1}:
+        if f"dec_score_head_{i}" not in variables["params"]["decoder"]:
+            raise UserError(f"the weights have no heads for decoder layer {i + 1}; take the checkpoint of the training")
+    config = dataclasses.replace(config, num_queries=num_queries, decoder_layers=layers)
+    return model.clone(config=config, keep_queries=kept)
+
+
+def complete(network: Callable[[Array], Answer]) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
+    """Selection and scaling behind the network, as ``postprocess.select`` and ``to_pixels``."""
+
+    def call(images: Array, sizes_px: Float[Array, "b 2"]) -> tuple[Array, Array, Array]:
+        logits, boxes_cxcywh, _ = network(images)
+        queries, classes = logits.shape[1:]
+        scores = jax.nn.sigmoid(ops.reshape(logits, queries * classes))
+        scores, best = jax.lax.top_k(scores, min(NUM_TOP, queries * classes))
+        query = ops.divide_integers(best, classes)
+        labels = ops.add(best, ops.multiply(query, jnp.int32(-classes)))
+        centre, size = ops.split(ops.gather_rows(boxes_cxcywh, query), 2)
+        corners = ops.concatenate([centre - 0.5 * size, centre + 0.5 * size], 2)
+        scale = ops.reshape(ops.concatenate([sizes_px, sizes_px], 1), 1, 4)
+        return labels, ops.multiply(corners, scale), scores
+
+    return call
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks of jax2onnx's own parts: 64-bit types that JAX does not give, constants without a type."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _translate(
+    function: Callable[..., Any], size_hw: tuple[int, int], batch: int | None, graph: Graph, input_dtype: InputType
+) -> onnx.ModelProto:
+    side: Any = "B" if batch is None else batch
+    inputs = [jax.ShapeDtypeStruct((side, *size_hw, 3), np.dtype(input_dtype))]
+    names = ["images"]
+    if graph == "complete":
+        inputs.append(jax.ShapeDtypeStruct((side, 2), np.dtype("float32")))
+        names.append(SIZES_INPUT)
+    with _quiet():
+        traced = to_onnx(
+            function,
+            inputs,
+            model_name="dfine",
+            opset=OPSET,
+            inputs_as_nchw=[0] if input_dtype == "float32" else None,
+            input_names=names,
+            output_names=list(GRAPHS[graph]),
+        )
+    model = ir.from_proto(traced)
+    simplify(model)
+    with _quiet():
+        proto = ir.to_proto(model)
+    proto.graph.ClearField("value_info")  # runtimes infer; jax2onnx's are wrong behind a moved transpose
+    proto.ir_version = IR_VERSION
+    proto.producer_name, proto.producer_version = "dfine_jax", __version__
+    return proto

@@ -1,0 +1,194 @@
+"""From a dataset to host batches: shuffled and augmented for training, in order for evaluation.
+
+Every training row is a function of (seed, epoch, position in the epoch) alone. The batches are the same whatever the
+number of worker processes and hosts, and training continues at any step without replaying the steps before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Generator, Iterator
+
+import numpy as np
+
+from dfine_jax.config import DataConfig
+from dfine_jax.data.augment.schedule import announced_sizes_px, batch_size_px
+from dfine_jax.data.load import workers
+from dfine_jax.data.load.batch import Batch, EvalBatch, MaskBatch
+from dfine_jax.data.load.columns import for_loading
+from dfine_jax.data.load.plan import Sampling, most_objects, num_slots
+from dfine_jax.data.load.rows import EvalSource, RecentTiles, TrainSource
+from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.coco import with_shapes
+from dfine_jax.data.read.dataset import Dataset, listed
+from dfine_jax.data.read.records import objects_and_images, objects_per_image, sizes_px, thin_objects
+from dfine_jax.errors import UserError
+
+_NO_LIMIT = 10**9
+
+
+class TrainLoader:
+    """Endless training batches of a dataset.
+
+    Each epoch visits every image once in a new order; a last incomplete batch is dropped. With fewer images than
+    ``batch_size`` an epoch is one batch in which images repeat (differently augmented). Of several hosts each gets its
+    rows of the same global batches.
+
+    Args:
+      batch_size: over all hosts.
+      epochs: length of the run, if known: the slots are counted for its mosaics and mixtures only.
+
+    Raises:
+      UserError: no images, too few slots, or values out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        height_px: int,
+        width_px: int,
+        batch_size: int,
+        max_objects: int,
+        seed: int,
+        augment: DataConfig,
+        workers: int,
+        epochs: int = _NO_LIMIT,
+        host_index: int = 0,
+        host_count: int = 1,
+    ) -> None:
+        _check(dataset, height_px, width_px, batch_size, workers, host_index, host_count)
+        if seed < 0:
+            raise UserError(f"train.seed={seed} must not be negative")
+        if batch_size % host_count:
+            raise UserError(f"train.batch_size={batch_size} must be a multiple of the {host_count} hosts")
+        config = dataclasses.replace(augment, height_px=height_px, width_px=width_px)
+        if config.mask_stride:
+            if height_px % config.mask_stride or width_px % config.mask_stride:
+                raise UserError(f"data.mask_stride={config.mask_stride} must divide the input {height_px}x{width_px}")
+            dataset = with_shapes(dataset)
+        self._sampling = Sampling(len(dataset), batch_size, seed, config)
+        most = most_objects(self._sampling, objects_per_image(dataset.records).tolist(), epochs)
+        slots = num_slots(most, max_objects, str(dataset.annotation_file))
+        tiles = RecentTiles(config.mosaic_cache)
+        records = for_loading(dataset.records, workers)
+        self._source = TrainSource(records, slots, self._sampling, host_index, host_count, tiles)
+        self._workers = workers
+        self.notes = _notes(dataset, config, batch_size, slots, most)  # for the log of the run
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch."""
+        return self._sampling.steps_per_epoch
+
+    @property
+    def slots(self) -> int:
+        """Ground-truth slots per image, ``g``."""
+        return self._source.slots
+
+    def size_px(self, step: int) -> tuple[int, int]:
+        """(height, width) at which the step runs; the device brings the batch to it (nearest neighbour)."""
+        return batch_size_px(self._sampling.config, self._sampling.seed, step // self.steps_per_epoch, step)
+
+    def sizes_px(self, epochs: int, first: int = 0) -> tuple[tuple[int, int], ...]:
+        """Every size that ``size_px`` can give from epoch ``first`` to the end of so many epochs."""
+        return announced_sizes_px(self._sampling.config, epochs, first)
+
+    def batches(self, start_step: int = 0) -> Generator[Batch | MaskBatch, None, None]:
+        """Batches from global step ``start_step`` on, without end; closing the iterator ends its workers.
+
+        ``MaskBatch`` where ``data.mask_stride`` is set.
+
+        Raises:
+          UserError: an image cannot be read or a worker ended; the message names the file.
+        """
+        kind = MaskBatch if self._sampling.config.mask_stride else Batch
+        with contextlib.closing(workers.batches(self._source, itertools.count(start_step), self._workers)) as stream:
+            while True:
+                yield kind(*next(stream))
+
+
+class EvalLoader:
+    """Evaluation batches: every image once, in the order of the file; the last batch is filled up.
+
+    Of several hosts each gets every n-th image, and all the same number of batches.
+
+    Raises:
+      UserError: no images, or values out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        height_px: int,
+        width_px: int,
+        batch_size: int,
+        workers: int = 0,
+        resize: str = "stretch",
+        host_index: int = 0,
+        host_count: int = 1,
+    ) -> None:
+        _check(dataset, height_px, width_px, batch_size, workers, host_index, host_count)
+        preprocess = Preprocess.from_dict(Preprocess(height_px, width_px).to_dict() | {"resize": resize})
+        records = for_loading(dataset.records[host_index::host_count], workers)
+        self._source = EvalSource(records, batch_size, preprocess)
+        longest = -(-len(dataset) // host_count)
+        self._length = -(-longest // batch_size)
+        self._workers = workers
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return self._length
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the images of every batch."""
+        return self._source.layout[0][0]
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        """One pass. Raises UserError as ``TrainLoader.batches``."""
+        with contextlib.closing(workers.batches(self._source, range(len(self)), self._workers)) as stream:
+            for arrays in stream:
+                yield EvalBatch(*arrays)
+
+
+def _notes(dataset: Dataset, config: DataConfig, batch_size: int, slots: int, most: int) -> tuple[str, ...]:
+    """What the data makes of the configuration, for the log."""
+    notes = [f"{slots} slots for objects per image: the fullest image has {dataset.max_objects}"]
+    if config.augment == "deim":
+        notes[0] += f", up to {most} meet by mosaic and MixUp"
+    preprocess = Preprocess(config.height_px, config.width_px, config.resize)
+    unique_px, which = np.unique(sizes_px(dataset.records), axis=0, return_inverse=True)
+    sizes = [preprocess.view_px(size)[2:] for size in map(tuple, unique_px.tolist())]
+    scales = np.array([(config.width_px / width, config.height_px / height) for width, height in sizes])
+    small = thin_objects(dataset.records, scales[which])
+    objects, _ = objects_and_images(dataset.records)
+    if small:
+        size = f"{config.height_px}x{config.width_px}"
+        notes.append(f"{small} of {objects.total()} objects are thinner than a pixel at {size} and are dropped")
+    absent = [name for label, name in enumerate(dataset.names) if not objects[label]]
+    if absent:
+        notes.append(f"{len(absent)} of {len(dataset.names)} classes have no object to train on: {listed(absent)}")
+    if len(dataset) < batch_size:
+        notes.append(f"{len(dataset)} images fill a batch of {batch_size}: images repeat within a batch")
+    return tuple(notes)
+
+
+def _check(
+    dataset: Dataset, height_px: int, width_px: int, batch_size: int, workers: int, host_index: int, host_count: int
+) -> None:
+    if not len(dataset):
+        raise UserError(f"{dataset.annotation_file} lists no images")
+    for name, value, least in (
+        ("height_px", height_px, 1),
+        ("width_px", width_px, 1),
+        ("batch_size", batch_size, 1),
+        ("workers", workers, 0),
+        ("host_index", host_index, 0),
+        ("host_count", host_count, host_index + 1),
+    ):
+        if value < least:
+            raise UserError(f"{name}={value} must be at least {least}")

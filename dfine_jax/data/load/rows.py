@@ -1,0 +1,191 @@
+"""How one row of a batch is made: the work of the loader processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from dfine_jax.config import DataConfig
+from dfine_jax.data.augment import transforms
+from dfine_jax.data.augment.mosaic import mix_pixels, mosaic, tile
+from dfine_jax.data.augment.schedule import policy
+from dfine_jax.data.augment.transforms import Sample
+from dfine_jax.data.load import workers
+from dfine_jax.data.load.columns import RecordColumns
+from dfine_jax.data.load.plan import Sampling, epoch_plan
+from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read import masks as object_masks
+from dfine_jax.data.read.dataset import Record, open_record
+from dfine_jax.errors import UserError
+
+_AUGMENT = 1  # stream of random numbers under one seed (data/load/plan.py has the others)
+
+
+class RecentTiles:
+    """Mosaic tiles of the last batches, by image; a store of this process, which changes no result."""
+
+    def __init__(self, batches: int) -> None:
+        self._batches, self._tiles, self._step = batches, dict[int, tuple[int, Sample]](), -1
+
+    def get(self, index: int) -> Sample | None:
+        found = self._tiles.get(index)
+        return found[1] if found else None
+
+    def add(self, index: int, step: int, made: Sample) -> None:
+        if self._batches:
+            self._tiles[index] = step, made
+        if step != self._step:
+            self._step, oldest = step, step - self._batches
+            self._tiles = {i: entry for i, entry in self._tiles.items() if entry[0] >= oldest}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSource:
+    """Rows of training batches (workers.Source): those of one host, and where MixUp needs it, the row before them."""
+
+    records: Sequence[Record] | RecordColumns
+    slots: int
+    sampling: Sampling
+    host_index: int
+    host_count: int
+    tiles: RecentTiles
+
+    @property
+    def config(self) -> DataConfig:
+        """Input size and augmentation."""
+        return self.sampling.config
+
+    @property
+    def rows(self) -> int:
+        """Rows of this host's batches."""
+        return self.sampling.batch_size // self.host_count
+
+    @property
+    def layout(self) -> workers.Layout:
+        """Arrays of ``Batch`` or ``MaskBatch``; a last row for MixUp across hosts."""
+        config, g = self.config, self.slots
+        mixes = config.augment == "deim" and config.mixup_prob > 0
+        b = self.rows + (mixes and self.host_count > 1)
+        arrays = [((b, config.height_px, config.width_px, 3), "uint8"), ((b, g), "int32")]
+        arrays += [((b, g, 4), "float32"), ((b, g), "bool")]
+        if config.mask_stride:
+            size = (config.height_px // config.mask_stride, config.width_px // config.mask_stride)
+            arrays.append(((b, g, *size), "bool"))
+        return tuple(arrays)
+
+    def fill(self, step: int, row: int, out: workers.Arrays) -> None:
+        """Load, augment and write one image, or mosaic, with its objects."""
+        epoch, position = self._locate(step, row)
+        if row == self.rows and epoch_plan(self.sampling, epoch).mix_share[step % self.sampling.steps_per_epoch] == 1:
+            return  # nobody looks at it
+        sample = self.sample(step, row)
+        images, labels, boxes, valid, *masks = (array[row] for array in out)
+        count = len(sample.labels)
+        if count > self.slots:
+            raise UserError(f"{count} objects meet in {self.describe(step, row)}, but there are {self.slots} slots")
+        images[:] = np.asarray(sample.image)
+        labels[:count], labels[count:] = sample.labels, 0
+        boxes[:count], boxes[count:] = transforms.normalised_cxcywh(sample), 0.0
+        valid[:count], valid[count:] = True, False
+        if masks and sample.masks is not None:
+            _, height, width = masks[0].shape
+            masks[0][:count] = object_masks.rasterised(sample.masks, height, width, self.config.mask_stride)
+            masks[0][count:] = False
+
+    def sample(self, step: int, row: int) -> Sample:
+        """One augmented image or mosaic, before MixUp."""
+        epoch, position = self._locate(step, row)
+        plan = epoch_plan(self.sampling, epoch)
+        rng = np.random.default_rng((self.sampling.seed, _AUGMENT, epoch, position))
+        index, is_mosaic = int(plan.order[position]), bool(plan.is_mosaic[position])
+        if is_mosaic:
+            images = [index, *map(int, plan.partners[position])]
+            sample = mosaic(rng, [self._tile(image, step) for image in images])
+        else:
+            sample = self._whole(index)
+            if self.config.mosaic_cache and policy(self.config, epoch).dense:
+                self.tiles.add(index, step, self._make_tile(sample))
+        return transforms.augment(rng, sample, self.config, epoch, is_mosaic=is_mosaic)
+
+    def finish(self, step: int, arrays: workers.Arrays) -> workers.Arrays:
+        """Copies of this host's rows, mixed with the rows before them where the plan says so."""
+        epoch, batch = divmod(step, self.sampling.steps_per_epoch)
+        share = float(epoch_plan(self.sampling, epoch).mix_share[batch])
+        if share == 1:
+            return tuple(array[: self.rows].copy() for array in arrays)
+        out = tuple(np.zeros((self.rows, *array.shape[1:]), array.dtype) for array in arrays)
+        counts: Int[np.ndarray, " b"] = arrays[3].sum(1)
+        for row in range(self.rows):
+            before = row - 1  # -1 is the last row: of the batch, or the one added for this
+            mix_pixels(arrays[0][row], arrays[0][before], share, out[0][row])
+            own, other = int(counts[row]), int(counts[before])
+            for mixed, array in zip(out[1:], arrays[1:], strict=True):
+                mixed[row, :own] = array[row, :own]
+                mixed[row, own : own + other] = array[before, :other]
+        return out
+
+    def describe(self, step: int, row: int) -> str:
+        """Path of the image."""
+        epoch, position = self._locate(step, row)
+        return str(self.records[int(epoch_plan(self.sampling, epoch).order[position])].path)
+
+    def _locate(self, step: int, row: int) -> tuple[int, int]:
+        """Epoch and position in it."""
+        epoch, batch = divmod(step, self.sampling.steps_per_epoch)
+        first = self.host_index * self.rows
+        row = first + row if row < self.rows else (first - 1) % self.sampling.batch_size
+        return epoch, batch * self.sampling.batch_size + row
+
+    def _whole(self, index: int) -> Sample:
+        record = self.records[index]
+        size = record.width_px, record.height_px
+        masks = object_masks.make_masks(record.shapes, size) if self.config.mask_stride else None
+        return transforms.make_sample(open_record(record), record.boxes_xyxy_px, record.labels, masks)
+
+    def _tile(self, index: int, step: int) -> Sample:
+        made = self.tiles.get(index) or self._make_tile(self._whole(index))
+        self.tiles.add(index, step, made)
+        return made
+
+    def _make_tile(self, sample: Sample) -> Sample:
+        return tile(sample, min(self.config.height_px, self.config.width_px) // 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSource:
+    """Rows of evaluation batches (workers.Source)."""
+
+    records: Sequence[Record] | RecordColumns
+    batch_size: int
+    preprocess: Preprocess
+
+    @property
+    def layout(self) -> workers.Layout:
+        """Arrays of ``EvalBatch``."""
+        b = self.batch_size
+        image = (b, self.preprocess.height_px, self.preprocess.width_px, 3)
+        return (image, "uint8"), ((b,), "int64"), ((b, 2), "float32"), ((b, 4), "float32")
+
+    def fill(self, step: int, row: int, out: workers.Arrays) -> None:
+        """Load and stretch one image, or write a row that only fills the batch."""
+        images, image_id, size, view = out
+        index = step * self.batch_size + row
+        if index >= len(self.records):
+            images[row], image_id[row], size[row], view[row] = 0, -1, 1.0, (0, 0, 1, 1)
+            return
+        record = self.records[index]
+        images[row] = self.preprocess(open_record(record))
+        image_id[row], size[row] = record.image_id, (record.width_px, record.height_px)
+        view[row] = self.preprocess.view_px((record.width_px, record.height_px))
+
+    def finish(self, step: int, arrays: workers.Arrays) -> workers.Arrays:
+        """Copies."""
+        return tuple(array.copy() for array in arrays)
+
+    def describe(self, step: int, row: int) -> str:
+        """Path of the image, empty for a filling row."""
+        index = step * self.batch_size + row
+        return str(self.records[index].path) if index < len(self.records) else ""

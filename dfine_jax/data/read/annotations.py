@@ -1,0 +1,350 @@
+"""COCO JSON as columns: decoded piece by piece, checked column by column.
+
+A large file is mostly a list of millions of small objects. Decoded at once they take ten times the memory of what
+they say, and looked at one by one in Python, minutes. Here a few megabytes are decoded at a time, each check is one
+operation on an array, and only the first entry that fails one is looked at by itself, to say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import json
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from dfine_jax.data.read.areas import cured_areas
+from dfine_jax.data.read.categories import read_categories
+from dfine_jax.data.read.dataset import Category
+from dfine_jax.data.read.refusals import check_repeated, refuse
+from dfine_jax.data.read.values import (
+    area_column,
+    box_column,
+    first_repeated,
+    flag_column,
+    id_column,
+    shown,
+    whole_column,
+)
+from dfine_jax.errors import RepairableError, UserError
+from dfine_jax.system.files import read_text
+
+_PIECE_BYTES = 1 << 22
+_PIECE_ENTRIES = 1 << 15
+_BETWEEN = re.compile(rb"}\s*,\s*{")
+_MISSING = msgspec.UNSET
+_LISTS = ("images", "annotations", "categories")
+_MOST_SIDE_PX = 2**31
+_NUM_EXAMPLES = 3
+
+
+class Decoded(NamedTuple):
+    """Content of an annotation file. Annotations are in the order of their images, those of one as in the file.
+
+    Columns of images, [m]: ``image_id``, ``size_px`` [m, 2] (width and height, 0 where the file does not say),
+    ``names`` (UTF-8, one after another) and ``name_bounds`` [m + 1] in it, ``objects`` [m + 1], the bounds of each
+    image's annotations. Columns of annotations, [n]: ``annotation_id``, ``label`` (-1 for a category that is not
+    listed), ``box_xywh_px`` [n, 4] and ``area_px`` in float64, ``crowd``.
+    """
+
+    arrays: dict[str, np.ndarray]
+    categories: tuple[Category, ...]
+    notes: dict[str, Any]  # counts of what is not in the columns, plain values
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: Any = _MISSING
+    file_name: Any = _MISSING
+    width: Any = _MISSING
+    height: Any = _MISSING
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    id: int | msgspec.UnsetType = _MISSING
+    image_id: int | msgspec.UnsetType = _MISSING
+    category_id: int | msgspec.UnsetType = _MISSING
+    bbox: tuple[float, float, float, float] | msgspec.UnsetType = _MISSING
+    iscrowd: Any = _MISSING
+    area: Any = _MISSING
+
+
+class _Piece(NamedTuple):
+    """Some entries of a list, as objects of one type; ``plain`` gives them as JSON has them.
+
+    Only where there is ``text`` the objects are of the types declared; else their values are whatever the file has.
+    """
+
+    entries: list[Any]
+    text: bytes | None
+    values: list[Any]
+
+    def plain(self) -> list[Any]:
+        return self.values if self.text is None else json.loads(self.text)
+
+
+def decode(text: Any, source: Path) -> Decoded:
+    """Columns of an annotation file.
+
+    Args:
+      text: its bytes (any buffer), UTF-8.
+      source: what to call it in messages.
+
+    Raises:
+      UserError: not JSON, not COCO, or an entry is wrong (the message names entry, field and value).
+    """
+    lists = _lists(text, source)
+    with _no_collection():
+        images = _images(lists["images"], source)
+        annotations, odd = _annotations(lists["annotations"], source, images, text)
+    listed = lists["categories"]
+    listed = listed if isinstance(listed, list) else plain_json(bytes(listed), source)
+    categories = read_categories(listed, annotations["category_id"], source)
+    notes = {"annotations": int(odd["total"]), "empty": int(odd["empty"]), "areas": int(odd["areas"])}
+    annotations["label"], unlisted = _labels(annotations, categories, odd["values"])
+    notes |= unlisted
+    position = annotations.pop("image")
+    annotations.pop("category_id")
+    if (position[1:] < position[:-1]).any():
+        order = np.argsort(position, kind="stable")
+        for name in annotations:
+            annotations[name] = annotations[name][order]
+    per_image = np.bincount(position, minlength=len(images["image_id"]))
+    objects = np.concatenate([[0], np.cumsum(per_image)]).astype(np.int64)
+    return Decoded({**images, "objects": objects, **annotations}, categories, notes)
+
+
+def _give_back(text: Any) -> None:
+    """Of a mapped file, the pages that were read: they would count as this process's memory until the end."""
+    if isinstance(text, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        text.madvise(mmap.MADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for cycles, which millions of new objects would start again and again, and which have none."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
+
+
+def _lists(text: Any, source: Path) -> dict[str, Any]:
+    """The three lists, as buffers or, where msgspec does not take the file, as Python's decoder gives them."""
+    content: Any
+    try:
+        content = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        content = {key: memoryview(content[key]) if key in content else b" " for key in _LISTS}
+        missing = [key for key in _LISTS if content[key][:1] != b"["]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        content = plain_json(bytes(text), source)
+        missing = [key for key in _LISTS if not (isinstance(content, dict) and isinstance(content.get(key), list))]
+    if missing:
+        raise UserError(
+            f"annotation file {source} is not COCO JSON: no list {missing[0]!r}; export it as COCO detection"
+        )
+    return content
+
+
+def plain_json(text: bytes, source: Path) -> Any:
+    """Content as Python's decoder gives it; it also takes NaN and any number.
+
+    Raises:
+      UserError: not JSON.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"annotation file {source} is not usable JSON (nested too deeply)") from None
+    except ValueError as error:  # also of numbers with thousands of digits
+        if isinstance(error, UnicodeDecodeError):
+            read_text(source)  # says in which line of the whole file
+        raise UserError(f"annotation file {source} is not JSON ({error}); export it again as COCO JSON") from None
+
+
+def _pieces(part: Any, kind: type[_Image] | type[_Annotation], source: Path) -> Iterator[_Piece]:
+    """A list in pieces of whole entries. Errors as ``plain_json``."""
+    if isinstance(part, list):
+        for start in range(0, len(part), _PIECE_ENTRIES):
+            values = part[start : start + _PIECE_ENTRIES]
+            yield _Piece(_structured(values, kind), None, values)
+        return
+    decoder, end = msgspec.json.Decoder(list[kind]), len(part) - 1
+    start = 1
+    while start < end:
+        following, reach = start, _PIECE_BYTES
+        while following == start:
+            # A cut inside a text or a nested value leaves no valid JSON before it; then the next place is tried.
+            found = _BETWEEN.search(part, min(start + reach, end))
+            cut, resumed = (found.start() + 1, found.end() - 1) if found else (end, end)
+            text = b"".join((b"[", part[start:cut], b"]"))
+            try:
+                yield _Piece(decoder.decode(text), text, [])
+                following = resumed
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                try:
+                    values = json.loads(text)
+                except ValueError:
+                    if not found:
+                        plain_json(text, source)
+                    reach = 2 * (cut - start)
+                    continue
+                yield _Piece(_structured(values, kind), None, values)
+                following = resumed
+        start = following
+
+
+def _structured(values: list[Any], kind: type[_Image] | type[_Annotation]) -> list[Any]:
+    names = kind.__struct_fields__
+    return [kind(**{n: v[n] for n in names if n in v}) if isinstance(v, dict) else kind() for v in values]
+
+
+def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
+    ids, names, sizes = [], [], []
+    for piece in _pieces(part, _Image, source):
+        column, wrong = id_column([entry.id for entry in piece.entries])
+        texts = [entry.file_name for entry in piece.entries]
+        if set(map(type, texts)) - {str}:
+            wrong |= np.array([not isinstance(text, str) for text in texts])
+        if wrong.any():
+            entry = piece.plain()[int(np.argmax(wrong))]
+            raise RepairableError(
+                f"{source}: image {shown(entry, 300)} needs an integer 'id' of at most 64 bits and a 'file_name'"
+            )
+        ids.append(column)
+        names += [text.encode("utf-8", "surrogatepass") for text in texts]
+        sizes += [_size(entry.width, entry.height) for entry in piece.entries]
+    image_id = np.concatenate([np.empty(0, np.int64), *ids])
+    repeated = first_repeated(image_id)
+    if repeated is not None:
+        raise RepairableError(f"{source}: image id {image_id[repeated]} is listed twice; give each image its own id")
+    bounds = np.array([0, *itertools.accumulate(map(len, names))], np.int64)
+    return {
+        "image_id": image_id,
+        "size_px": np.array(sizes, np.int64).reshape(-1, 2),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+        "name_bounds": bounds,
+    }
+
+
+def _size(width: Any, height: Any) -> tuple[int, int]:
+    if type(width) is int and type(height) is int and 0 < width < _MOST_SIDE_PX and 0 < height < _MOST_SIDE_PX:
+        return width, height
+    return 0, 0
+
+
+def _annotations(
+    part: Any, source: Path, images: dict[str, np.ndarray], text: Any
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Columns in the order of the file, with ``image`` (position) and ``category_id``; and what is odd about them."""
+    by_id = np.argsort(images["image_id"], kind="stable")
+    ordered = images["image_id"][by_id]
+    pieces: dict[str, list[np.ndarray]] = {}
+    odd: dict[str, Any] = {"total": 0, "empty": 0, "areas": 0, "values": {}}
+    first, ids = 0, []
+    for piece in _pieces(part, _Annotation, source):
+        columns, wrong, listed, unusual = _columns(piece, ordered, by_id)
+        ids.append(columns["annotation_id"])
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            check_repeated(np.concatenate(ids)[: first + row], source)
+            refuse(piece.plain()[row], first + row, source, bool(listed[row]))
+        columns["area_px"], cured = cured_areas(columns, images["size_px"], piece.plain, piece.text)
+        there = ~columns.pop("empty")
+        whole = bool(there.all())
+        odd["areas"] += int((cured & there).sum())
+        position = np.cumsum(there) - 1 + first - odd["empty"] if unusual else there
+        odd["values"] |= {int(position[row]): shown(value) for row, value in unusual.items() if there[row]}
+        odd["empty"] += 0 if whole else int((~there).sum())
+        for name, column in columns.items():
+            pieces.setdefault(name, []).append(column if whole else column[there])
+        first += len(piece.entries)
+        _give_back(text)
+    odd["total"] = first
+    check_repeated(np.concatenate([np.empty(0, np.int64), *ids]), source)
+    del ids
+    return {name: np.concatenate([empty, *pieces.pop(name, [])]) for name, empty in _EMPTY.items()}, odd
+
+
+_EMPTY = {
+    "annotation_id": np.empty(0, np.int64),
+    "image": np.empty(0, np.int64),
+    "category_id": np.empty(0, np.int64),
+    "box_xywh_px": np.empty((0, 4), np.float64),
+    "area_px": np.empty(0, np.float64),
+    "crowd": np.empty(0, bool),
+}
+
+
+def _columns(
+    piece: _Piece, ordered: Int64[np.ndarray, " m"], by_id: Int64[np.ndarray, " m"]
+) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[int, Any]]:
+    """Columns of a piece; which entries are wrong; whose image is listed; category ids that are no whole numbers."""
+    entries = piece.entries
+    typed = piece.text is not None
+    ids, wrong = id_column([entry.id for entry in entries], typed)
+    image_ids, not_whole, _ = whole_column([entry.image_id for entry in entries], typed)
+    place, listed = _places(image_ids, ordered, by_id)
+    listed &= ~not_whole
+    wrong |= ~listed
+    category_ids, not_whole, unusual = whole_column([entry.category_id for entry in entries], typed)
+    if unusual:
+        wrong |= np.array([e.category_id is _MISSING or isinstance(e.category_id, (list, dict)) for e in entries])
+    boxes, empty, bad = box_column([entry.bbox for entry in entries])
+    crowd, unclear = flag_column([entry.iscrowd for entry in entries])
+    columns = {
+        "annotation_id": ids,
+        "image": place,
+        "category_id": category_ids,
+        "box_xywh_px": boxes,
+        "area_px": area_column([entry.area for entry in entries]),
+        "crowd": crowd,
+        "empty": empty,
+    }
+    return columns, wrong | bad | unclear, listed, unusual
+
+
+def _places(
+    image_ids: Int64[np.ndarray, " n"], ordered: Int64[np.ndarray, " m"], by_id: Int64[np.ndarray, " m"]
+) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Positions of images by their ids (``ordered`` are those of the positions ``by_id``), and which are listed."""
+    if not len(ordered):
+        return np.zeros(len(image_ids), np.int64), np.zeros(len(image_ids), bool)
+    first, last = int(ordered[0]), int(ordered[-1])
+    if last - first == len(ordered) - 1:  # numbered without a gap
+        listed = (image_ids >= first) & (image_ids <= last)
+        return by_id[np.where(listed, image_ids, first) - first], listed
+    found = np.searchsorted(ordered, image_ids)
+    found[found == len(ordered)] = 0
+    return by_id[found], ordered[found] == image_ids
+
+
+def _labels(
+    annotations: dict[str, np.ndarray], categories: tuple[Category, ...], unusual: dict[int, str]
+) -> tuple[Int32[np.ndarray, " n"], dict[str, Any]]:
+    """Labels; and how many objects have a category that is not listed, with examples."""
+    ids = np.array([category.id for category in categories], np.int64)
+    label = np.searchsorted(ids, annotations["category_id"]).astype(np.int32)
+    label[label == len(ids)] = 0
+    label[ids[label] != annotations["category_id"]] = -1
+    label[list(unusual)] = -1  # a text or a broken number is no id, whatever stands in its place in the column
+    rows = np.flatnonzero((label < 0) & ~annotations["crowd"])
+    examples = [
+        (
+            int(annotations["annotation_id"][row]),
+            int(annotations["image"][row]),
+            unusual.get(row, str(annotations["category_id"][row])),
+        )
+        for row in rows[:_NUM_EXAMPLES].tolist()
+    ]
+    return label, {"unlisted": len(rows), "unlisted_examples": examples}

@@ -1,0 +1,73 @@
+"""Areas of annotations: as given where they can be, else computed, because COCO's AP is by area.
+
+An area that is negative, zero, no number or larger than the picture puts an object into no class of size, or into the
+wrong one: AP becomes -1, as if nothing were annotated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from pycocotools import mask as coco_mask
+
+from dfine_jax.data.read.masks import Polygons, RunLengths, parse_segmentation
+
+_ROUNDING = 1.01  # an area may exceed the picture by what annotation tools round
+
+
+def cured_areas(
+    columns: Mapping[str, np.ndarray],
+    size_px: Int64[np.ndarray, "m 2"],
+    plain: Callable[[], list[Any]],
+    text: bytes | None,
+) -> tuple[Float64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Areas that can be, and where one that was given had to be replaced.
+
+    Args:
+      columns: ``area_px`` (not a number where none was given, -1 where it was no number), ``box_xywh_px`` and
+        ``image``, the position in ``size_px``.
+      plain: gives the entries as JSON has them; called only when masks are needed.
+      text: the JSON of the entries, if there is any.
+    """
+    given, boxes, image = columns["area_px"], columns["box_xywh_px"], columns["image"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        of_box = boxes[:, 2].clip(0) * boxes[:, 3].clip(0)
+        pictures = size_px[np.minimum(image, max(len(size_px) - 1, 0))].prod(1) if len(size_px) else np.zeros(0)
+        most = np.where(pictures > 0, np.maximum(pictures, of_box) * _ROUNDING, np.inf)
+        missing = np.isnan(given)
+        wrong = ~missing & ~((given > 0) & (given <= most))
+    out = given.copy()
+    replaced = np.flatnonzero(missing | wrong)
+    out[replaced] = of_box[replaced]
+    if len(replaced) and (text is None or b'"segmentation"' in text):
+        entries = plain()
+        for row in replaced.tolist():
+            area = mask_area(entries[row].get("segmentation"))
+            if area:
+                out[row] = area
+    out[~np.isfinite(out)] = 0.0
+    return out, wrong & (out != given)
+
+
+def mask_area(segmentation: Any) -> float | None:
+    """Area of COCO's ``segmentation`` in pixels; None where it is no mask."""
+    try:
+        shape = parse_segmentation(segmentation)
+        if isinstance(shape, Polygons):
+            area = sum(_polygon_area(part.astype(np.float64)) for part in shape.parts)
+        elif isinstance(shape, RunLengths):
+            encoded: Any = {"size": [shape.height_px, shape.width_px], "counts": shape.counts}
+            area = float(coco_mask.area(encoded))
+        else:
+            return None
+    except (TypeError, ValueError, OverflowError):  # not of numbers, or not of two sides
+        return None
+    return area if np.isfinite(area) and area > 0 else None
+
+
+def _polygon_area(points: Float64[np.ndarray, "n 2"]) -> float:
+    x, y = points.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

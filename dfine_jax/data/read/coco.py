@@ -1,0 +1,160 @@
+"""COCO annotation files as typed records, by the reference's rules (src/data/dataset/coco_dataset.py, convert_coco).
+
+Original category ids, whatever they are, are mapped once to 0..n-1 in ascending order; every annotation that is dropped
+or changed is counted, and the counts are logged once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from jaxtyping import Int64
+
+from dfine_jax.data.picture.images import image_size
+from dfine_jax.data.read.annotations import plain_json
+from dfine_jax.data.read.dataset import Category as Category
+from dfine_jax.data.read.dataset import Dataset, Report, Stored, listed
+from dfine_jax.data.read.dataset import Record as Record
+from dfine_jax.data.read.dataset import check_same_categories as check_same_categories  # part of this module's surface
+from dfine_jax.data.read.index import Columns, read_columns
+from dfine_jax.data.read.layout import find_split as find_split
+from dfine_jax.data.read.masks import parse_segmentation
+from dfine_jax.data.read.pictures import Places, find_pictures
+from dfine_jax.data.read.records import Records, all_names, find_usable, name_at, named_path, share_usable
+from dfine_jax.errors import RepairableError, UserError
+from dfine_jax.system.files import telling, utf8
+
+logger = logging.getLogger(__name__)
+
+
+def read_coco(
+    annotation_file: Path | str,
+    image_dir: Path | str,
+    stored: Sequence[Stored] | None = None,
+    *,
+    upright: bool = False,
+    drop_unlisted: bool = False,
+) -> Dataset:
+    """Read an annotation file and check it against the images.
+
+    Rules of the reference: crowd regions are dropped; boxes become corners, are clamped to the image and kept when
+    they still have width and height; images without boxes are kept. Beyond them: an empty list or null as ``bbox``
+    marks an image without objects, and an area that cannot be is computed from the mask or the box; both are counted.
+
+    The columns of large files are kept in the cache folder (``index.read_columns``).
+
+    Args:
+      annotation_file: COCO JSON.
+      image_dir: where its ``file_name`` are looked for, with and without their leading folders.
+      stored: the pictures in the order of the file, when they are not files in ``image_dir``.
+      upright: sizes and boxes are those of the pictures turned by their EXIF orientation (``Record.upright``).
+      drop_unlisted: annotations of categories that the file does not list are dropped and counted, not an error.
+
+    Raises:
+      UserError: the file or folder is missing, is not JSON or not COCO, repeats ids, refers to unknown images or
+        categories, or lists image files that do not exist or that are one and the same.
+    """
+    annotation_file, image_dir = Path(annotation_file), Path(image_dir)
+    columns = read_columns(annotation_file)
+    arrays = columns.shared.arrays
+    names = all_names(arrays)
+    if stored is None:
+        places = find_pictures(names, image_dir, annotation_file)
+    else:
+        places = named_path(image_dir, names)
+    if not drop_unlisted:
+        _check_classes(columns, annotation_file)
+    size_px = _sizes(arrays["size_px"], names, places)
+    usable = find_usable(arrays, size_px)
+    records = Records(columns.shared, share_usable(usable.kept, size_px), places, upright=upright, stored=stored)
+    notes = columns.notes
+    report = Report(
+        crowd=usable.crowd,
+        degenerate=usable.degenerate,
+        unknown_category=notes["unlisted"],
+        clamped=usable.clamped,
+        empty=notes["empty"],
+        areas=notes["areas"],
+    )
+    dataset = Dataset(records, columns.categories, annotation_file, report, columns)
+    logger.info(
+        "%s: %d images, %d objects, %d classes",
+        annotation_file,
+        len(records),
+        int(usable.kept.sum()),
+        len(columns.categories),
+    )
+    if str(dataset.report):
+        logger.warning("%s: %s", annotation_file, dataset.report)
+    return dataset
+
+
+def _sizes(given_px: Int64[np.ndarray, "m 2"], names: Sequence[str], places: Places) -> Int64[np.ndarray, "m 2"]:
+    """Sizes as the file gives them, or those of the pictures where it does not."""
+    absent = np.flatnonzero((given_px <= 0).any(1))
+    if not len(absent):
+        return given_px
+    sizes = given_px.copy()
+    for position in absent.tolist():
+        sizes[position] = image_size(places.path(names[position]))
+    return sizes
+
+
+def _check_classes(columns: Columns, source: Path) -> None:
+    """All objects are of listed categories; crowd regions are dropped anyhow."""
+    notes = columns.notes
+    if not notes["unlisted"]:
+        return
+    annotation, image, category = notes["unlisted_examples"][0]
+    file = Path(name_at(columns.shared.arrays, image).replace("\\", "/")).name
+    known = {str(category.id) for category in columns.categories}
+    as_text = all(value.strip("'\"") in known for *_, value in notes["unlisted_examples"])
+    refusal = RepairableError if as_text else UserError
+    raise refusal(
+        f"{source}: {notes['unlisted']} of {notes['annotations']} annotations have a category_id that 'categories' "
+        f"does not list, such as {category} of annotation {annotation} in {file}; "
+        f"listed are {listed([f'{category.id} {category.name}' for category in columns.categories])}; add the class to "
+        "'categories', or remove the annotations (dfine check --data DIR reports all problems)"
+    )
+
+
+class _Outline(msgspec.Struct, gc=False):
+    id: int
+    segmentation: Any = None
+
+
+class _Outlines(msgspec.Struct, gc=False):
+    annotations: list[_Outline]
+
+
+def read_segmentations(dataset: Dataset) -> dict[int, Any]:
+    """Polygons or run lengths by annotation id, read from the file again: boxes alone need none of this memory.
+
+    Raises:
+      UserError: the file is gone or has become unreadable.
+    """
+    wanted = {int(i) for record in dataset.records for i in record.annotation_ids}
+    file = dataset.annotation_file
+    with telling(file):
+        text = utf8(file.read_bytes(), file)
+    try:
+        entries = [(e.id, e.segmentation) for e in msgspec.json.decode(text, type=_Outlines).annotations]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        entries = [(e["id"], e.get("segmentation")) for e in plain_json(text, file)["annotations"]]
+    return {number: outline for number, outline in entries if outline and number in wanted}
+
+
+def with_shapes(dataset: Dataset) -> Dataset:
+    """The dataset with the masks of its objects."""
+    found = {number: parse_segmentation(value) for number, value in read_segmentations(dataset).items()}
+    records = [
+        dataclasses.replace(record, shapes=tuple(found.get(int(i)) for i in record.annotation_ids))
+        for record in dataset.records
+    ]
+    return dataclasses.replace(dataset, records=tuple(records))

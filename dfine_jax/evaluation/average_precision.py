@@ -1,0 +1,104 @@
+"""COCO's average precision by pycocotools, one class at a time.
+
+pycocotools keeps dictionaries and small arrays of every image, class and range of areas until the end: gigabytes for a
+few thousand images. No class looks at another one, and pictures with neither objects nor detections of a class say
+nothing about it, so the classes are judged one after another, each on its pictures alone, and their tables are put
+together. The numbers are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from dfine_jax.evaluation.detections import Detections, Groups, Objects
+
+
+class Precision(NamedTuple):
+    """Result of ``coco_precision``."""
+
+    stats: Float64[np.ndarray, "12"]  # in pycocotools' order; -1: no such object
+    by_class: Float64[np.ndarray, " k"]  # AP of all areas with 100 detections, in the order of the categories
+
+
+def coco_precision(
+    truth: Objects, found: Detections, image_ids: Sequence[int], category_ids: Sequence[int]
+) -> Precision:
+    """COCO's twelve numbers on the images and categories named.
+
+    Objects are numbered from 1 (pycocotools takes number 0 for "unmatched", which loses a true positive).
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    images = np.unique(np.asarray(image_ids, np.int64))
+    ascending = sorted(category_ids)
+    by_category = Groups(truth.category_id), Groups(found.category_id)
+    evaluated = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        for category in ascending:
+            rows, detected = (groups.rows(category) for groups in by_category)
+            rows = rows[np.isin(truth.image_id[rows], images)]
+            detected = detected[np.isin(found.image_id[detected], images)]
+            evaluated.append(_of_class(truth, rows, found, detected, category))
+        whole: Any = COCOeval(iouType="bbox")
+        whole.params.imgIds, whole.params.catIds = images.tolist(), ascending
+        whole.eval = {
+            "params": whole.params,
+            "precision": np.concatenate([e["precision"] for e in evaluated], 2),
+            "recall": np.concatenate([e["recall"] for e in evaluated], 1),
+        }
+        whole.summarize()
+    precision = whole.eval["precision"][:, :, :, 0, 2]  # [thresholds, recalls, k], all areas, 100 detections
+    of = {category: _mean_of_present(precision[:, :, k]) for k, category in enumerate(ascending)}
+    return Precision(np.asarray(whole.stats[:12], np.float64), np.array([of[i] for i in category_ids], np.float64))
+
+
+def _of_class(
+    truth: Objects,
+    rows: Int64[np.ndarray, " g"],
+    found: Detections,
+    detected: Int64[np.ndarray, " n"],
+    category: int,
+) -> dict[str, Any]:
+    """pycocotools' tables of one class."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    images = np.unique(np.concatenate([truth.image_id[rows], found.image_id[detected]])).tolist()
+    one: Any = COCO()
+    other: Any = COCO()
+    one.dataset = {"images": [{"id": i} for i in images], "categories": [{"id": category}]}
+    other.dataset = dict(one.dataset)
+    common = ("image_id", "bbox", "area", "iscrowd")
+    columns = truth.image_id, truth.box_xywh_px, truth.area_px, truth.crowd.astype(np.int64)
+    one.dataset["annotations"] = [
+        {"id": number, "category_id": category, **dict(zip(common, values, strict=True))}
+        for number, values in enumerate(zip(*(column[rows].tolist() for column in columns), strict=True), 1)
+    ]
+    columns = found.image_id, found.box_xywh_px, found.box_xywh_px[:, 2:].prod(1), found.score
+    common = ("image_id", "bbox", "area", "score")
+    other.dataset["annotations"] = [
+        {"id": number, "category_id": category, "iscrowd": 0, **dict(zip(common, values, strict=True))}
+        for number, values in enumerate(zip(*(column[detected].tolist() for column in columns), strict=True), 1)
+    ]
+    one.createIndex()
+    other.createIndex()
+    run: Any = COCOeval(one, other, "bbox")
+    run.params.imgIds, run.params.catIds = images, [category]
+    if images:
+        run.evaluate()
+        run.accumulate()
+        return run.eval
+    p = run.params
+    shape = len(p.iouThrs), len(p.recThrs), 1, len(p.areaRng), len(p.maxDets)
+    return {"precision": -np.ones(shape), "recall": -np.ones((shape[0], *shape[2:]))}
+
+
+def _mean_of_present(precision: Float64[np.ndarray, "t r"]) -> float:
+    present = precision[precision > -1]
+    return float(present.mean()) if present.size else -1.0

@@ -1,0 +1,281 @@
+"""COCO average precision and counts, the same for every runtime: a function that predicts, and batches to feed it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from dfine_jax.data.load.batch import EvalBatch
+from dfine_jax.data.load.workers import closing_batches
+from dfine_jax.data.read.annotations import decode
+from dfine_jax.data.read.dataset import Dataset, listed
+from dfine_jax.data.read.index import read_columns
+from dfine_jax.errors import UserError
+from dfine_jax.evaluation.average_precision import coco_precision
+from dfine_jax.evaluation.detections import Detections, Objects
+from dfine_jax.evaluation.metrics import DetectionReport, detection_report
+from dfine_jax.evaluation.postprocess import AnyArray
+from dfine_jax.serving.backends.base import PixelPredictions, in_view
+
+# Scores, labels and boxes (cxcywh, fractions of the image) of each image, best first.
+Predictions = tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]
+Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Predictions]
+# A dataset, its annotation file in COCO JSON, or the content of such a file.
+Truth = Dataset | Path | str | Mapping[str, Any]
+Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
+
+
+class Categories(Protocol):
+    """Classes by label, as ``data.coco.Dataset`` and checkpoints describe them."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Class names."""
+        ...
+
+    @property
+    def category_ids(self) -> Sequence[int]:
+        """Ids in the annotation file."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassList:
+    """Classes by label."""
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMatch:
+    """Which categories of a dataset a model's labels stand for."""
+
+    scored: ClassList  # what the dataset annotates
+    category_of_label: tuple[int | None, ...]  # by label of the model; None: the dataset has no such class
+    unscored: tuple[str, ...] = ()  # classes of those labels, whose detections count for nothing
+
+    def note(self) -> str | None:
+        """What a user should know of the classes that do not count."""
+        if not self.unscored:
+            return None
+        total = len(self.category_of_label)
+        return (
+            f"{len(self.unscored)} of the model's {total} classes are not in the data, detections of them do not count:"
+            f" {listed(self.unscored)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """COCO's twelve numbers in [0, 1] (-1: no such ground truth), AP by class name, and counts at score thresholds."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar_1: float
+    ar_10: float
+    ar_100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    per_class: dict[str, float]
+    num_images: int
+    report: DetectionReport
+
+    def numbers(self) -> dict[str, float]:
+        """The twelve numbers by name."""
+        return {name: getattr(self, name) for name in METRIC_NAMES}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; None where nothing is annotated."""
+        return {
+            **{name: _or_none(value) for name, value in self.numbers().items()},
+            "per_class": {name: _or_none(value) for name, value in self.per_class.items()},
+            "num_images": self.num_images,
+            "report": self.report.to_dict(),
+        }
+
+
+METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Metrics))[:12]
+
+
+def evaluate(
+    predict: Predict,
+    batches: Iterable[EvalBatch],
+    truth: Truth,
+    categories: Categories,
+    observe: Callable[[Detections], None] | None = None,
+) -> Metrics:
+    """Predict every image of ``batches`` and compare with the annotations.
+
+    Args:
+      predict: images as the loader makes them to predictions; labels count as in ``categories``.
+      batches: every image of the set once; rows that only fill a batch are ignored.
+      truth: the dataset (read once), or its COCO file; as it stands there: crowd regions serve to ignore, as COCO does.
+      categories: by label, of the annotations.
+      observe: is given the detections of all images; they iterate as COCO results.
+    """
+
+    def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
+        return _in_pixels(predict(images), view_px)
+
+    scored = ClassList(tuple(categories.names), tuple(categories.category_ids))
+    return evaluate_detections(detect, batches, truth, ClassMatch(scored, scored.category_ids), observe)
+
+
+def evaluate_detections(
+    detect: Detect,
+    batches: Iterable[EvalBatch],
+    truth: Truth,
+    classes: ClassMatch,
+    observe: Callable[[Detections], None] | None = None,
+) -> Metrics:
+    """As ``evaluate``, for what answers in pixels (``Backend.detect`` of any runtime) and may know more classes."""
+    found: list[Detections] = []
+    seen: list[int] = []
+    with closing_batches(batches) as stream:
+        for batch in stream:
+            seen += [int(i) for i in batch.image_id[_real(batch)]]
+            found.append(pixel_results(detect(batch.images, _view_px(batch)), batch, classes.category_of_label))
+    detections = Detections.joined(found)
+    del found
+    if observe is not None:
+        observe(detections)
+    return score(truth, detections, seen, classes.scored)
+
+
+def coco_results(predictions: Predictions, batch: EvalBatch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """COCO result entries: boxes [x, y, width, height] in pixels of the original image, not clipped."""
+    return list(pixel_results(_in_pixels(predictions, _view_px(batch)), batch, category_ids))
+
+
+def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:
+    """Detections from corners in pixels; labels with None as category are left out."""
+    scores, labels, corners = (np.asarray(value) for value in predictions)
+    boxes = corners.astype(np.float64)
+    boxes[..., 2:] -= boxes[..., :2]
+    known = np.array([category is not None for category in category_ids], bool)
+    ids = np.array([category or 0 for category in category_ids], np.int64)
+    use = known[labels] & _real(batch)[:, None]
+    image_id = np.broadcast_to(np.asarray(batch.image_id, np.int64)[:, None], labels.shape)
+    return Detections(image_id[use], ids[labels[use]], boxes[use], scores[use].astype(np.float64))
+
+
+def score(
+    truth: Truth,
+    results: Detections | Iterable[Mapping[str, Any]],
+    image_ids: Sequence[int],
+    categories: Categories,
+) -> Metrics:
+    """COCO metrics of ``results`` on the images named, with pycocotools, and counts (metrics.py).
+
+    The annotations are those of the file, with flags and areas of the wrong JSON type, and areas that cannot be, cured
+    as when it is read (``data.coco.read_coco``).
+
+    Args:
+      truth: the dataset, its COCO file, or the content of one.
+    """
+    objects = annotated(truth)
+    found = results if isinstance(results, Detections) else Detections.of_coco(results)
+    precision = coco_precision(objects, found, image_ids, categories.category_ids)
+    return Metrics(
+        *precision.stats.tolist(),
+        per_class=dict(zip(categories.names, precision.by_class.tolist(), strict=True)),
+        num_images=len(set(image_ids)),
+        report=detection_report(objects, found, image_ids, categories.names, categories.category_ids),
+    )
+
+
+def annotated(truth: Truth) -> Objects:
+    """All annotations with a listed category, crowd regions included; a dataset's file is not read again.
+
+    Raises:
+      UserError: the file is missing or wrong.
+    """
+    if isinstance(truth, Mapping):
+        images = [{"file_name": "", **image} for image in truth["images"]]  # pictures are not asked for here
+        text = json.dumps({**truth, "images": images}).encode()
+        arrays, categories, _ = decode(text, Path("annotations"))
+    else:
+        columns = truth.columns if isinstance(truth, Dataset) else None
+        if columns is None:
+            columns = read_columns(Path(truth.annotation_file if isinstance(truth, Dataset) else truth))
+        arrays, categories = columns.shared.arrays, columns.categories
+    ids = np.array([category.id for category in categories], np.int64)
+    image_id = np.repeat(arrays["image_id"], np.diff(arrays["objects"]))
+    label = arrays["label"]
+    use = label >= 0
+    everything = (image_id, ids[label], arrays["box_xywh_px"], arrays["area_px"], arrays["crowd"])
+    return Objects(*(everything if use.all() else (column[use] for column in everything)))
+
+
+def match_categories(model_names: Sequence[str], data: Categories, model: str, dataset: str) -> ClassMatch:
+    """The dataset's categories by the model's labels, matched by name; the model may know more of them.
+
+    Args:
+      model, dataset: what to call them in the message.
+
+    Raises:
+      UserError: the dataset has classes that the model does not know.
+    """
+    ids = dict(zip(data.names, data.category_ids, strict=True))
+    unknown = [name for name in data.names if name not in model_names]
+    unscored = tuple(name for name in model_names if name not in ids)
+    if unknown:
+        parts = [f"only in the data: {listed(unknown)}"]
+        parts += [f"only in the model: {listed(unscored)}"] if unscored else []
+        raise UserError(
+            f"{model} does not know all classes of {dataset} ({'; '.join(parts)}); "
+            "use data whose classes the model knows, or rename them there"
+        )
+    both = tuple(name for name in model_names if name in ids)
+    scored = ClassList(both, tuple(ids[name] for name in both))
+    return ClassMatch(scored, tuple(ids.get(name) for name in model_names), unscored)
+
+
+def table(metrics: Metrics) -> str:
+    """The numbers as text of a few lines."""
+    rows = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AP small", "ap_small"), ("AP medium", "ap_medium")]
+    rows += [("AP large", "ap_large"), ("AR 1", "ar_1"), ("AR 10", "ar_10"), ("AR 100", "ar_100")]
+    rows += [("AR small", "ar_small"), ("AR medium", "ar_medium"), ("AR large", "ar_large")]
+    values = metrics.numbers()
+    lines = [f"{label:<12}{_number(values[name])}" for label, name in rows]
+    width = max((len(name) for name in metrics.per_class), default=0) + 2
+    lines += ["", "AP by class", *(f"{name:<{width}}{_number(v)}" for name, v in metrics.per_class.items())]
+    lines += ["", metrics.report.table()]
+    return "\n".join(lines)
+
+
+def _or_none(value: float) -> float | None:
+    return None if value < 0 else value
+
+
+def _number(value: float) -> str:
+    return "     -" if value < 0 else f"{value:6.3f}"
+
+
+def _real(batch: EvalBatch) -> Bool[np.ndarray, " b"]:
+    """Rows that hold an image. Those that fill a batch have id -1, which is a legal id too, and one pixel."""
+    return (np.asarray(batch.image_id) != -1) | (np.asarray(batch.size_px) != 1).any(1)
+
+
+def _view_px(batch: EvalBatch) -> Float[np.ndarray, "b 4"]:
+    if batch.view_px is not None:
+        return np.asarray(batch.view_px, np.float64)
+    size_px = np.asarray(batch.size_px, np.float64)
+    return np.concatenate([np.zeros_like(size_px), size_px], 1)
+
+
+def _in_pixels(predictions: Predictions, view_px: Float[np.ndarray, "b 4"]) -> PixelPredictions:
+    scores, labels, boxes_cxcywh = (np.asarray(value) for value in predictions)
+    return scores, labels, in_view(boxes_cxcywh.astype(np.float64), view_px)

@@ -1,0 +1,187 @@
+"""The published recipes, number by number (configs/ of Peterande/D-FINE and Intellindust-AI-Lab/DEIM).
+
+``published("deim_coco", "s")`` is a whole configuration. What all recipes share are the defaults of ``config.py``. The
+reference trains with automatic mixed precision; bfloat16 compute is its counterpart here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from dfine_jax.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from dfine_jax.families.dfine.variants import VARIANTS, model_config
+
+NEVER = 500  # the reference's stop epoch of runs without a second stage
+
+
+class Row(NamedTuple):
+    """One line of the tables, in the reference's terms; epochs count from 0."""
+
+    lr: float
+    backbone_lr: float
+    weight_decay: float
+    batch: int
+    epochs: int
+    stop_epoch: int  # stage 2, end of the strong augmentations and of the several input sizes
+    repeat: int  # weight of the base size in multi-scale training; 0 = base size only
+    restart_decay: float = 0.9999
+    warmup: int = 500
+    ema_warmup: int = 1000
+
+
+class Dense(NamedTuple):
+    """What DEIM adds."""
+
+    gamma: float  # smallest rate over the full one
+    flat: int  # epochs at the full rate
+    no_aug: int  # last epochs, at the smallest rate
+    start: int  # first epoch with augmentation
+    dense: int  # end of mosaic and MixUp
+
+
+_L, _X = (2.5e-4, 1.25e-5, 1.25e-4, 32), (2.5e-4, 2.5e-6, 1.25e-4, 32)
+_N, _M, _S64 = (8e-4, 4e-4, 1e-4, 128), (2.5e-4, 2.5e-5, 1.25e-4, 32), (4e-4, 2e-4, 1e-4, 64)
+_S = (2.5e-4, 1.25e-4, 1.25e-4, 32)
+
+DFINE: dict[str, dict[str, Row]] = {
+    "coco": {
+        "n": Row(*_N, 160, 148, 0),
+        "s": Row(2e-4, 1e-4, 1e-4, 32, 132, 120, 20),
+        "m": Row(2e-4, 2e-5, 1e-4, 32, 132, 120, 6),
+        "l": Row(*_L, 80, 72, 4),
+        "x": Row(*_X, 80, 72, 3, 0.9998),
+    },
+    "objects365": {
+        "n": Row(*_N, 48, NEVER, 0),
+        "s": Row(*_S, 36, NEVER, 20),
+        "m": Row(*_M, 36, NEVER, 6),
+        "l": Row(*_L, 24, NEVER, 4),
+        "x": Row(*_X, 24, NEVER, 3),
+    },
+    "obj2coco": {
+        "n": Row(*_N, 64, 56, 0, warmup=0, ema_warmup=0),
+        "s": Row(*_S, 64, 56, 10, warmup=0, ema_warmup=0),
+        "m": Row(*_M, 56, 48, 6, warmup=0, ema_warmup=0),
+        "l": Row(*_L, 36, 30, 4, warmup=0, ema_warmup=0),
+        "x": Row(*_X, 36, 30, 3, warmup=0, ema_warmup=0),
+    },
+    "custom": {
+        "n": Row(*_N, 220, 200, 0),
+        "s": Row(*_S64, 220, 200, 20),
+        "m": Row(*_M, 132, 120, 6),
+        "l": Row(*_L, 80, 72, 4),
+        "x": Row(*_X, 80, 72, 3, 0.9998),
+    },
+    "crowdhuman": {
+        "n": Row(*_N, 220, 200, 0),
+        "s": Row(*_S64, 220, 200, 20),
+        "m": Row(*_M, 220, 200, 6),
+        "l": Row(*_L, 140, 120, 4),
+        "x": Row(*_X, 140, 120, 3, 0.9998),
+    },
+}
+DEIM: dict[str, dict[str, tuple[Row, Dense]]] = {
+    "coco": {
+        "n": (Row(*_N, 160, 148, 0, warmup=2000), Dense(1.0, 7800, 12, 4, 78)),
+        "s": (Row(4e-4, 2e-4, 1e-4, 32, 132, 120, 20, warmup=2000), Dense(0.5, 64, 12, 4, 64)),
+        "m": (Row(4e-4, 4e-5, 1e-4, 32, 102, 90, 6, warmup=2000), Dense(0.5, 49, 12, 4, 49)),
+        "l": (Row(5e-4, 2.5e-5, 1.25e-4, 32, 58, 50, 4, warmup=2000), Dense(0.5, 29, 8, 4, 29)),
+        "x": (Row(5e-4, 5e-6, 1.25e-4, 32, 58, 50, 3, 0.9998, warmup=2000), Dense(0.5, 29, 8, 4, 29)),
+    },
+    "obj2coco": {
+        "x": (Row(*_X, 24, 20, 3, warmup=0, ema_warmup=0), Dense(1.0, 12000, 4, 2, 12)),
+    },
+}
+_CLASSES = {"coco": 80, "obj2coco": 80, "objects365": 366, "custom": 777, "crowdhuman": 1}
+
+
+def recipes() -> dict[str, tuple[str, ...]]:
+    """Names of the published recipes with their variants."""
+    tables: dict[str, dict[str, dict[str, Any]]] = {"dfine": DFINE, "deim": DEIM}
+    return {f"{method}_{data}": tuple(rows) for method, sets in tables.items() for data, rows in sets.items()}
+
+
+def published(recipe: str, variant: str) -> Config:
+    """Configuration of a published recipe, for example ``deim_coco`` and ``s``.
+
+    Raises:
+      ValueError: there is no such recipe.
+    """
+    known = recipes()
+    if variant not in known.get(recipe, ()):
+        names = ", ".join(f"{name} ({' '.join(variants)})" for name, variants in known.items())
+        raise ValueError(f"no published recipe {recipe!r} for {variant!r}; there are {names}")
+    method, data = recipe.split("_", 1)
+    if method == "dfine":
+        config = _dfine(DFINE[data][variant], variant)
+    else:
+        config = _deim(*DEIM[data][variant], variant, tuned=data != "coco")
+    model = dataclasses.replace(config.model, num_classes=_CLASSES[data], precision="bfloat16")
+    return dataclasses.replace(config, model=model)
+
+
+def deim_model(variant: str) -> ModelConfig:
+    """The variant as DEIM trains it: SiLU in the decoder, all batch norms and the stem trained."""
+    return model_config(
+        variant,
+        decoder_activation="silu",
+        mlp_activation="silu",
+        backbone_frozen_bn=False,
+        backbone_frozen_stem=False,
+    )
+
+
+def _dfine(row: Row, variant: str) -> Config:
+    return Config(
+        model=VARIANTS[variant],
+        optim=_optim(row, decay_bias=variant in "lx"),
+        data=DataConfig(stop_augment_epoch=row.stop_epoch, multi_scale_repeat=row.repeat),
+        train=_train(row, "dfine"),
+    )
+
+
+def _deim(row: Row, dense: Dense, variant: str, tuned: bool) -> Config:
+    return Config(
+        model=VARIANTS[variant] if tuned else deim_model(variant),  # tuned: the architecture of D-FINE's weights
+        loss=LossConfig(class_loss="mal"),
+        optim=_optim(
+            row,
+            decay_bias=variant != "n",
+            backbone_bn="base" if variant in "sm" else "backbone",
+            schedule="flat_cosine",
+            flat_epochs=dense.flat,
+            final_epochs=dense.no_aug,
+            min_lr_ratio=dense.gamma,
+        ),
+        data=DataConfig(
+            augment="deim",
+            start_augment_epoch=dense.start,
+            stop_mosaic_epoch=dense.dense,
+            stop_augment_epoch=row.epochs - dense.no_aug,
+            multi_scale_repeat=row.repeat,
+        ),
+        train=_train(row, "deim"),
+    )
+
+
+def _optim(row: Row, **rest: Any) -> OptimConfig:
+    return OptimConfig(
+        lr=row.lr,
+        backbone_lr=row.backbone_lr,
+        weight_decay=row.weight_decay,
+        warmup_steps=row.warmup,
+        ema_warmup_steps=row.ema_warmup,
+        ema_restart_decay=row.restart_decay,
+        **rest,
+    )
+
+
+def _train(row: Row, method: Any) -> TrainConfig:
+    return TrainConfig(
+        method=method,
+        epochs=row.epochs,
+        stage2_epoch=row.stop_epoch,
+        batch_size=row.batch,
+        eval_batch_size=2 * row.batch,
+    )

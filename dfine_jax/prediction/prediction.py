@@ -1,0 +1,204 @@
+"""A run of the detector over pictures and videos: pixels in, drawn files, crops and results out, and what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from dfine_jax.data.picture.images import save_picture
+from dfine_jax.errors import UserError
+from dfine_jax.prediction.ahead import Ahead
+from dfine_jax.prediction.class_filter import keep_classes
+from dfine_jax.prediction.detector import DetectionResult, Detector
+from dfine_jax.prediction.inputs import Clip, Inputs, Picture
+from dfine_jax.prediction.outputs import ResultsFile, frame_entries, save_crops, uninterrupted
+from dfine_jax.prediction.tiling import Tiling, detect_tiled
+from dfine_jax.prediction.video import VideoReader, VideoWriter
+
+T = TypeVar("T")
+
+
+class Plan(NamedTuple):
+    """What to detect in, and where results go."""
+
+    inputs: Inputs
+    ids: list[int | str]  # of the pictures, in results
+    clip_ids: list[str]
+    picture_files: list[Path]  # relative to the folders below
+    clip_files: list[Path]
+    drawn: Path | None  # folder of pictures and videos with boxes
+    crops: Path | None  # folder of cut-out objects
+    font: str | None
+    every: int  # of so many frames one is used
+    seconds: float | None  # end of each video
+    any_size: bool  # pictures beyond the usual limit are decoded
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was found in one picture or video so far."""
+
+    name: str
+    objects: Counter[str] = dataclasses.field(default_factory=Counter)
+    is_clip: bool = False
+    frames: int = 0  # of a clip
+    rate: float | None = None  # frames per second, without the first, slow batch
+
+    def __str__(self) -> str:
+        """One line."""
+        found = ", ".join(f"{count} {name}" for name, count in self.objects.most_common()) or "nothing found"
+        if not self.is_clip:
+            return f"{self.name}: {found}"
+        rate = "" if self.rate is None else f" at {self.rate:.1f} per second"
+        return f"{self.name}: {self.frames} frames{rate}: {found}"
+
+
+class Prediction:
+    """The run of a plan: ``tallies`` says what was found, ``failures`` what could not be read, ``notes`` the rest.
+
+    Args:
+      tiling: detect in tiles; None: in the image as a whole.
+      labels: class indices to keep; None: all.
+      results: takes the detections as they come.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        detector: Detector,
+        results: ResultsFile,
+        tiling: Tiling | None = None,
+        labels: frozenset[int] | None = None,
+    ) -> None:
+        self.tallies: list[Tally] = []
+        self.failures: list[str] = []
+        self.notes: list[str] = []
+        self._plan, self._detector, self._results = plan, detector, results
+        self._tiling, self._labels = tiling, labels
+        self._at_once = 1 if tiling else detector.batch_size  # pictures in memory: as many again are read ahead
+
+    def run(self) -> None:
+        """Pictures first, then videos; a KeyboardInterrupt passes through and leaves complete files."""
+        self._pictures()
+        for clip, name, file in zip(self._plan.inputs.clips, self._plan.clip_ids, self._plan.clip_files, strict=True):
+            self._clip(clip, name, file)
+
+    def _pictures(self) -> None:
+        pictures = self._plan.inputs.pictures
+        if not pictures:
+            return
+        with (
+            tqdm(total=len(pictures), unit="image", desc="predict", disable=None) as bar,
+            Ahead(_read(pictures, self._plan.any_size), self._at_once) as ahead,
+        ):
+            for batch in _batches(self._readable(ahead, bar), self._at_once):
+                found = self._detect([image for _, image in batch], bar)
+                for (i, image), result in zip(batch, found, strict=True):
+                    with uninterrupted():
+                        self._results.add(result.to_coco(self._plan.ids[i]))
+                        self._keep(image, result, self._plan.picture_files[i])
+                        self.tallies.append(Tally(pictures[i].place, Counter(result.names)))
+                    bar.update()
+
+    def _clip(self, clip: Clip, name: str, file: Path) -> None:
+        try:
+            with VideoReader(clip.source, self._plan.every, self._plan.seconds) as reader:
+                tally = Tally(name, is_clip=True)
+                self.tallies.append(tally)
+                try:
+                    self._frames(reader, file, tally)
+                except KeyboardInterrupt:  # which is how a live source ends
+                    if not reader.live:
+                        raise
+                if reader.damaged:
+                    self.notes.append(f"{name}: {reader.damaged} damaged packets were skipped")
+                if reader.problem:
+                    self.failures.append(f"{name} broke off after {tally.frames} frames ({reader.problem})")
+        except UserError as error:
+            self.failures.append(str(error))
+
+    def _frames(self, reader: VideoReader, file: Path, tally: Tally) -> None:
+        target = self._plan.drawn / file if self._plan.drawn else None
+        rate = reader.rate / self._plan.every
+        started, first = 0.0, 0
+        with (
+            VideoWriter(target, rate, reader.pixel_aspect) if target else nullcontext() as writer,
+            tqdm(total=reader.expected_frames, unit="frame", desc=tally.name, disable=None) as bar,
+            Ahead(reader, self._at_once, newest=reader.live) as ahead,
+        ):
+            for frames in _batches(ahead, self._at_once):
+                for frame, result in zip(frames, self._detect([f.image for f in frames], bar), strict=True):
+                    with uninterrupted():
+                        self._results.add(frame_entries(result, tally.name, frame.index, frame.time_s))
+                        if writer is not None:
+                            writer.write(result.draw(frame.image, self._plan.font), frame.time_s)
+                        self._crop(frame.image, result, file.with_name(f"{file.stem}_{frame.index:06d}.jpg"))
+                        tally.objects.update(result.names)
+                        tally.frames += 1
+                    bar.update()
+                if first:
+                    tally.rate = (tally.frames - first) / (time.perf_counter() - started)
+                else:
+                    started, first = time.perf_counter(), tally.frames
+                if ahead.dropped:
+                    bar.set_postfix_str(f"{ahead.dropped} dropped")
+
+    def _detect(self, images: list[np.ndarray], bar: Any) -> list[DetectionResult]:
+        if self._tiling is None:
+            found = self._detector(images)
+        else:
+
+            def progress(done: int, total: int) -> None:
+                bar.set_postfix_str(f"tile {done}/{total}")
+
+            found = [detect_tiled(self._detector, image, self._tiling, progress) for image in images]
+        if self._labels is None:
+            return found
+        return [keep_classes(result, self._labels) for result in found]
+
+    def _keep(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:
+        if self._plan.drawn is not None:
+            save_picture(result.draw(image, self._plan.font), self._plan.drawn / file, quality=92)
+        self._crop(image, result, file)
+
+    def _crop(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:
+        if self._plan.crops is not None:
+            save_crops(image, result, self._plan.crops, file)
+
+    def _readable(self, read: Iterable[tuple[int, Any]], bar: Any) -> Iterator[tuple[int, np.ndarray]]:
+        for i, image in read:
+            if isinstance(image, UserError):
+                self.failures.append(str(image))
+                bar.update()
+            else:
+                yield i, image
+
+
+def _read(pictures: list[Picture], any_size: bool) -> Iterator[tuple[int, np.ndarray | UserError]]:
+    """Index and pixels of each picture, or why it cannot be read."""
+    for i, picture in enumerate(pictures):
+        try:
+            image = picture.read(any_size)
+        except UserError as error:
+            image = error
+        yield i, image
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items; the last may be shorter."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,66 @@
+"""The model itself as a backend."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.serving.backends.base import Backend
+from dfine_jax.system.waiting import waiting
+
+
+class JaxBackend(Backend):
+    """The model in JAX; compiled once for each shape of input."""
+
+    def __init__(self, model: Any, variables: Any, scale: float = 1 / 255) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        divisor = float(np.float32(1 / scale))
+
+        def forward(variables: Any, images: Any) -> Answer:
+            return model.apply(variables, images.astype(jnp.float32) / divisor, train=False).answer
+
+        self._variables = jax.device_put(variables)
+        self._forward = jax.jit(forward)
+        self._programs: dict[tuple[int, ...], Any] = {}  # by shape of the images
+        self._compiling = threading.Lock()  # a second thread would compile the same once more
+
+    def prepare(self, shape: tuple[int, int, int, int]) -> None:
+        """As ``Backend.prepare``; a line tells of a compilation that takes longer than a moment."""
+        self._program(shape)
+
+    def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> Answer:
+        """As ``Backend.predict``."""
+        import jax
+
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), self._program(images.shape)(self._variables, images))
+
+    def _program(self, shape: tuple[int, ...]) -> Any:
+        if shape in self._programs:
+            return self._programs[shape]
+        import jax
+
+        with self._compiling:
+            if shape not in self._programs:
+                batch, height, width, _ = shape
+                kept = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+                detail = "about a minute" + (f" the first time; kept in {kept}" if kept else "; it is not kept")
+                of_many = f", {batch} images at a time" if batch > 1 else ""
+                with waiting(f"compiling for {height}x{width}{of_many}", detail):
+                    images = jax.ShapeDtypeStruct(shape, np.uint8)
+                    self._programs[shape] = self._forward.lower(self._variables, images).compile()
+        return self._programs[shape]
+
+    def describe(self) -> dict[str, Any]:
+        """As ``Backend.describe``."""
+        import jax
+
+        device = jax.devices()[0]
+        name = device.device_kind if device.platform != "cpu" else platform.machine()
+        return {"runtime": "jax", "version": jax.__version__, "device": f"{device.platform} ({name})"}

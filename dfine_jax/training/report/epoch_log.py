@@ -1,0 +1,71 @@
+"""What a run reports: its log, with the places the configuration names, and the numbers of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dfine_jax.config import Config
+from dfine_jax.data.read.dataset import Dataset
+from dfine_jax.evaluation.evaluate import METRIC_NAMES, Metrics
+from dfine_jax.evaluation.metrics import RATIO_NAMES
+from dfine_jax.families.dfine.loss import kinds
+from dfine_jax.training.report.examples import Examples
+from dfine_jax.training.report.log import RunLog
+from dfine_jax.training.report.meter import Meter, by_kind
+from dfine_jax.training.report.sinks import open_sinks
+from dfine_jax.training.run import hosts
+from dfine_jax.training.run.stages import Progress
+from dfine_jax.training.step.optimizer import parameter_rules
+
+Row = dict[str, float | int | None]
+Rates = Callable[[int], Mapping[str, float]]
+
+
+def rates_of(config: Config, schedule: Callable[[Any], Any]) -> Rates:
+    """Learning rates by name at a 0-based step: ``lr``, and ``GROUP_lr`` of the groups that have their own."""
+    rules = reversed(parameter_rules(config.model, config.optim))  # the one that takes the rest comes first
+    full = {"lr" if rule.group == "base" else f"{rule.group}_lr": rule.lr for rule in rules if rule.lr}
+
+    def rates(step: int) -> dict[str, float]:
+        factor = float(schedule(step))
+        return {name: rate * factor for name, rate in full.items()}
+
+    return rates
+
+
+def open_log(
+    config: Config, log_dir: Path, finished_epochs: int, step: int, rates: Rates, val_data: Dataset | None
+) -> RunLog:
+    """The log of a run that has done ``step`` steps; only the first host shows pictures and feeds the sinks."""
+    log_dir.mkdir(exist_ok=True)
+    if hosts.index():
+        return RunLog(log_dir, finished_epochs)
+    number = config.log.pictures
+    examples = Examples(val_data, number) if val_data is not None and number else None
+    sinks = open_sinks(config, log_dir, step)
+    return RunLog(log_dir, finished_epochs, sinks, config.train.log_every, rates, examples, pictures=number > 0)
+
+
+def epoch_row(
+    config: Config,
+    meter: Meter,
+    progress: Progress,
+    metrics: Metrics | None,
+    *,
+    epoch: int,
+    step: int,
+    rates: Mapping[str, float],
+) -> Row:
+    """Numbers of the 1-based ``epoch``; ``metrics`` None: not evaluated."""
+    means = by_kind(meter.means())
+    row: Row = {"epoch": epoch, "step": step, **rates}
+    losses = ("loss", *(f"loss_{kind}" for kind in kinds(config.loss)), "grad_norm")
+    row |= {name: means.get(name) for name in losses}
+    row |= {"images_per_s": meter.images_per_second(), "data_wait": meter.wait_share()}
+    row |= {"skipped": progress.skipped, "stage": progress.stage}
+    if metrics is None:
+        return row | dict.fromkeys((*METRIC_NAMES, *RATIO_NAMES, "best_threshold"))
+    counted = metrics.report.best.numbers()
+    return row | metrics.numbers() | counted | {"best_threshold": metrics.report.best_threshold}

@@ -1,0 +1,90 @@
+"""The same few validation images after every evaluation: what is annotated beside what is detected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dfine_jax.data.load.batch import Batch, MaskBatch
+from dfine_jax.data.load.grid import batch_grid
+from dfine_jax.data.load.pipeline import TrainLoader
+from dfine_jax.data.picture.images import save_picture
+from dfine_jax.data.read.dataset import Dataset, Record, open_record
+from dfine_jax.prediction.draw import draw_boxes
+
+_LONGER_SIDE_PX = 800  # of each half; larger pictures are reduced
+_GAP_PX = 8
+_SHOWN_OF_BATCH = 16
+
+
+def augmented_batch(loader: TrainLoader, epoch: int) -> Batch | MaskBatch:
+    """The first batch of the 0-based ``epoch``."""
+    with closing(loader.batches(epoch * loader.steps_per_epoch)) as batches:
+        return next(batches)
+
+
+def save_batch(batch: Batch | MaskBatch, names: Sequence[str], file: Path) -> None:
+    """Write the first rows of a training batch as one picture, with their objects."""
+    rows = type(batch)(*(values[:_SHOWN_OF_BATCH] for values in batch))
+    save_picture(batch_grid([rows], names, _SHOWN_OF_BATCH), file, quality=90)
+
+
+class Examples:
+    """Some images of a dataset, and the detections of the latest evaluation on them."""
+
+    def __init__(self, data: Dataset, number: int) -> None:
+        """Take ``number`` images with objects, spread evenly over the set (all, when there are fewer)."""
+        self._data = data
+        annotated = [record for record in data.records if len(record.labels)]
+        chosen = np.linspace(0, len(annotated) - 1, min(number, len(annotated))).round().astype(int)
+        self._records = [annotated[i] for i in chosen]
+        self._label_of = {category: label for label, category in enumerate(data.category_ids)}
+        self._found: dict[int, list[Mapping[str, Any]]] = {}
+
+    def observe(self, results: Iterable[Mapping[str, Any]]) -> None:
+        """Keep the COCO results of these images."""
+        self._found = {record.image_id: [] for record in self._records}
+        for result in results:
+            if result["image_id"] in self._found:
+                self._found[result["image_id"]].append(result)
+
+    def draw(self, threshold: float) -> dict[str, Image.Image]:
+        """By the name of the file: annotations left, detections that score at least ``threshold`` right.
+
+        Images of one name in several folders carry their ids.
+        """
+        repeated = Counter(record.path.stem.casefold() for record in self._records)
+        names: set[str] = set()
+        drawn = {}
+        for record in self._records:
+            name = record.path.stem
+            if repeated[name.casefold()] > 1:
+                name += f"_{record.image_id}"
+            while name.casefold() in names:
+                name += "_"
+            names.add(name.casefold())
+            drawn[name] = self._pair(record, threshold)
+        return drawn
+
+    def _pair(self, record: Record, threshold: float) -> Image.Image:
+        image = open_record(record)
+        scale = min(1.0, _LONGER_SIDE_PX / max(image.size))
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        found = [r for r in self._found.get(record.image_id, []) if r["score"] >= threshold]
+        boxes = np.array([r["bbox"] for r in found], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([self._label_of[r["category_id"]] for r in found], np.int64)
+        scores = np.array([r["score"] for r in found], np.float64)
+        names = self._data.names
+        left = draw_boxes(image, record.boxes_xyxy_px * scale, record.labels, [names[i] for i in record.labels])
+        right = draw_boxes(image, boxes * scale, labels, [names[i] for i in labels], scores)
+        pair = Image.new("RGB", (left.width + _GAP_PX + right.width, left.height), "white")
+        pair.paste(left, (0, 0))
+        pair.paste(right, (left.width + _GAP_PX, 0))
+        return pair

@@ -1,0 +1,242 @@
+"""What a run writes down: a readable log, a table and a CSV row per epoch, curves, examples, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from dfine_jax.data.picture.images import save_picture
+from dfine_jax.system.files import telling, write_whole
+from dfine_jax.training.report.sinks import Sink
+
+if TYPE_CHECKING:
+    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.training.report.examples import Examples
+
+Row = Mapping[str, float | int | None]
+
+_HEADER_EVERY = 20  # lines of the table
+# Heading, the row's value, format; between these the losses by kind.
+_FIRST = (("epoch", "epoch", "5.0f"), ("loss", "loss", "7.2f"))
+_LAST = (
+    ("grad", "grad_norm", "7.2f"),
+    ("lr", "lr", "8.1e"),
+    ("img/s", "images_per_s", "6.1f"),
+    ("wait", "data_wait", "4.0%"),
+    ("AP", "ap", "6.3f"),
+    ("AP50", "ap50", "6.3f"),
+    ("F1", "f1", "6.3f"),
+    ("at", "best_threshold", "5.2f"),
+)
+LOSS = "loss_"  # before the kind, in the names of losses summed over what they are of
+_GROUPS = {"grad_norm": "optim", "images_per_s": "speed", "data_wait": "speed"}
+_MAX_CLASSES = 12  # in a line
+_PER_EPOCH = ("epoch", "step", "skipped", "stage")  # count; no curves of their own
+
+
+class RunLog:
+    """``log.txt``, ``metrics.csv`` and pictures of a run folder, and the sinks."""
+
+    def __init__(
+        self,
+        out_dir: Path,
+        finished_epochs: int,
+        sinks: Sequence[Sink] = (),
+        every: int = 10,
+        rates: Callable[[int], Mapping[str, float]] | None = None,
+        examples: Examples | None = None,
+        pictures: bool = False,
+    ) -> None:
+        """Open for appending; CSV rows of epochs after ``finished_epochs`` (lost in a crash, run again) are dropped.
+
+        Args:
+          every: steps whose mean is one point of the sinks' curves.
+          rates: learning rates at a 0-based step, for the sinks.
+          examples: images to draw after each evaluation, if any.
+          pictures: draw curves and evaluations.
+        """
+        self.out_dir, self._every, self._rates, self._examples = out_dir, every, rates, examples
+        self._sinks, self._pictures = list(sinks), pictures
+        self._text = out_dir / "log.txt"
+        self._csv = out_dir / "metrics.csv"
+        self._columns: list[str] = []
+        self._table_lines = 0
+        self._best_ap = -1.0
+        self._window: dict[str, list[float]] = defaultdict(list)
+        if self._csv.exists():
+            kept = [row for row in _read_rows(self._csv) if int(row["epoch"]) <= finished_epochs]
+            if kept:
+                self._columns = list(kept[0])
+                self._best_ap = max((float(row["ap"]) for row in kept if row.get("ap")), default=-1.0)
+                self._write(kept)
+            else:
+                self._csv.unlink()
+
+    def line(self, text: str) -> None:
+        """Add a line to the log, with the time, and show it above the progress bar."""
+        tqdm.write(text)
+        with telling(self._text), self._text.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Loss terms by layer and gradient norm of the 1-based ``step``, for the sinks."""
+        if not self._sinks:
+            return
+        for name, value in values.items():
+            self._window[name].append(value)
+        if step % self._every == 0:
+            means = {tag(name): sum(seen) / len(seen) for name, seen in self._window.items()}
+            means |= {tag(name): rate for name, rate in (self._rates(step - 1) if self._rates else {}).items()}
+            self._window.clear()
+            self._tell(lambda sink: sink.scalars(step, means))
+
+    def row(self, values: Row) -> None:
+        """Add an epoch to the table, the CSV (its columns are those of the first row) and the sinks."""
+        if self._table_lines % _HEADER_EVERY == 0:
+            self.line(table_header(values))
+        ap = values.get("ap")
+        is_best = ap is not None and ap > self._best_ap
+        if ap is not None:
+            self._best_ap = max(ap, self._best_ap)
+        self.line(table_line(values) + "  best" * is_best)
+        self._table_lines += 1
+        text = {name: "" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for name, v in values.items()}
+        if not self._columns:
+            self._columns = list(text)
+            self._write([text])
+        else:
+            self._write([*_read_rows(self._csv), text])
+        known = {name: float(v) for name, v in values.items() if v is not None and name not in _PER_EPOCH}
+        tagged = {epoch_tag(name): value for name, value in known.items()}
+        self._tell(lambda sink: sink.scalars(int(values["step"] or 0), tagged))
+
+    def observe(self, results: Iterable[Mapping[str, Any]]) -> None:
+        """Take the COCO results of an evaluation, for the examples."""
+        if self._examples is not None:
+            self._examples.observe(results)
+
+    def best(self, metrics: Metrics) -> None:
+        """Keep the numbers of a new best, as ``best_evaluation/metrics.json``; its pictures come with ``draw``."""
+        from dfine_jax.evaluation.plots import save_evaluation
+
+        self.line(by_class(metrics.per_class))
+        save_evaluation(metrics, self.out_dir / "best_evaluation", pictures=False)
+
+    def draw(self, step: int, metrics: Metrics | None, best: bool) -> None:
+        """Pictures of what the run has shown, after the row of an epoch.
+
+        The curves so far; and after an evaluation (``metrics``) examples, its numbers in ``last_evaluation``, and its
+        figures where they are looked for: in ``best_evaluation`` if it is the best, and for the sinks.
+        """
+        from dfine_jax.evaluation.plots import EVALUATION_FIGURES, rendered, save_evaluation, save_png, training_figure
+
+        shown: dict[str, Image.Image] = {}
+        if self._pictures:
+            save_png(training_figure(read_metrics(self.out_dir)), self.out_dir / "curves.png")
+        if metrics is None:
+            return
+        save_evaluation(metrics, self.out_dir / "last_evaluation", pictures=False)
+        if self._pictures and (best or self._sinks):  # drawing takes seconds, which tiny datasets would feel
+            shown = {f"evaluation/{name}": rendered(draw(metrics.report)) for name, draw in EVALUATION_FIGURES.items()}
+        if best:
+            for name, picture in shown.items():
+                save_picture(picture, self.out_dir / "best_evaluation" / f"{Path(name).name}.png")
+        if self._examples is not None:
+            drawn = self._examples.draw(metrics.report.best_threshold)
+            examples = self.out_dir / "examples"
+            for name, picture in drawn.items():
+                save_picture(picture, examples / f"{name}.jpg", quality=90)
+                shown[f"examples/{name}"] = picture
+        classes = {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0}
+        self._tell(lambda sink: sink.scalars(step, classes))
+        self._tell(lambda sink: sink.pictures(step, shown))
+
+    def close(self) -> None:
+        """Finish the sinks."""
+        self._tell(lambda sink: sink.close())
+
+    def _tell(self, message: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                message(sink)
+            except sink.failures as error:
+                self._sinks.remove(sink)
+                name, text = type(sink).__name__, str(error).splitlines()
+                self.line(f"{name} failed ({text[0] if text else type(error).__name__}): nothing more is sent there")
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        with io.StringIO(newline="") as text:
+            writer = csv.DictWriter(text, self._columns, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_whole(self._csv, text.getvalue())  # killed at any moment, a resumed run keeps its rows
+
+
+def _columns(row: Row) -> list[tuple[str, str, str]]:
+    kinds = [name.removeprefix(LOSS) for name in row if name.startswith(LOSS)]
+    return [*_FIRST, *((kind, LOSS + kind, "6.2f") for kind in kinds), *_LAST]
+
+
+def table_header(values: Row) -> str:
+    """Headings of the table for an epoch like this."""
+    return "  ".join(f"{heading:>{_width(form)}}" for heading, _, form in _columns(values))
+
+
+def table_line(values: Row) -> str:
+    """An epoch as a line of the table; a dash where there is no number."""
+    cells = []
+    for _, name, form in _columns(values):
+        value = values.get(name)
+        cells.append(f"{'-':>{_width(form)}}" if value is None else f"{value:>{form}}")
+    return "  ".join(cells)
+
+
+def tag(name: str) -> str:
+    """Name of a step's value with its group; the terms of the loss, ``kind/where``, have theirs."""
+    return name if "/" in name else f"{_group(name) or 'loss'}/{name}"
+
+
+def _group(name: str) -> str | None:
+    return "optim" if name.endswith("lr") else _GROUPS.get(name)
+
+
+def by_class(per_class: Mapping[str, float]) -> str:
+    """AP of the classes as a line; of many, those of the lowest and the highest."""
+    known = sorted((name for name, ap in per_class.items() if ap >= 0), key=lambda name: per_class[name])
+    texts = [f"{name} {per_class[name]:.3f}" for name in known]
+    if len(texts) > _MAX_CLASSES:
+        half = _MAX_CLASSES // 2
+        texts = [*texts[:half], "...", *texts[-half:]]
+    return "AP by class: " + ", ".join(texts)
+
+
+def epoch_tag(name: str) -> str:
+    """Name of an epoch's value with its group: mean losses, optimiser, speed, and the rest from the evaluation."""
+    if name.startswith("loss"):
+        return f"epoch_loss/{name.removeprefix(LOSS)}"
+    group = _group(name)
+    return f"epoch_{group}/{name}" if group else f"validation/{name}"
+
+
+def read_metrics(out_dir: Path | str) -> list[dict[str, float]]:
+    """Rows of a run's ``metrics.csv``; empty cells are left out."""
+    rows = _read_rows(Path(out_dir) / "metrics.csv")
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _width(form: str) -> int:
+    return int(re.split(r"\D", form)[0])

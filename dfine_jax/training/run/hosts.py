@@ -1,0 +1,162 @@
+"""Several processes that train one model (jax.distributed), each feeding its own devices; trivial for a single one.
+
+Every host keeps the same state and takes the same decisions; the first one writes. All must see the run folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from dfine_jax.data.load.batch import EvalBatch
+from dfine_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dfine_jax.evaluation.evaluate import Predict, Predictions
+
+logger = logging.getLogger(__name__)
+
+PyTree = Any
+_PATIENCE_MS = 2 * 3600 * 1000
+_FAILED, _WATCH_SECONDS = "dfine_jax/failed", 1.0
+_meetings = itertools.count()  # all hosts count alike
+
+
+def join(coordinator: str, processes: int, index: int) -> None:
+    """Meet the other processes; before anything else touches a device.
+
+    Args:
+      coordinator: ``ADDRESS:PORT`` of process 0, which all can reach.
+
+    Raises:
+      UserError: the numbers make no sense, or the others did not come.
+    """
+    if processes < 1 or not 0 <= index < processes:
+        raise UserError(f"--process {index} of --processes {processes}: give 0 to {max(processes, 1) - 1}, each once")
+    try:
+        jax.distributed.initialize(coordinator, processes, index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no connection to the other processes through {coordinator} ({str(error).splitlines()[0][:200]}); start "
+            f"all {processes} with the same --coordinator ADDRESS:PORT of the machine with --process 0"
+        ) from error
+
+
+def count() -> int:
+    """Processes that take part."""
+    return jax.process_count()
+
+
+def index() -> int:
+    """Number of this one; 0 writes the files."""
+    return jax.process_index()
+
+
+class EndingTogether:
+    """``with EndingTogether():`` an error of one host ends all: they would wait for it in the middle of a step.
+
+    Each says whose error it was and exits with status 2 from where it is; what was done since the last checkpoint is
+    lost. To be used by a program's outermost function.
+    """
+
+    def __enter__(self) -> None:
+        """Look out for errors of the others from here on."""
+        if count() > 1:
+            threading.Thread(target=_watch, daemon=True).start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Tell the others of an error, unless it is the consequence of theirs."""
+        if kind is None or count() == 1 or not issubclass(kind, Exception):
+            return
+        if first := _notice():
+            _leave(first)
+        text = str(error) if issubclass(kind, UserError) else f"{kind.__name__}: {error}"
+        multihost.get_jax_distributed_client().key_value_set(_FAILED, f"{index()} {text}", allow_overwrite=True)
+        if not issubclass(kind, UserError):
+            traceback.print_exception(error)
+        logger.error("dfine: error: %s", text)
+        if index() == 0:
+            time.sleep(3 * _WATCH_SECONDS)  # the notices are kept here until all have seen them
+        _leave()
+
+
+def _watch() -> None:
+    while not (text := _notice()):
+        time.sleep(_WATCH_SECONDS)
+    if not text.startswith(f"{index()} "):
+        _leave(text)
+
+
+def _notice() -> str:
+    try:
+        return multihost.get_jax_distributed_client().key_value_try_get(_FAILED)
+    except jax.errors.JaxRuntimeError:  # none yet; that the others are out of reach JAX says itself
+        return ""
+
+
+def _leave(text: str = "") -> None:
+    """At once: JAX's own farewell waits for the others."""
+    if text:
+        host, _, why = text.partition(" ")
+        logger.error("dfine: error: host %s ended: %s", host, why)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
+
+
+def any_host(flag: bool) -> bool:
+    """Whether any host says so; all must ask."""
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def wait_for_all(where: str) -> None:
+    """Return when every host has come here, however long that takes: compiling, or the first one writing."""
+    if count() > 1:
+        # Through the coordinator: collectives of devices give up after half a minute on some platforms.
+        meet = multihost.get_barrier_sync_fn(processes=set(range(count())))
+        meet(key=f"{where} {next(_meetings)}", timeout_ms=_PATIENCE_MS)
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """Arrays that are the same on all devices of all hosts, as NumPy."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) else x), tree)
+
+
+def shared(predict: Predict, batches: Iterable[EvalBatch]) -> tuple[Predict, Iterable[EvalBatch]]:
+    """The same for ``evaluate.evaluate``, so that every host sees the predictions and images of all.
+
+    Each predicts its own images only; all must have the same number of batches. An image belongs to one host, and
+    filling rows keep their mark, so nothing counts twice.
+    """
+    if count() == 1:
+        return predict, batches
+    latest: list[Predictions] = []
+
+    def of_all() -> Iterator[EvalBatch]:
+        for batch in batches:
+            rest = tuple(x for x in (batch.image_id, batch.size_px, batch.view_px) if x is not None)
+            scores, labels, boxes, *rest = map(_rows_of_all, (*map(np.asarray, predict(batch.images)), *rest))
+            latest[:] = [(scores, labels, boxes)]
+            yield EvalBatch(batch.images, *rest)
+
+    return (lambda images: latest[0]), of_all()
+
+
+def _rows_of_all(rows: np.ndarray) -> np.ndarray:
+    """Rows [b, ...] of every host, one after another."""
+    # As bytes: without 64-bit mode JAX would shorten image ids.
+    data = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+    gathered = np.asarray(multihost_utils.process_allgather(data))  # [host, b, bytes]
+    return np.ascontiguousarray(gathered).view(rows.dtype).reshape(-1, *rows.shape[1:])

@@ -1,0 +1,349 @@
+"""A training run: steps, evaluation, stages, checkpoints, logs; started, stopped and continued without loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dfine_jax.config import Config
+from dfine_jax.data.load.batch import Batch, EvalBatch
+from dfine_jax.data.load.pipeline import EvalLoader
+from dfine_jax.data.read.dataset import Dataset
+from dfine_jax.errors import UserError
+from dfine_jax.evaluation.evaluate import Metrics, evaluate
+from dfine_jax.families.dfine.model import init_variables
+from dfine_jax.training.report.epoch_log import epoch_row, open_log, rates_of
+from dfine_jax.training.report.examples import augmented_batch, save_batch
+from dfine_jax.training.report.meter import Forecast, Meter
+from dfine_jax.training.run import checkpoint, hosts, stages
+from dfine_jax.training.run.checkpoint import Metadata
+from dfine_jax.training.run.setup import START, Start, check, check_same_data, claimed, describe, make_loaders
+from dfine_jax.training.run.skipped import FOLDER as SKIPPED
+from dfine_jax.training.run.skipped import SkippedSteps, Taken
+from dfine_jax.training.run.stages import Progress
+from dfine_jax.training.run.stop import Stop, stop_on_signals
+from dfine_jax.training.step.optimizer import freeze_notes, make_optimizer
+from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_out_of_memory
+from dfine_jax.training.step.schedule import make_schedule
+from dfine_jax.training.step.state import TrainState, create_state, ema_variables, with_ema_shift
+from dfine_jax.training.step.step import StepMetrics, make_eval_step, predict_function, replicated, split_over_devices
+
+__all__ = ["Result", "Start", "train"]
+
+_ASK_HOSTS_EVERY = 10  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    finished: bool  # False: stopped by a signal or the clock, to be resumed
+    best_ap: float  # -1: never evaluated
+    best_epoch: int
+    metrics: Metrics | None  # of the last evaluation in this process
+
+
+def train(
+    config: Config,
+    train_data: Dataset,
+    val_data: Dataset | None,
+    out_dir: Path | str,
+    *,
+    resume: bool = False,
+    start: Start | None = None,
+    notes: Sequence[str] = (),
+    max_hours: float | None = None,
+) -> Result:
+    """Train, and keep ``last`` (all that resuming needs) and ``best`` (averaged weights of the best AP) in ``out_dir``.
+
+    SIGINT and SIGTERM end the run after the current step with a whole ``last``; a second one ends it at once. A resumed
+    run continues with the next batch and, on CPU, ends in the same bits as one that was never stopped.
+
+    Args:
+      config: the experiment; ``config.model.num_classes`` must be the data's.
+      val_data: evaluated every ``config.train.eval_every`` epochs; None: no evaluation, no ``best``.
+      out_dir: must not hold a run unless ``resume``.
+      start: weights to start from instead of fresh ones.
+      notes: lines for the log, such as how the configuration was chosen.
+      max_hours: stop as by a signal after so much time.
+
+    Raises:
+      UserError: the folder holds a run (or, to resume, none); data, configuration and devices do not fit; the device
+        ran out of memory.
+    """
+    out_dir = Path(out_dir)
+    check(config, train_data, val_data)
+    with claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory():
+        return _Run(config, train_data, val_data, out_dir, start, stop).run(resume, notes)
+
+
+class _StopError(Exception):
+    """A signal came during evaluation."""
+
+
+class _Run:
+    def __init__(
+        self,
+        config: Config,
+        train_data: Dataset,
+        val_data: Dataset | None,
+        out_dir: Path,
+        start: Start | None,
+        stop: Stop,
+    ) -> None:
+        self.config, self.out_dir, self.val_data, self.stop = config, out_dir, val_data, stop
+        train = config.train
+        self.loader, self.eval_loader = make_loaders(config, train_data, val_data)
+        self.steps = self.loader.steps_per_epoch
+        self.total = train.epochs * self.steps
+        self.tx = make_optimizer(config.model, config.optim)
+        self.rates = rates_of(config, make_schedule(config, self.steps))
+        self.eval_step = EvalProgram(make_eval_step(config.model))
+        self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
+        self.init_variables = lambda key: start.variables if start else init_variables(config.model, key)
+        self.metadata = describe(config, train_data, start)
+        self.progress = Progress()
+        self.metrics: Metrics | None = None
+        self.meter, self.forecast = Meter(), Forecast(0, self.total)
+
+    def run(self, resume: bool, notes: Sequence[str]) -> Result:
+        """From the first or the next step to the last, or to a signal."""
+        state = self._resumed() if resume else create_state(self.init_variables(self.init_key), self.tx, self.key)
+        notes = (*notes, *self.loader.notes, *freeze_notes(state.params, self.config.optim))
+        state, step = replicated(state), int(state.step)
+        self.first_step = self.recorded = step
+        self.meter = Meter(self.progress)
+        sizes = self.loader.sizes_px(self.config.train.epochs, step // self.steps)
+        self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps)
+        first = hosts.index() == 0
+        log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
+        self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data)
+        self.skips = SkippedSteps(log_dir, self.out_dir, self.config.train.max_skipped_steps)
+        for note in notes:
+            self.log.line(note)
+        if resume:
+            self.log.line(f"resumed at step {step} of {self.total}, epoch {step // self.steps + 1}")
+        else:
+            shutil.rmtree(log_dir / SKIPPED, ignore_errors=True)
+        self.bar = tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        with closing(self.log), self.bar, closing(self.loader.batches(step)) as batches:
+            state, step = self._steps(state, step, batches)
+        finished = self.progress.epoch >= self.config.train.epochs or self.progress.ended_early
+        if not finished:
+            self._save(state)
+            why = f" ({self.stop.reason})" if self.stop.reason else ""
+            self.log.line(f"stopped at step {step} of {self.total}{why}; continue with --resume")
+        elif first:
+            shutil.rmtree(self.out_dir / START, ignore_errors=True)
+        return Result(finished, self.progress.best_ap, self.progress.best_epoch, self.metrics)
+
+    def _steps(self, state: TrainState, step: int, batches: Iterator[Any]) -> tuple[TrainState, int]:
+        every = self.config.train.checkpoint_steps
+        pending, compiled = None, False
+        while not self._stops(step):
+            if step and step % self.steps == 0 and self.progress.epoch < step // self.steps:
+                self._record(pending, state)
+                pending = None
+                self.meter.stop()
+                next_state = self._finish_epoch(state, step // self.steps)
+                if next_state is None:
+                    break
+                state = next_state
+            if step >= self.total or self.progress.ended_early:
+                break
+            state = self._second_stage(state, step)
+            with self._kept(state, pending), self.meter.waiting():
+                batch, size = next(batches), self.loader.size_px(step)
+            split = split_over_devices(batch)
+            if not compiled:
+                self._prepare(state, step, batch, split)
+                compiled = True
+                if self._stops(step):
+                    break
+            state, metrics = self.programs(size, state, split)
+            self.meter.dispatched(metrics.loss)
+            self.eval_step.tell(self.log.line)
+            step += 1
+            self._record(pending, state)  # the step before: the device is at work meanwhile
+            pending = Taken(step - 1, size, split, metrics)
+            if every and step % every == 0 and step % self.steps:
+                self._record(pending, state)
+                pending = None
+                self._save(state)
+        self._record(pending, state)
+        return state, step
+
+    def _prepare(self, state: TrainState, step: int, batch: Batch, split: Batch) -> None:
+        """Before the first step of this process: a picture of what the model gets, programs, a first ``last``."""
+        data, epochs = self.config.data, self.config.train.epochs
+        if step == 0 and self.config.log.pictures and hosts.index() == 0:
+            strong = data.start_augment_epoch if data.augment != "none" and data.start_augment_epoch < epochs else 0
+            shown = augmented_batch(self.loader, strong) if strong else batch
+            save_batch(shown, self.metadata.class_names, self.out_dir / "augmented.jpg")
+        shape = self.eval_loader.batch_shape if self.eval_loader else None
+        evaluation_too = (lambda: self.eval_step.start(ema_variables(state), shape)) if shape else None
+        self.programs.compile(state, split, self.log.line, self.stop.is_set, evaluation_too)
+        if step == 0:
+            self._save(state)  # from here on there is something to resume
+
+    @contextmanager
+    def _kept(self, state: TrainState, pending: Taken | None = None) -> Iterator[None]:
+        """What has been trained is saved before unusable data ends the run; with other hosts this cannot be agreed."""
+        try:
+            yield
+        except UserError:
+            if hosts.count() == 1 and int(state.step):
+                self._record(pending, state)
+                self._save(state)
+            raise
+
+    def _stops(self, step: int) -> bool:
+        if hosts.count() == 1:
+            return self.stop.is_set()
+        return step % _ASK_HOSTS_EVERY == 0 and self.stop.agreed()
+
+    def _load(self, name: str) -> tuple[TrainState, Metadata, Progress]:
+        shapes = jax.eval_shape(lambda key: create_state(self.init_variables(key), self.tx, self.key), self.init_key)
+        return checkpoint.load_training(self.out_dir / name, shapes)
+
+    def _resumed(self) -> TrainState:
+        state, metadata, self.progress = self._load("last")
+        check_same_data(self.metadata, metadata, self.out_dir)
+        self.metadata = dataclasses.replace(metadata, config=self.config)
+        return state
+
+    def _second_stage(self, state: TrainState, step: int) -> TrainState:
+        first = self.config.train.stage2_epoch
+        if self.progress.stage == 2 or not first or step != first * self.steps:
+            return state
+        self.progress = stages.second_stage(self.progress)
+        self.log.line(f"stage 2 begins with epoch {first + 1}")
+        return self._from_start(state)
+
+    def _from_start(self, state: TrainState) -> TrainState:
+        """The best state of stage 1, at the step of now."""
+        shift = np.asarray(stages.ema_shift(self.progress, self.config.optim), state.ema_shift.dtype)
+        if not (self.out_dir / START).is_dir():
+            self.log.line("no evaluated epoch to return to: training goes on from here")
+            return replicated(with_ema_shift(state, shift))
+        best, metadata, _ = self._load(START)
+        decay = self.config.optim.ema_decay + float(shift)
+        self.log.line(f"back to the weights of epoch {metadata.epoch}; decay of the average {decay:.6g}")
+        return replicated(dataclasses.replace(best, step=np.asarray(hosts.on_host(state.step)), ema_shift=shift))
+
+    def _record(self, taken: Taken | None, state: TrainState) -> None:
+        if taken is None:
+            return
+        host: StepMetrics = hosts.on_host(taken.metrics)
+        self.bar.update()
+        self.recorded += 1  # a disabled bar does not count
+        values = {"loss": float(host.loss), "grad_norm": float(host.grad_norm)}
+        values |= {k: float(v) for k, v in host.terms.items()}
+        if host.finite:
+            self.skips.finite()
+            self.meter.add(self.config.train.batch_size, values)
+            self.log.step(self.recorded, values)
+        else:
+            self.meter.add(self.config.train.batch_size, None)
+            self._skipped(taken, values, state)
+        if self.recorded == self.first_step + 1:
+            self.meter.restart()  # the first step's time is that of compiling
+            self.forecast = Forecast(self.recorded, self.total)
+        if self.recorded % self.config.train.log_every == 0 or self.recorded == self.first_step + 1:
+            epochs = self.config.train.epochs
+            self.bar.set_description(f"epoch {taken.step // self.steps + 1}/{epochs}", refresh=False)
+            shown, speed = {"loss": f"{host.loss:.2f}"}, self.meter.images_per_second()
+            if speed is not None:
+                shown["images/s"] = f"{speed:.1f}"
+            if self.progress.best_ap >= 0:
+                shown["AP"] = f"{self.metrics.ap if self.metrics else self.progress.best_ap:.3f}"
+            self.bar.set_postfix(shown, refresh=False)
+
+    def _skipped(self, taken: Taken, values: dict[str, float], state: TrainState) -> None:
+        self.progress = dataclasses.replace(self.progress, skipped=self.progress.skipped + 1)
+        bad = [name for name, value in values.items() if not np.isfinite(value)]
+        self.log.line(self.skips.add(taken, bad, lambda folder: self._write(folder, state)))
+        if self.skips.too_many:
+            self._save(state)  # the skipped steps have changed nothing in it but their number
+            raise UserError(self.skips.message())
+
+    def _finish_epoch(self, state: TrainState, epoch: int) -> TrainState | None:
+        """Evaluate, log and save; the state to continue from, None if a signal came before the evaluation was done."""
+        train = self.config.train
+        evaluated = self.val_data is not None and (epoch % train.eval_every == 0 or epoch == train.epochs)
+        with self._kept(state):
+            metrics = self._evaluate(state) if evaluated else None
+        if evaluated and metrics is None:
+            return None
+        self.metrics = metrics or self.metrics
+        self.metadata = dataclasses.replace(self.metadata, epoch=epoch, ap=metrics.ap if metrics else None)
+        verdict = self._judge(metrics, epoch)
+        self.progress = dataclasses.replace(verdict.progress, epoch=epoch)
+        step, first = int(state.step), hosts.index() == 0
+        rates = self.rates(step - 1)
+        self.log.row(epoch_row(self.config, self.meter, self.progress, metrics, epoch=epoch, step=step, rates=rates))
+        for text in self.forecast.lines(step):
+            self.log.line(text)
+        self.meter = Meter()
+        if metrics and verdict.is_best:
+            if first:
+                checkpoint.save_weights(self.out_dir / "best", ema_variables(state), self.metadata)
+                self.log.best(metrics)
+            hosts.wait_for_all("best written")
+        if verdict.is_start:
+            self._write(self.out_dir / START, state)
+        if self.progress.ended_early and epoch < train.epochs:
+            without = f"no new best in {self.progress.without_best} evaluations: training ends (train.patience)"
+            self.log.line(without if self.progress.without_best else "training ends (train.target_ap)")
+        elif verdict.go_back and epoch < train.epochs:
+            state = self._from_start(state)
+        # With every new best, so that the record of the best is never older than the best itself.
+        ends = epoch == train.epochs or self.progress.ended_early
+        if any(verdict[1:]) or epoch % train.checkpoint_every == 0 or ends:
+            self._save(state)
+        if first:
+            self.log.draw(step, metrics, verdict.is_best)  # what can be lost comes last
+        self.meter.restart()
+        return state
+
+    def _judge(self, metrics: Metrics | None, epoch: int) -> stages.Verdict:
+        train, progress = self.config.train, self.progress
+        if metrics is None or metrics.ap < 0:  # no object to find: such an evaluation judges nothing
+            return stages.Verdict(progress, False, False, False)
+        has_start = 0 < train.stage2_epoch < train.epochs
+        has_start &= progress.stage == 1 or (self.out_dir / START).is_dir()
+        limits = {"patience": train.patience, "target_ap": train.target_ap}
+        return stages.judge(progress, metrics.ap, epoch, has_start=has_start, **limits)
+
+    def _evaluate(self, state: TrainState) -> Metrics | None:
+        assert self.val_data is not None and self.eval_loader is not None
+        loader: EvalLoader = self.eval_loader
+        predict = predict_function(self.eval_step, ema_variables(state))
+
+        def until_stopped() -> Iterator[EvalBatch]:
+            for batch in tqdm(loader, total=len(loader), unit="batch", desc="evaluate", leave=False, disable=None):
+                if self.stop.agreed():
+                    raise _StopError
+                yield batch
+
+        try:
+            shared, data = hosts.shared(predict, until_stopped()), self.val_data
+            return evaluate(*shared, data, data, self.log.observe)
+        except _StopError:
+            return None
+
+    def _save(self, state: TrainState) -> None:
+        self._write(self.out_dir / "last", state)
+        hosts.wait_for_all("last written")
+
+    def _write(self, folder: Path, state: TrainState) -> None:
+        if hosts.index() == 0:
+            checkpoint.save_training(folder, state, self.metadata, self.meter.noted(self.progress))

@@ -1,0 +1,158 @@
+"""Before a run: checks of configuration, data, devices and folder; loaders; what its checkpoints say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dfine_jax.config import Config, validate
+from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
+from dfine_jax.data.load.workers import automatic_workers
+from dfine_jax.data.read.audit import why_nothing_to_learn
+from dfine_jax.data.read.coco import check_same_categories
+from dfine_jax.data.read.dataset import Dataset
+from dfine_jax.errors import UserError
+from dfine_jax.training.report.sinks import check_installed
+from dfine_jax.training.run import checkpoint, hosts
+from dfine_jax.training.run.checkpoint import Metadata
+from dfine_jax.training.step.schedule import make_schedule
+
+START = "stage1"  # folder of the state that stage 2 starts from, in the run's
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Weights a run starts from, made for the classes of the data, and where they come from."""
+
+    variables: dict[str, Any]
+    source: Metadata | None = None
+
+
+def check(config: Config, train_data: Dataset, val_data: Dataset | None) -> None:
+    """Configuration, data and devices fit.
+
+    Raises:
+      UserError: they do not; the message names the value and the cure.
+    """
+    validate(config)
+    if why := why_nothing_to_learn(train_data):
+        raise UserError(f"nothing to train on: {train_data.annotation_file} {why} (dfine check --data DIR shows more)")
+    make_schedule(config, 1)
+    check_installed(config)
+    if val_data is not None:
+        check_same_categories(train_data, val_data)
+    if config.model.num_classes != len(train_data.names):
+        raise UserError(
+            f"model.num_classes={config.model.num_classes}, but {train_data.annotation_file} has "
+            f"{len(train_data.names)} classes; set model.num_classes={len(train_data.names)}"
+        )
+    of_hosts = Counter(device.process_index for device in jax.devices())
+    if len(set(of_hosts.values())) > 1:
+        told = ", ".join(f"{of_hosts[host]} on host {host}" for host in sorted(of_hosts))
+        raise UserError(f"hosts must have equal numbers of devices, not {told}; hide some (CUDA_VISIBLE_DEVICES)")
+    devices, batch, parts = jax.device_count(), config.train.batch_size, config.train.accumulate
+    if batch % (devices * parts):
+        over = f"the {devices} devices it is split over" + (f", times train.accumulate={parts}" if parts > 1 else "")
+        raise UserError(f"train.batch_size={batch} must be a multiple of {over}")
+
+
+def claim(out_dir: Path, resume: bool) -> None:
+    """Make the folder ready for a run.
+
+    Raises:
+      UserError: it holds a run, or, to resume, none.
+    """
+    last = out_dir / "last"
+    states = (last, checkpoint.replaced_path(last))
+    resumable = any((path / "metadata.json").is_file() for path in states)
+    held = any(path.exists() for path in (*states, out_dir / "best", out_dir / "metrics.csv"))
+    hosts.wait_for_all("look at the run folder")  # before the first host changes anything
+    if resume and not resumable:
+        cure = "remove it, or choose another folder, and start" if held else "start"
+        raise UserError(f"{out_dir} holds no checkpoint 'last' to continue from; {cure} without --resume")
+    if held and not resume:
+        cure = "continue it with --resume or" if resumable else "it ended before its first checkpoint: remove it or"
+        raise UserError(f"{out_dir} holds a run; {cure} choose another folder")
+    out_dir.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def claimed(out_dir: Path, resume: bool) -> Iterator[None]:
+    """As ``claim``; nothing is left of a run that is refused inside, where the folder is new and still empty."""
+    new = not out_dir.exists()
+    claim(out_dir, resume)
+    try:
+        yield
+    except UserError:
+        if new:
+            with suppress(OSError):
+                out_dir.rmdir()
+        raise
+
+
+def check_same_data(now: Metadata, stored: Metadata, folder: Path) -> None:
+    """A resumed run has the data it was started with.
+
+    Raises:
+      UserError: it has not.
+    """
+    cure = f"resume with the same data, or start a new run with --weights {folder / 'last'}"
+    if (now.class_names, now.category_ids) != (stored.class_names, stored.category_ids):
+        raise UserError(f"the data has other classes than the run in {folder} was started with; {cure}")
+    if stored.num_images and now.num_images != stored.num_images:
+        raise UserError(
+            f"the data has {now.num_images} training images, the run in {folder} had {stored.num_images}; {cure}"
+        )
+
+
+def make_loaders(
+    config: Config, train_data: Dataset, val_data: Dataset | None
+) -> tuple[TrainLoader, EvalLoader | None]:
+    """Batches of this host for training and, where there is validation data, evaluation.
+
+    Raises:
+      UserError: the data does not fit the configuration.
+    """
+    data, train = config.data, config.train
+    common: dict[str, Any] = {"height_px": data.height_px, "width_px": data.width_px}
+    common["workers"] = automatic_workers() if data.workers < 0 else data.workers
+    common |= {"host_index": hosts.index(), "host_count": hosts.count()}
+    loader = TrainLoader(
+        train_data,
+        **common,
+        batch_size=train.batch_size,
+        max_objects=data.max_objects,
+        seed=train.seed,
+        augment=data,
+        epochs=train.epochs,
+    )
+    if val_data is None:
+        return loader, None
+    if not val_data.max_objects:
+        loader.notes += (
+            f"{val_data.annotation_file} annotates no object: there is no AP and no best, and train.patience does not "
+            "end the run",
+        )
+    devices = jax.local_device_count()
+    rows = -(-train.eval_batch_size // jax.device_count()) * devices
+    return loader, EvalLoader(val_data, **common, batch_size=rows, resize=data.resize)
+
+
+def describe(config: Config, train_data: Dataset, start: Start | None) -> Metadata:
+    """What the checkpoints of a new run say about it."""
+    source = start.source if start else None
+    return Metadata(
+        config,
+        train_data.names,
+        train_data.category_ids,
+        source_file=source.source_file if source else "",
+        source_sha256=source.source_sha256 if source else "",
+        licence=source.licence if source else "",
+        num_images=len(train_data),
+    )

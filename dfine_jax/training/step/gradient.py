@@ -1,0 +1,131 @@
+"""Loss and gradient of a device's images, at once or in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from dfine_jax.config import Config
+from dfine_jax.families.dfine.loss import loss_terms, match, total
+from dfine_jax.families.dfine.model import DFine
+from dfine_jax.families.family import Norm
+from dfine_jax.nn.denoising import make_denoising_queries, num_slots, sample_noise
+from dfine_jax.ops.resize import resize_nearest
+from dfine_jax.typing import Batch, DenoisingQueries, Targets
+
+PyTree = Any
+
+
+def unit_range(images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], dtype: jnp.dtype) -> Float[Array, "b h w 3"]:
+    """Images as the model takes them, in [0, 1]; images that are floating point already pass unchanged."""
+    return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images
+
+
+def draw_denoising(key: Array, targets: Targets, config: Config) -> DenoisingQueries | None:
+    """Noised copies of the ground truth for one step, or None when they are switched off."""
+    if config.loss.num_denoising == 0:
+        return None
+    batch, slots = targets.valid.shape
+    noise = sample_noise(key, batch, num_slots(slots, config.loss.num_denoising), config.model.num_classes)
+    return make_denoising_queries(
+        targets,
+        noise,
+        config.model.num_classes,
+        config.loss.num_denoising,
+        config.loss.label_noise_ratio,
+        config.loss.box_noise_scale,
+    )
+
+
+class Part(NamedTuple):
+    """What the loss of some of a device's images depends on beside the parameters."""
+
+    images: Float[Array, "b h w 3"]
+    targets: Targets
+    denoising: DenoisingQueries | None
+
+
+class LossGradient(NamedTuple):
+    """Of all the images of a device."""
+
+    loss: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
+    grads: PyTree
+    batch_stats: PyTree
+
+
+def make_gradient(
+    config: Config, axis_name: str, mean: Callable[[Any], Any]
+) -> Callable[[PyTree, PyTree, Part], LossGradient]:
+    """A function of parameters, batch statistics and stacked parts (``split_parts``).
+
+    With several parts, all are run forwards once more beforehand: the counts of the whole batch divide the losses of
+    each.
+
+    Args:
+      axis_name: of the devices that share batch statistics.
+      mean: averages over them.
+    """
+    apply: Callable[..., Any] = DFine(config.model, bn_axis_name=axis_name, remat=config.train.remat).apply
+    parts = config.train.accumulate
+
+    def forward(params: PyTree, batch_stats: PyTree, part: Part) -> Any:
+        variables = {"params": params, "batch_stats": batch_stats}
+        return apply(variables, part.images, part.denoising, train=True, mutable=["batch_stats"])
+
+    def loss_fn(params: PyTree, batch_stats: PyTree, part: Part, norm: Callable[[Array], Norm]) -> Any:
+        output, changed = forward(params, batch_stats, part)
+        matching = match(output, part.targets, part.denoising, config.loss)
+        counts = norm(matching.counts)
+        terms = loss_terms(output, part.targets, part.denoising, matching, counts, config.model, config.loss)
+        return total(terms), (changed["batch_stats"], terms)
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def at_once(params: PyTree, batch_stats: PyTree, stacked: Part) -> LossGradient:
+        only = jax.tree.map(lambda x: x[0], stacked)
+        norm = lambda counts: Norm(mean(counts), counts)  # noqa: E731
+        (loss, (batch_stats, terms)), grads = gradient(params, batch_stats, only, norm)
+        return LossGradient(loss, terms, grads, batch_stats)
+
+    def in_parts(params: PyTree, batch_stats: PyTree, stacked: Part) -> LossGradient:
+        def count(part: Part) -> Array:
+            output, _ = forward(params, batch_stats, part)
+            return match(output, part.targets, part.denoising, config.loss).counts
+
+        counts = jnp.mean(jax.lax.map(count, stacked), 0)
+        norm = Norm(mean(counts), counts)
+
+        def add(carry: PyTree, part: Part) -> tuple[PyTree, tuple[Array, dict[str, Array]]]:
+            summed, stats = carry
+            (loss, (stats, terms)), grads = gradient(params, stats, part, lambda _: norm)
+            return (jax.tree.map(jnp.add, summed, grads), stats), (loss, terms)
+
+        start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
+        (summed, batch_stats), (loss, terms) = jax.lax.scan(add, start, stacked)
+        loss, terms = jax.tree.map(lambda x: jnp.mean(x, 0), (loss, terms))
+        return LossGradient(loss, terms, jax.tree.map(lambda g: g / parts, summed), batch_stats)
+
+    return at_once if parts == 1 else in_parts
+
+
+def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, int] | None, dtype: Any) -> Part:
+    """A device's rows as the model takes them, in parts [n, b / n, ...]."""
+    parts = config.train.accumulate
+    images, labels, boxes_cxcywh, valid = map(
+        jnp.asarray, (batch.images, batch.labels, batch.boxes_cxcywh, batch.valid)
+    )
+    if size_px is not None:
+        images = resize_nearest(images, *size_px)
+    targets = Targets(labels, boxes_cxcywh.astype(dtype), valid)
+    denoising = draw_denoising(key, targets, config)
+
+    def rows(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+
+    denoising = None if denoising is None else denoising.in_parts(parts)
+    return Part(unit_range(rows(images), dtype), rows(targets), denoising)

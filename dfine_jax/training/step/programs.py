@@ -1,0 +1,186 @@
+"""The compiled train steps of a run, one per input size, made before the first step; and what memory they take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from dfine_jax.config import Config
+from dfine_jax.errors import UserError
+from dfine_jax.losses.matcher import is_cacheable
+from dfine_jax.system.host_memory import keep_freed_memory, memory_maps, require_maps
+from dfine_jax.training.run import hosts
+from dfine_jax.training.step.state import TrainState
+from dfine_jax.training.step.step import StepMetrics, make_train_step, spread
+from dfine_jax.typing import Batch
+
+Size = tuple[int, int]
+_GIB = 1 << 30
+_LONG_SECONDS = 20
+
+
+class TrainPrograms:
+    """``programs(size_px, state, batch)`` takes a step at that size."""
+
+    def __init__(self, config: Config, tx: optax.GradientTransformation, sizes_px: Sequence[Size], steps: int) -> None:
+        base = (config.data.height_px, config.data.width_px)
+        self._steps: dict[Size, Any] = {
+            size: make_train_step(config, tx, steps_per_epoch=steps, size_px=None if size == base else size)
+            for size in sizes_px
+        }
+        self._assignment = config.loss.assignment
+        self.peak_bytes = 0  # of a device, over all sizes; known after compile
+
+    def __call__(self, size_px: Size, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """State and metrics after the step; the state given is consumed."""
+        return self._steps[size_px](state, spread(batch))
+
+    def compile(
+        self,
+        state: TrainState,
+        batch: Batch,
+        say: Callable[[str], None],
+        stopped: Callable[[], bool] = lambda: False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        """Compile for all sizes with a progress bar, and say how long it took and what memory a device will need.
+
+        Args:
+          batch: as the steps will get it.
+          stopped: whether the run should end; on one host, the sizes that are left are then left out.
+          meanwhile: called once, when the first program goes from Python to the compiler: starts what may run beside.
+        """
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
+        started = time.perf_counter()
+        needed = 0  # memory maps of a program
+        for note in sizes_notes(tuple(self._steps)):
+            say(note)
+        largest_first = sorted(self._steps, key=math.prod, reverse=True)  # what does not fit is told early
+        with tqdm(largest_first, unit="size", desc="compile", leave=False, disable=None) as bar:
+            for size in bar:
+                if stopped() and hosts.count() == 1:
+                    return
+                bar.set_postfix_str(f"{size[0]}x{size[1]}")
+                require_maps(needed)
+                before = memory_maps()
+                lowered = self._steps[size].lower(state, batch)
+                if meanwhile and size == largest_first[0]:
+                    meanwhile()
+                compiled = lowered.compile()
+                if size == largest_first[0]:
+                    self.peak_bytes = peak_bytes(compiled)
+                    say(memory_line(self.peak_bytes, state))
+                self._steps[size] = compiled
+                after = memory_maps()
+                # Of the last size alone: beside the first ones the evaluation is compiled, whose maps count, too.
+                needed = after[0] - before[0] if before and after else 0
+        hosts.wait_for_all("compiled")
+        seconds = time.perf_counter() - started
+        advice = ""
+        if seconds > _LONG_SECONDS and not is_cacheable(self._assignment):
+            advice = "; the next start compiles again, with loss.assignment=device it would not"
+        say(f"compiled the train step in {seconds:.0f} s ({_names(self._steps)}){advice}")
+
+
+def sizes_notes(sizes_px: Sequence[Size]) -> list[str]:
+    """What the log says of several input sizes."""
+    if len(sizes_px) < 2:
+        return []
+    return [f"input sizes of this run: {_names(sizes_px)}; each is compiled once, before the first step"]
+
+
+def _names(sizes_px: Iterable[Size]) -> str:
+    return ", ".join(f"{height}x{width}" for height, width in sizes_px)
+
+
+class EvalProgram:
+    """``program(variables, images)``: the evaluation step, compiled while the train step is; called before, it waits.
+
+    On several hosts it compiles when first called.
+    """
+
+    def __init__(self, eval_step: Any) -> None:
+        self._step = eval_step
+        self._compiling: Future[tuple[Any, str]] | None = None
+        self._note = ""
+
+    def start(self, variables: Any, shape: tuple[int, ...]) -> None:
+        """Compile for images [b, h, w, 3], in a thread on CPUs; elsewhere compilers measure, and must be alone."""
+        if hosts.count() > 1:
+            return
+        given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), variables)
+        worker = ThreadPoolExecutor(1, "compile-evaluation")
+        self._compiling = worker.submit(_compile_eval, self._step, given, shape)
+        worker.shutdown(wait=jax.default_backend() != "cpu")  # the thread ends with its only task
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Once it is compiled, say so, once; what went wrong is raised here."""
+        if self._compiling and self._compiling.done():
+            (self._step, note), self._compiling = self._compiling.result(), None
+            say(note)
+
+    def __call__(self, variables: Any, images: np.ndarray) -> Any:
+        """Scores, labels and boxes, as of ``make_eval_step``."""
+        step = self._compiling.result()[0] if self._compiling else self._step
+        return step(variables, images)
+
+
+def _compile_eval(eval_step: Any, variables: Any, shape: tuple[int, ...]) -> tuple[Any, str]:
+    started = time.perf_counter()
+    devices = jax.local_device_count()
+    images = np.zeros((devices, shape[0] // devices, *shape[1:]), np.uint8)
+    compiled = eval_step.lower(variables, images).compile()
+    seconds, peak = time.perf_counter() - started, peak_bytes(compiled)
+    return compiled, f"compiled the evaluation in {seconds:.0f} s; it takes {peak / _GIB:.2f} GiB per device"
+
+
+def peak_bytes(compiled: Any) -> int:
+    """Largest memory of a device while the program runs, in- and outputs included; 0 when the backend does not tell."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return 0
+    whole = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return int(whole - stats.alias_size_in_bytes)
+
+
+def memory_line(peak: int, state: TrainState) -> str:
+    """The need of a device in words, with a warning and the cures when it exceeds what the device has."""
+    held = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(dataclass_arrays(state)))
+    text = f"memory of a train step: {peak / _GIB:.2f} GiB per device, {held / _GIB:.2f} of it weights and optimiser"
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    if limit and peak > limit:
+        text += (
+            f"; the device has {limit / _GIB:.2f} GiB, so this will not fit: take a smaller --batch-size, or "
+            'train.accumulate=2, or train.remat=["backbone","encoder","decoder"]'
+        )
+    return text
+
+
+@contextmanager
+def told_out_of_memory() -> Iterator[None]:
+    """Memory of the device that is used up becomes a UserError with the cures; all else stays what it is."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"the device ran out of memory ({first}); take a smaller --batch-size, or continue with --resume and "
+            'train.accumulate=2, train.remat=["backbone","encoder","decoder"] or a smaller train.eval_batch_size'
+        ) from error
+
+
+def dataclass_arrays(state: TrainState) -> list[Any]:
+    """The large parts of the state."""
+    return [state.params, state.batch_stats, state.opt_state, state.ema_params, state.ema_batch_stats]

@@ -1,0 +1,258 @@
+"""One training step and one evaluation step, mapped over the devices.
+
+The two ``jax.pmap`` calls of the library are here, and all its collectives but those of synchronised batch norm, whose
+axis name is set here too. The state enters and leaves without a device axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from dfine_jax.config import Config, ModelConfig
+from dfine_jax.evaluation.evaluate import Predict, Predictions
+from dfine_jax.evaluation.postprocess import select
+from dfine_jax.families.dfine.model import DFine
+from dfine_jax.ops.platform import traced_for
+from dfine_jax.ops.precision import exact_products
+from dfine_jax.training.run import hosts
+from dfine_jax.training.step.gradient import make_gradient, split_parts, unit_range
+from dfine_jax.training.step.optimizer import clip_coefficient, ema_update, parameter_rules, zero_frozen
+from dfine_jax.training.step.packing import PackedState, Packing, State, size_limit
+from dfine_jax.training.step.schedule import ema_decay, make_schedule
+from dfine_jax.training.step.state import TrainState
+from dfine_jax.typing import Batch, ModelOutput
+
+PyTree = Any
+AXIS = "devices"
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What a step reports, averaged over devices."""
+
+    loss: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]  # weighted loss terms by kind/where
+    grad_norm: Float[Array, ""]  # before clipping, trainable parameters only
+    finite: Bool[Array, ""]  # False: the step was skipped
+
+
+class TrainStep:
+    """The update as a function of state and batch; batch arrays are ``[d, b, ...]``, one row per device.
+
+    Devices average gradients, as DistributedDataParallel does, and share batch statistics. A step with a non-finite
+    loss or gradient changes nothing but the step counter. The state given is consumed (its memory is reused); the one
+    returned holds small arrays in vectors (training/step/packing.py), and is what the next step takes as it is.
+
+    With ``config.train.accumulate`` = n a device computes its images in n parts, one after another. The step is that of
+    the whole, except that batch norm sees one part at a time (training/step/gradient.py).
+
+    Args:
+      steps_per_epoch: for schedules that depend on it.
+      size_px: (height, width) that the images are brought to, by nearest neighbour; None: as they come.
+      devices: that share the batch; None: all there are.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tx: optax.GradientTransformation,
+        *,
+        steps_per_epoch: int = 0,
+        size_px: tuple[int, int] | None = None,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        self._config, self._size_px, self._devices = config, size_px, devices
+        self._rules = parameter_rules(config.model, config.optim)
+        self._platform = (devices or jax.devices())[0].platform
+        self._mean = functools.partial(jax.lax.pmean, axis_name=AXIS)
+        self._gradient = make_gradient(config, AXIS, self._mean)
+        self._update = make_update(config, tx, steps_per_epoch=steps_per_epoch)
+        self._packing: Packing | None = None
+        self._program: Any = None
+
+    def __call__(self, state: State, batch: Batch) -> tuple[PackedState, StepMetrics]:
+        """State and metrics after the step."""
+        packed = self._packed(state)
+        return _unwrapped(self._program(packed.arrays, batch), packed.packing)
+
+    def lower(self, state: State, batch: Batch) -> LoweredStep:
+        """For compiling ahead; arrays or their shapes."""
+        packed = self._packed(state)
+        return LoweredStep(self._program.lower(packed.arrays, batch), self, packed.packing)
+
+    def _packed(self, state: State) -> PackedState:
+        if isinstance(state, PackedState):
+            packing = state.packing
+        else:
+            packing = self._packing or Packing(state, self._rules, size_limit(self._platform))
+            state = PackedState(packing.pack(state, replicated), packing)
+        if packing is not self._packing:
+            step, self._packing = functools.partial(self._step, packing), packing
+            self._program = jax.pmap(
+                step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,), devices=self._devices
+            )
+        return state
+
+    def _step(self, packing: Packing, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), jax.lax.axis_index(AXIS))
+        dtype = jax.tree.leaves(state.params)[0].dtype
+        stacked = split_parts(batch, key, self._config, self._size_px, dtype)
+        params, batch_stats = packing.params.unpack(state.params), packing.stats.unpack(state.batch_stats)
+        with traced_for(self._platform):
+            loss, terms, grads, batch_stats = self._gradient(params, batch_stats, stacked)
+        loss, terms, grads = self._mean((loss, terms, zero_frozen(packing.params.pack(grads), self._rules)))
+        state, norm, finite = self._update(state, loss, grads, packing.stats.pack(batch_stats))
+        return state, StepMetrics(loss, terms, norm, finite)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoweredStep:
+    """A step before compilation."""
+
+    lowered: Any
+    step: TrainStep
+    packing: Packing
+
+    def compile(self, options: Any = None) -> CompiledStep:
+        """Compile for the devices."""
+        return CompiledStep(self.lowered.compile(options), self.step, self.packing)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A step that is called like ``TrainStep``, for arrays of the shapes it was compiled for."""
+
+    program: Any
+    step: TrainStep
+    packing: Packing
+
+    def __call__(self, state: State, batch: Batch) -> tuple[PackedState, StepMetrics]:
+        """State and metrics after the step."""
+        packed = state if isinstance(state, PackedState) else self.step._packed(state)
+        return _unwrapped(self.program(packed.arrays, batch), packed.packing)
+
+    def memory_analysis(self) -> Any:
+        """Bytes of arguments, results and temporaries."""
+        return self.program.memory_analysis()
+
+    def as_text(self) -> str:
+        """The optimised program."""
+        return self.program.as_text()
+
+
+def _unwrapped(result: tuple[TrainState, StepMetrics], packing: Packing) -> tuple[PackedState, StepMetrics]:
+    return PackedState(result[0], packing), result[1]
+
+
+make_train_step = TrainStep
+
+
+def make_update(
+    config: Config, tx: optax.GradientTransformation, *, steps_per_epoch: int = 0
+) -> Callable[[TrainState, Array, PyTree, PyTree], tuple[TrainState, Float[Array, ""], Bool[Array, ""]]]:
+    """Clipping, AdamW at the schedule's rate and the averages of the weights.
+
+    A function of state, loss, gradients and batch statistics, means over devices all; it returns the next state, the
+    gradients' norm and whether all was finite. If not, only the step counter has changed.
+    """
+    schedule = make_schedule(config, steps_per_epoch)
+
+    def update(state: TrainState, loss: Array, grads: PyTree, batch_stats: PyTree) -> tuple[TrainState, Array, Array]:
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        grads = jax.tree.map(lambda g: g * clip_coefficient(norm, config.optim.clip_norm).astype(g.dtype), grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        share = schedule(state.step)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: share.astype(u.dtype) * u, updates))
+        decay = ema_decay(state.ema_updates + 1, config.optim, state.ema_shift)
+        new = dataclasses.replace(
+            state,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema_params=ema_update(state.ema_params, params, decay),
+            ema_batch_stats=ema_update(state.ema_batch_stats, batch_stats, decay),
+            ema_updates=state.ema_updates + 1,
+        )
+        new = jax.tree.map(lambda n, o: n if n is o else jnp.where(finite, n, o), new, state)
+        return dataclasses.replace(new, step=state.step + 1), norm, finite
+
+    return update
+
+
+def make_eval_step(
+    model_config: ModelConfig, devices: Sequence[Any] | None = None
+) -> Callable[[PyTree, Array], tuple[Float[Array, "d b n"], Int[Array, "d b n"], Float[Array, "d b n 4"]]]:
+    """Scores, labels and boxes (cxcywh, best first) of images ``[d, b, h, w, 3]``, computed in float32.
+
+    Args:
+      devices: None: those of this host.
+    """
+    apply: Callable[..., Any] = DFine(dataclasses.replace(model_config, precision="float32")).apply
+
+    def eval_step(variables: PyTree, images: Array) -> tuple[Array, Array, Array]:
+        dtype = jax.tree.leaves(variables["params"])[0].dtype
+        with exact_products():
+            output: ModelOutput = apply(variables, unit_range(images, dtype), train=False)
+        scores, labels, boxes_cxcywh = map(jnp.asarray, select(output.answer))
+        return scores, labels, boxes_cxcywh
+
+    return jax.pmap(eval_step, AXIS, in_axes=(None, 0), devices=devices or jax.local_devices())
+
+
+def predict_function(eval_step: Callable[..., Any], variables: PyTree) -> Predict:
+    """An evaluation step as a function of this host's images [b, h, w, 3]; rows are added where b does not divide."""
+    local = _sharding(jax.local_devices(), PartitionSpec())
+    variables = jax.device_put(hosts.on_host(variables) if hosts.count() > 1 else variables, local)
+
+    def predict(images: np.ndarray) -> Predictions:
+        devices, count = jax.local_device_count(), len(images)
+        padding = np.zeros((-count % devices, *images.shape[1:]), images.dtype)
+        split = np.concatenate([images, padding]).reshape(devices, -1, *images.shape[1:])
+        scores, labels, boxes = (np.asarray(x).reshape(-1, *x.shape[2:])[:count] for x in eval_step(variables, split))
+        return scores, labels, boxes
+
+    return predict
+
+
+def replicated(tree: PyTree) -> PyTree:
+    """The tree on all devices of all hosts, laid out as the steps return it: the first call compiles for all later."""
+    sharding = _sharding(jax.devices(), PartitionSpec())
+    if hosts.count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place(x: Any) -> Array:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return jax.tree.map(place, tree)
+
+
+def split_over_devices(batch: Batch) -> Batch:
+    """A host batch [b, ...] as [d, b / d, ...], d = the host's devices."""
+    devices = jax.local_device_count()
+    return type(batch)(*(array.reshape(devices, -1, *array.shape[1:]) for array in batch))
+
+
+def spread(batch: Batch) -> Batch:
+    """The hosts' batches [d, b, ...] as one over all devices, for a step that was compiled ahead."""
+    if hosts.count() == 1:
+        return batch
+    sharding = _sharding(jax.devices(), PartitionSpec(AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def _sharding(devices: Sequence[Any], spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), spec)

@@ -1,0 +1,243 @@
+"""Weights from own checkpoints, official ``.pth``, ``.safetensors``, Hugging Face folders, and by published name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array
+
+from dfine_jax.config import Activation, ModelConfig
+from dfine_jax.data.read.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
+from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.model import DFine
+from dfine_jax.training.run.checkpoint import Metadata, load_weights, replaced_path, save_weights
+
+__all__ = [
+    "FREE",
+    "LoadedModel",
+    "Metadata",
+    "Transfer",
+    "bound_fields",
+    "check_same_architecture",
+    "load",
+    "load_checkpoint",
+    "read",
+    "save_weights",
+    "transfer",
+    "with_backbone",
+]
+
+EXPECTED = (
+    "a checkpoint folder (metadata.json and weights/), an official .pth, a .safetensors, a Hugging Face folder "
+    "(config.json and weights) or a published name"
+)
+
+
+_CLASS_ROWS = re.compile(r"/(enc_score_head|dec_score_head_\d+|denoising_class_embed)/")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model, its averaged weights ``{"params", "batch_stats"}``, and what is known about them."""
+
+    model: DFine
+    variables: dict[str, Any]
+    metadata: Metadata
+
+
+def load(source: str | os.PathLike[str], *, activation: Activation | None = None) -> tuple[DFine, dict[str, Any]]:
+    """Model and variables for ``model.apply(variables, images, train=False)``.
+
+    Args:
+      source: checkpoint folder, official ``.pth``, ``.safetensors``, Hugging Face folder or published name
+        (``dfine-s-coco``).
+      activation: of decoder and heads, for files that do not say it: ``relu`` (D-FINE) or ``silu`` (DEIM). None: found
+        by the name of the file or its batch norms, with a warning that says so.
+
+    Raises:
+      UserError: nothing of that kind is there, it is damaged or has values that are not finite, its activation is not
+        to be found, or it says itself that it has another one.
+    """
+    loaded = load_checkpoint(source, activation=activation)
+    return loaded.model, loaded.variables
+
+
+def load_checkpoint(source: str | os.PathLike[str], *, activation: Activation | None = None) -> LoadedModel:
+    """As ``load``, with the description of the weights: classes, input size, origin.
+
+    Raises:
+      UserError: as ``load``.
+    """
+    variables, metadata = read(source, activation=activation)
+    variables = jax.tree.map(jnp.asarray, variables)
+    # float32 as in the evaluation during training, whatever the weights were trained in.
+    model = DFine(dataclasses.replace(metadata.config.model, precision="float32"))
+    return LoadedModel(model, variables, metadata)
+
+
+def read(
+    source: str | os.PathLike[str], *, activation: Activation | None = None, class_names: Sequence[str] | None = None
+) -> tuple[dict[str, Any], Metadata]:
+    """Variables (float32 NumPy) and description of weights, wherever they are: the one way in for all commands.
+
+    Args:
+      source: as for ``load``.
+      activation: as for ``load``.
+      class_names: one per class, for files that do not say them.
+
+    Raises:
+      UserError: as ``load``, or a checkpoint folder is given names.
+    """
+    name = os.fspath(source)
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        return _own(path, activation, class_names)
+    from dfine_jax.converters.torch.importer import import_weights
+    from dfine_jax.weights import hub
+
+    if path.exists():
+        return import_weights(path, activation=activation, class_names=class_names)
+    if hub.is_published(name):
+        return import_weights(hub.fetch(name), activation=activation, class_names=class_names, licence=hub.LICENCE)
+    if replaced_path(path).is_dir():
+        return _own(path, activation, class_names)
+    if name.startswith("hf:"):
+        raise UserError(f"{name!r} is no name of the Hugging Face hub; write hf:OWNER/MODEL or hf:OWNER/MODEL@REVISION")
+    close = difflib.get_close_matches(name, hub.OFFICIAL, n=2)
+    names = f"did you mean {' or '.join(close)}?" if close else f"expected {EXPECTED} ({', '.join(hub.OFFICIAL)})"
+    raise UserError(f"{name} does not exist; {names}")
+
+
+def _own(
+    path: Path, activation: Activation | None, class_names: Sequence[str] | None
+) -> tuple[dict[str, Any], Metadata]:
+    variables, metadata = load_weights(path)
+    stored = metadata.config.model.decoder_activation
+    if activation not in (None, stored):
+        raise UserError(f"{path} is a checkpoint that knows its activation ({stored}); leave {activation} out")
+    if class_names is not None:
+        raise UserError(f"{path} is a checkpoint that knows its classes; leave the names out")
+    return variables, metadata
+
+
+# What a run may choose for itself; all other fields of an architecture are those of the weights it starts from, though
+# many leave no trace in the shapes of the weights.
+FREE = frozenset(("num_classes", "num_queries", "precision", "backbone_frozen_bn", "backbone_frozen_stem"))
+
+
+def bound_fields(model: ModelConfig) -> dict[str, Any]:
+    """Fields of an architecture that weights decide, with their values."""
+    return {name: value for name, value in dataclasses.asdict(model).items() if name not in FREE}
+
+
+def check_same_architecture(weights: ModelConfig, model: ModelConfig) -> None:
+    """Weights compute in ``model`` what they computed where they were trained.
+
+    Raises:
+      UserError: a field that weights decide differs; the message names it with both values.
+    """
+    stored = bound_fields(weights)
+    differing = {name: value for name, value in bound_fields(model).items() if value != stored[name]}
+    wrong = [f"model.{name} is {stored[name]!r} in the weights, not {value!r}" for name, value in differing.items()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"the weights are of another architecture: {', '.join(wrong[:3])}{more}; leave these values out, or start "
+            "from weights that have them"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """What starting from other weights did to the class-dependent parts."""
+
+    variables: dict[str, Any]
+    origins: dict[str, str | None]  # new class -> class whose rows it takes over; None: it starts anew
+
+    def table(self) -> list[str]:
+        """Lines that say where each class comes from."""
+        same = [name for name, origin in self.origins.items() if origin == name]
+        renamed = [f"{name} <- {origin}" for name, origin in self.origins.items() if origin not in (None, name)]
+        fresh = [name for name, origin in self.origins.items() if origin is None]
+        parts = (("taken over by name", same), ("taken over", renamed), ("that start anew", fresh))
+        texts = [f"classes {kind} ({len(names)}): {', '.join(names)}" for kind, names in parts if names]
+        return [line for text in texts for line in textwrap.wrap(text, 116, subsequent_indent="  ")]
+
+
+def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[str], model: ModelConfig) -> Transfer:
+    """Weights of ``source`` for a model of other classes; rows of classes with the same name are taken over.
+
+    Names are compared without regard to case, dashes and underscores, and what other sets call COCO's classes counts as
+    COCO's names.
+
+    Args:
+      fresh: initial variables of the new model, which keep the rows of new classes.
+      class_names: classes of the new model, by label.
+      model: architecture of the new model. Fields outside ``FREE`` must be those of the weights, also where they leave
+        no trace in shapes (``reg_scale``, ``num_points``, activations).
+
+    Raises:
+      UserError: the models differ in more than what is free.
+    """
+    check_same_architecture(source.metadata.config.model, model)
+    names = source.metadata.class_names
+    rows = {_key(name): row for row, name in reversed(list(enumerate(names)))}
+    rows |= {name: row for row, name in reversed(list(enumerate(names)))}  # the exact name first
+    origin = {new: rows.get(name, rows.get(_key(name))) for new, name in enumerate(class_names)}
+    pairs = [(new, row) for new, row in origin.items() if row is not None]
+    old, new = _by_path(source.variables), _by_path(fresh)
+    problems = sorted(old.keys() ^ new.keys())
+    problems += [k for k in old.keys() & new.keys() if not _CLASS_ROWS.search(k) and old[k].shape != new[k].shape]
+    if problems:
+        raise UserError(
+            f"the weights are of another architecture ({source.metadata.config.model.variant.upper()}); "
+            f"{len(problems)} entries differ, such as {problems[0]}"
+        )
+    out = {k: _with_rows(k, old[k], new[k], pairs) if _CLASS_ROWS.search(k) else old[k] for k in new}
+    origins = {class_names[new]: None if row is None else names[row] for new, row in origin.items()}
+    return Transfer(traverse_util.unflatten_dict(out, sep="/"), origins)
+
+
+def _key(name: str) -> str:
+    """What two spellings of a class have in common."""
+    plain = " ".join(re.split(r"[\s_-]+", name.strip().lower()))
+    return OBJECTS365_ALIASES.get(plain, COCO_ALIASES.get(plain, plain))
+
+
+def with_backbone(variables: dict[str, Any], backbone: dict[str, Any]) -> dict[str, Any]:
+    """Variables whose backbone is another one's, for example one trained on ImageNet.
+
+    Raises:
+      UserError: it is of another size.
+    """
+    old, new = _by_path(backbone), _by_path({name: tree["backbone"] for name, tree in variables.items()})
+    wrong = sorted(old.keys() ^ new.keys()) or [path for path in new if old[path].shape != new[path].shape]
+    if wrong:
+        raise UserError(f"the backbone is of another size: {len(wrong)} entries differ, such as {wrong[0]}")
+    return {name: {**tree, "backbone": backbone[name]} for name, tree in variables.items()}
+
+
+def _by_path(variables: dict[str, Any]) -> dict[str, Array]:
+    flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(variables))
+    return {"/".join(path): leaf for path, leaf in flat.items()}
+
+
+def _with_rows(path: str, old: Array, new: Array, pairs: Sequence[tuple[int, int]]) -> Array:
+    """``new`` with the rows of known classes from ``old``; of kernels, classes are the last axis."""
+    if not pairs:
+        return new
+    to, source = (np.array(column) for column in zip(*pairs, strict=True))
+    if path.endswith("embedding"):
+        return jnp.asarray(new).at[to].set(jnp.asarray(old)[source])
+    return jnp.asarray(new).at[..., to].set(jnp.asarray(old)[..., source])

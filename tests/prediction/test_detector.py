@@ -1,0 +1,181 @@
+"""The detector around a network whose answer is known: preprocessing, batches, thresholds, results."""
+
+from __future__ import annotations
+
+import io
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfine_jax.config import Config, DataConfig
+from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.errors import UserError
+from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.prediction.detector import Detector
+from dfine_jax.serving.backends.base import Backend
+from dfine_jax.training.run.checkpoint import Metadata
+from dfine_jax.weights.load import LoadedModel
+
+HEIGHT, WIDTH = 64, 96
+CONFIG = Config(model=model_config("n", num_classes=3), data=DataConfig(height_px=HEIGHT, width_px=WIDTH))
+METADATA = Metadata(config=CONFIG, class_names=("ant", "bee", "cat"), category_ids=(7, 3, 90))
+
+
+class MeanColour:
+    """Stands for the network: the score of class c is the mean of colour channel c; one box per query."""
+
+    def apply(self, variables, images, *, train):
+        assert not train
+        mean = jnp.clip(images.mean((1, 2)), 1e-6, 1 - 1e-6)  # [b, 3]
+        logits = jnp.log(mean / (1 - mean))[:, None] - variables["drop"][None, :, None]
+        boxes = jnp.broadcast_to(variables["boxes"], (images.shape[0], 2, 4))
+        return types.SimpleNamespace(logits=logits, boxes_cxcywh=boxes)
+
+
+VARIABLES = {"drop": jnp.array([0.0, 30.0]), "boxes": jnp.array([[0.5, 0.5, 0.5, 1.0], [0.1, 0.1, 0.1, 0.1]])}
+LOADED = LoadedModel(model=MeanColour(), variables=VARIABLES, metadata=METADATA)  # pyright: ignore
+
+
+def picture(rgb, size=(200, 100)) -> Image.Image:
+    return Image.new("RGB", size, rgb)
+
+
+def test_boxes_are_pixels_of_the_original_and_names_come_from_the_data():
+    result = Detector(LOADED, threshold=0.25)(picture((204, 51, 102)))
+    assert result.names == ("ant", "cat")  # 0.8, 0.4; bee has 0.2
+    assert result.category_ids == (7, 90)
+    assert result.labels.tolist() == [0, 2]
+    np.testing.assert_allclose(result.scores, [0.8, 0.4], atol=1e-5)
+    np.testing.assert_allclose(result.boxes_xyxy_px, [[50, 0, 150, 100]] * 2, atol=1e-4)
+    assert (len(result), result.size_px, result.masks) == (2, (200, 100), None)
+
+
+def test_all_kinds_of_input_give_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, (50, 70, 3), np.uint8)
+    file = tmp_path / "a.png"
+    Image.fromarray(array).save(file)
+    detector = Detector(LOADED, threshold=0.0)
+    expected = detector(array)
+    assert isinstance(expected.scores, np.ndarray)
+    for source in (file, str(file), Image.fromarray(array)):
+        np.testing.assert_array_equal(detector(source).scores, expected.scores)
+    listed = detector([file, array])
+    assert [len(r) for r in listed] == [6, 6]
+    np.testing.assert_array_equal(listed[1].boxes_xyxy_px, expected.boxes_xyxy_px)
+
+
+def test_a_turned_photograph_is_the_same_in_every_form_and_can_be_drawn_from_each(tmp_path):
+    file = tmp_path / "phone.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture((204, 51, 102), (80, 48)).save(file, exif=exif)
+    content = file.read_bytes()
+    detector = Detector(LOADED, threshold=0.25)
+    expected = detector(file)
+    assert expected.size_px == (48, 80)
+    with open(file, "rb") as stream:
+        for source in (str(file), content, io.BytesIO(content), stream, Image.open(file), Image.open(file).copy()):
+            result = detector(source)
+            assert result.size_px == (48, 80)
+            np.testing.assert_array_equal(result.boxes_xyxy_px, expected.boxes_xyxy_px)
+            np.testing.assert_array_equal(result.scores, expected.scores)
+            assert result.draw(source).tobytes() == expected.draw(file).tobytes()
+        assert [r.size_px for r in detector(source for source in (file, content, np.zeros((8, 9), np.uint8)))] == [
+            (48, 80), (48, 80), (9, 8)
+        ]  # fmt: skip
+
+
+def test_tensors_are_one_picture_each():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    detector = Detector(LOADED, threshold=0.0)
+    np.testing.assert_array_equal(detector(jnp.asarray(pixels)).scores, detector(pixels).scores)
+    with pytest.raises(UserError, match=r"of type float32 and shape \[3, 20, 30\] is not an image; give uint8"):
+        detector(jnp.zeros((3, 20, 30)))
+
+
+@pytest.mark.parametrize("source", [None, 3, {"image": 1}, {1, 2}, [None], [["a.jpg"]], object()])
+def test_what_is_no_image_is_one_clear_error(source):
+    with pytest.raises(UserError, match="is not an image; give a path, the bytes of a picture file"):
+        Detector(LOADED)(source)
+
+
+def test_batches_have_one_size_and_are_preprocessed_like_everywhere():
+    class Recorder(Backend):
+        def __init__(self):
+            self.batches = []
+
+        def predict(self, images):
+            self.batches.append(images.copy())
+            logits = np.full((len(images), 2, 3), -1.0, np.float32)
+            return Answer(logits, np.full((len(images), 2, 4), 0.5, np.float32))
+
+    detector = Detector(LOADED, threshold=0.0, batch_size=2)
+    detector._backend = recorder = Recorder()
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 256, (40 + i, 60, 3), np.uint8) for i in range(3)]
+    results = detector(images)
+    assert [batch.shape for batch in recorder.batches] == [(2, HEIGHT, WIDTH, 3)] * 2
+    assert [r.size_px for r in results] == [(60, 40), (60, 41), (60, 42)]
+    np.testing.assert_array_equal(recorder.batches[1][0], Preprocess(HEIGHT, WIDTH)(images[2]))
+    assert detector([]) == []
+
+
+def test_coco_entries_have_original_ids_and_width_and_height():
+    (entry,) = Detector(LOADED, threshold=0.5)(picture((10, 230, 20))).to_coco(image_id=12)
+    assert entry == {"image_id": 12, "category_id": 3, "bbox": [50.0, 0.0, 100.0, 100.0], "score": 0.90196}
+
+
+def test_nothing_found():
+    result = Detector(LOADED, threshold=0.99)(picture((0, 0, 0)))
+    assert (len(result), result.names, result.to_coco(1)) == (0, (), [])
+    assert result.boxes_xyxy_px.shape == (0, 4)
+    assert result.draw(picture((0, 0, 0))).size == (400, 200)  # tiny pictures are enlarged
+
+
+def test_drawing_needs_the_same_picture():
+    result = Detector(LOADED)(picture((250, 0, 0), (640, 400)))
+    drawn = np.asarray(result.draw(picture((250, 0, 0), (640, 400))))
+    assert tuple(drawn[200, 160]) != (250, 0, 0)  # left edge of the box
+    with pytest.raises(UserError, match="is 64x40, the detections belong to one of 640x400"):
+        result.draw(picture((250, 0, 0), (64, 40)))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8), np.int64),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 2), np.uint8),
+        np.zeros((2, 8, 8, 3), np.uint8),
+        np.array(["a.jpg"]),
+        np.zeros((0, 8, 3), np.uint8),
+        np.zeros(0, np.uint8),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(array):
+    with pytest.raises(UserError, match=r"give uint8 \[height, width, 3\] in RGB order"):
+        Detector(LOADED)(array)
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(UserError, match="threshold=50"):
+        Detector(LOADED, threshold=50)
+    with pytest.raises(UserError, match="batch_size=0"):
+        Detector(LOADED, batch_size=0)
+    with pytest.raises(TypeError):
+        Detector(LOADED, treshold=0.5)  # pyright: ignore
+
+
+def test_supervision():
+    sv = pytest.importorskip("supervision")
+    result = Detector(LOADED, threshold=0.25)(picture((204, 51, 102)))
+    converted = result.to_supervision()
+    assert isinstance(converted, sv.Detections)
+    assert converted.data["class_name"].tolist() == ["ant", "cat"]
+    np.testing.assert_array_equal(converted.xyxy, result.boxes_xyxy_px)

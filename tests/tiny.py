@@ -1,0 +1,73 @@
+"""The real configuration, shrunk until a step compiles in seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dfine_jax.config import Config, DataConfig, LogConfig, LossConfig, OptimConfig, TrainConfig
+from dfine_jax.families.backbones.hgnetv2 import BACKBONES, BackboneSpec, StageSpec
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.typing import Batch
+
+BACKBONE = BackboneSpec((4, 8), tuple(StageSpec(out, 4, 1, 1) for out in (8, 16, 16, 16)))
+SIZE_PX = 64
+SLOTS = 4
+
+
+@contextlib.contextmanager
+def known_backbone() -> Iterator[None]:
+    """The backbone of ``tiny_config`` is in the library's table inside; conftest does it for modules that use it."""
+    BACKBONES["tiny"] = BACKBONE
+    try:
+        yield
+    finally:
+        del BACKBONES["tiny"]
+
+
+def tiny_config(**changes: Any) -> Config:
+    """N with narrow encoder and decoder, one decoder layer and ten queries; ``section=dict(...)`` replaces fields."""
+    model = model_config(
+        "n",
+        num_classes=3,
+        backbone="tiny",
+        encoder_depth=0.1,
+        encoder_width=32,
+        encoder_ffn=32,
+        decoder_width=32,
+        decoder_ffn=32,
+        decoder_layers=2,
+        num_points=(2, 2),
+        num_queries=10,
+        num_heads=4,
+    )
+    config = Config(
+        model=model,
+        loss=LossConfig(num_denoising=6),
+        optim=OptimConfig(lr=1e-3, backbone_lr=1e-3, warmup_steps=2, ema_warmup_steps=2, ema_decay=0.9),
+        data=DataConfig(height_px=SIZE_PX, width_px=SIZE_PX, workers=0, stop_augment_epoch=1),
+        train=TrainConfig(epochs=2, batch_size=4, eval_batch_size=4),
+        log=LogConfig(pictures=0),
+    )
+    sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}
+    return dataclasses.replace(config, **sections)
+
+
+def random_batch(seed: int, devices: int, per_device: int, counts: list[int] | None = None) -> Batch:
+    """Noise images with random boxes; ``counts`` = objects of each image."""
+    rng = np.random.RandomState(seed)
+    total = devices * per_device
+    counts = counts or [int(c) for c in rng.randint(0, SLOTS + 1, total)]
+    valid = np.arange(SLOTS) < np.array(counts)[:, None]
+    boxes = np.concatenate([rng.uniform(0.3, 0.7, (total, SLOTS, 2)), rng.uniform(0.1, 0.5, (total, SLOTS, 2))], -1)
+    batch = Batch(
+        images=rng.randint(0, 256, (total, SIZE_PX, SIZE_PX, 3)).astype(np.uint8),
+        labels=(rng.randint(0, 3, (total, SLOTS)) * valid).astype(np.int32),
+        boxes_cxcywh=(boxes * valid[..., None]).astype(np.float32),
+        valid=valid,
+    )
+    return Batch(*(x.reshape(devices, per_device, *x.shape[1:]) for x in batch))

@@ -1,0 +1,93 @@
+"""The pictures beside each other: which images, and which boxes on which side."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfine_jax.data.load.batch import Batch
+from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.prediction.draw import class_colour
+from dfine_jax.training.report.examples import Examples, save_batch
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = make_shapes_dataset(tmp_path_factory.mktemp("shapes"), num_train=2, num_val=9, size_px=400, seed=0)
+    return read_coco(*find_split(root, "val"))
+
+
+def has_colour(picture, colour):
+    return bool(np.all(np.asarray(picture) == colour, -1).any())
+
+
+def test_images_are_spread_and_never_more_than_there_are(data):
+    annotated = [record.path.stem for record in data.records if len(record.labels)]
+    shown = list(Examples(data, 3).draw(0.5))
+    assert shown[0] == annotated[0] and shown[-1] == annotated[-1] and len(shown) == 3
+    assert list(Examples(data, 99).draw(0.5)) == annotated
+    assert Examples(data, 0).draw(0.5) == {}
+
+
+def test_images_of_one_name_in_several_folders_are_all_drawn(data, tmp_path):
+    first, second = [record for record in data.records if len(record.labels)][:2]
+    for folder, record in (("a", first), ("b", second)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.jpg").write_bytes(record.path.read_bytes())
+    records = tuple(
+        dataclasses.replace(record, path=tmp_path / folder / "0.jpg")
+        for folder, record in (("a", first), ("b", second))
+    )
+    drawn = Examples(dataclasses.replace(data, records=records), 2).draw(0.5)
+    assert list(drawn) == [f"0_{first.image_id}", f"0_{second.image_id}"]
+
+
+def test_annotations_left_and_good_detections_right(data):
+    examples = Examples(data, 1)
+    record = next(record for record in data.records if len(record.labels))
+    absent = next(label for label in range(len(data.names)) if label not in record.labels)
+    result = {"image_id": record.image_id, "category_id": data.category_ids[absent], "bbox": [100, 100, 80, 60]}
+    elsewhere = {**result, "image_id": -5, "score": 0.9}
+    examples.observe([{**result, "score": 0.6}, elsewhere])
+    (picture,) = examples.draw(0.5).values()
+    assert picture.size == (808, 400)
+    left, right = picture.crop((0, 0, 400, 400)), picture.crop((408, 0, 808, 400))
+    assert has_colour(left, class_colour(int(record.labels[0])))
+    assert not has_colour(left, class_colour(absent)) and has_colour(right, class_colour(absent))
+    edge = np.asarray(right)[100:160, 100:104]  # the left edge of the box
+    assert np.all(edge == class_colour(absent), -1).any(1).all()
+    (without,) = examples.draw(0.7).values()
+    assert not has_colour(without.crop((408, 0, 808, 400)), class_colour(absent))
+
+
+def test_the_first_rows_of_a_batch_with_their_boxes(tmp_path):
+    rows = 20
+    images = np.full((rows, 320, 320, 3), 128, np.uint8)
+    boxes = np.zeros((rows, 2, 4), np.float32)
+    boxes[:, 0] = [0.5, 0.5, 0.25, 0.5]
+    valid = np.zeros((rows, 2), bool)
+    valid[3, 0] = True
+    save_batch(Batch(images, np.ones((rows, 2), np.int32), boxes, valid), ("cat", "dog"), tmp_path / "batch.png")
+    picture = Image.open(tmp_path / "batch.png")
+    assert picture.size == (4 * 326 + 6, 4 * 326 + 6)  # sixteen of them
+    drawn = np.argwhere(np.all(np.asarray(picture) == class_colour(1), -1))
+    column = 6 + 3 * 326
+    np.testing.assert_allclose(drawn.max(0), (6 + 240, column + 200), atol=3)
+    assert drawn[:, 1].min() == pytest.approx(column + 120, abs=3)
+
+
+def test_large_pictures_are_reduced(data, tmp_path):
+    root = make_shapes_dataset(tmp_path, num_train=1, num_val=1, size_px=300, seed=1)
+    large = read_coco(*find_split(root, "val"))
+    path = large.records[0].path
+    Image.open(path).resize((1600, 1200)).save(path)
+    file = large.annotation_file
+    file.write_text(
+        file.read_text().replace('"width": 300', '"width": 1600').replace('"height": 300', '"height": 1200')
+    )
+    (picture,) = Examples(read_coco(*find_split(root, "val")), 1).draw(0.5).values()
+    assert picture.size == (2 * 800 + 8, 600)

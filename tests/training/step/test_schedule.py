@@ -1,0 +1,86 @@
+"""Learning rates of whole runs, and the decay of the average."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfine_jax.config import Config, ConfigError, OptimConfig, TrainConfig
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.step.schedule import ema_decay, make_schedule
+
+STEPS = 3696  # of an epoch: COCO in batches of 32
+DEIM_L = Config(
+    model_config("l"),
+    optim=OptimConfig(
+        lr=5e-4, schedule="flat_cosine", warmup_steps=2000, flat_epochs=29, final_epochs=8, min_lr_ratio=0.5
+    ),
+    train=TrainConfig(epochs=58),
+)
+
+
+def with_optim(config, **changes):
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, **changes))
+
+
+# Iterations and rates of the reference's scheduler. It runs after the optimiser: its iteration i rules step i + 1.
+@pytest.mark.parametrize(
+    ("iteration", "rate"),
+    [(1000, 1.25e-4), (2000, 5e-4), (107_184, 5e-4), (145_992, 3.75e-4), (184_800, 2.5e-4), (214_367, 2.5e-4)],
+)
+def test_flat_cosine_is_the_reference(iteration, rate):
+    schedule = make_schedule(DEIM_L, STEPS)
+    np.testing.assert_allclose(5e-4 * schedule(jnp.asarray(iteration + 1)), rate, rtol=1e-5)
+
+
+def test_flat_cosine_starts_as_the_reference():
+    schedule = make_schedule(DEIM_L, STEPS)
+    np.testing.assert_allclose([schedule(k) for k in range(4)], [1 / 2000, 0, 1 / 2000**2, 4 / 2000**2], rtol=1e-5)
+
+
+def test_flat_cosine_without_warmup_starts_at_the_full_rate():
+    """The reference divides zero by zero there."""
+    schedule = make_schedule(with_optim(DEIM_L, warmup_steps=0), STEPS)
+    assert [float(schedule(k)) for k in (0, 1, 2, 1000)] == [1, 1, 1, 1]
+
+
+def test_a_flat_part_longer_than_the_run_never_ends():
+    schedule = make_schedule(with_optim(DEIM_L, flat_epochs=7800, final_epochs=12), STEPS)
+    assert float(schedule(58 * STEPS - 1)) == 1
+
+
+def test_flat_cosine_falls_monotonically_between_its_flat_ends():
+    schedule = make_schedule(DEIM_L, 10)  # warm-up is longer than the flat part here, as in very short runs
+    long = make_schedule(with_optim(DEIM_L, warmup_steps=20), 10)
+    rates = np.array([float(long(k)) for k in range(580)])
+    assert (np.diff(rates[22:]) <= 1e-7).all() and rates[-1] == 0.5 and rates[291] == 1
+    assert max(float(schedule(k)) for k in range(580)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"final_epochs": 59}, "optim.final_epochs=59 must be at most train.epochs=58"),
+        ({"flat_epochs": 52}, "optim.flat_epochs=52 ends after the last 8 of 58 epochs begin; set it to 50"),
+    ],
+)
+def test_parts_must_fit(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_schedule(with_optim(DEIM_L, **changes), STEPS)
+
+
+def test_constant_warms_up_counting_from_one():
+    schedule = make_schedule(Config(model_config("n"), optim=OptimConfig(warmup_steps=4)), 0)
+    assert [float(schedule(jnp.asarray(k))) for k in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert float(make_schedule(Config(model_config("n"), optim=OptimConfig(warmup_steps=0)), 0)(0)) == 1.0
+
+
+def test_the_decay_of_the_average_follows_the_reference():
+    optim = OptimConfig(ema_decay=0.9999, ema_warmup_steps=1000)
+    np.testing.assert_allclose(ema_decay(jnp.asarray(1), optim), 0.9999 * (1 - np.exp(-1 / 1000)), rtol=1e-4)
+    constant = OptimConfig(ema_decay=0.9, ema_warmup_steps=0)
+    np.testing.assert_allclose(ema_decay(jnp.asarray(1), constant), 0.9, rtol=1e-6)
+    np.testing.assert_allclose(ema_decay(jnp.asarray(1), constant, -0.2), 0.7, rtol=1e-6)
