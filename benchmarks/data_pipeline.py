@@ -39,18 +39,8 @@ def _config(args: argparse.Namespace) -> DataConfig:
 def _ours(args: argparse.Namespace) -> Callable[[], object]:
     from dfine_jax.data.load.pipeline import TrainLoader
 
-    data, config = read_dataset(args.data, "train"), _config(args)
-    loader = TrainLoader(
-        data,
-        height_px=args.size,
-        width_px=args.size,
-        batch_size=BATCH,
-        max_objects=0,
-        seed=0,
-        augment=config,
-        workers=0,
-        epochs=20,
-    )
+    data = read_dataset(args.data, "train")
+    loader = TrainLoader(data, _config(args), batch_size=BATCH, seed=0, workers=0, epochs=20)
     batches = loader.batches()
     return lambda: next(batches)
 

@@ -82,9 +82,10 @@ def detections(file: Path, seed: int = 1) -> Iterator[tuple[np.ndarray, ...]]:
 def ours(file: Path) -> float:
     """As ``dfine evaluate`` does it, but for the network."""
     from dfine_jax.data.load.batch import EvalBatch
-    from dfine_jax.evaluation.evaluate import ClassList, ClassMatch, evaluate_detections
+    from dfine_jax.data.read.dataset import Classes
+    from dfine_jax.evaluation.evaluate import ClassMatch, evaluate_detections
 
-    classes = ClassList(tuple(f"class {k}" for k in range(CLASSES)), tuple(range(1, CLASSES + 1)))
+    classes = Classes(tuple(f"class {k}" for k in range(CLASSES)), tuple(range(1, CLASSES + 1)))
     latest = []
 
     def batches() -> Iterator[EvalBatch]:
@@ -92,7 +93,7 @@ def ours(file: Path) -> float:
             latest[:] = found
             yield EvalBatch(np.zeros((len(ids), 1, 1, 3), np.uint8), ids, np.full((len(ids), 2), 640, np.float32))
 
-    return evaluate_detections(lambda *_: tuple(latest), batches(), file, ClassMatch(classes, classes.category_ids)).ap
+    return evaluate_detections(lambda *_: tuple(latest), batches(), file, ClassMatch(classes, classes.ids)).ap
 
 
 def plain(file: Path) -> float:

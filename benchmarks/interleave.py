@@ -9,13 +9,15 @@ voluntary context switches of a run: where memory is handed back and forth or th
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 _ROW = "{:34s} {:>10s} {:>9s} {:>9s} {:>11s} {:>9s} {:>9s} {:>9s} {:>9s} {:>8s} {:>12s}"
 
@@ -46,11 +48,16 @@ def serve(setup: Callable[[], Callable[[], object]]) -> None:
 
 
 class _Worker:
-    def __init__(self, file: str, name: str, args: Sequence[str]) -> None:
+    def __init__(self, file: str, name: str, args: Sequence[str], environment: Mapping[str, str]) -> None:
         command = [sys.executable, file, "--worker", name, *args]
         self.name, self.times_s, self.blocks, self.peak_mib = name, [], [], 0.0
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(file).resolve().parent.parent
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(file).resolve().parent.parent,
+            env={**os.environ, **environment},
         )
         self.start = self._read()
 
@@ -79,9 +86,21 @@ class _Worker:
         self.process.wait()
 
 
-def compare(file: str, names: Sequence[str], args: Sequence[str], rounds: int, runs: int, title: str) -> list[dict]:
-    """Parent side: start all workers, warm up, interleave, print a table; ratios are against the first name."""
-    workers = [_Worker(file, name, args) for name in names]
+def compare(
+    file: str,
+    names: Sequence[str],
+    args: Sequence[str],
+    rounds: int,
+    runs: int,
+    title: str,
+    environments: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> list[dict]:
+    """Parent side: start all workers, warm up, interleave, print a table; ratios are against the first name.
+
+    Args:
+      environments: variables for the worker of a name, beside those of this process.
+    """
+    workers = [_Worker(file, name, args, environments.get(name, {})) for name in names]
     for worker in workers:
         worker.block(1)
         worker.times_s, worker.blocks = [], []

@@ -72,16 +72,7 @@ def split(args: argparse.Namespace, folder: Path, assignment: str) -> dict[str, 
         data=data,
         train=TrainConfig(batch_size=args.batch),
     )
-    loader = TrainLoader(
-        read_dataset(folder, "train"),
-        height_px=args.size,
-        width_px=args.size,
-        batch_size=args.batch,
-        max_objects=0,
-        seed=0,
-        augment=data,
-        workers=args.workers,
-    )
+    loader = TrainLoader(read_dataset(folder, "train"), data, batch_size=args.batch, seed=0, workers=args.workers)
     tx = make_optimizer(config.model, config.optim)
     state = replicated(create_state(init_variables(config.model, jax.random.key(0)), tx, jax.random.key(1)))
     step = make_train_step(config, tx)

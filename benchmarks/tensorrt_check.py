@@ -36,12 +36,11 @@ def sources(models: list[str], folder: Path, engines: list[Path]) -> tuple[list[
         raise UserError("give one checkpoint, or ONNX files")
     from dfine_jax.commands.export import description
     from dfine_jax.converters.onnx.export import export_onnx, save
-    from dfine_jax.evaluation.evaluate import ClassList
     from dfine_jax.weights.load import load_checkpoint
 
     loaded = load_checkpoint(models[0])
     meta = loaded.metadata
-    classes = ClassList(meta.class_names, meta.category_ids)
+    classes = meta.classes
     described = description(models[0], loaded)
     files = []
     for precision in () if engines else ("fp32", "fp16"):
@@ -90,9 +89,9 @@ def main() -> int:
         print(f"\n{report.table()}")
         passed &= report.passed
     pictures = tuple(latency.Picture(str(p), i) for i, p in enumerate(generated(folder)))
-    plan = latency.Plan(pictures, rounds=10, raw_runs=50, batches=(1, args.max_batch))
+    amounts = latency.Amounts(pictures, rounds=10, raw_runs=50, batches=(1, args.max_batch))
     contenders = [latency.Contender(str(engine)) for engine in engines]
-    measured = latency.measure(contenders, plan)
+    measured = latency.measure(contenders, amounts)
     print(latency_report.table(measured, hardware, "generated pictures"))
     return 0 if passed else 1
 

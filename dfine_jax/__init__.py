@@ -1,7 +1,8 @@
 """D-FINE real-time object detection in JAX.
 
-The names below are the public surface. They are imported on first use (PEP 562), so that ``import dfine_jax`` and
-``dfine --help`` do not start JAX; this is the one place where the package defines ``__getattr__``.
+The names below and those of ``dfine_jax.losses`` are the public surface. They are imported on first use (PEP 562), so
+that ``import dfine_jax`` and ``dfine --help`` do not start JAX; this is the one place where the package defines
+``__getattr__``.
 """
 
 from __future__ import annotations
@@ -10,26 +11,54 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfine_jax.config import Config, ModelConfig
+    from dfine_jax.api import build, default_config, train
+    from dfine_jax.config import Config
+    from dfine_jax.data.read.dataset import open_record
+    from dfine_jax.data.read.sources import read_dataset
     from dfine_jax.errors import UserError
-    from dfine_jax.families.dfine.model import DFine
-    from dfine_jax.families.dfine.variants import model_config
+    from dfine_jax.evaluation.plots import confusion_figure, threshold_figure, training_figure
     from dfine_jax.prediction.detector import DetectionResult, Detector
-    from dfine_jax.weights.load import load
+    from dfine_jax.prediction.draw import draw_boxes
+    from dfine_jax.training.report.log import read_metrics
+    from dfine_jax.weights.load import load, load_checkpoint
 
 __version__ = "0.1.0"
-__all__ = ["Config", "DFine", "DetectionResult", "Detector", "ModelConfig", "UserError", "load", "model_config"]
-
 _HOME = {
     "Config": "config",
-    "DFine": "families.dfine.model",
     "DetectionResult": "prediction.detector",
     "Detector": "prediction.detector",
-    "ModelConfig": "config",
     "UserError": "errors",
+    "build": "api",
+    "confusion_figure": "evaluation.plots",
+    "default_config": "api",
+    "draw_boxes": "prediction.draw",
     "load": "weights.load",
-    "model_config": "families.dfine.variants",
+    "load_checkpoint": "weights.load",
+    "open_record": "data.read.dataset",
+    "read_dataset": "data.read.sources",
+    "read_metrics": "training.report.log",
+    "threshold_figure": "evaluation.plots",
+    "train": "api",
+    "training_figure": "evaluation.plots",
 }
+__all__ = [
+    "Config",
+    "DetectionResult",
+    "Detector",
+    "UserError",
+    "build",
+    "confusion_figure",
+    "default_config",
+    "draw_boxes",
+    "load",
+    "load_checkpoint",
+    "open_record",
+    "read_dataset",
+    "read_metrics",
+    "threshold_figure",
+    "train",
+    "training_figure",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -41,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__", "losses"])

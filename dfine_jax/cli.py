@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from dfine_jax import __version__
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import is_of_the_users_world, told
+from dfine_jax.system.host_memory import start_with_allocator
 
 COMMANDS = {
     "demo": "whole tour on a synthetic dataset in minutes: data, training, evaluation, pictures, report",
@@ -33,6 +34,7 @@ COMMANDS = {
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
 _TALKATIVE = ("jax", "absl", "orbax", "flax", "matplotlib", "PIL", "onnx", "nncf", "openvino")  # in warnings
+_COMPUTING = ("demo", "train", "evaluate", "check")  # commands that take many steps
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPT = 130
 
@@ -70,6 +72,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 2 for an error of the user, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and arguments[:1] and arguments[0] in _COMPUTING:
+        start_with_allocator()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     _quiet_libraries()
     logging.getLogger("dfine_jax").setLevel(logging.INFO)

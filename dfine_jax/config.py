@@ -219,11 +219,6 @@ def validate(config: Config) -> None:
             )
 
 
-def to_json(config: Any) -> str:
-    """Configuration as JSON text."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
-
-
 def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
     """Build a configuration dataclass from plain values; unknown, missing or mistyped keys raise ConfigError."""
     hints = typing.get_type_hints(cls)

@@ -17,22 +17,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.data.load.batch import Batch, EvalBatch
-from dfine_jax.evaluation.postprocess import Answer, Detections
-
-__all__ = [
-    "Answer",
-    "Batch",
-    "DenoisingQueries",
-    "Detections",
-    "EvalBatch",
-    "FDROutput",
-    "HeadOutput",
-    "ModelOutput",
-    "StageOutput",
-    "Targets",
-    "TrainingOutput",
-]
+from dfine_jax.evaluation.postprocess import Answer
 
 
 @flax.struct.dataclass

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 from conftest import ROOT
 
+from dfine_jax.converters.torch.huggingface import official_place
 from dfine_jax.families.dfine.variants import model_config
 
 sys.path.insert(0, str(ROOT))
@@ -32,3 +33,10 @@ def build(variant, num_classes=80, seed=0, **changes):
         with torch.no_grad():
             tensor.copy_(torch.from_numpy(value))
     return model.eval()
+
+
+def from_official(tensors, names):
+    """Values for the given Hugging Face names from an official state dict."""
+    places = {name: official_place(name) for name in names}
+    thirds = {name: np.split(tensors[place.key], 3) for name, place in places.items() if place.part is not None}
+    return {name: thirds[name][place.part] if name in thirds else tensors[place.key] for name, place in places.items()}

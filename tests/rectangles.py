@@ -6,8 +6,9 @@ import numpy as np
 from scipy import ndimage
 
 from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.evaluation.postprocess import Answer
-from dfine_jax.prediction.detector import Classes, OpenedModel
+from dfine_jax.prediction.detector import OpenedModel
 from dfine_jax.serving.backends.base import Backend
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

@@ -24,16 +24,16 @@ FORBIDDEN = {
     "dfine_jax/errors.py": ("dfine_jax", "jax", "numpy"),
     "dfine_jax/config.py": ("dfine_jax.", "jax", "numpy", "flax"),
     "dfine_jax/families/dfine/variants.py": ("dfine_jax.nn", "dfine_jax.data", "dfine_jax.training", "jax", "numpy"),
-    "dfine_jax/typing.py": (*MODELS, "dfine_jax.config", "dfine_jax.training", "dfine_jax.losses"),
-    "dfine_jax/ops": ("flax", "optax", "dfine_jax.config", *MODELS, "dfine_jax.losses"),
-    "dfine_jax/nn": ("optax", "dfine_jax.losses", "dfine_jax.data", "dfine_jax.training", "dfine_jax.families"),
-    "dfine_jax/losses": ("flax.linen", "flax.nnx", *MODELS, "dfine_jax.data", "dfine_jax.training"),
-    "dfine_jax/data": ("jax", "flax", "optax", "tensorflow", *MODELS, "dfine_jax.ops", "dfine_jax.training"),
-    "dfine_jax/training": ("dfine_jax.converters", "dfine_jax.commands", "dfine_jax.prediction.detector"),
-    "dfine_jax/evaluation/postprocess.py": (*MODELS, "dfine_jax.losses", "dfine_jax.training"),
-    "dfine_jax/serving/backends": ("flax", *MODELS, "dfine_jax.training", "dfine_jax.weights", "dfine_jax.converters"),
-    "dfine_jax/serving/artefact.py": ("jax", "flax", *MODELS, "dfine_jax.training", "dfine_jax.serving.backends"),
-    "dfine_jax/prediction/draw.py": ("jax", "flax", *MODELS),
+    "dfine_jax/typing.py": ("dfine_jax.models", "dfine_jax.config", "dfine_jax.training", "dfine_jax.losses"),
+    "dfine_jax/ops": ("flax", "optax", "dfine_jax.config", "dfine_jax.models", "dfine_jax.losses"),
+    "dfine_jax/models": ("optax", "dfine_jax.losses", "dfine_jax.data", "dfine_jax.training"),
+    "dfine_jax/losses": ("flax.linen", "flax.nnx", "dfine_jax.models", "dfine_jax.data", "dfine_jax.training"),
+    "dfine_jax/data": ("jax", "flax", "optax", "tensorflow", "dfine_jax.models", "dfine_jax.training"),
+    "dfine_jax/training": ("converters", "dfine_jax.commands", "dfine_jax.prediction.detector"),
+    "dfine_jax/evaluation/postprocess.py": ("dfine_jax.models", "dfine_jax.losses", "dfine_jax.training"),
+    "dfine_jax/backends": ("flax", "dfine_jax.models", "dfine_jax.training", "dfine_jax.weights", "converters"),
+    "dfine_jax/serving/artefact.py": ("jax", "flax", "dfine_jax.training", "dfine_jax.serving.backends"),
+    "dfine_jax/prediction/draw.py": ("jax", "flax", "dfine_jax.models"),
     "converters": ("experiments", "torch", "transformers", "tests"),
 }  # fmt: skip
 # Runtimes of exported files, each in the one module that wraps it.
@@ -118,6 +118,35 @@ def test_no_broad_except_print_or_leftovers(source):
         if isinstance(node, ast.FunctionDef) and node.name == "__getattr__":
             assert path == "dfine_jax/__init__.py"
     assert not [word for word in ("TODO", "FIXME", "XXX") if word in text]
+
+
+def top_level(body: list[ast.stmt]) -> tuple[set[str], set[str]]:
+    """Names that a module defines, and those that it imports from others."""
+    defined, imported = set(), set()
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            defined |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.If):
+            for below in (node.body, node.orelse):
+                more, from_others = top_level(below)
+                defined, imported = defined | more, imported | from_others
+    return defined, imported
+
+
+def test_names_are_imported_from_where_they_are_defined(source):
+    """The surfaces of packages, their ``__init__.py``, are for users."""
+    path, tree, _ = source
+    for node in ast.walk(tree):
+        file = ROOT / f"{node.module.replace('.', '/')}.py" if isinstance(node, ast.ImportFrom) else None
+        if isinstance(node, ast.ImportFrom) and file and file.is_file():
+            defined, imported = top_level(ast.parse(file.read_text()).body)
+            elsewhere = [a.name for a in node.names if a.name not in defined and a.name in imported]
+            assert not elsewhere, f"{path} imports {elsewhere} from {node.module}, which imports them itself"
 
 
 def run_python(code: str) -> str:

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from hf_models import build
+from hf_models import build, from_official
 
 from dfine_jax.config import LossConfig
 from dfine_jax.converters.torch import huggingface
+from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.dfine.loss import detection_loss
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.typing import Answer, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.typing import FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 
 def golden_model(state):
@@ -33,7 +34,7 @@ def golden_model(state):
 def load(model, state):
     """Writes official entries into the peer's model; the rest of it stays."""
     names = [n for n in model.state_dict() if not n.endswith(("num_batches_tracked", "denoising_class_embed.weight"))]
-    values = huggingface.from_official(state, names)
+    values = from_official(state, names)
     model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in values.items()}, strict=False)
 
 

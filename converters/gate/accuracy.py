@@ -28,7 +28,7 @@ class AveragePrecision:
 
     def __init__(self, dataset: Dataset, class_names: Sequence[str], preprocess: Preprocess, max_images: int) -> None:
         self._dataset = dataset
-        self._classes = match_categories(class_names, dataset, "the model", str(dataset.annotation_file))
+        self._classes = match_categories(class_names, dataset.classes, "the model", str(dataset.annotation_file))
         self._preprocess = preprocess
         step = max(1, -(-len(dataset) // max_images))
         self.records: Sequence[Record] = dataset.records[::step]

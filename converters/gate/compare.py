@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from dfine_jax.errors import UserError
+from dfine_jax.ops.boxes import cxcywh_to_xyxy, iou
 
 CONFIDENT = 0.3  # a detection of this score is no near-tie of the query selection
 _MEANINGS = {
@@ -136,18 +137,10 @@ def _without_partner(rows: Rows, others: Rows) -> tuple[int, int]:
     sure = rows.scores.max(-1) >= CONFIDENT
     scores, labels = rows.scores[sure].max(-1), rows.scores[sure].argmax(-1)
     alike = others.scores[:, labels].T >= _PARTNER_SCORE * scores[:, None]
-    partners = alike & (_iou(rows.boxes_cxcywh[sure], others.boxes_cxcywh) >= _PARTNER_IOU)
+    ours, theirs = cxcywh_to_xyxy(rows.boxes_cxcywh[sure]), cxcywh_to_xyxy(others.boxes_cxcywh)
+    overlaps = iou(ours[:, None], theirs[None])
+    partners = alike & (overlaps >= _PARTNER_IOU)
     return int(sure.sum()), int((~partners.any(1)).sum())
-
-
-def _iou(a_cxcywh: Float[np.ndarray, "n 4"], b_cxcywh: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-    (a_low, a_high), (b_low, b_high) = (
-        (x[:, :2] - x[:, 2:] / 2, x[:, :2] + x[:, 2:] / 2) for x in (a_cxcywh, b_cxcywh)
-    )
-    overlap = np.minimum(a_high[:, None], b_high[None]) - np.maximum(a_low[:, None], b_low[None])
-    shared = overlap.clip(0).prod(-1)
-    both = a_cxcywh[:, None, 2:].prod(-1) + b_cxcywh[None, :, 2:].prod(-1) - shared
-    return shared / np.maximum(both, np.finfo(np.float32).tiny)
 
 
 def summarise(

@@ -20,7 +20,7 @@ from dfine_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Source = Record | Path  # a picture of a dataset, wherever it keeps it, or a file
+PictureSource = Record | Path  # a picture of a dataset, wherever it keeps it, or a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CheckData:
     """What ``--data`` holds."""
 
     name: str  # as given; empty: nothing was given
-    sources: Sequence[Source]
+    sources: Sequence[PictureSource]
     dataset: Dataset | None  # with objects; None: AP cannot be measured
     no_ap: str  # why, in words
 
@@ -57,7 +57,7 @@ def open_data(data: Path | str | None, split: str) -> CheckData:
     return CheckData(str(data), dataset.records, dataset, "")
 
 
-def calibration_sources(data: Path | str) -> Sequence[Source]:
+def calibration_sources(data: Path | str) -> Sequence[PictureSource]:
     """Pictures of the training split, so that AP is measured on others; of a mere folder of images, all.
 
     Raises:
@@ -74,7 +74,7 @@ def calibration_sources(data: Path | str) -> Sequence[Source]:
     return tuple(files)
 
 
-def read_source(source: Source) -> UInt8[np.ndarray, "h w 3"]:
+def read_source(source: PictureSource) -> UInt8[np.ndarray, "h w 3"]:
     """The picture; of a dataset the pixels that its boxes refer to, of a file the upright ones."""
     return read_image(source) if isinstance(source, Path) else np.asarray(open_record(source))
 

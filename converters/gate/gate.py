@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from dfine_jax.converters.gate import compare
 from dfine_jax.converters.gate.compare import LIMITS, RESIZING, Comparison, Limits, Rows
 from dfine_jax.converters.gate.data import CheckData, open_data, pictures
-from dfine_jax.converters.gate.report import Accuracy, Report
+from dfine_jax.converters.gate.report import Accuracy, GateReport
 from dfine_jax.data.picture.images import Preprocess
-from dfine_jax.data.read.dataset import Dataset
+from dfine_jax.data.read.dataset import Classes, Dataset
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.evaluate import Categories
-from dfine_jax.evaluation.postprocess import Answer, select
+from dfine_jax.evaluation.postprocess import Answer, select, sigmoid
+from dfine_jax.ops.boxes import xyxy_to_cxcywh
 from dfine_jax.ops.precision import exact_products
-from dfine_jax.serving.artefact import Artefact, sha256
+from dfine_jax.serving.artefact import Artefact
 from dfine_jax.serving.backends.base import ArtefactBackend, Backend
 from dfine_jax.serving.backends.jax_model import JaxBackend
 from dfine_jax.serving.backends.registry import open_artefact
+from dfine_jax.system.files import sha256
 
 BATCHES = (1, 2, 8)
 _REFERENCE_IMAGES = max(BATCHES)
@@ -42,7 +43,7 @@ def check_artefact(
     model: Any,
     variables: Any,
     *,
-    classes: Categories | None = None,
+    classes: Classes | None = None,
     preprocess: Preprocess | None = None,
     reference: Reference | None = None,
     baseline: Reference | None = None,
@@ -56,7 +57,7 @@ def check_artefact(
     runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-) -> Report:
+) -> GateReport:
     """Run an exported file and compare it with the model it was made from.
 
     Args:
@@ -101,7 +102,7 @@ def check_artefact(
     if failures and model is not None:
         worst = images[comparisons[-1].worst_image] if comparisons else images[0]
         divergence, no_divergence = _divergence(path, model, variables, worst, artefact)
-    return Report(
+    return GateReport(
         file=Path(path).name,
         sha256=sha256(path),
         graph=artefact.graph,
@@ -153,12 +154,12 @@ def _exact(answer: Reference) -> Reference:
     return asked
 
 
-def _description_failures(artefact: Artefact, classes: Categories | None, preprocess: Preprocess | None) -> list[str]:
+def _description_failures(artefact: Artefact, classes: Classes | None, preprocess: Preprocess | None) -> list[str]:
     """What the file says about itself that the model contradicts."""
     out = []
     if classes is not None:
-        ours = list(zip(classes.names, classes.category_ids, strict=True))
-        theirs = list(zip(artefact.class_names, artefact.category_ids, strict=True))
+        ours = list(zip(classes.names, classes.ids, strict=True))
+        theirs = list(zip(artefact.classes.names, artefact.classes.ids, strict=True))
         wrong = [i for i, pair in enumerate(ours) if i >= len(theirs) or theirs[i] != pair]
         if len(ours) != len(theirs):
             out.append(f"class map: {len(theirs)} classes in the file, {len(ours)} in the model")
@@ -221,26 +222,21 @@ def _compare(
 def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> list[Rows]:
     if backend.artefact.graph == "raw":
         answer = backend.predict(images)
-        return [Rows(b, s) for b, s in zip(answer.boxes_cxcywh, _sigmoid(answer.logits), strict=True)]
+        scores = sigmoid(np.asarray(answer.logits, np.float32))
+        return [Rows(b, s) for b, s in zip(answer.boxes_cxcywh, scores, strict=True)]
     views_px = np.concatenate([np.zeros_like(sizes_px), sizes_px], 1)
     scores, labels, corners_px = backend.detect(images, views_px)
     corners = corners_px / sizes_px[:, None, [0, 1, 0, 1]]
-    boxes_cxcywh = np.concatenate([(corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] - corners[..., :2]], -1)
     count = len(backend.artefact.class_names)
-    rows = zip(scores, labels, boxes_cxcywh.astype(np.float32), strict=True)
+    rows = zip(scores, labels, xyxy_to_cxcywh(corners).astype(np.float32), strict=True)
     return [compare.rows_of_detections(*row, count) for row in rows]
 
 
 def _model_rows(answer: Answer, count: int, graph: str) -> Rows:
     if graph == "raw":
-        return Rows(np.asarray(answer.boxes_cxcywh[0]), _sigmoid(answer.logits[0]))
+        return Rows(np.asarray(answer.boxes_cxcywh[0]), sigmoid(np.asarray(answer.logits[0], np.float32)))
     scores, labels, boxes = (np.asarray(x)[0] for x in select(answer, count))
     return compare.rows_of_detections(scores, labels, boxes, answer.logits.shape[-1])
-
-
-def _sigmoid(logits: np.ndarray) -> Float[np.ndarray, "..."]:
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-np.asarray(logits, np.float32)))
 
 
 def _accuracy(

@@ -34,7 +34,7 @@ class Accuracy:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class GateReport:
     """Everything about one run of the gate."""
 
     file: str
@@ -139,7 +139,7 @@ def report_files(artefact: Path) -> tuple[Path, Path]:
     return artefact.with_name(f"{artefact.name}.report.json"), artefact.with_name(f"{artefact.name}.report.txt")
 
 
-def write(report: Report, artefact: Path) -> None:
+def write(report: GateReport, artefact: Path) -> None:
     """Both files of a report."""
     _write(report.to_dict(), report.table(), artefact)
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dfine_jax.converters.gate.report import Report, report_files, write, write_refusal
+from dfine_jax.converters.gate.report import GateReport, report_files, write, write_refusal
 from dfine_jax.errors import UserError
 from dfine_jax.serving.artefact import sidecar
 
@@ -41,7 +41,7 @@ def staging(final: Path | str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def release(staged: Path, final: Path, report: Report) -> None:
+def release(staged: Path, final: Path, report: GateReport) -> None:
     """Move a file that did not fail, with all that was written beside it, to its name; then write the report.
 
     The file itself comes after what belongs to it, the report last: a process that is killed in between leaves no

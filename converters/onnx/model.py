@@ -21,8 +21,8 @@ from dfine_jax.converters.onnx.sampling import build_table, deformable_attention
 from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.backbones.hgnetv2 import Stem
 from dfine_jax.families.dfine.model import DFine
-from dfine_jax.models.deformable import DeformableAttention
 from dfine_jax.nn import fdr_head, layers
+from dfine_jax.nn.deformable import DeformableAttention
 from dfine_jax.nn.hybrid_encoder import Bottleneck
 from dfine_jax.ops import deformable, fdr, pooling, tokens
 from dfine_jax.ops.platform import traced_for

@@ -22,6 +22,8 @@ from jax.interpreters import mlir
 from jax2onnx.plugins.plugin_system import PrimitiveLeafPlugin, register_primitive
 from jaxtyping import Array
 
+from dfine_jax.ops.precision import at_least_float32
+
 _NAME = "dfine_jax.onnx"
 _operation = Primitive(_NAME)
 _operation.multiple_results = True
@@ -179,7 +181,7 @@ def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     """Normalised last axis, statistics in at least float32."""
 
     def reference(x: Array, scale: Array, bias: Array) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = at_least_float32(x)
         centred = wide - wide.mean(-1, keepdims=True)
         normal = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
         return normal.astype(x.dtype) * scale + bias

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dfine_jax.converters.onnx import ops
-from dfine_jax.models.deformable import DeformableAttention, Source
+from dfine_jax.nn.deformable import DeformableAttention, Source
 
 
 def build_table(maps: Sequence[Float[Array, "b _ _ d"]], heads: int) -> Float[Array, "b t m _"]:

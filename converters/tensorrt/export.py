@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dfine_jax.errors import UserError
-from dfine_jax.serving.artefact import KEY, SIZES_INPUT, Artefact, from_json, missing, sha256, sidecar
+from dfine_jax.serving.artefact import KEY, SIZES_INPUT, Artefact, from_json, missing, sidecar
 from dfine_jax.serving.backends.tensorrt import ENGINE, PACKAGES, import_tensorrt
-from dfine_jax.system.files import write_whole
+from dfine_jax.system.files import sha256, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -138,22 +138,6 @@ def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def from_official(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Values for the given Hugging Face names (those of a model to fill) from an official state dict.
-
-    Raises:
-      UserError: a name has no official counterpart.
-    """
-    out = {}
-    for name in names:
-        place = official_place(name)
-        if place is None or place.key not in tensors:
-            raise UserError(f"{name} has no counterpart in the official state dict")
-        tensor = tensors[place.key]
-        out[name] = tensor if place.part is None else np.split(tensor, 3)[place.part]
-    return out
-
-
 def read_folder(folder: Path) -> Imported:
     """A folder written by ``save_pretrained`` or downloaded from the hub: config.json and weights, whole or in parts.
 

@@ -24,8 +24,7 @@ from dfine_jax.data.read.coco_names import (
 )
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.variants import VARIANTS
-from dfine_jax.serving.artefact import sha256
-from dfine_jax.system.files import telling
+from dfine_jax.system.files import sha256, telling
 from dfine_jax.training.run.checkpoint import Metadata
 from dfine_jax.weights import hub
 

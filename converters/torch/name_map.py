@@ -43,21 +43,6 @@ def ignored_reason(key: str) -> str | None:
     return next((reason for end, reason in IGNORED.items() if key.endswith(end)), None)
 
 
-def to_path(key: str) -> str:
-    """Our path of an official key that is not ignored."""
-    parts = key.split(".")
-    if parts[:2] == ["decoder", "decoder"]:
-        del parts[0]
-    *modules, leaf = re.sub(r"/(?=\d+(/|$))", "_", "/".join(parts)).split("/")
-    if leaf.startswith("in_proj_"):
-        modules, leaf = [*modules, "in_proj"], leaf.removeprefix("in_proj_")
-    collection = "batch_stats" if leaf.startswith("running_") else "params"
-    if leaf == "weight":
-        module = modules[-1] if modules else ""
-        leaf = "scale" if module in NORMS else "embedding" if module.endswith("_embed") else "kernel"
-    return "/".join([collection, *modules, leaf.removeprefix("running_")])
-
-
 def to_official(path: str) -> str:
     """Official key of one of our paths."""
     collection, *modules, leaf = path.split("/")

@@ -54,8 +54,8 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is measured."""
+class Amounts:
+    """What is measured, and how often."""
 
     pictures: tuple[Picture, ...]  # each is detected in once in every round of end-to-end runs
     rounds: int = 10
@@ -97,7 +97,7 @@ def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
 
 def measure(
     contenders: Sequence[Contender],
-    plan: Plan,
+    amounts: Amounts,
     progress: Callable[[], Any] = lambda: None,
     loaded: Callable[[Measurement], Any] = lambda _: None,
 ) -> list[Measurement]:
@@ -117,15 +117,15 @@ def measure(
             loaded(workers[-1].measurement)
             progress()
         out = [worker.measurement for worker in workers]
-        chunks = _split(plan.pictures, plan.rounds)
+        chunks = _split(amounts.pictures, amounts.rounds)
         for chunk in chunks:
             for worker in workers:
                 worker.detect(chunk)
-                worker.raw(plan.raw_runs)
+                worker.raw(amounts.raw_runs)
                 progress()
         for worker in workers:
             worker.measurement.memory_mib = worker.ask({"do": "memory"})["peak_mib"]
-        for threads, batch in itertools.product(plan.threads or (None,), plan.batches):
+        for threads, batch in itertools.product(amounts.threads or (None,), amounts.batches):
             for worker in workers:
                 worker.throughput(batch, threads)
                 progress()
@@ -135,9 +135,11 @@ def measure(
             worker.close()
 
 
-def num_blocks(contenders: int, plan: Plan) -> int:
+def num_blocks(contenders: int, amounts: Amounts) -> int:
     """How often ``measure`` reports progress."""
-    return contenders * (1 + len(_split(plan.pictures, plan.rounds)) + max(1, len(plan.threads)) * len(plan.batches))
+    return contenders * (
+        1 + len(_split(amounts.pictures, amounts.rounds)) + max(1, len(amounts.threads)) * len(amounts.batches)
+    )
 
 
 def average_precision(measurement: Measurement, truth: Truth, classes: ClassMatch) -> float:

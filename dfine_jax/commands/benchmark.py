@@ -72,15 +72,16 @@ def run(options: argparse.Namespace) -> int:
 
     def match(model: Measurement) -> None:
         if data is not None:
-            matches.append(match_categories(model.class_names, data, model.contender.name, str(data.annotation_file)))
+            where = str(data.annotation_file)
+            matches.append(match_categories(model.class_names, data.classes, model.contender.name, where))
 
     from tqdm import tqdm
 
     with _pictures(data, options.images) as (pictures, described):
-        plan = latency.Plan(pictures, options.rounds, options.runs, batches, threads)
-        total = latency.num_blocks(len(contenders), plan)
+        amounts = latency.Amounts(pictures, options.rounds, options.runs, batches, threads)
+        total = latency.num_blocks(len(contenders), amounts)
         with tqdm(total=total, unit="block", desc="benchmark", disable=None) as bar:
-            measured = latency.measure(contenders, plan, bar.update, match)
+            measured = latency.measure(contenders, amounts, bar.update, match)
     notes = ""
     if data is not None:
         for model, classes in zip(measured, matches, strict=True):

@@ -174,16 +174,7 @@ def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
     save_picture(annotated_grid(shown, dataset.names), options.out / "annotated.jpg", quality=90)
 
     data = config.data
-    loader = TrainLoader(
-        dataset,
-        height_px=data.height_px,
-        width_px=data.width_px,
-        batch_size=NUM_SHOWN,
-        max_objects=data.max_objects,
-        seed=config.train.seed,
-        augment=data,
-        workers=0,
-    )
+    loader = TrainLoader(dataset, data, batch_size=NUM_SHOWN, seed=config.train.seed, workers=0)
     print()
     for note in loader.notes:
         print(note)
@@ -253,6 +244,6 @@ def overfit_config(data: Dataset, size_px: tuple[int, int], overrides: list[str]
 
 
 def _size(options: argparse.Namespace, default: tuple[int, int]) -> tuple[int, int]:
-    from dfine_jax.commands.train import parse_size
+    from dfine_jax.commands.train_plan import parse_size
 
     return parse_size(options.size) if options.size else default

@@ -15,8 +15,8 @@ from dfine_jax.system.files import write_whole
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
-    from dfine_jax.converters.gate.report import Report
-    from dfine_jax.data.read.coco import Dataset, Record
+    from dfine_jax.converters.gate.report import GateReport
+    from dfine_jax.data.read.dataset import Dataset, Record
     from dfine_jax.evaluation.evaluate import Metrics
     from dfine_jax.evaluation.report import Figure, Section
 
@@ -126,11 +126,12 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
     from dfine_jax.data.load.pipeline import EvalLoader
     from dfine_jax.evaluation.evaluate import evaluate
     from dfine_jax.families.dfine.model import init_variables
-    from dfine_jax.training.run.loop import Start, train
+    from dfine_jax.training.run.loop import train
+    from dfine_jax.training.run.setup import StartWeights
     from dfine_jax.training.step.step import make_eval_step, predict_function
 
     variables = init_variables(config.model, jax.random.key(config.train.seed))
-    result = train(config, train_data, val_data, out, start=Start(variables))
+    result = train(config, train_data, val_data, out, start=StartWeights(variables))
     if result.metrics is None or not result.finished:
         raise KeyboardInterrupt
     # The fresh weights come last: training has compiled the evaluation beside its own program, and it is in the cache.
@@ -139,10 +140,10 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
         val_data, height_px=data.height_px, width_px=data.width_px, batch_size=config.train.eval_batch_size
     )
     predict = predict_function(make_eval_step(config.model), variables)
-    return evaluate(predict, loader, val_data, val_data), result.metrics
+    return evaluate(predict, loader, val_data, val_data.classes), result.metrics
 
 
-def _export(out: Path) -> Report | None:
+def _export(out: Path) -> GateReport | None:
     """The trained model as an ONNX file, compared with it; None without the packages of the extra."""
     if missing := [name for name in ("jax2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
         print(f'4/5  export left out: {", ".join(missing)} not installed (pip install "dfine-jax[export]")', flush=True)
@@ -156,7 +157,7 @@ def _export(out: Path) -> Report | None:
     return export.export_checked(parser.parse_args(given))
 
 
-def _export_section(report: Report | None) -> list[Section]:
+def _export_section(report: GateReport | None) -> list[Section]:
     from dfine_jax.evaluation.report import Section, Table
 
     if report is None or report.accuracy is None:
@@ -203,7 +204,7 @@ def _write_report(
     minutes: float,
     before: Metrics,
     after: Metrics,
-    report: Report | None,
+    report: GateReport | None,
     figures: list[Figure],
 ) -> None:
     from dfine_jax.evaluation.report import Chart, Curve, Section, Table, page

@@ -9,6 +9,8 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 
+from dfine_jax.system.host_memory import ALLOCATOR, allocator_name, with_allocator
+
 CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow", "pycocotools", "safetensors")
 OPTIONAL = (
     # import name, distribution, what it is for, how to get it
@@ -69,9 +71,19 @@ def _print_devices() -> bool:
     print(f"\ndevices (backend {jax.default_backend()})")
     for device in devices:
         print(f"  {device.id}: {device.device_kind}")
+    _print_allocator()
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     print(f"  compiled programs are kept in {cache or 'no folder (JAX_COMPILATION_CACHE_DIR is empty)'}")
     return True
+
+
+def _print_allocator() -> None:
+    preloaded = with_allocator(os.environ)
+    if preloaded:
+        print(f"  train, evaluate, check, demo preload an allocator, LD_PRELOAD={preloaded['LD_PRELOAD']}")
+        print(f"  ({ALLOCATOR}=system: they do not)")
+    else:
+        print(f"  memory is the allocator's {allocator_name()}")
 
 
 def _version(distribution: str) -> str | None:

@@ -51,11 +51,8 @@ def run(options: argparse.Namespace) -> int:
     for place in (options.out, options.json and options.json.absolute().parent):
         if place:
             require_writable(place)
-    from tqdm import tqdm
-
-    from dfine_jax.data.load.pipeline import EvalLoader
     from dfine_jax.data.read.sources import read_dataset
-    from dfine_jax.evaluation.evaluate import evaluate_detections, match_categories, table
+    from dfine_jax.evaluation.evaluate import check_objects, evaluate_opened
     from dfine_jax.prediction.detector import open_model
     from dfine_jax.serving.artefact import is_artefact
     from dfine_jax.system.host_memory import keep_freed_memory
@@ -63,29 +60,23 @@ def run(options: argparse.Namespace) -> int:
     if not is_artefact(options.model):
         keep_freed_memory()
     data = read_dataset(options.data, options.split, whole=True)
-    if not data.max_objects:
-        raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; use dfine predict")
+    check_objects(data)
     opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)
-    classes = match_categories(opened.classes.names, data, options.model, str(options.data))
     height, width = _size(options, opened.preprocess)
-    batch_size = opened.batch or options.batch_size
-    loader = EvalLoader(
+    metrics, classes = evaluate_opened(
+        opened,
         data,
-        height_px=height,
-        width_px=width,
-        batch_size=batch_size,
+        named=(options.model, str(options.data)),
+        size_px=(height, width),
+        batch_size=options.batch_size,
         workers=options.workers,
-        resize=opened.preprocess.resize,
     )
-    opened.backend.prepare((batch_size, height, width, 3))
-    bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
-    metrics = evaluate_detections(opened.backend.detect, bar, data, classes)
     print(f"{options.model} on {metrics.num_images} images of {data.annotation_file}, {height}x{width}")
     ran = opened.backend.describe()
     print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}")
     if note := classes.note():
         print(note)
-    print(f"\n{table(metrics)}")
+    print(f"\n{metrics.table()}")
     origin: dict[str, Any] = {"model": str(options.model), "annotations": str(data.annotation_file)}
     origin |= {"input_size_px": [height, width], "ran_on": ran, "classes_not_in_the_data": list(classes.unscored)}
     if options.json:
@@ -111,7 +102,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
 def _size(options: argparse.Namespace, preprocess: Preprocess) -> tuple[int, int]:
     if not options.size:
         return preprocess.height_px, preprocess.width_px
-    from dfine_jax.commands.train import parse_size
+    from dfine_jax.commands.train_plan import parse_size
     from dfine_jax.serving.artefact import is_artefact
 
     height, width = parse_size(options.size)

@@ -14,7 +14,7 @@ from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dfine_jax.converters.gate.data import CheckData
-    from dfine_jax.converters.gate.report import Report
+    from dfine_jax.converters.gate.report import GateReport
     from dfine_jax.converters.tensorrt.export import EngineBuilder
     from dfine_jax.weights.load import LoadedModel
 
@@ -99,14 +99,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def export_checked(options: argparse.Namespace) -> Report:
+def export_checked(options: argparse.Namespace) -> GateReport:
     """Write the file the options ask for, compare it with the model, and give it its name.
 
     Raises:
       UserError: options that do not fit together, or a file beyond the limits, which is not kept.
     """
     _check_options(options)
-    from dfine_jax.commands.train import parse_size
+    from dfine_jax.commands.train_plan import parse_size
     from dfine_jax.converters.gate.data import calibration_sources, open_data
     from dfine_jax.weights.load import load_checkpoint
 
@@ -185,21 +185,21 @@ def _export(
     batch: int | None,
     prune: list[int] | None,
     final: Path,
-) -> Report:
-    from dfine_jax.commands.train import parse_size
+) -> GateReport:
+    from dfine_jax.commands.train_plan import parse_size
     from dfine_jax.converters.gate.gate import check_artefact
     from dfine_jax.converters.gate.staging import release, staging
     from dfine_jax.converters.onnx.export import export_onnx, operating_point, save
-    from dfine_jax.evaluation.evaluate import ClassList, match_categories
+    from dfine_jax.evaluation.evaluate import match_categories
     from dfine_jax.serving.backends.jax_model import JaxBackend
 
     reduced = {"num_queries": options.queries, "prune": prune, "layers": options.layers}
     given = {key: value for key, value in reduced.items() if value is not None}
     model = operating_point(loaded.model, loaded.variables, **reduced)
     preprocess = loaded.metadata.preprocess
-    classes = ClassList(loaded.metadata.class_names, loaded.metadata.category_ids)
+    classes = loaded.metadata.classes
     if data.dataset is not None:
-        match_categories(classes.names, data.dataset, options.model, data.name)
+        match_categories(classes.names, data.dataset.classes, options.model, data.name)
     proto = export_onnx(
         loaded.model,
         loaded.variables,
@@ -253,9 +253,9 @@ def _convert(
     return {}
 
 
-def _of_engine(report: Report, engine: Path, package: str) -> Report:
+def _of_engine(report: GateReport, engine: Path, package: str) -> GateReport:
     """The report on an ONNX file as one on the engine that was built from it."""
-    from dfine_jax.serving.artefact import sha256
+    from dfine_jax.system.files import sha256
 
     not_run = (
         f"built by {package} and not run: all numbers are those of the ONNX file it was built from; where the GPU is, "

@@ -12,7 +12,7 @@ from dfine_jax.commands.evaluate import add_runtime_options
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.prediction.prediction import Plan, Tally
+    from dfine_jax.prediction.prediction import Job, Tally
     from dfine_jax.prediction.tiling import Tiling
 
 _LISTED = 20  # runs over at most this many images print a line for each
@@ -78,7 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Detect in everything. The status is 1 when something could not be read, which is named at the end."""
     tiling = _tiling(options)
-    plan = _plan(options)
+    job = _job(options)
 
     from dfine_jax.prediction.class_filter import class_labels
     from dfine_jax.prediction.detector import Detector
@@ -95,15 +95,15 @@ def run(options: argparse.Namespace) -> int:
     detector.prepare()
     interrupted = False
     with ResultsFile(options.json) as results:
-        done = Prediction(plan, detector, results, tiling, labels)
+        done = Prediction(job, detector, results, tiling, labels)
         try:
             done.run()
         except KeyboardInterrupt:  # what was done until now is kept
             interrupted = True
         if len(done.failures) == 1 and not done.tallies and not interrupted:
             raise UserError(done.failures[0])
-    _report(done.tallies, plan, options.json)
-    for note in plan.inputs.notes + done.notes:
+    _report(done.tallies, job, options.json)
+    for note in job.inputs.notes + done.notes:
         print(f"dfine: {note}", file=sys.stderr)
     for failure in done.failures:
         print(f"dfine: error: {failure}", file=sys.stderr)
@@ -113,11 +113,11 @@ def run(options: argparse.Namespace) -> int:
     return 1 if done.failures else 0
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _job(options: argparse.Namespace) -> Job:
     """Everything that can be found wrong before the model is loaded."""
     from dfine_jax.prediction.draw import check_font
     from dfine_jax.prediction.inputs import clip_ids, find_inputs, image_ids, refuse_overwriting, result_files
-    from dfine_jax.prediction.prediction import Plan
+    from dfine_jax.prediction.prediction import Job
     from dfine_jax.prediction.video import require_av
     from dfine_jax.system.files import is_device, require_writable
 
@@ -156,7 +156,7 @@ def _plan(options: argparse.Namespace) -> Plan:
             f"{len(moved)} pictures have the name of another one: ids in results carry their folders (first: "
             f"{moved[0]}), files are numbered"
         )
-    return Plan(
+    return Job(
         inputs, ids, clip_ids(inputs), picture_files, clip_files, out, options.crops, options.font, options.every,
         options.seconds, any_size=bool(options.tile),
     )  # fmt: skip
@@ -176,7 +176,7 @@ def _tiling(options: argparse.Namespace) -> Tiling | None:
     return Tiling(int(parts[0]), int(parts[-1]), options.overlap)
 
 
-def _report(tallies: list[Tally], plan: Plan, results: Path | None) -> None:
+def _report(tallies: list[Tally], job: Job, results: Path | None) -> None:
     pictures = [tally for tally in tallies if not tally.is_clip]
     clips = [tally for tally in tallies if tally.is_clip]
     for tally in (pictures if len(pictures) <= _LISTED else []) + clips:
@@ -185,6 +185,6 @@ def _report(tallies: list[Tally], plan: Plan, results: Path | None) -> None:
     places = [f"{len(pictures)} images"] if pictures or not clips else []
     places += [f"{sum(tally.frames for tally in clips)} frames"] if clips else []
     print(f"{total} objects in {' and '.join(places)}")
-    for what, path in (("drawn", plan.drawn), ("cut out", plan.crops), ("COCO results", results)):
+    for what, path in (("drawn", job.drawn), ("cut out", job.crops), ("COCO results", results)):
         if path and tallies:
             print(f"{what}: {path}")

@@ -15,7 +15,7 @@ from dfine_jax.errors import UserError
 if TYPE_CHECKING:
     from dfine_jax.config import Config
     from dfine_jax.data.read.dataset import Dataset
-    from dfine_jax.training.run.loop import Start
+    from dfine_jax.training.run.setup import StartWeights
     from dfine_jax.weights.load import LoadedModel
 
 
@@ -232,7 +232,7 @@ def _resume_command(options: argparse.Namespace) -> str:
 
 def _val_data(options: argparse.Namespace, train_data: Dataset) -> tuple[Dataset | None, list[str]]:
     """Validation images, or None and a line that says there are none."""
-    from dfine_jax.data.read.coco import check_same_categories
+    from dfine_jax.data.read.dataset import check_same_categories
     from dfine_jax.data.read.layout import MissingSplitError
     from dfine_jax.data.read.sources import read_dataset
 
@@ -283,7 +283,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 def start_weights(
     config: Config, options: argparse.Namespace, loaded: LoadedModel | None, data: Dataset, notes: list[str]
-) -> Start | None:
+) -> StartWeights | None:
     """The given weights, class-dependent rows matched by class name; what happened is added to ``notes``.
 
     Raises:
@@ -303,7 +303,7 @@ def start_weights(
     import jax
 
     from dfine_jax.families.dfine.model import init_variables
-    from dfine_jax.training.run.loop import Start
+    from dfine_jax.training.run.setup import StartWeights
     from dfine_jax.weights.load import transfer, with_backbone
 
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
@@ -312,12 +312,12 @@ def start_weights(
         known = sum(origin is not None for origin in moved.origins.values())
         origin = loaded.metadata.source_file or "the checkpoint"
         notes.append(f"weights from {origin}: {known} of {len(data.names)} classes known by name")
-        notes += moved.table()
-        return Start(moved.variables, loaded.metadata)
+        notes += moved.notes()
+        return StartWeights(moved.variables, loaded.metadata)
     from dfine_jax.converters.torch.backbone import import_backbone
     from dfine_jax.weights.hub import fetch_backbone
 
     file = fetch_backbone(config.model.backbone) if options.backbone == "imagenet" else Path(options.backbone)
     backbone = import_backbone(file, config.model)
     notes.append(f"backbone from {file.name}")
-    return Start(with_backbone(init_variables(config.model, key), backbone))
+    return StartWeights(with_backbone(init_variables(config.model, key), backbone))

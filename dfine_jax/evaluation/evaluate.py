@@ -6,22 +6,27 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from tqdm import tqdm
 
 from dfine_jax.data.load.batch import EvalBatch
+from dfine_jax.data.load.pipeline import EvalLoader
 from dfine_jax.data.load.workers import closing_batches
 from dfine_jax.data.read.annotations import decode
-from dfine_jax.data.read.dataset import Dataset, listed
+from dfine_jax.data.read.dataset import Classes, Dataset, listed
 from dfine_jax.data.read.index import read_columns
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.average_precision import coco_precision
 from dfine_jax.evaluation.detections import Detections, Objects
 from dfine_jax.evaluation.metrics import DetectionReport, detection_report
-from dfine_jax.evaluation.postprocess import AnyArray
+from dfine_jax.ops.boxes import AnyArray
 from dfine_jax.serving.backends.base import PixelPredictions, in_view
+
+if TYPE_CHECKING:
+    from dfine_jax.prediction.detector import OpenedModel
 
 # Scores, labels and boxes (cxcywh, fractions of the image) of each image, best first.
 Predictions = tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]
@@ -31,33 +36,11 @@ Truth = Dataset | Path | str | Mapping[str, Any]
 Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
 
 
-class Categories(Protocol):
-    """Classes by label, as ``data.coco.Dataset`` and checkpoints describe them."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Class names."""
-        ...
-
-    @property
-    def category_ids(self) -> Sequence[int]:
-        """Ids in the annotation file."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassList:
-    """Classes by label."""
-
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-
 @dataclasses.dataclass(frozen=True)
 class ClassMatch:
-    """Which categories of a dataset a model's labels stand for."""
+    """Which classes of a dataset a model's labels stand for."""
 
-    scored: ClassList  # what the dataset annotates
+    scored: Classes  # what the dataset annotates
     category_of_label: tuple[int | None, ...]  # by label of the model; None: the dataset has no such class
     unscored: tuple[str, ...] = ()  # classes of those labels, whose detections count for nothing
 
@@ -105,6 +88,18 @@ class Metrics:
             "report": self.report.to_dict(),
         }
 
+    def table(self) -> str:
+        """The numbers as text of a few lines."""
+        rows = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AP small", "ap_small"), ("AP medium", "ap_medium")]
+        rows += [("AP large", "ap_large"), ("AR 1", "ar_1"), ("AR 10", "ar_10"), ("AR 100", "ar_100")]
+        rows += [("AR small", "ar_small"), ("AR medium", "ar_medium"), ("AR large", "ar_large")]
+        values = self.numbers()
+        lines = [f"{label:<12}{_number(values[name])}" for label, name in rows]
+        width = max((len(name) for name in self.per_class), default=0) + 2
+        lines += ["", "AP by class", *(f"{name:<{width}}{_number(v)}" for name, v in self.per_class.items())]
+        lines += ["", self.report.table()]
+        return "\n".join(lines)
+
 
 METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Metrics))[:12]
 
@@ -113,24 +108,23 @@ def evaluate(
     predict: Predict,
     batches: Iterable[EvalBatch],
     truth: Truth,
-    categories: Categories,
+    classes: Classes,
     observe: Callable[[Detections], None] | None = None,
 ) -> Metrics:
     """Predict every image of ``batches`` and compare with the annotations.
 
     Args:
-      predict: images as the loader makes them to predictions; labels count as in ``categories``.
+      predict: images as the loader makes them to predictions; labels count as in ``classes``.
       batches: every image of the set once; rows that only fill a batch are ignored.
       truth: the dataset (read once), or its COCO file; as it stands there: crowd regions serve to ignore, as COCO does.
-      categories: by label, of the annotations.
+      classes: those of the annotations.
       observe: is given the detections of all images; they iterate as COCO results.
     """
 
     def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
         return _in_pixels(predict(images), view_px)
 
-    scored = ClassList(tuple(categories.names), tuple(categories.category_ids))
-    return evaluate_detections(detect, batches, truth, ClassMatch(scored, scored.category_ids), observe)
+    return evaluate_detections(detect, batches, truth, ClassMatch(classes, classes.ids), observe)
 
 
 def evaluate_detections(
@@ -154,9 +148,45 @@ def evaluate_detections(
     return score(truth, detections, seen, classes.scored)
 
 
-def coco_results(predictions: Predictions, batch: EvalBatch, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO result entries: boxes [x, y, width, height] in pixels of the original image, not clipped."""
-    return list(pixel_results(_in_pixels(predictions, _view_px(batch)), batch, category_ids))
+def check_objects(data: Dataset) -> None:
+    """UserError unless there is something to find."""
+    if not data.max_objects:
+        raise UserError(f"{data.annotation_file} annotates no object, so there is no precision; use dfine predict")
+
+
+def evaluate_opened(
+    opened: OpenedModel,
+    data: Dataset,
+    *,
+    named: tuple[str, str],
+    size_px: tuple[int, int],
+    batch_size: int,
+    workers: int,
+) -> tuple[Metrics, ClassMatch]:
+    """A model on a dataset whose classes it knows; with the classes that did not count.
+
+    Args:
+      named: what to call model and data in messages.
+      size_px: (height, width) of the input.
+      batch_size: images at a time, where the model leaves it open.
+      workers: processes that read pictures; -1: one per core.
+
+    Raises:
+      UserError: the dataset has classes that the model does not know.
+    """
+    classes = match_categories(opened.classes.names, data.classes, *named)
+    batch_size = opened.batch or batch_size
+    loader = EvalLoader(
+        data,
+        height_px=size_px[0],
+        width_px=size_px[1],
+        batch_size=batch_size,
+        workers=workers,
+        resize=opened.preprocess.resize,
+    )
+    opened.backend.prepare((batch_size, *size_px, 3))
+    bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
+    return evaluate_detections(opened.backend.detect, bar, data, classes), classes
 
 
 def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:
@@ -175,7 +205,7 @@ def score(
     truth: Truth,
     results: Detections | Iterable[Mapping[str, Any]],
     image_ids: Sequence[int],
-    categories: Categories,
+    classes: Classes,
 ) -> Metrics:
     """COCO metrics of ``results`` on the images named, with pycocotools, and counts (metrics.py).
 
@@ -187,12 +217,12 @@ def score(
     """
     objects = annotated(truth)
     found = results if isinstance(results, Detections) else Detections.of_coco(results)
-    precision = coco_precision(objects, found, image_ids, categories.category_ids)
+    precision = coco_precision(objects, found, image_ids, classes.ids)
     return Metrics(
         *precision.stats.tolist(),
-        per_class=dict(zip(categories.names, precision.by_class.tolist(), strict=True)),
+        per_class=dict(zip(classes.names, precision.by_class.tolist(), strict=True)),
         num_images=len(set(image_ids)),
-        report=detection_report(objects, found, image_ids, categories.names, categories.category_ids),
+        report=detection_report(objects, found, image_ids, classes),
     )
 
 
@@ -205,13 +235,13 @@ def annotated(truth: Truth) -> Objects:
     if isinstance(truth, Mapping):
         images = [{"file_name": "", **image} for image in truth["images"]]  # pictures are not asked for here
         text = json.dumps({**truth, "images": images}).encode()
-        arrays, categories, _ = decode(text, Path("annotations"))
+        arrays, classes, _ = decode(text, Path("annotations"))
     else:
         columns = truth.columns if isinstance(truth, Dataset) else None
         if columns is None:
             columns = read_columns(Path(truth.annotation_file if isinstance(truth, Dataset) else truth))
-        arrays, categories = columns.shared.arrays, columns.categories
-    ids = np.array([category.id for category in categories], np.int64)
+        arrays, classes = columns.shared.arrays, columns.classes
+    ids = np.array(classes.ids, np.int64)
     image_id = np.repeat(arrays["image_id"], np.diff(arrays["objects"]))
     label = arrays["label"]
     use = label >= 0
@@ -219,7 +249,7 @@ def annotated(truth: Truth) -> Objects:
     return Objects(*(everything if use.all() else (column[use] for column in everything)))
 
 
-def match_categories(model_names: Sequence[str], data: Categories, model: str, dataset: str) -> ClassMatch:
+def match_categories(model_names: Sequence[str], data: Classes, model: str, dataset: str) -> ClassMatch:
     """The dataset's categories by the model's labels, matched by name; the model may know more of them.
 
     Args:
@@ -228,7 +258,7 @@ def match_categories(model_names: Sequence[str], data: Categories, model: str, d
     Raises:
       UserError: the dataset has classes that the model does not know.
     """
-    ids = dict(zip(data.names, data.category_ids, strict=True))
+    ids = dict(zip(data.names, data.ids, strict=True))
     unknown = [name for name in data.names if name not in model_names]
     unscored = tuple(name for name in model_names if name not in ids)
     if unknown:
@@ -239,21 +269,8 @@ def match_categories(model_names: Sequence[str], data: Categories, model: str, d
             "use data whose classes the model knows, or rename them there"
         )
     both = tuple(name for name in model_names if name in ids)
-    scored = ClassList(both, tuple(ids[name] for name in both))
+    scored = Classes(both, tuple(ids[name] for name in both))
     return ClassMatch(scored, tuple(ids.get(name) for name in model_names), unscored)
-
-
-def table(metrics: Metrics) -> str:
-    """The numbers as text of a few lines."""
-    rows = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AP small", "ap_small"), ("AP medium", "ap_medium")]
-    rows += [("AP large", "ap_large"), ("AR 1", "ar_1"), ("AR 10", "ar_10"), ("AR 100", "ar_100")]
-    rows += [("AR small", "ar_small"), ("AR medium", "ar_medium"), ("AR large", "ar_large")]
-    values = metrics.numbers()
-    lines = [f"{label:<12}{_number(values[name])}" for label, name in rows]
-    width = max((len(name) for name in metrics.per_class), default=0) + 2
-    lines += ["", "AP by class", *(f"{name:<{width}}{_number(v)}" for name, v in metrics.per_class.items())]
-    lines += ["", metrics.report.table()]
-    return "\n".join(lines)
 
 
 def _or_none(value: float) -> float | None:

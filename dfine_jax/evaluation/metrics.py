@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.evaluation.detections import Detections, Groups, Objects
 
 THRESHOLDS: Float[np.ndarray, " t"] = np.arange(1, 100) / 100  # where the best one is looked for
@@ -149,26 +150,25 @@ def detection_report(
     ground_truth: Objects | Mapping[str, Any],
     results: Detections | Iterable[Mapping[str, Any]],
     image_ids: Iterable[int],
-    names: Sequence[str],
-    category_ids: Sequence[int],
+    classes: Classes,
     thresholds: Float[np.ndarray, " t"] = THRESHOLDS,
 ) -> DetectionReport:
     """Count the boxes of COCO ``results`` against COCO ``ground_truth`` on the images named.
 
     Args:
-      names, category_ids: the classes by label; annotations and results of others do not count.
+      classes: by label; annotations and results of others do not count.
       thresholds: ascending scores at which to count.
     """
-    images = _Overlaps(ground_truth, results, image_ids, category_ids, float(thresholds[0]))
-    counts = count(images, len(names), thresholds)
+    images = _Overlaps(ground_truth, results, image_ids, classes.ids, float(thresholds[0]))
+    counts = count(images, len(classes), thresholds)
     index = counts.best_index()
     return DetectionReport(
-        names=tuple(names),
+        names=classes.names,
         counts=counts,
         best_threshold=float(thresholds[index]),
         best=counts.overall(index),
-        per_class={name: counts.of_class(index, label) for label, name in enumerate(names)},
-        confusion=confusion_matrix(images, len(names), float(thresholds[index])),
+        per_class={name: counts.of_class(index, label) for label, name in enumerate(classes.names)},
+        confusion=confusion_matrix(images, len(classes), float(thresholds[index])),
     )
 
 

@@ -1,18 +1,16 @@
-"""From raw model outputs to detections; the one copy that evaluation, prediction and exported graphs share."""
+"""From raw model outputs to detections, for evaluation and prediction.
+
+In exported graphs the same is written in the operations of the format (``dfine_jax.converters.onnx.export.complete``).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    AnyArray = Array | np.ndarray
-else:
-    AnyArray = Any  # exported files run without jax
+from dfine_jax.ops.boxes import AnyArray, cxcywh_to_xyxy
 
 
 class Answer(NamedTuple):
@@ -31,14 +29,6 @@ class Selected(NamedTuple):
     boxes_cxcywh: Float[AnyArray, "b n 4"]
 
 
-class Detections(NamedTuple):
-    """Detections of one image, best first."""
-
-    scores: np.ndarray  # float32 [n]
-    labels: np.ndarray  # int32 [n], 0..k-1
-    boxes_xyxy_px: np.ndarray  # float32 [n, 4] in pixels of the original image
-
-
 def select(answer: Answer, num_top: int = 300) -> Selected:
     """Scores, labels and boxes of the ``num_top`` best (query, class) pairs, best first; no threshold, no suppression.
 
@@ -49,7 +39,7 @@ def select(answer: Answer, num_top: int = 300) -> Selected:
     num_classes = logits.shape[-1]
     num_top = min(num_top, logits.shape[1] * num_classes)
     if isinstance(logits, np.ndarray):
-        flat = _expit(logits.reshape(logits.shape[0], -1))
+        flat = sigmoid(logits.reshape(logits.shape[0], -1))
         best = _numpy_top(flat, num_top)
         scores = np.take_along_axis(flat, best, 1)
         boxes = np.take_along_axis(boxes_cxcywh, (best // num_classes)[..., None], 1)
@@ -64,35 +54,11 @@ def select(answer: Answer, num_top: int = 300) -> Selected:
 
 def to_pixels(boxes_cxcywh: Float[AnyArray, "*b n 4"], size_px: AnyArray) -> Float[AnyArray, "*b n 4"]:
     """Corners (x1, y1, x2, y2) in pixels of an image of ``size_px`` = (width, height), [*b, 2]; not clipped."""
-    scale = size_px[..., None, [0, 1, 0, 1]]
-    if isinstance(boxes_cxcywh, np.ndarray):
-        centre, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
-        return np.concatenate([centre - half, centre + half], -1) * scale
-    from dfine_jax.ops.boxes import cxcywh_to_xyxy
-
-    return cxcywh_to_xyxy(boxes_cxcywh) * scale
+    return cxcywh_to_xyxy(boxes_cxcywh) * size_px[..., None, [0, 1, 0, 1]]
 
 
-def detections(
-    logits: Float[AnyArray, "q k"],
-    boxes_cxcywh: Float[AnyArray, "q 4"],
-    size_px: tuple[float, float],
-    threshold: float = 0.0,
-    num_top: int = 300,
-) -> Detections:
-    """Detections of one image on the host: those scoring at least ``threshold``, best first.
-
-    Args:
-      size_px: (width, height) of the original image.
-    """
-    answer = Answer(np.asarray(logits, np.float32)[None], np.asarray(boxes_cxcywh, np.float32)[None])
-    scores, labels, boxes = select(answer, num_top)
-    boxes_px = to_pixels(boxes[0], np.asarray(size_px, np.float32))
-    keep = np.asarray(scores[0] >= threshold)
-    return Detections(np.asarray(scores[0])[keep], np.asarray(labels[0])[keep], np.asarray(boxes_px)[keep])
-
-
-def _expit(x: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+def sigmoid(x: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """Of an array on the host."""
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-x))
 

@@ -18,6 +18,7 @@ from dfine_jax.config import LossConfig
 from dfine_jax.losses import host_call
 from dfine_jax.losses.assignment import assign_rows
 from dfine_jax.ops.boxes import clamped_xyxy, iou_and_giou
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.typing import Targets
 
 _ON_HOST = "dfine_jax_assign"  # of the foreign function, in compiled programs
@@ -32,13 +33,13 @@ def matching_cost(
     NaN becomes 1.0 and infinity the largest float32, as in the reference. Columns of padding slots mean nothing. At
     least float32; carries no gradient.
     """
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    logits, boxes = jax.lax.stop_gradient((logits.astype(dtype), boxes_cxcywh.astype(dtype)))
+    logits = at_least_float32(jax.lax.stop_gradient(logits))
+    boxes = jax.lax.stop_gradient(boxes_cxcywh).astype(logits.dtype)
     labels = jnp.broadcast_to(targets.labels[:, None, :], (*logits.shape[:-1], targets.labels.shape[-1]))
     p = jax.nn.sigmoid(jnp.take_along_axis(logits, labels, -1))  # [*s, b, q, g]
     positive = config.focal_alpha * (1.0 - p) ** config.focal_gamma * -jnp.log(p + 1e-8)
     negative = (1.0 - config.focal_alpha) * p**config.focal_gamma * -jnp.log(1.0 - p + 1e-8)
-    truth = jax.lax.stop_gradient(targets.boxes_cxcywh.astype(dtype))[:, None]  # [b, 1, g, 4]
+    truth = jax.lax.stop_gradient(targets.boxes_cxcywh.astype(logits.dtype))[:, None]  # [b, 1, g, 4]
     boxes = boxes[..., None, :]  # [*s, b, q, 1, 4]
     l1 = jnp.sum(jnp.abs(boxes - truth), -1)
     _, giou = iou_and_giou(clamped_xyxy(boxes), clamped_xyxy(truth))

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.ops.boxes import clamped_xyxy, iou_and_giou
 from dfine_jax.ops.fdr import bin_targets, encode
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.typing import Targets
 
 _WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)  # stands in for the boxes of unmatched queries
@@ -51,7 +52,7 @@ def overlaps(
     boxes_cxcywh: Float[Array, "*s b q 4"], truth: Truth
 ) -> tuple[Float[Array, "*s b q"], Float[Array, "*s b q"]]:
     """IoU and generalised IoU of each query with its object, 1 where there is none."""
-    boxes = _wide(boxes_cxcywh)
+    boxes = at_least_float32(boxes_cxcywh)
     boxes = jnp.where(truth.matched[..., None], boxes, jnp.asarray(_WHOLE_IMAGE, boxes.dtype))
     return iou_and_giou(clamped_xyxy(boxes), clamped_xyxy(truth.boxes_cxcywh.astype(boxes.dtype)))
 
@@ -106,7 +107,7 @@ def focal_loss(
     exists: Bool[Array, " q"] | None = None,
 ) -> Float[Array, "*s"]:
     """Focal loss (arXiv 1708.02002); here the gradient also flows through the modulating score."""
-    logits = _present(_wide(logits), exists)
+    logits = _present(at_least_float32(logits), exists)
     is_class = _is_class(logits, truth)
     score = jax.nn.sigmoid(logits)
     weight = jnp.where(is_class, alpha * (1.0 - score) ** gamma, (1.0 - alpha) * score**gamma)
@@ -135,7 +136,7 @@ def _weighted_entropy(
     exists: Bool[Array, " q"] | None,
 ) -> Float[Array, "*s"]:
     """Sum of cross-entropies, each times ``weight`` of the detached score."""
-    logits = _present(_wide(logits), exists)
+    logits = _present(at_least_float32(logits), exists)
     score = jax.lax.stop_gradient(jax.nn.sigmoid(logits))
     entropy = jax.nn.softplus(logits) - logits * target
     return jnp.sum(_present(weight(score) * entropy, exists), (-3, -2, -1)) / normalizer
@@ -150,7 +151,7 @@ def l1_loss(
     boxes_cxcywh: Float[Array, "*s b q 4"], truth: Truth, normalizer: Float[Array, ""] | float
 ) -> Float[Array, "*s"]:
     """Sum of absolute differences of matched cxcywh boxes."""
-    boxes = _wide(boxes_cxcywh)
+    boxes = at_least_float32(boxes_cxcywh)
     matched = truth.matched[..., None]
     difference = jnp.where(matched, boxes, 0.0) - jnp.where(matched, truth.boxes_cxcywh.astype(boxes.dtype), 0.0)
     return jnp.sum(jnp.abs(difference), (-3, -2, -1)) / normalizer
@@ -180,7 +181,7 @@ def fgl_loss(
       reference_cxcywh: R0, the boxes that the distributions refine.
       project: W(n), positions of the bins (ops/fdr.py).
     """
-    corners = _wide(corners_logit)
+    corners = at_least_float32(corners_logit)
     iou = jax.lax.stop_gradient(overlaps(boxes_cxcywh, truth)[0])
     matched = truth.matched[..., None]
     truth_xyxy = clamped_xyxy(truth.boxes_cxcywh.astype(corners.dtype))
@@ -229,12 +230,12 @@ def ddf_loss(
     Args:
       num_matched: as in :func:`ddf_sides`.
     """
-    student, teacher = _wide(corners_logit), jax.lax.stop_gradient(_wide(teacher_corners_logit))
+    student, teacher = at_least_float32(corners_logit), jax.lax.stop_gradient(at_least_float32(teacher_corners_logit))
     present = jnp.ones(teacher.shape[1], bool) if exists is None else exists
     student = jnp.where(present[:, None, None], student, 0.0)
     teacher = jnp.where(present[:, None, None], teacher, 0.0)
     iou = overlaps(boxes_cxcywh, truth)[0]
-    best = jnp.where(present, jnp.max(jax.nn.sigmoid(_wide(teacher_logits)), -1), 0.0)
+    best = jnp.where(present, jnp.max(jax.nn.sigmoid(at_least_float32(teacher_logits)), -1), 0.0)
     weight = jax.lax.stop_gradient(jnp.where(truth.matched, iou, best))  # [*s, b, q]
     teacher_log = jax.nn.log_softmax(teacher / temperature, -1)
     student_log = jax.nn.log_softmax(student / temperature, -1)
@@ -254,7 +255,3 @@ def ddf_loss(
 
 def _edge_mean(value: Float[Array, "*s b q"], mask: Bool[Array, "*#s b q"], count: Array) -> Float[Array, "*s"]:
     return jnp.sum(jnp.where(mask, value, 0.0), (-2, -1)) / (4 * jnp.where(count > 0, count, 1))
-
-
-def _wide(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -23,6 +23,7 @@ from dfine_jax.nn import initializers
 from dfine_jax.nn.initializers import Initializer, fan_in_uniform, uniform_bias, xavier_uniform
 from dfine_jax.ops.attention import attend, attend_in_training
 from dfine_jax.ops.conv import conv2d, project
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.recompute import computed_again
 from dfine_jax.ops.replace import replaceable
 
@@ -86,10 +87,6 @@ def upsample2x(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Nearest-neighbour enlargement: every cell becomes 2x2."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-
-
-def _at_least_float32(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _running(old: Array, new: Array) -> Array:
@@ -179,7 +176,7 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", initializers.ones, shape, jnp.float32)
         bias = self.param("bias", initializers.zeros, shape, jnp.float32)
         out_dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
-        x = x.astype(_at_least_float32(x.dtype))
+        x = at_least_float32(x)
         if self.frozen:
             scale, bias = lax.stop_gradient((scale, bias))
         if train and not self.frozen:

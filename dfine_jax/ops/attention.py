@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.recompute import image_by_image
 
 
@@ -17,7 +18,7 @@ def attend(
 ) -> Float[Array, "b n m c"]:
     """Every token sees every other."""
     logits = jnp.einsum("bqmd,bkmd->bmqk", q * q.shape[-1] ** -0.5, k)
-    weights = jax.nn.softmax(_at_least_float32(logits), axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(at_least_float32(logits), axis=-1).astype(v.dtype)
     return jnp.einsum("bmqk,bkmd->bqmd", weights, v)
 
 
@@ -54,14 +55,10 @@ def _parted(q: Array, k: Array, v: Array, blocked: Array | None) -> Array:
 
 def _weighted_sum(q: Array, k: Array, v: Array, blocked: Array | None) -> Array:
     """Softmax times values, divided by the sum of the exponentials after the product."""
-    logits = _at_least_float32(jnp.einsum("bmqc,bmkc->bmqk", q, k))
+    logits = at_least_float32(jnp.einsum("bmqc,bmkc->bmqk", q, k))
     if blocked is not None:
         # A finite value: a row of minus infinities would give NaN for tokens that exist nowhere.
         logits = jnp.where(blocked, jnp.finfo(logits.dtype).min, logits)
     weights = jnp.exp(logits - lax.stop_gradient(jnp.max(logits, -1, keepdims=True)))
     product = jnp.einsum("bmqk,bmkc->bmqc", weights.astype(v.dtype), v)
     return (product / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
-
-
-def _at_least_float32(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,50 +1,82 @@
-"""Box conversions and overlaps. Boxes are arrays [..., 4]; pairs are formed by broadcasting."""
+"""Box conversions and overlaps, of NumPy and JAX arrays alike. Boxes are [..., 4]; pairs are formed by broadcasting.
+
+NumPy arrays stay on the host and need no JAX, so that loader processes and exported files work with these, too.
+"""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    AnyArray = Array | np.ndarray
+    A = TypeVar("A", bound=AnyArray)
+else:
+    AnyArray = A = Any
+
+_LEAST = float(np.finfo(np.float32).tiny)
 
 
-def cxcywh_to_xyxy(boxes_cxcywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+def cxcywh_to_xyxy(boxes_cxcywh: Float[A, "*n 4"]) -> Float[A, "*n 4"]:
     """Centre and size to corners, without clamping."""
-    centre, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
-    return jnp.concatenate([centre - 0.5 * size, centre + 0.5 * size], -1)
+    centre, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
+    return _namespace(boxes_cxcywh).concatenate([centre - half, centre + half], -1)
 
 
-def xyxy_to_cxcywh(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+def xyxy_to_cxcywh(boxes_xyxy: Float[A, "*n 4"]) -> Float[A, "*n 4"]:
     """Corners to centre and size."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
-    return jnp.concatenate([0.5 * (low + high), high - low], -1)
+    return _namespace(boxes_xyxy).concatenate([0.5 * (low + high), high - low], -1)
 
 
-def clamped_xyxy(boxes_cxcywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+def clamped_xyxy(boxes_cxcywh: Float[A, "*n 4"]) -> Float[A, "*n 4"]:
     """Corners with negative sizes taken as zero, as the reference does before overlaps (box_ops.py)."""
-    size = jnp.maximum(boxes_cxcywh[..., 2:], 0.0)
-    return cxcywh_to_xyxy(jnp.concatenate([boxes_cxcywh[..., :2], size], -1))
+    xp = _namespace(boxes_cxcywh)
+    size = xp.maximum(boxes_cxcywh[..., 2:], 0.0)
+    return cxcywh_to_xyxy(xp.concatenate([boxes_cxcywh[..., :2], size], -1))
 
 
-def iou_and_giou(
-    a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*m 4"]
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def iou(a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"]) -> Float[A, "..."]:
+    """Intersection over union of broadcast pairs; 0 where both boxes are of zero area."""
+    intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
+    return intersection / _namespace(union).maximum(union, _LEAST)
+
+
+def iou_and_giou(a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"]) -> tuple[Float[A, "..."], Float[A, "..."]]:
     """Intersection over union and its generalised form (arXiv 1902.09630) of broadcast pairs, without epsilon.
 
     Two boxes of zero area give NaN, as in the reference; callers mask such pairs before they differentiate.
     """
-    low = jnp.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    high = jnp.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
-    intersection = jnp.prod(jnp.maximum(high - low, 0.0), -1)
-    area_a = jnp.prod(a_xyxy[..., 2:] - a_xyxy[..., :2], -1)
-    area_b = jnp.prod(b_xyxy[..., 2:] - b_xyxy[..., :2], -1)
-    union = area_a + area_b - intersection
-    iou = intersection / union
-    hull_low = jnp.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
-    hull_high = jnp.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
-    hull = jnp.prod(jnp.maximum(hull_high - hull_low, 0.0), -1)
-    return iou, iou - (hull - union) / hull
+    xp = _namespace(a_xyxy)
+    intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
+    hull_low = xp.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    hull_high = xp.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    hull = xp.prod(xp.maximum(hull_high - hull_low, 0.0), -1)
+    overlap = intersection / union
+    return overlap, overlap - (hull - union) / hull
 
 
-def inverse_sigmoid(x: Float[Array, "*n"], eps: float = 1e-5) -> Float[Array, "*n"]:
+def inverse_sigmoid(x: Float[A, "*n"], eps: float = 1e-5) -> Float[A, "*n"]:
     """log(x / (1 - x)) of x clipped to [0, 1], both parts at least ``eps``."""
-    x = jnp.clip(x, 0.0, 1.0)
-    return jnp.log(jnp.maximum(x, eps) / jnp.maximum(1.0 - x, eps))
+    xp = _namespace(x)
+    x = xp.clip(x, 0.0, 1.0)
+    return xp.log(xp.maximum(x, eps) / xp.maximum(1.0 - x, eps))
+
+
+def _intersection_and_union(a_xyxy: AnyArray, b_xyxy: AnyArray) -> tuple[Any, Any]:
+    xp = _namespace(a_xyxy)
+    low = xp.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    high = xp.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    intersection = xp.prod(xp.maximum(high - low, 0.0), -1)
+    area_a = xp.prod(a_xyxy[..., 2:] - a_xyxy[..., :2], -1)
+    area_b = xp.prod(b_xyxy[..., 2:] - b_xyxy[..., :2], -1)
+    return intersection, area_a + area_b - intersection
+
+
+def _namespace(array: AnyArray) -> Any:
+    """``numpy`` or ``jax.numpy``."""
+    return array.__array_namespace__()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dfine_jax.ops.precision import EXACT
+from dfine_jax.ops.precision import EXACT, at_least_float32
 from dfine_jax.ops.replace import replaceable
 
 
@@ -52,7 +52,7 @@ def integral(corners_logit: Float[Array, "*n e r"], project: Float[Array, " r"])
 
     Ten bits of mantissa, as in TF32, would move an edge of a box of 600 px by up to 0.15 px.
     """
-    wide = corners_logit.astype(jnp.promote_types(corners_logit.dtype, jnp.float32))
+    wide = at_least_float32(corners_logit)
     return jnp.matmul(jax.nn.softmax(wide, -1), jnp.asarray(project, wide.dtype), precision=EXACT)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.prediction.detector import Classes, DetectionResult
+    from dfine_jax.data.read.dataset import Classes
+    from dfine_jax.prediction.detector import DetectionResult
 
 _LISTED = 10  # names shown when none is near
 
@@ -27,7 +28,7 @@ def class_labels(wanted: Sequence[str], classes: Classes) -> frozenset[int]:
       UserError: a class the model does not have; the message suggests the nearest names.
     """
     by_name = {name: label for label, name in enumerate(classes.names)}
-    by_id = {str(category): label for label, category in enumerate(classes.category_ids)}
+    by_id = {str(category): label for label, category in enumerate(classes.ids)}
     labels = set()
     for text in wanted:
         parts = [text] if text in by_name else [part.strip() for part in text.split(",")]
@@ -60,6 +61,6 @@ def _advice(text: str, classes: Classes) -> str:
     near = [folded[close] for close in difflib.get_close_matches(text.casefold(), list(folded), n=3)]
     if near:
         return f"did you mean {' or '.join(near)}?"
-    shown = [f"{name} ({category})" for name, category in zip(classes.names, classes.category_ids, strict=True)]
+    shown = [f"{name} ({category})" for name, category in zip(classes.names, classes.ids, strict=True)]
     more = f", and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
     return f"give names or ids of: {', '.join(shown[:_LISTED])}{more}"

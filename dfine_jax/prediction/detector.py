@@ -14,6 +14,7 @@ from PIL import Image
 
 from dfine_jax.data.picture.any_image import any_pixels, is_one_picture
 from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.prediction.draw import draw_boxes
 from dfine_jax.serving.artefact import is_artefact
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
 
 # Path, content of a picture file, open binary file, PIL image, or array (``data.any_image``).
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
-
-
-class Classes(NamedTuple):
-    """What the class indices mean."""
-
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]  # of the annotation file the model was trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +165,7 @@ class Detector:
             scores=scores,
             labels=labels,
             names=tuple(self.classes.names[i] for i in labels),
-            category_ids=tuple(self.classes.category_ids[i] for i in labels),
+            category_ids=tuple(self.classes.ids[i] for i in labels),
             size_px=size_px,
         )
 
@@ -203,8 +197,7 @@ def open_model(
         with waiting(f"loading {model}"):
             backend = open_artefact(model, runtime=runtime, device=device, threads=threads)
         described = backend.artefact
-        classes = Classes(described.class_names, described.category_ids)
-        return OpenedModel(backend, classes, described.preprocess, described.input.batch)
+        return OpenedModel(backend, described.classes, described.preprocess, described.input.batch)
     for name, value in (("runtime", runtime), ("device", device), ("threads", threads)):
         if value is not None:
             raise UserError(f"{name}={value} is for exported files; JAX is told by JAX_PLATFORMS and XLA_FLAGS")
@@ -217,4 +210,4 @@ def open_model(
             model = load_checkpoint(model)
     metadata = model.metadata
     backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale)
-    return OpenedModel(backend, Classes(metadata.class_names, metadata.category_ids), metadata.preprocess, None)
+    return OpenedModel(backend, metadata.classes, metadata.preprocess, None)

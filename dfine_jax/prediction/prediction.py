@@ -26,7 +26,7 @@ from dfine_jax.prediction.video import VideoReader, VideoWriter
 T = TypeVar("T")
 
 
-class Plan(NamedTuple):
+class Job(NamedTuple):
     """What to detect in, and where results go."""
 
     inputs: Inputs
@@ -62,7 +62,7 @@ class Tally:
 
 
 class Prediction:
-    """The run of a plan: ``tallies`` says what was found, ``failures`` what could not be read, ``notes`` the rest.
+    """A job and its run: ``tallies`` says what was found, ``failures`` what could not be read, ``notes`` the rest.
 
     Args:
       tiling: detect in tiles; None: in the image as a whole.
@@ -72,7 +72,7 @@ class Prediction:
 
     def __init__(
         self,
-        plan: Plan,
+        job: Job,
         detector: Detector,
         results: ResultsFile,
         tiling: Tiling | None = None,
@@ -81,36 +81,36 @@ class Prediction:
         self.tallies: list[Tally] = []
         self.failures: list[str] = []
         self.notes: list[str] = []
-        self._plan, self._detector, self._results = plan, detector, results
+        self._job, self._detector, self._results = job, detector, results
         self._tiling, self._labels = tiling, labels
         self._at_once = 1 if tiling else detector.batch_size  # pictures in memory: as many again are read ahead
 
     def run(self) -> None:
         """Pictures first, then videos; a KeyboardInterrupt passes through and leaves complete files."""
         self._pictures()
-        for clip, name, file in zip(self._plan.inputs.clips, self._plan.clip_ids, self._plan.clip_files, strict=True):
+        for clip, name, file in zip(self._job.inputs.clips, self._job.clip_ids, self._job.clip_files, strict=True):
             self._clip(clip, name, file)
 
     def _pictures(self) -> None:
-        pictures = self._plan.inputs.pictures
+        pictures = self._job.inputs.pictures
         if not pictures:
             return
         with (
             tqdm(total=len(pictures), unit="image", desc="predict", disable=None) as bar,
-            Ahead(_read(pictures, self._plan.any_size), self._at_once) as ahead,
+            Ahead(_read(pictures, self._job.any_size), self._at_once) as ahead,
         ):
             for batch in _batches(self._readable(ahead, bar), self._at_once):
                 found = self._detect([image for _, image in batch], bar)
                 for (i, image), result in zip(batch, found, strict=True):
                     with uninterrupted():
-                        self._results.add(result.to_coco(self._plan.ids[i]))
-                        self._keep(image, result, self._plan.picture_files[i])
+                        self._results.add(result.to_coco(self._job.ids[i]))
+                        self._keep(image, result, self._job.picture_files[i])
                         self.tallies.append(Tally(pictures[i].place, Counter(result.names)))
                     bar.update()
 
     def _clip(self, clip: Clip, name: str, file: Path) -> None:
         try:
-            with VideoReader(clip.source, self._plan.every, self._plan.seconds) as reader:
+            with VideoReader(clip.source, self._job.every, self._job.seconds) as reader:
                 tally = Tally(name, is_clip=True)
                 self.tallies.append(tally)
                 try:
@@ -126,8 +126,8 @@ class Prediction:
             self.failures.append(str(error))
 
     def _frames(self, reader: VideoReader, file: Path, tally: Tally) -> None:
-        target = self._plan.drawn / file if self._plan.drawn else None
-        rate = reader.rate / self._plan.every
+        target = self._job.drawn / file if self._job.drawn else None
+        rate = reader.rate / self._job.every
         started, first = 0.0, 0
         with (
             VideoWriter(target, rate, reader.pixel_aspect) if target else nullcontext() as writer,
@@ -139,7 +139,7 @@ class Prediction:
                     with uninterrupted():
                         self._results.add(frame_entries(result, tally.name, frame.index, frame.time_s))
                         if writer is not None:
-                            writer.write(result.draw(frame.image, self._plan.font), frame.time_s)
+                            writer.write(result.draw(frame.image, self._job.font), frame.time_s)
                         self._crop(frame.image, result, file.with_name(f"{file.stem}_{frame.index:06d}.jpg"))
                         tally.objects.update(result.names)
                         tally.frames += 1
@@ -165,13 +165,13 @@ class Prediction:
         return [keep_classes(result, self._labels) for result in found]
 
     def _keep(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:
-        if self._plan.drawn is not None:
-            save_picture(result.draw(image, self._plan.font), self._plan.drawn / file, quality=92)
+        if self._job.drawn is not None:
+            save_picture(result.draw(image, self._job.font), self._job.drawn / file, quality=92)
         self._crop(image, result, file)
 
     def _crop(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:
-        if self._plan.crops is not None:
-            save_crops(image, result, self._plan.crops, file)
+        if self._job.crops is not None:
+            save_crops(image, result, self._job.crops, file)
 
     def _readable(self, read: Iterable[tuple[int, Any]], bar: Any) -> Iterator[tuple[int, np.ndarray]]:
         for i, image in read:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from dfine_jax.errors import UserError
+from dfine_jax.ops.boxes import iou
 
 if TYPE_CHECKING:
     from dfine_jax.prediction.detector import DetectionResult, Detector
@@ -188,16 +189,15 @@ def _agreeing(seen: _Seen, a: np.ndarray, b: np.ndarray) -> list[tuple[float, in
     """(agreement, i, j) of the detections of two views that show the same object."""
     in_a = _clip(seen.boxes[a][:, None], seen.cut[b][None], seen.limits[seen.view[b[0]]])
     in_b = _clip(seen.boxes[b][None], seen.cut[a][:, None], seen.limits[seen.view[a[0]]])
-    agreement = _iou(in_a, in_b) * (seen.labels[a][:, None] == seen.labels[b][None])
+    agreement = iou(in_a, in_b) * (seen.labels[a][:, None] == seen.labels[b][None])
     return [(float(agreement[i, j]), int(a[i]), int(b[j])) for i, j in np.argwhere(agreement >= _SAME)]
 
 
 def _clip(boxes: np.ndarray, cut: np.ndarray, limit: np.ndarray) -> np.ndarray:
     """Boxes without what lies beyond the edges of ``limit`` at which the other box is cut off."""
     bound = np.where(cut, limit, _UNLIMITED)
-    return np.concatenate(
-        [np.maximum(boxes[..., :2], bound[..., :2]), np.minimum(boxes[..., 2:], bound[..., 2:])], axis=-1
-    )
+    low = np.maximum(boxes[..., :2], bound[..., :2])
+    return np.concatenate([low, np.maximum(low, np.minimum(boxes[..., 2:], bound[..., 2:]))], axis=-1)
 
 
 def _box(seen: _Seen, members: Sequence[int]) -> np.ndarray:
@@ -259,9 +259,3 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
 
 def _area(boxes: np.ndarray) -> np.ndarray:
     return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    corners = [np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])]
-    shared = _area(np.concatenate(corners, axis=-1))
-    return shared / np.maximum(_area(a) + _area(b) - shared, 1e-9)

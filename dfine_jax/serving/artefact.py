@@ -7,13 +7,13 @@ ONNX keeps it in ``metadata_props``, OpenVINO in ``rt_info`` (both under ``dfine
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 
 KEY = "dfine_jax"
@@ -61,6 +61,11 @@ class Artefact:
     dfine_jax_version: str = ""
     licence: str = ""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # entries this version does not interpret
+
+    @property
+    def classes(self) -> Classes:
+        """Names and ids by label."""
+        return Classes(self.class_names, self.category_ids)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; inverse of ``from_dict``."""
@@ -113,15 +118,6 @@ def is_artefact(source: object) -> bool:
 def sidecar(path: str | os.PathLike[str]) -> Path:
     """Where the description of a TensorRT engine lies."""
     return Path(f"{path}.json")
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _build(values: dict[str, Any]) -> Artefact:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -259,6 +260,12 @@ def sync_folder(folder: Path | str) -> None:
         return
     with contextlib.suppress(OSError):  # some network file systems know no such thing
         sync_file(folder)
+
+
+def sha256(path: Path | str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Found(NamedTuple):

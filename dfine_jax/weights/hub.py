@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 from dfine_jax.errors import UserError
-from dfine_jax.system.files import read_text, replacing, telling, write_whole
+from dfine_jax.system.files import read_text, replacing, sha256, telling, write_whole
 
 OFFICIAL_URL = "https://github.com/Peterande/storage/releases/download/dfinev1.0"
 HUGGINGFACE_URL = "https://huggingface.co"
@@ -198,8 +198,8 @@ def _cached(
         digest = _download(url, file, progress, known, headers)
         write_whole(record, f"{digest}  {file.name}\n")
         return file
-    with telling(file), file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with telling(file):
+        digest = sha256(file)
     if known and digest != known:
         raise UserError(f"{file} is not the published file (SHA-256 {digest}, published {known}); delete it and repeat")
     if not record.is_file():  # put there by hand

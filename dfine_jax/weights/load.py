@@ -21,22 +21,7 @@ from dfine_jax.config import Activation, ModelConfig
 from dfine_jax.data.read.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.model import DFine
-from dfine_jax.training.run.checkpoint import Metadata, load_weights, replaced_path, save_weights
-
-__all__ = [
-    "FREE",
-    "LoadedModel",
-    "Metadata",
-    "Transfer",
-    "bound_fields",
-    "check_same_architecture",
-    "load",
-    "load_checkpoint",
-    "read",
-    "save_weights",
-    "transfer",
-    "with_backbone",
-]
+from dfine_jax.training.run.checkpoint import Metadata, load_weights, replaced_path
 
 EXPECTED = (
     "a checkpoint folder (metadata.json and weights/), an official .pth, a .safetensors, a Hugging Face folder "
@@ -165,7 +150,7 @@ class Transfer:
     variables: dict[str, Any]
     origins: dict[str, str | None]  # new class -> class whose rows it takes over; None: it starts anew
 
-    def table(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Lines that say where each class comes from."""
         same = [name for name, origin in self.origins.items() if origin == name]
         renamed = [f"{name} <- {origin}" for name, origin in self.origins.items() if origin not in (None, name)]

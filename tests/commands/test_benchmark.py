@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 
 from dfine_jax.benchmark import latency
-from dfine_jax.benchmark.latency import Contender, Measurement, Picture, Plan, measure, num_blocks, percentiles
+from dfine_jax.benchmark.latency import Amounts, Contender, Measurement, Picture, measure, num_blocks, percentiles
 from dfine_jax.cli import main
 
 pytest.importorskip("onnxruntime")
@@ -121,11 +121,11 @@ def test_models_take_turns_and_every_picture_is_detected_in_once(tmp_path, varia
     for i in range(5):
         Image.fromarray(np.full((20 + i, 30, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
         pictures.append(Picture(str(tmp_path / f"{i}.png"), 10 + i))
-    plan = Plan(tuple(pictures), rounds=2, raw_runs=2, batches=(1,))
+    amounts = Amounts(tuple(pictures), rounds=2, raw_runs=2, batches=(1,))
     contenders = [Contender(str(raw)), Contender(str(raw), threads=1)]
     calls = []
-    measured = measure(contenders, plan, lambda: calls.append(1))
-    assert len(calls) == num_blocks(2, plan) == 8
+    measured = measure(contenders, amounts, lambda: calls.append(1))
+    assert len(calls) == num_blocks(2, amounts) == 8
     for each in measured:
         assert sorted(each.detections) == [10, 11, 12, 13, 14]
         assert len(each.end_to_end_ms) == 5 and len(each.raw_ms) == 4 and len(each.block_ms) == 2

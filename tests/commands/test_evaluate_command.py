@@ -9,7 +9,8 @@ import pytest
 from tiny import tiny_config
 
 from dfine_jax.cli import main
-from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.training.run.checkpoint import Metadata, save_weights

@@ -18,8 +18,9 @@ from toy_artefact import toy_dataset
 
 from dfine_jax.cli import main
 from dfine_jax.prediction.detector import Detector
-from dfine_jax.serving.artefact import Artefact, sha256
+from dfine_jax.serving.artefact import Artefact
 from dfine_jax.serving.backends.registry import open_artefact
+from dfine_jax.system.files import sha256
 from dfine_jax.training.run.checkpoint import Metadata, save_weights
 
 

@@ -21,9 +21,10 @@ from videos import write_video
 
 from dfine_jax import cli
 from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.prediction import detector, video
-from dfine_jax.prediction.detector import Classes, OpenedModel
+from dfine_jax.prediction.detector import OpenedModel
 from dfine_jax.prediction.inputs import find_inputs, result_files
 from dfine_jax.prediction.video import VideoReader
 from dfine_jax.serving.backends.jax_model import JaxBackend

@@ -140,7 +140,7 @@ def test_a_set_broken_in_many_ways(tmp_path, capsys):
     assert len(set(ids)) == len(ids) == 15 and len(repaired["images"]) == 6
     assert all(type(a["iscrowd"]) is int for a in repaired["annotations"] if "iscrowd" in a)
     dataset = read_dataset(tmp_path / "new", "train")
-    assert str(dataset.report) == "1 crowd regions dropped"
+    assert str(dataset.changes) == "1 crowd regions dropped"
     first = next(r for r in dataset.records if r.path.name == "1.png")
     np.testing.assert_array_equal(first.boxes_xyxy_px, [[0, 0, 14, 16], [30, 30, 39, 39]])
     fourth = next(r for r in dataset.records if r.path.name == "4.png")

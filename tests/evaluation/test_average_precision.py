@@ -14,10 +14,11 @@ import pytest
 
 from dfine_jax.data.load.batch import EvalBatch
 from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.evaluation.detections import Detections
-from dfine_jax.evaluation.evaluate import ClassList, evaluate, score
+from dfine_jax.evaluation.evaluate import evaluate, score
 
-CLASSES = ClassList(("bird", "cat", "dog", "eel"), (90, 5, 17, 2))  # of eels there are none
+CLASSES = Classes(("bird", "cat", "dog", "eel"), (90, 5, 17, 2))  # of eels there are none
 
 
 def made_up(rng, images=25, most=160):
@@ -44,12 +45,12 @@ def made_up(rng, images=25, most=160):
             of = near[rng.integers(len(near))]
             box = (np.array(of["bbox"]) + rng.integers(-4, 5, 4) * rng.integers(0, 2)).tolist()
             box[2:] = np.maximum(box[2:], 1).tolist()
-            category = of["category_id"] if rng.random() < 0.8 else int(rng.choice(CLASSES.category_ids))
+            category = of["category_id"] if rng.random() < 0.8 else int(rng.choice(CLASSES.ids))
             result = {"image_id": image, "category_id": category, "bbox": box, "score": float(rng.integers(0, 12) / 12)}
             results.append(result)
     content = {
         "images": [{"id": i, "file_name": f"{i}.jpg", "width": 400, "height": 400} for i in numbers.tolist()],
-        "categories": [{"id": i, "name": n} for i, n in zip(CLASSES.category_ids, CLASSES.names, strict=True)],
+        "categories": [{"id": i, "name": n} for i, n in zip(CLASSES.ids, CLASSES.names, strict=True)],
         "annotations": annotations,
     }
     return content, results
@@ -82,7 +83,7 @@ def test_the_numbers_are_those_of_the_original_file(seed, tmp_path, capsys):
         np.testing.assert_array_equal(list(metrics.numbers().values()), pycocotools(file, results, images))
     assert capsys.readouterr().out == ""
     assert 0 < metrics.ap_small < 1 and 0 < metrics.ap_large < 1 and metrics.ar_1 < metrics.ar_10 < metrics.ar_100
-    for name, category in zip(CLASSES.names, CLASSES.category_ids, strict=True):
+    for name, category in zip(CLASSES.names, CLASSES.ids, strict=True):
         assert metrics.per_class[name] == pycocotools(file, results, images, [category])[0]
     assert metrics.per_class["eel"] == -1.0
 
@@ -98,10 +99,10 @@ def test_the_annotation_file_is_not_read_again(tmp_path, monkeypatch):
     before = score(file, results, images, CLASSES).numbers()
     file.unlink()
     monkeypatch.setattr("dfine_jax.evaluation.evaluate.read_columns", lambda *_: 1 / 0)
-    assert score(data, results, images, data).numbers() == before
+    assert score(data, results, images, data.classes).numbers() == before
     batch = EvalBatch(np.zeros((1, 8, 8, 3), np.uint8), np.array(images[:1]), np.full((1, 2), 400, np.float32))
     nothing = np.zeros((1, 0)), np.zeros((1, 0), int), np.zeros((1, 0, 4))
-    assert evaluate(lambda _: nothing, [batch], data, data).num_images == 1
+    assert evaluate(lambda _: nothing, [batch], data, data.classes).num_images == 1
 
 
 def test_detections_iterate_as_coco_results():

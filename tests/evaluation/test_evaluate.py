@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 
 from dfine_jax.data.load.batch import EvalBatch
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.evaluate import (
-    ClassList,
     ClassMatch,
-    coco_results,
     evaluate,
     evaluate_detections,
     match_categories,
+    pixel_results,
     score,
-    table,
 )
 
-CLASSES = ClassList(("cat", "dog"), (5, 2))  # ids in another order than labels
+CLASSES = Classes(("cat", "dog"), (5, 2))  # ids in another order than labels
 
 
 def annotation(number, image, category, bbox, **more):
@@ -53,10 +52,10 @@ def batch(ids=(1, 2)):
 
 
 def test_results_are_in_original_pixels_and_ids():
-    boxes = np.array([[[0.5, 0.5, 0.5, 0.5]], [[0.1, 0.1, 0.4, 0.4]]])
-    predictions = np.array([[0.7], [0.6]]), np.array([[0], [1]]), boxes
-    results = coco_results(predictions, batch((1, -1)), CLASSES.category_ids)
-    assert results == [{"image_id": 1, "category_id": 5, "bbox": [50.0, 25.0, 100.0, 50.0], "score": 0.7}]
+    corners = np.array([[[50.0, 25.0, 150.0, 75.0]], [[0.0, 0.0, 1.0, 1.0]]])
+    predictions = np.array([[0.7], [0.6]]), np.array([[0], [1]]), corners
+    results = pixel_results(predictions, batch((1, -1)), CLASSES.ids)
+    assert list(results) == [{"image_id": 1, "category_id": 5, "bbox": [50.0, 25.0, 100.0, 50.0], "score": 0.7}]
 
 
 def test_perfect_predictions_score_one_whatever_the_numbering(tmp_path):
@@ -129,7 +128,7 @@ def test_no_detections_and_no_ground_truth():
     assert score(ground_truth([annotation(1, 1, 5, [1, 1, 9, 9])]), [], [1, 2], CLASSES).ap == 0.0
     empty = score(ground_truth([]), [], [1, 2], CLASSES)
     assert empty.ap == -1.0 and empty.per_class == {"cat": -1.0, "dog": -1.0}
-    assert "-" in table(empty)
+    assert "-" in empty.table()
 
 
 def test_numbers_written_as_text_or_null_and_negative_image_ids(tmp_path):
@@ -160,9 +159,9 @@ def test_crowds_are_ignored():
 
 
 def test_classes_are_matched_by_name():
-    data = ClassList(("dog", "cat"), (1, 9))
+    data = Classes(("dog", "cat"), (1, 9))
     assert match_categories(("cat", "dog"), data, "model", "data") == ClassMatch(
-        ClassList(("cat", "dog"), (9, 1)), (9, 1)
+        Classes(("cat", "dog"), (9, 1)), (9, 1)
     )
     with pytest.raises(UserError, match="does not know .* \\(only in the data: dog, cat; only in the model: bird\\)"):
         match_categories(("bird",), data, "model", "data")
@@ -192,6 +191,6 @@ def test_a_model_may_know_more_classes_than_the_data(tmp_path):
 
 def test_table_names_classes():
     annotations = [annotation(1, 1, 5, [10, 10, 50, 40]), annotation(2, 2, 2, [0, 0, 100, 100])]
-    text = table(score(ground_truth(annotations), perfect(annotations[:1]), [1, 2], CLASSES))
+    text = score(ground_truth(annotations), perfect(annotations[:1]), [1, 2], CLASSES).table()
     rows = {line.rsplit(None, 1)[0]: line.split()[-1] for line in text.splitlines() if line}
     assert rows["cat"] == "1.000" and rows["dog"] == "0.000" and rows["AP"] == "0.500" and rows["AP small"] == "-"

@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.evaluation.metrics import ImageOverlaps, confusion_matrix, count, detection_report, image_overlaps
 
-NAMES, IDS = ("cat", "dog", "bird"), (5, 2, 9)
+CLASSES = Classes(("cat", "dog", "bird"), (5, 2, 9))
 
 
 def image(scores, labels, truth_labels, iou, in_crowd=None):
@@ -186,7 +187,7 @@ def test_boxes_of_coco_results():
         {"image_id": 2, "category_id": 2, "bbox": [60, 60, 10, 10], "score": 0.6},
         {"image_id": 3, "category_id": 9, "bbox": [0, 0, 10, 10], "score": 0.3},
     ]
-    report = detection_report(truth, results, [1, 2, 3, 1], NAMES, IDS)
+    report = detection_report(truth, results, [1, 2, 3, 1], CLASSES)
     at_half = report.at(0.5)
     assert (at_half.true_positives, at_half.false_positives, at_half.false_negatives) == (2, 2, 2)
     assert at_half.iou == pytest.approx((0.8 + 1.0) / 6)
@@ -209,13 +210,13 @@ def test_predictions_in_a_crowd_count_for_nothing():
     inside = {"image_id": 1, "category_id": 5, "bbox": [10, 10, 5, 5], "score": 0.9}
     half_out = {**inside, "bbox": [97.6, 10, 5, 5]}
     other = {**inside, "category_id": 2}
-    (overlaps,) = image_overlaps(truth, [inside, half_out, other], [1], IDS)
+    (overlaps,) = image_overlaps(truth, [inside, half_out, other], [1], CLASSES.ids)
     assert overlaps.in_crowd.tolist() == [True, False, False]
     assert at([overlaps]).false_positives == 2
     assert confusion_matrix([overlaps], 3, 0.5)[3].tolist() == [1, 1, 0, 0]
 
 
 def test_nothing_found_and_nothing_there():
-    report = detection_report(coco([]), [], [1, 2], NAMES, IDS)
+    report = detection_report(coco([]), [], [1, 2], CLASSES)
     assert report.best.f1 == 0 and report.confusion.sum() == 0
     assert "cat" in report.table() and json.dumps(report.to_dict())

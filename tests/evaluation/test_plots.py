@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfine_jax.evaluation.evaluate import ClassList, score
+from dfine_jax.data.read.dataset import Classes
+from dfine_jax.evaluation.evaluate import score
 from dfine_jax.evaluation.metrics import detection_report
 from dfine_jax.evaluation.plots import (
     confusion_figure,
@@ -29,7 +30,7 @@ def report(num_classes, found, names=None):
         for c, (as_class, value) in found.items()
     ]
     names = names or [f"class {i}" for i in range(num_classes)]
-    return detection_report(truth, results, [1], names, range(num_classes))
+    return detection_report(truth, results, [1], Classes(tuple(names), tuple(range(num_classes))))
 
 
 def ticks(axis):
@@ -48,10 +49,12 @@ def test_confusions_are_in_their_cells():
 
 
 def test_rows_are_shares():
-    names = ["a", "b"]
+    names = ("a", "b")
     truth = {"annotations": [{"image_id": i, "category_id": 0, "bbox": [0, 0, 10, 10]} for i in range(4)]}
     found = [{"image_id": i, "category_id": int(i == 3), "bbox": [0, 0, 10, 10], "score": 0.9} for i in range(4)]
-    shade = confusion_figure(detection_report(truth, found, range(4), names, [0, 1])).axes[0].images[0].get_array()
+    shade = (
+        confusion_figure(detection_report(truth, found, range(4), Classes(names, (0, 1)))).axes[0].images[0].get_array()
+    )
     assert shade[0].tolist() == [0.75, 0.25, 0.0]
 
 
@@ -107,7 +110,7 @@ def test_waiting_has_its_own_axis():
 def test_no_rows_and_no_objects_still_draw(tmp_path):
     save_png(training_figure([]), tmp_path / "empty.png")
     empty = {"images": [{"id": 1}], "categories": [{"id": 0, "name": "a"}], "annotations": []}
-    save_evaluation(score(empty, [], [1], ClassList(("a",), (0,))), tmp_path / "e", {"model": "m"})
+    save_evaluation(score(empty, [], [1], Classes(("a",), (0,))), tmp_path / "e", {"model": "m"})
     assert {p.name for p in (tmp_path / "e").iterdir()} == {"metrics.json", "confusion.png", "thresholds.png"}
     pixels = np.asarray(Image.open(tmp_path / "e" / "confusion.png").convert("RGB"))
     assert pixels.shape[0] > 300 and pixels.std() > 5

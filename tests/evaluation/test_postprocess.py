@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfine_jax.evaluation.postprocess import Answer, detections, select, to_pixels
+from dfine_jax.evaluation.postprocess import Answer, select, to_pixels
 
 
 def _outputs(seed=0, batch=2, queries=7, classes=5):
@@ -35,17 +35,6 @@ def test_pixels_of_the_original_image_are_not_clipped():
     expected = [[[160.0, -120.0, 480.0, 600.0]]]
     np.testing.assert_allclose(to_pixels(boxes, size), expected)
     np.testing.assert_allclose(to_pixels(jnp.asarray(boxes), jnp.asarray(size)), expected)
-
-
-def test_detections_of_one_image():
-    logits, boxes = _outputs(1)
-    found = detections(logits[0], boxes[0], (100, 50), threshold=0.6)
-    assert len(found.scores) == len(found.labels) == len(found.boxes_xyxy_px) == (logits[0] >= np.log(1.5)).sum() > 0
-    assert np.all(np.diff(found.scores) <= 0) and found.scores.min() >= 0.6
-    query, label = np.unravel_index(logits[0].argmax(), logits[0].shape)
-    assert found.labels[0] == label
-    cx, cy, w, h = boxes[0, query] * (100, 50, 100, 50)
-    np.testing.assert_allclose(found.boxes_xyxy_px[0], [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], rtol=1e-5)
 
 
 def test_scores_that_are_not_numbers_come_last():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from golden_train import golden_denoising, golden_targets, hash_noise, hash_targets, pad_targets
 
-from dfine_jax.models.queries import attention_blocked
 from dfine_jax.nn.denoising import make_denoising_queries, num_slots, sample_noise
+from dfine_jax.nn.queries import attention_blocked
 
 CLASSES = 80
 PADDING = float(np.log(1e-5))

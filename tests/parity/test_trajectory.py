@@ -15,11 +15,11 @@ from golden_train import golden_targets
 
 from dfine_jax.config import Config, LossConfig, OptimConfig
 from dfine_jax.converters.torch import torch_weights
+from dfine_jax.data.load.batch import Batch
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
 from dfine_jax.training.step.step import make_train_step
-from dfine_jax.typing import Batch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfine_jax.converters.torch import huggingface
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from hf_models import build  # noqa: E402
+from hf_models import build, from_official  # noqa: E402
 
 pytestmark = pytest.mark.parity
 SHAPE = (2, 256, 256, 3)  # square: on other maps transformers orders the position embedding unlike the reference
@@ -25,7 +24,7 @@ def peer(golden, variant: str, dtype):
     state = golden_weights.golden_state_dict(golden, variant)
     model = build(variant, num_denoising=0)
     left = ("num_batches_tracked", "denoising_class_embed.weight")  # the peer without denoising has one row less
-    values = huggingface.from_official(state, [n for n in model.state_dict() if not n.endswith(left)])
+    values = from_official(state, [n for n in model.state_dict() if not n.endswith(left)])
     values = {k: torch.from_numpy(np.array(v)) for k, v in values.items()}
     report = model.load_state_dict(values, strict=False)
     assert not report.unexpected_keys and all(n.endswith(left) for n in report.missing_keys)

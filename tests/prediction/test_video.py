@@ -20,8 +20,9 @@ from videos import write_video
 
 from dfine_jax.errors import UserError
 from dfine_jax.prediction import video
+from dfine_jax.prediction.addresses import is_stream, public_name
 from dfine_jax.prediction.ahead import Ahead
-from dfine_jax.prediction.video import VideoReader, VideoWriter, is_stream, public_name
+from dfine_jax.prediction.video import VideoReader, VideoWriter
 
 av = pytest.importorskip("av")
 CORNERS = (("red", 0, 0, 60, 40), ("green", 60, 0, 120, 40), ("blue", 0, 40, 60, 80))  # the fourth stays dark

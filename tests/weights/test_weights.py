@@ -12,17 +12,9 @@ from dfine_jax.config import Config
 from dfine_jax.data.read.coco_names import COCO_NAMES, OBJECTS365_NAMES, objects365_names
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.run.checkpoint import Metadata, save_weights
 from dfine_jax.weights import load as weights
-from dfine_jax.weights.load import (
-    FREE,
-    LoadedModel,
-    Metadata,
-    load,
-    load_checkpoint,
-    save_weights,
-    transfer,
-    with_backbone,
-)
+from dfine_jax.weights.load import FREE, LoadedModel, load, load_checkpoint, transfer, with_backbone
 
 # The reference's table (`obj365_ids` in its solver): Objects365 class, from 0, of each COCO class.
 OBJECTS365_OF_COCO = (
@@ -96,7 +88,7 @@ def test_rows_follow_the_names():
     moved = moved_rows(loaded(("cat", "dog", "bird")), variables(2, 0.0), ("bird", "horse"))
     decoder = moved.variables["params"]["decoder"]
     assert moved.origins == {"bird": "bird", "horse": None}
-    assert moved.table() == ["classes taken over by name (1): bird", "classes that start anew (1): horse"]
+    assert moved.notes() == ["classes taken over by name (1): bird", "classes that start anew (1): horse"]
     assert np.asarray(decoder["enc_score_head"]["bias"]).tolist() == [102.0, 1.0]
     assert np.asarray(decoder["dec_score_head_0"]["kernel"]).tolist() == [[102.0, 1.0]] * 4
     assert np.asarray(decoder["denoising_class_embed"]["embedding"])[:, 0].tolist() == [102.0, 1.0, 0.0]

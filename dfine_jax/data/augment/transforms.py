@@ -22,6 +22,7 @@ from dfine_jax.data.augment.schedule import policy
 from dfine_jax.data.picture.images import inner_px
 from dfine_jax.data.read import masks as object_masks
 from dfine_jax.data.read.masks import Masks
+from dfine_jax.ops.boxes import iou, xyxy_to_cxcywh
 
 _IOU_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 _CROP_TRIALS = 40
@@ -192,20 +193,13 @@ def _draw_crop(
     boxes = sample.boxes_xyxy_px[None]  # [1, g, 4]
     centre = 0.5 * (boxes[..., :2] + boxes[..., 2:])
     inside = np.all((crops[..., :2] < centre) & (centre < crops[..., 2:]), axis=-1)  # [t, g]
-    best = np.where(inside, _iou(boxes, crops), -1.0).max(1)
+    best = np.where(inside, iou(boxes, crops), -1.0).max(1)
     good = np.flatnonzero(usable & (best >= overlap))
     if not len(good):
         return None
     trial = int(good[0])
     x0, y0, x1, y1 = (int(v) for v in crops[trial, 0])
     return (x0, y0, x1, y1), inside[trial]
-
-
-def _iou(a: Float32[np.ndarray, "*#n 4"], b: Float32[np.ndarray, "*#n 4"]) -> Float32[np.ndarray, "..."]:
-    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
-    intersection = (high - low).clip(0).prod(-1)
-    areas = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)
-    return intersection / np.maximum(areas - intersection, np.float32(1e-12))
 
 
 def _cut(sample: Sample, crop: tuple[int, int, int, int], inside: Bool[np.ndarray, " g"]) -> Sample:
@@ -333,6 +327,4 @@ def _lit(low: int, high: int, image_side: int, out_side: int) -> _Lit:
 
 def normalised_cxcywh(sample: Sample) -> Float32[np.ndarray, "g 4"]:
     """Centres and sizes as fractions of the window."""
-    x0, y0, x1, y1 = sample.boxes_xyxy_px.T
-    boxes = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], 1)
-    return boxes / np.array(sample.size_px * 2, np.float32)
+    return xyxy_to_cxcywh(sample.boxes_xyxy_px) / np.array(sample.size_px * 2, np.float32)

@@ -43,13 +43,9 @@ def read(files: Sequence[Path], finder: Finder, notes: Notes) -> tuple[list[Pict
             raise UserError(f"{file} is 'CVAT for video'; export the task as 'CVAT for images 1.1', with images")
         labels |= dict.fromkeys(_labels(root))
         for position, entry in enumerate(root.findall("image"), 1):
-            try:
+            with notes.leaving_out():
                 picture = _picture(file, entry, position, finder, notes)
-            except UserError as error:
-                notes.refuse(str(error))
-                continue
-            if picture is not None:
-                pictures.append(picture)
+                pictures += [picture] if picture else []
     return pictures, list(labels)
 
 
@@ -79,10 +75,8 @@ def _picture(file: Path, entry: ElementTree.Element, position: int, finder: Find
         if shape.tag in _WITHOUT_AREA:
             notes.add("points, lines and skeletons, which have no area, were left out", place)
             continue
-        try:
+        with notes.leaving_out():
             things.append(_thing(shape, shown, place, notes))
-        except UserError as error:
-            notes.refuse(str(error))
     subset = entry.get("subset")
     split = split_of(f"{subset}/x") if subset else finder.split_below(file, of_all=True)
     return Picture(path, where, shown, things, split)

@@ -41,17 +41,13 @@ def read(files: Sequence[Path], finder: Finder, notes: Notes) -> tuple[list[Pict
     """
     pictures: list[Picture] = []
     for file in files:
-        try:
+        with notes.leaving_out():
             parsed = read_json(file)
             if not recognises(parsed):
                 notes.add("JSON files are not LabelMe's; they are left out", str(file))
                 continue
             picture = _picture(file, parsed, finder, notes)
-        except UserError as error:
-            notes.refuse(str(error))
-            continue
-        if picture is not None:
-            pictures.append(picture)
+            pictures += [picture] if picture else []
     return pictures, None
 
 
@@ -67,15 +63,11 @@ def _picture(file: Path, parsed: dict[str, Any], finder: Finder, notes: Notes) -
     groups: dict[tuple[str, str], list[Thing]] = {}
     for position, shape in enumerate(parsed["shapes"]):
         where = f"{file}, shape {position}"
-        try:
-            thing = _thing(shape, where, shown, path, notes)
-        except UserError as error:
-            notes.refuse(str(error))
-            continue
-        if thing is not None:
-            group = shape.get("group_id")
-            key = json.dumps(group) if group is not None else f"alone {position}"
-            groups.setdefault((thing.name, key), []).append(thing)
+        with notes.leaving_out():
+            if thing := _thing(shape, where, shown, path, notes):
+                group = shape.get("group_id")
+                key = json.dumps(group) if group is not None else f"alone {position}"
+                groups.setdefault((thing.name, key), []).append(thing)
     things = [_joined(parts, file, notes) for parts in groups.values()]
     return Picture(path, str(file), shown, things, finder.split_below(file))
 

@@ -41,13 +41,9 @@ def read(files: Sequence[Path], finder: Finder, notes: Notes) -> tuple[list[Pict
     for file in files:
         for position, task in enumerate(read_json(file)):
             where = f"{file}, task {task.get('id', position) if isinstance(task, dict) else position}"
-            try:
+            with notes.leaving_out():
                 picture = _picture(task, where, file, finder, notes)
-            except UserError as error:
-                notes.refuse(str(error))
-                continue
-            if picture is not None:
-                pictures.append(picture)
+                pictures += [picture] if picture else []
     return pictures, None
 
 
@@ -68,12 +64,9 @@ def _picture(task: Any, where: str, file: Path, finder: Finder, notes: Notes) ->
     things = []
     for position, result in enumerate(results):
         place = f"{where}, result {position}"
-        try:
+        with notes.leaving_out():
             thing = _thing(result, (width / 100, height / 100), place, notes)
-        except UserError as error:
-            notes.refuse(str(error))
-            continue
-        things += [thing] * (thing is not None)
+            things += [thing] if thing else []
     return Picture(path, where, None, things, finder.split_below(file, of_all=True))
 
 

@@ -55,12 +55,9 @@ def read(files: Sequence[Path], finder: Finder, notes: Notes) -> tuple[list[Pict
                 continue
             things = []
             for position, (shape, attributes) in enumerate(regions):
-                try:
+                with notes.leaving_out():
                     thing = _thing(shape, attributes, attribute, f"{where}, region {position}", notes)
-                except UserError as error:
-                    notes.refuse(str(error))
-                    continue
-                things += [thing] * (thing is not None)
+                    things += [thing] if thing else []
             pictures.append(Picture(path, where, None, things, finder.split_below(file, of_all=True)))
     return pictures, None
 
@@ -76,7 +73,7 @@ def _entries(file: Path, notes: Notes) -> Iterator[tuple[str, str, list[Region]]
     parsed = read_json(file)
     for key, entry in parsed.get("_via_img_metadata", parsed).items():
         where = f"{file}, {key}"
-        try:
+        with notes.leaving_out():
             if not isinstance(entry["filename"], str) or not entry["filename"].strip():
                 raise UserError(f"{where} has filename {entry['filename']!r}; it must name the picture")
             regions = entry["regions"]
@@ -84,8 +81,6 @@ def _entries(file: Path, notes: Notes) -> Iterator[tuple[str, str, list[Region]]
             if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
                 raise UserError(f"{where} has regions that are no list; export the file again")
             yield entry["filename"], where, [_region(region, where) for region in regions]
-        except UserError as error:
-            notes.refuse(str(error))
 
 
 def _region(region: dict[str, Any], where: str) -> Region:

@@ -40,13 +40,9 @@ def read(files: Sequence[Path], finder: Finder, notes: Notes) -> tuple[list[Pict
     """
     pictures: list[Picture] = []
     for file in files:
-        try:
+        with notes.leaving_out():
             picture = _picture(file, read_xml(file), finder, notes)
-        except UserError as error:
-            notes.refuse(str(error))
-            continue
-        if picture is not None:
-            pictures.append(picture)
+            pictures += [picture] if picture else []
     _assign_splits(pictures, [Path(p.where) for p in pictures], finder, notes)
     return pictures, None
 
@@ -64,14 +60,10 @@ def _picture(file: Path, root: ElementTree.Element, finder: Finder, notes: Notes
     things: list[Thing] = []
     for position, entry in enumerate(root.findall("object"), 1):
         where = f"{file}, object {position}"
-        try:
-            thing = _thing(entry, from_one, where, notes)
-        except UserError as error:
-            notes.refuse(str(error))
-            continue
-        if thing.crowd:
-            notes.add("difficult objects; not trained on, ignored when evaluating", where)
-        things.append(thing)
+        with notes.leaving_out():
+            things.append(_thing(entry, from_one, where, notes))
+            if things[-1].crowd:
+                notes.add("difficult objects; not trained on, ignored when evaluating", where)
     shown = size(root.findtext("size/width"), root.findtext("size/height"))
     return Picture(path, str(file), shown, things, finder.split_below(file))
 

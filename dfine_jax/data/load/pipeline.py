@@ -7,7 +7,6 @@ number of worker processes and hosts, and training continues at any step without
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Generator, Iterator
 
@@ -37,6 +36,7 @@ class TrainLoader:
     rows of the same global batches.
 
     Args:
+      config: size of the input, slots, augmentation; ``workers`` is given apart, as it is a matter of the machine.
       batch_size: over all hosts.
       epochs: length of the run, if known: the slots are counted for its mosaics and mixtures only.
 
@@ -47,31 +47,28 @@ class TrainLoader:
     def __init__(
         self,
         dataset: Dataset,
+        config: DataConfig,
         *,
-        height_px: int,
-        width_px: int,
         batch_size: int,
-        max_objects: int,
         seed: int,
-        augment: DataConfig,
         workers: int,
         epochs: int = _NO_LIMIT,
         host_index: int = 0,
         host_count: int = 1,
     ) -> None:
+        height_px, width_px = config.height_px, config.width_px
         _check(dataset, height_px, width_px, batch_size, workers, host_index, host_count)
         if seed < 0:
             raise UserError(f"train.seed={seed} must not be negative")
         if batch_size % host_count:
             raise UserError(f"train.batch_size={batch_size} must be a multiple of the {host_count} hosts")
-        config = dataclasses.replace(augment, height_px=height_px, width_px=width_px)
         if config.mask_stride:
             if height_px % config.mask_stride or width_px % config.mask_stride:
                 raise UserError(f"data.mask_stride={config.mask_stride} must divide the input {height_px}x{width_px}")
             dataset = with_shapes(dataset)
         self._sampling = Sampling(len(dataset), batch_size, seed, config)
         most = most_objects(self._sampling, objects_per_image(dataset.records).tolist(), epochs)
-        slots = num_slots(most, max_objects, str(dataset.annotation_file))
+        slots = num_slots(most, config.max_objects, str(dataset.annotation_file))
         tiles = RecentTiles(config.mosaic_cache)
         records = for_loading(dataset.records, workers)
         self._source = TrainSource(records, slots, self._sampling, host_index, host_count, tiles)

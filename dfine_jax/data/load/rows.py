@@ -44,7 +44,7 @@ class RecentTiles:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSource:
-    """Rows of training batches (workers.Source): those of one host, and where MixUp needs it, the row before them."""
+    """Rows of training batches (workers.RowSource): those of one host and, where MixUp needs it, the row before."""
 
     records: Sequence[Record] | RecordColumns
     slots: int
@@ -156,7 +156,7 @@ class TrainSource:
 
 @dataclasses.dataclass(frozen=True)
 class EvalSource:
-    """Rows of evaluation batches (workers.Source)."""
+    """Rows of evaluation batches (workers.RowSource)."""
 
     records: Sequence[Record] | RecordColumns
     batch_size: int

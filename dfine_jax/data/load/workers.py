@@ -46,7 +46,7 @@ work(*map(int, sys.argv[2:]))
 """
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """What batches are made of; travels to the workers by ``shared.dumps``, which pickles."""
 
     @property
@@ -73,7 +73,7 @@ def automatic_workers() -> int:
     return min(cores, _MOST_AUTOMATIC)
 
 
-def batches(source: Source, steps: Iterable[int], workers: int) -> Generator[Arrays]:
+def batches(source: RowSource, steps: Iterable[int], workers: int) -> Generator[Arrays]:
     """The batches of ``steps``, freshly allocated each; ``workers=0`` makes them in this process.
 
     Raises:
@@ -101,7 +101,7 @@ def closing_batches(batches: Iterable[T]) -> Iterator[Iterator[T]]:
             stream.close()
 
 
-def _serial(source: Source, steps: Iterable[int], rows: int) -> Generator[Arrays]:
+def _serial(source: RowSource, steps: Iterable[int], rows: int) -> Generator[Arrays]:
     for step in steps:
         out = tuple(np.empty(shape, dtype) for shape, dtype in source.layout)
         for row in range(rows):
@@ -109,7 +109,7 @@ def _serial(source: Source, steps: Iterable[int], rows: int) -> Generator[Arrays
         yield source.finish(step, out)
 
 
-def _parallel(source: Source, steps: Iterable[int], workers: int, rows: int) -> Generator[Arrays]:
+def _parallel(source: RowSource, steps: Iterable[int], workers: int, rows: int) -> Generator[Arrays]:
     pending: list[int] = []
     upcoming = enumerate(steps)
     with _Pool(source, workers) as pool:
@@ -137,7 +137,7 @@ class _Pool:
     per worker and batch is all the synchronisation there is.
     """
 
-    def __init__(self, source: Source, workers: int) -> None:
+    def __init__(self, source: RowSource, workers: int) -> None:
         self._source = source
         pickled, shared = dumps(source)
         self._memory = unnamed_memory(_progress_bytes(workers) + _PREFETCHED_BATCHES * _slot_bytes(source.layout))
@@ -228,7 +228,7 @@ def work(memory_fd: int, spec_fd: int, index: int, workers: int) -> None:
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not look like an answer
     with mmap.mmap(spec_fd, 0, access=mmap.ACCESS_READ) as spec:
-        source: Source = pickle.loads(spec)
+        source: RowSource = pickle.loads(spec)
     memory = mmap.mmap(memory_fd, 0)
     progress, slots = _views(memory, source.layout, workers)
     rows = source.layout[0][0][0]

@@ -23,6 +23,7 @@ from PIL import Image, ImageFile
 
 from dfine_jax.data.picture.pixels import to_rgb, warn_if_dark
 from dfine_jax.errors import UserError
+from dfine_jax.ops.boxes import A
 from dfine_jax.system.files import told, write_whole
 
 # Searched for in folders: what Pillow decodes to photographs or drawings. Not among them although Pillow knows them:
@@ -273,8 +274,8 @@ class Preprocess:
         return -left * across, -top * down, self.width_px * across, self.height_px * down
 
     def to_float(self, images: UInt8[np.ndarray, "*b H W 3"]) -> Float32[np.ndarray, "*b H W 3"]:
-        """Bytes as the network takes them; a division, because multiplying by 1/255 rounds differently."""
-        return np.divide(images, np.float32(1 / self.scale), dtype=np.float32)
+        """Bytes as the network takes them."""
+        return unit_range(images, np.float32, self.scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -291,6 +292,17 @@ class Preprocess:
             if values[name] not in choices:
                 raise UserError(f"preprocessing {name}={values[name]!r} is not supported, only {' or '.join(choices)}")
         return cls(**values)
+
+
+def unit_range(images: A, dtype: Any, scale: float = 1 / 255) -> A:
+    """Bytes, of NumPy or JAX, as the network takes them; images that are floating point already pass unchanged.
+
+    A division, because multiplying by 1/255 rounds differently.
+    """
+    if images.dtype != np.uint8:
+        return images
+    scaled: Any = images.astype(dtype) / float(np.float32(1 / scale))
+    return scaled
 
 
 def inner_px(size_px: tuple[int, int], height_px: int, width_px: int, letterbox: bool) -> tuple[int, int, int, int]:

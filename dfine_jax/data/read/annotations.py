@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int32, Int64
 
 from dfine_jax.data.read.areas import cured_areas
 from dfine_jax.data.read.categories import read_categories
-from dfine_jax.data.read.dataset import Category
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.data.read.refusals import check_repeated, refuse
 from dfine_jax.data.read.values import (
     area_column,
@@ -56,7 +56,7 @@ class Decoded(NamedTuple):
     """
 
     arrays: dict[str, np.ndarray]
-    categories: tuple[Category, ...]
+    classes: Classes
     notes: dict[str, Any]  # counts of what is not in the columns, plain values
 
 
@@ -106,9 +106,9 @@ def decode(text: Any, source: Path) -> Decoded:
         annotations, odd = _annotations(lists["annotations"], source, images, text)
     listed = lists["categories"]
     listed = listed if isinstance(listed, list) else plain_json(bytes(listed), source)
-    categories = read_categories(listed, annotations["category_id"], source)
+    classes = read_categories(listed, annotations["category_id"], source)
     notes = {"annotations": int(odd["total"]), "empty": int(odd["empty"]), "areas": int(odd["areas"])}
-    annotations["label"], unlisted = _labels(annotations, categories, odd["values"])
+    annotations["label"], unlisted = _labels(annotations, classes, odd["values"])
     notes |= unlisted
     position = annotations.pop("image")
     annotations.pop("category_id")
@@ -118,7 +118,7 @@ def decode(text: Any, source: Path) -> Decoded:
             annotations[name] = annotations[name][order]
     per_image = np.bincount(position, minlength=len(images["image_id"]))
     objects = np.concatenate([[0], np.cumsum(per_image)]).astype(np.int64)
-    return Decoded({**images, "objects": objects, **annotations}, categories, notes)
+    return Decoded({**images, "objects": objects, **annotations}, classes, notes)
 
 
 def _give_back(text: Any) -> None:
@@ -330,10 +330,10 @@ def _places(
 
 
 def _labels(
-    annotations: dict[str, np.ndarray], categories: tuple[Category, ...], unusual: dict[int, str]
+    annotations: dict[str, np.ndarray], classes: Classes, unusual: dict[int, str]
 ) -> tuple[Int32[np.ndarray, " n"], dict[str, Any]]:
     """Labels; and how many objects have a category that is not listed, with examples."""
-    ids = np.array([category.id for category in categories], np.int64)
+    ids = np.array(classes.ids, np.int64)
     label = np.searchsorted(ids, annotations["category_id"]).astype(np.int32)
     label[label == len(ids)] = 0
     label[ids[label] != annotations["category_id"]] = -1

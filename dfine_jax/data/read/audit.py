@@ -181,10 +181,10 @@ def why_nothing_to_learn(dataset: Dataset) -> str | None:
         return None
     if not total:
         return "annotates no object: its list 'annotations' is empty"
-    report = dataset.report
-    if report.crowd == total:
+    changes = dataset.changes
+    if changes.crowd == total:
         return f"annotates crowd regions only (iscrowd 1 in all {total} annotations), which are not trained on"
-    return f"has {total} annotations, but none leaves an object to train on ({report or 'of other images'})"
+    return f"has {total} annotations, but none leaves an object to train on ({changes or 'of other images'})"
 
 
 def inspect_content(dataset: Dataset, size_px: tuple[int, int], *, for_training: bool = True) -> list[Finding]:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dfine_jax.data.read.dataset import Category
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.data.read.values import first_repeated, is_id, shown
 from dfine_jax.errors import RepairableError, UserError
 
 
-def read_categories(listed: list[Any], used: Int64[np.ndarray, " n"], source: Path) -> tuple[Category, ...]:
-    """Categories in ascending order of their ids, which is that of the labels.
+def read_categories(listed: list[Any], used: Int64[np.ndarray, " n"], source: Path) -> Classes:
+    """Classes in ascending order of their ids, which is that of the labels.
 
     Args:
       listed: entries of ``categories``.
@@ -47,7 +47,8 @@ def read_categories(listed: list[Any], used: Int64[np.ndarray, " n"], source: Pa
                 f"{source}: two categories are called {entry['name']!r}; classes are told apart by name, rename one"
             )
         names.add(entry["name"])
-    return tuple(Category(entry["id"], entry["name"]) for entry in sorted(listed, key=lambda entry: entry["id"]))
+    listed = sorted(listed, key=lambda entry: entry["id"])
+    return Classes(tuple(entry["name"] for entry in listed), tuple(entry["id"] for entry in listed))
 
 
 def _without_group_entry(listed: list[dict[str, Any]], used: Int64[np.ndarray, " n"]) -> list[dict[str, Any]]:

@@ -18,12 +18,8 @@ from jaxtyping import Int64
 
 from dfine_jax.data.picture.images import image_size
 from dfine_jax.data.read.annotations import plain_json
-from dfine_jax.data.read.dataset import Category as Category
-from dfine_jax.data.read.dataset import Dataset, Report, Stored, listed
-from dfine_jax.data.read.dataset import Record as Record
-from dfine_jax.data.read.dataset import check_same_categories as check_same_categories  # part of this module's surface
+from dfine_jax.data.read.dataset import Changes, Dataset, Stored, listed
 from dfine_jax.data.read.index import Columns, read_columns
-from dfine_jax.data.read.layout import find_split as find_split
 from dfine_jax.data.read.masks import parse_segmentation
 from dfine_jax.data.read.pictures import Places, find_pictures
 from dfine_jax.data.read.records import Records, all_names, find_usable, name_at, named_path, share_usable
@@ -74,7 +70,7 @@ def read_coco(
     usable = find_usable(arrays, size_px)
     records = Records(columns.shared, share_usable(usable.kept, size_px), places, upright=upright, stored=stored)
     notes = columns.notes
-    report = Report(
+    changes = Changes(
         crowd=usable.crowd,
         degenerate=usable.degenerate,
         unknown_category=notes["unlisted"],
@@ -82,16 +78,16 @@ def read_coco(
         empty=notes["empty"],
         areas=notes["areas"],
     )
-    dataset = Dataset(records, columns.categories, annotation_file, report, columns)
+    dataset = Dataset(records, columns.classes, annotation_file, changes, columns)
     logger.info(
         "%s: %d images, %d objects, %d classes",
         annotation_file,
         len(records),
         int(usable.kept.sum()),
-        len(columns.categories),
+        len(columns.classes),
     )
-    if str(dataset.report):
-        logger.warning("%s: %s", annotation_file, dataset.report)
+    if str(dataset.changes):
+        logger.warning("%s: %s", annotation_file, dataset.changes)
     return dataset
 
 
@@ -113,13 +109,14 @@ def _check_classes(columns: Columns, source: Path) -> None:
         return
     annotation, image, category = notes["unlisted_examples"][0]
     file = Path(name_at(columns.shared.arrays, image).replace("\\", "/")).name
-    known = {str(category.id) for category in columns.categories}
+    ids, names = columns.classes.ids, columns.classes.names
+    known = set(map(str, ids))
     as_text = all(value.strip("'\"") in known for *_, value in notes["unlisted_examples"])
     refusal = RepairableError if as_text else UserError
     raise refusal(
         f"{source}: {notes['unlisted']} of {notes['annotations']} annotations have a category_id that 'categories' "
         f"does not list, such as {category} of annotation {annotation} in {file}; "
-        f"listed are {listed([f'{category.id} {category.name}' for category in columns.categories])}; add the class to "
+        f"listed are {listed([f'{i} {name}' for i, name in zip(ids, names, strict=True)])}; add the class to "
         "'categories', or remove the annotations (dfine check --data DIR reports all problems)"
     )
 

@@ -22,11 +22,15 @@ _LISTED = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Category:
-    """One class; its position in ``Dataset.categories`` is the label."""
+class Classes:
+    """Names of classes by label, and what annotation files call them."""
 
-    id: int  # as in the annotation file
-    name: str
+    names: tuple[str, ...]
+    ids: tuple[int, ...]  # category ids
+
+    def __len__(self) -> int:
+        """Number of classes."""
+        return len(self.names)
 
 
 class Stored(Protocol):
@@ -55,7 +59,7 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Changes:
     """What reading an annotation file changed, in annotations."""
 
     crowd: int = 0  # dropped
@@ -83,9 +87,9 @@ class Dataset:
     """A split: images (with or without objects) in the order of the file."""
 
     records: Sequence[Record]  # made when they are asked for (records.Records), or a tuple of some of them
-    categories: tuple[Category, ...]
+    classes: Classes
     annotation_file: Path  # COCO JSON; of other formats, the same content in the cache
-    report: Report
+    changes: Changes
     columns: Columns | None = None  # all annotations of the file, crowd regions included
 
     def __len__(self) -> int:
@@ -95,12 +99,7 @@ class Dataset:
     @property
     def names(self) -> tuple[str, ...]:
         """Class names by label."""
-        return tuple(category.name for category in self.categories)
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """Original category ids by label."""
-        return tuple(category.id for category in self.categories)
+        return self.classes.names
 
     @property
     def max_objects(self) -> int:
@@ -124,9 +123,9 @@ def open_record(record: Record) -> Image.Image:
 
 def check_same_categories(train: Dataset, val: Dataset) -> None:
     """UserError unless both splits list the same category ids with the same names."""
-    if train.categories == val.categories:
+    if train.classes == val.classes:
         return
-    ours, theirs = ({c.id: c.name for c in d.categories} for d in (train, val))
+    ours, theirs = (dict(zip(d.classes.ids, d.classes.names, strict=True)) for d in (train, val))
     wrong = next(i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i))
     raise UserError(
         f"categories differ: id {wrong} is {ours.get(wrong, 'absent')!r} in {train.annotation_file} and "

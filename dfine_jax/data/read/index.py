@@ -23,7 +23,7 @@ import numpy as np
 
 from dfine_jax.data.load.shared import SharedArrays, aligned, share
 from dfine_jax.data.read.annotations import Decoded, decode
-from dfine_jax.data.read.dataset import Category
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import encoding_of, replacing, telling, utf8, write_whole
 
@@ -40,7 +40,7 @@ class Columns(NamedTuple):
     """``annotations.Decoded``, its arrays in memory that loader processes share."""
 
     shared: SharedArrays
-    categories: tuple[Category, ...]
+    classes: Classes
     notes: dict[str, Any]
 
 
@@ -149,7 +149,7 @@ def _keep_note(note: Path, values: dict[str, Any], before: dict[str, Any] | None
 
 
 def _in_memory(decoded: Decoded) -> Columns:
-    return Columns(share(decoded.arrays), decoded.categories, decoded.notes)
+    return Columns(share(decoded.arrays), decoded.classes, decoded.notes)
 
 
 def _store(decoded: Decoded, path: Path) -> Columns:
@@ -158,7 +158,7 @@ def _store(decoded: Decoded, path: Path) -> Columns:
     places = [(name, array.shape, array.dtype.str) for name, array in arrays.items()]
     about = {
         "places": places,
-        "categories": [(category.id, category.name) for category in decoded.categories],
+        "categories": list(zip(decoded.classes.ids, decoded.classes.names, strict=True)),
         "notes": decoded.notes,
     }
     try:
@@ -201,4 +201,5 @@ def _mapped(path: Path) -> Columns | None:
         stream.close()
         return None
     weakref.finalize(shared, stream.close)
-    return Columns(shared, tuple(Category(*pair) for pair in about["categories"]), about["notes"])
+    classes = Classes(tuple(name for _, name in about["categories"]), tuple(i for i, _ in about["categories"]))
+    return Columns(shared, classes, about["notes"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from dfine_jax.errors import RepairableError, UserError
 
 REFUSED = "entries that reading refuses were left out"
@@ -33,6 +36,14 @@ class Notes:
         if not self.lenient:
             raise UserError(message) if kind == REFUSED else RepairableError(message)
         self.add(kind, message)
+
+    @contextlib.contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """An entry whose reading raises a UserError inside is one that cannot be used: ``refuse``."""
+        try:
+            yield
+        except UserError as error:
+            self.refuse(str(error))
 
     def lines(self) -> list[str]:
         """One line for each kind: how often, and where first."""

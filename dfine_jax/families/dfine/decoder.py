@@ -17,21 +17,22 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Activation, ModelConfig
-from dfine_jax.models.deformable import DeformableAttention, Source
-from dfine_jax.models.queries import (
+from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.nn import initializers
+from dfine_jax.nn.deformable import DeformableAttention, Source
+from dfine_jax.nn.fdr_head import FDRHead
+from dfine_jax.nn.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
+from dfine_jax.nn.queries import (
     ClassEmbedding,
     Proposals,
     TokenProjection,
     attention_blocked,
     propose,
 )
-from dfine_jax.nn import initializers
-from dfine_jax.nn.fdr_head import FDRHead
-from dfine_jax.nn.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
 from dfine_jax.ops import deformable
 from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.ops.tokens import gather_tokens, limited
-from dfine_jax.typing import Answer, DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.typing import DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
 HALF_LIMIT = 65504.0  # largest float16; the reference clips feed-forward sums to it

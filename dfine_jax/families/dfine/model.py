@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Key
 
 from dfine_jax.config import ModelConfig
@@ -24,7 +21,6 @@ from dfine_jax.ops.precision import inference_products
 from dfine_jax.typing import DenoisingQueries, ModelOutput
 
 STRIDE = 32  # of the coarsest map; image sides are multiples of it
-REFERENCE_SCALARS = 2  # ``up`` and ``reg_scale``, parameters in the reference and configuration here
 
 
 class DFine(nn.Module):
@@ -102,13 +98,3 @@ def init_variables(config: ModelConfig, key: Key[Array, ""]) -> dict[str, Any]:
         decoder[f"layers_{i}"] = decoder["layers_0"]
     params = {**variables["params"], "decoder": decoder}
     return jax.device_put({"params": params, "batch_stats": variables["batch_stats"]})
-
-
-def num_parameters(variables: Mapping[str, Any], config: ModelConfig) -> int:
-    """Parameters as the reference counts them: with its two scalars, without the affine terms of frozen batch norm."""
-    total = REFERENCE_SCALARS
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
-    for path, leaf in leaves.items():
-        frozen = config.backbone_frozen_bn and path[0] == "backbone" and path[-2] == "bn"
-        total += 0 if frozen else math.prod(leaf.shape)
-    return total

@@ -21,17 +21,18 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Activation
+from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.rtdetr.config import RTDetrConfig
-from dfine_jax.models.deformable import DeformableAttention, Source
-from dfine_jax.models.queries import ClassEmbedding, TokenProjection, attention_blocked, propose
 from dfine_jax.nn import initializers
+from dfine_jax.nn.deformable import DeformableAttention, Source
 from dfine_jax.nn.fdr_head import FDRHead
 from dfine_jax.nn.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
+from dfine_jax.nn.queries import ClassEmbedding, TokenProjection, attention_blocked, propose
 from dfine_jax.ops.boxes import inverse_sigmoid
 from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.tokens import gather_tokens
-from dfine_jax.typing import Answer, DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.typing import DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 
 @flax.struct.dataclass

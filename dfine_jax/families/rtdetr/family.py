@@ -13,11 +13,12 @@ import numpy as np
 from dfine_jax.config import Config, TrainConfig
 from dfine_jax.errors import UserError
 from dfine_jax.families import state_dict
+from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.family import Anchor, Build, ClassLeaf, Family, Origin, Reduction, Variables
 from dfine_jax.families.reduction import reduced
 from dfine_jax.families.rtdetr import loss
 from dfine_jax.families.rtdetr.config import RTDetrConfig, RTDetrLossConfig, check
-from dfine_jax.families.rtdetr.model import RESNETS, STRIDE, RTDetr, init_variables
+from dfine_jax.families.rtdetr.model import STRIDE, RTDetr, init_variables
 from dfine_jax.families.rtdetr.names import ignored_reason
 from dfine_jax.families.rtdetr.published import BACKBONES, DETECTORS
 from dfine_jax.families.rtdetr.recipes import deim_loss, recipe

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.family import Anchor, Variables, WeightFormat
 from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
 from dfine_jax.families.rtdetr import huggingface, names
 from dfine_jax.families.rtdetr.config import RTDetrConfig
-from dfine_jax.families.rtdetr.model import RESNETS, STAGES
+from dfine_jax.families.rtdetr.model import STAGES
 from dfine_jax.families.rtdetr.variants import VARIANTS
 from dfine_jax.families.state_dict import Tensor, check_fit, from_tree, leaf_shapes, to_tree
 from dfine_jax.ops.anchors import anchors
@@ -51,9 +52,8 @@ def recognise(tensors: Mapping[str, Tensor], name: Name = lambda key: key) -> RT
     inner = size("encoder.fpn_blocks.0.conv1.conv.weight")
     if backbone is None or not (width and layers and inner and size(_VALUES)):
         return None
-    near = next(config for config in VARIANTS.values() if config.backbone == backbone)
-    if backbone == "R50" and 2 * inner <= width:
-        near = VARIANTS["r50m"]
+    same = (config for config in VARIANTS.values() if config.backbone == backbone)
+    near = min(same, key=lambda config: abs(config.encoder_expansion - inner / width))
     total = size("decoder.decoder.layers.0.cross_attn.attention_weights.weight") // near.num_heads
     deep = size("decoder.query_pos_head.layers.2.weight") > 0
     answers = near.eval_layer if near.decoder_layers == layers else layers - 1

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from dfine_jax.data.picture.images import unit_range
 from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.serving.backends.base import Backend
 from dfine_jax.system.waiting import waiting
@@ -21,10 +22,8 @@ class JaxBackend(Backend):
         import jax
         import jax.numpy as jnp
 
-        divisor = float(np.float32(1 / scale))
-
         def forward(variables: Any, images: Any) -> Answer:
-            return model.apply(variables, images.astype(jnp.float32) / divisor, train=False).answer
+            return model.apply(variables, unit_range(images, jnp.float32, scale), train=False).answer
 
         self._variables = jax.device_put(variables)
         self._forward = jax.jit(forward)

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from dfine_jax.errors import UserError
-from dfine_jax.serving.artefact import from_json, missing, sha256, sidecar
+from dfine_jax.serving.artefact import from_json, missing, sidecar
+from dfine_jax.system.files import sha256
 
 PACKAGES = {"tensorrt": "tensorrt-cu12", "tensorrt_rtx": "tensorrt-rtx"}  # module, distribution
 ENGINE = "engine"  # entry of the description that says what built the engine

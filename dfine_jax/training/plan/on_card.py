@@ -114,11 +114,11 @@ def _lowered(question: Question, devices: Any) -> Any:
     import jax
     import numpy as np
 
+    from dfine_jax.data.load.batch import Batch
     from dfine_jax.families.dfine.model import init_variables
     from dfine_jax.training.step.optimizer import make_optimizer
     from dfine_jax.training.step.state import create_state
     from dfine_jax.training.step.step import make_eval_step, make_train_step
-    from dfine_jax.typing import Batch
 
     config = question.config
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, assignment="device"))

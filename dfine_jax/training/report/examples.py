@@ -44,7 +44,7 @@ class Examples:
         annotated = [record for record in data.records if len(record.labels)]
         chosen = np.linspace(0, len(annotated) - 1, min(number, len(annotated))).round().astype(int)
         self._records = [annotated[i] for i in chosen]
-        self._label_of = {category: label for label, category in enumerate(data.category_ids)}
+        self._label_of = {category: label for label, category in enumerate(data.classes.ids)}
         self._found: dict[int, list[Mapping[str, Any]]] = {}
 
     def observe(self, results: Iterable[Mapping[str, Any]]) -> None:

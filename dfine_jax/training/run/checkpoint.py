@@ -33,6 +33,7 @@ import orbax.checkpoint as ocp
 
 from dfine_jax.config import Config
 from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_json, sync_folder, sync_tree, telling, told, write_whole
 from dfine_jax.system.finite import not_finite
@@ -59,6 +60,11 @@ class Metadata:
     ap: float | None = None  # COCO AP on the validation set
     preprocessing: Preprocess | None = None  # as stored; None: the standard one at the size of the configuration
     source_entry: str = ""  # where the weights stood in source_file, for example ema.module
+
+    @property
+    def classes(self) -> Classes:
+        """Names and ids by class index."""
+        return Classes(self.class_names, self.category_ids)
 
     @property
     def preprocess(self) -> Preprocess:

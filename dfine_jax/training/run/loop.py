@@ -25,7 +25,7 @@ from dfine_jax.training.report.examples import augmented_batch, save_batch
 from dfine_jax.training.report.meter import Forecast, Meter
 from dfine_jax.training.run import checkpoint, hosts, stages
 from dfine_jax.training.run.checkpoint import Metadata
-from dfine_jax.training.run.setup import START, Start, check, check_same_data, claimed, describe, make_loaders
+from dfine_jax.training.run.setup import STAGE1, StartWeights, check, check_same_data, claimed, describe, make_loaders
 from dfine_jax.training.run.skipped import FOLDER as SKIPPED
 from dfine_jax.training.run.skipped import SkippedSteps, Taken
 from dfine_jax.training.run.stages import Progress
@@ -35,8 +35,6 @@ from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_ou
 from dfine_jax.training.step.schedule import make_schedule
 from dfine_jax.training.step.state import TrainState, create_state, ema_variables, with_ema_shift
 from dfine_jax.training.step.step import StepMetrics, make_eval_step, predict_function, replicated, split_over_devices
-
-__all__ = ["Result", "Start", "train"]
 
 _ASK_HOSTS_EVERY = 10  # steps
 
@@ -58,7 +56,7 @@ def train(
     out_dir: Path | str,
     *,
     resume: bool = False,
-    start: Start | None = None,
+    start: StartWeights | None = None,
     notes: Sequence[str] = (),
     max_hours: float | None = None,
 ) -> Result:
@@ -96,7 +94,7 @@ class _Run:
         train_data: Dataset,
         val_data: Dataset | None,
         out_dir: Path,
-        start: Start | None,
+        start: StartWeights | None,
         stop: Stop,
     ) -> None:
         self.config, self.out_dir, self.val_data, self.stop = config, out_dir, val_data, stop
@@ -142,7 +140,7 @@ class _Run:
             why = f" ({self.stop.reason})" if self.stop.reason else ""
             self.log.line(f"stopped at step {step} of {self.total}{why}; continue with --resume")
         elif first:
-            shutil.rmtree(self.out_dir / START, ignore_errors=True)
+            shutil.rmtree(self.out_dir / STAGE1, ignore_errors=True)
         return Result(finished, self.progress.best_ap, self.progress.best_epoch, self.metrics)
 
     def _steps(self, state: TrainState, step: int, batches: Iterator[Any]) -> tuple[TrainState, int]:
@@ -231,10 +229,10 @@ class _Run:
     def _from_start(self, state: TrainState) -> TrainState:
         """The best state of stage 1, at the step of now."""
         shift = np.asarray(stages.ema_shift(self.progress, self.config.optim), state.ema_shift.dtype)
-        if not (self.out_dir / START).is_dir():
+        if not (self.out_dir / STAGE1).is_dir():
             self.log.line("no evaluated epoch to return to: training goes on from here")
             return replicated(with_ema_shift(state, shift))
-        best, metadata, _ = self._load(START)
+        best, metadata, _ = self._load(STAGE1)
         decay = self.config.optim.ema_decay + float(shift)
         self.log.line(f"back to the weights of epoch {metadata.epoch}; decay of the average {decay:.6g}")
         return replicated(dataclasses.replace(best, step=np.asarray(hosts.on_host(state.step)), ema_shift=shift))
@@ -299,7 +297,7 @@ class _Run:
                 self.log.best(metrics)
             hosts.wait_for_all("best written")
         if verdict.is_start:
-            self._write(self.out_dir / START, state)
+            self._write(self.out_dir / STAGE1, state)
         if self.progress.ended_early and epoch < train.epochs:
             without = f"no new best in {self.progress.without_best} evaluations: training ends (train.patience)"
             self.log.line(without if self.progress.without_best else "training ends (train.target_ap)")
@@ -319,7 +317,7 @@ class _Run:
         if metrics is None or metrics.ap < 0:  # no object to find: such an evaluation judges nothing
             return stages.Verdict(progress, False, False, False)
         has_start = 0 < train.stage2_epoch < train.epochs
-        has_start &= progress.stage == 1 or (self.out_dir / START).is_dir()
+        has_start &= progress.stage == 1 or (self.out_dir / STAGE1).is_dir()
         limits = {"patience": train.patience, "target_ap": train.target_ap}
         return stages.judge(progress, metrics.ap, epoch, has_start=has_start, **limits)
 
@@ -336,7 +334,7 @@ class _Run:
 
         try:
             shared, data = hosts.shared(predict, until_stopped()), self.val_data
-            return evaluate(*shared, data, data, self.log.observe)
+            return evaluate(*shared, data, data.classes, self.log.observe)
         except _StopError:
             return None
 

@@ -15,19 +15,18 @@ from dfine_jax.config import Config, validate
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.load.workers import automatic_workers
 from dfine_jax.data.read.audit import why_nothing_to_learn
-from dfine_jax.data.read.coco import check_same_categories
-from dfine_jax.data.read.dataset import Dataset
+from dfine_jax.data.read.dataset import Dataset, check_same_categories
 from dfine_jax.errors import UserError
 from dfine_jax.training.report.sinks import check_installed
 from dfine_jax.training.run import checkpoint, hosts
 from dfine_jax.training.run.checkpoint import Metadata
 from dfine_jax.training.step.schedule import make_schedule
 
-START = "stage1"  # folder of the state that stage 2 starts from, in the run's
+STAGE1 = "stage1"  # folder of the state that stage 2 starts from, in the run's
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class StartWeights:
     """Weights a run starts from, made for the classes of the data, and where they come from."""
 
     variables: dict[str, Any]
@@ -103,7 +102,7 @@ def check_same_data(now: Metadata, stored: Metadata, folder: Path) -> None:
       UserError: it has not.
     """
     cure = f"resume with the same data, or start a new run with --weights {folder / 'last'}"
-    if (now.class_names, now.category_ids) != (stored.class_names, stored.category_ids):
+    if now.classes != stored.classes:
         raise UserError(f"the data has other classes than the run in {folder} was started with; {cure}")
     if stored.num_images and now.num_images != stored.num_images:
         raise UserError(
@@ -120,18 +119,10 @@ def make_loaders(
       UserError: the data does not fit the configuration.
     """
     data, train = config.data, config.train
-    common: dict[str, Any] = {"height_px": data.height_px, "width_px": data.width_px}
-    common["workers"] = automatic_workers() if data.workers < 0 else data.workers
-    common |= {"host_index": hosts.index(), "host_count": hosts.count()}
-    loader = TrainLoader(
-        train_data,
-        **common,
-        batch_size=train.batch_size,
-        max_objects=data.max_objects,
-        seed=train.seed,
-        augment=data,
-        epochs=train.epochs,
-    )
+    workers = automatic_workers() if data.workers < 0 else data.workers
+    common = {"workers": workers, "host_index": hosts.index(), "host_count": hosts.count()}
+    run = {"batch_size": train.batch_size, "seed": train.seed, "epochs": train.epochs}
+    loader = TrainLoader(train_data, data, **common, **run)
     if val_data is None:
         return loader, None
     if not val_data.max_objects:
@@ -141,16 +132,17 @@ def make_loaders(
         )
     devices = jax.local_device_count()
     rows = -(-train.eval_batch_size // jax.device_count()) * devices
-    return loader, EvalLoader(val_data, **common, batch_size=rows, resize=data.resize)
+    size = {"height_px": data.height_px, "width_px": data.width_px, "resize": data.resize}
+    return loader, EvalLoader(val_data, **common, **size, batch_size=rows)
 
 
-def describe(config: Config, train_data: Dataset, start: Start | None) -> Metadata:
+def describe(config: Config, train_data: Dataset, start: StartWeights | None) -> Metadata:
     """What the checkpoints of a new run say about it."""
     source = start.source if start else None
     return Metadata(
         config,
         train_data.names,
-        train_data.category_ids,
+        train_data.classes.ids,
         source_file=source.source_file if source else "",
         source_sha256=source.source_sha256 if source else "",
         licence=source.licence if source else "",

@@ -7,22 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from dfine_jax.config import Config
+from dfine_jax.data.load.batch import Batch
+from dfine_jax.data.picture.images import unit_range
 from dfine_jax.families.dfine.loss import loss_terms, match, total
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.family import Norm
 from dfine_jax.nn.denoising import make_denoising_queries, num_slots, sample_noise
 from dfine_jax.ops.resize import resize_nearest
-from dfine_jax.typing import Batch, DenoisingQueries, Targets
+from dfine_jax.typing import DenoisingQueries, Targets
 
 PyTree = Any
-
-
-def unit_range(images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"], dtype: jnp.dtype) -> Float[Array, "b h w 3"]:
-    """Images as the model takes them, in [0, 1]; images that are floating point already pass unchanged."""
-    return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images
 
 
 def draw_denoising(key: Array, targets: Targets, config: Config) -> DenoisingQueries | None:

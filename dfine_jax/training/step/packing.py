@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from dfine_jax.training.step.optimizer import Rule, matching_rules
+from dfine_jax.families.family import Rule
+from dfine_jax.training.step.optimizer import matching_rules
 from dfine_jax.training.step.state import TrainState
 
 PyTree = Any

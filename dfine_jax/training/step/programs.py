@@ -15,13 +15,19 @@ import optax
 from tqdm import tqdm
 
 from dfine_jax.config import Config
+from dfine_jax.data.load.batch import Batch
 from dfine_jax.errors import UserError
 from dfine_jax.losses.matcher import is_cacheable
-from dfine_jax.system.host_memory import keep_freed_memory, memory_maps, require_maps
+from dfine_jax.system.host_memory import (
+    collection_paused,
+    give_back_memory,
+    keep_freed_memory,
+    memory_maps,
+    require_maps,
+)
 from dfine_jax.training.run import hosts
 from dfine_jax.training.step.state import TrainState
 from dfine_jax.training.step.step import StepMetrics, make_train_step, spread
-from dfine_jax.typing import Batch
 
 Size = tuple[int, int]
 _GIB = 1 << 30
@@ -84,6 +90,7 @@ class TrainPrograms:
                 after = memory_maps()
                 # Of the last size alone: beside the first ones the evaluation is compiled, whose maps count, too.
                 needed = after[0] - before[0] if before and after else 0
+        give_back_memory()
         hosts.wait_for_all("compiled")
         seconds = time.perf_counter() - started
         advice = ""
@@ -139,7 +146,9 @@ def _compile_eval(eval_step: Any, variables: Any, shape: tuple[int, ...]) -> tup
     started = time.perf_counter()
     devices = jax.local_device_count()
     images = np.zeros((devices, shape[0] // devices, *shape[1:]), np.uint8)
-    compiled = eval_step.lower(variables, images).compile()
+    with collection_paused():
+        lowered = eval_step.lower(variables, images)
+    compiled = lowered.compile()
     seconds, peak = time.perf_counter() - started, peak_bytes(compiled)
     return compiled, f"compiled the evaluation in {seconds:.0f} s; it takes {peak / _GIB:.2f} GiB per device"
 

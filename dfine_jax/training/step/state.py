@@ -44,7 +44,7 @@ def create_state(variables: dict[str, PyTree], tx: optax.GradientTransformation,
         step=jnp.zeros((), jnp.int32),
         params=copy(params),
         batch_stats=copy(batch_stats),
-        opt_state=tx.init(params),
+        opt_state=jax.jit(tx.init)(params),  # one program, not one for each shape
         ema_params=copy(params),
         ema_batch_stats=copy(batch_stats),
         ema_updates=jnp.zeros((), jnp.int32),

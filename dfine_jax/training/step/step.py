@@ -20,18 +20,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Config, ModelConfig
+from dfine_jax.data.load.batch import Batch
+from dfine_jax.data.picture.images import unit_range
 from dfine_jax.evaluation.evaluate import Predict, Predictions
 from dfine_jax.evaluation.postprocess import select
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.precision import exact_products
+from dfine_jax.system.host_memory import collection_paused
 from dfine_jax.training.run import hosts
-from dfine_jax.training.step.gradient import make_gradient, split_parts, unit_range
+from dfine_jax.training.step.gradient import make_gradient, split_parts
 from dfine_jax.training.step.optimizer import clip_coefficient, ema_update, parameter_rules, zero_frozen
 from dfine_jax.training.step.packing import PackedState, Packing, State, size_limit
 from dfine_jax.training.step.schedule import ema_decay, make_schedule
 from dfine_jax.training.step.state import TrainState
-from dfine_jax.typing import Batch, ModelOutput
+from dfine_jax.typing import ModelOutput
 
 PyTree = Any
 AXIS = "devices"
@@ -89,7 +92,8 @@ class TrainStep:
     def lower(self, state: State, batch: Batch) -> LoweredStep:
         """For compiling ahead; arrays or their shapes."""
         packed = self._packed(state)
-        return LoweredStep(self._program.lower(packed.arrays, batch), self, packed.packing)
+        with collection_paused():
+            return LoweredStep(self._program.lower(packed.arrays, batch), self, packed.packing)
 
     def _packed(self, state: State) -> PackedState:
         if isinstance(state, PackedState):

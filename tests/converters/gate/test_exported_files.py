@@ -18,12 +18,12 @@ from dfine_jax.converters.gate.gate import check_artefact
 from dfine_jax.converters.onnx.export import export_onnx, operating_point, save
 from dfine_jax.converters.openvino.export import Quantization, export_int8, export_openvino, stem_operations
 from dfine_jax.converters.tensorrt.export import EngineBuilder
-from dfine_jax.evaluation.evaluate import ClassList
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.serving.backends.jax_model import JaxBackend
 
-CLASSES = ClassList(tiny.META["class_names"], tiny.META["category_ids"])
+CLASSES = Classes(tiny.META["class_names"], tiny.META["category_ids"])
 GRAPHS = {
     "raw": {},
     "half": {"precision": "fp16"},

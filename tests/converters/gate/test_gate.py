@@ -22,9 +22,9 @@ from dfine_jax.converters.gate.compare import LIMITS, Rows
 from dfine_jax.converters.gate.data import open_data
 from dfine_jax.converters.gate.staging import RefusedError, release, staging
 from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.evaluate import ClassList
 from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.serving.artefact import from_json
 from dfine_jax.serving.backends.base import in_view
@@ -33,7 +33,7 @@ from dfine_jax.serving.backends.jax_model import JaxBackend
 sys.path.append(str(ROOT / "tests"))
 import toy_artefact as toy  # noqa: E402
 
-CLASSES = ClassList(toy.NAMES, toy.IDS)
+CLASSES = Classes(toy.NAMES, toy.IDS)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from conftest import ROOT
 from dfine_jax.converters.gate.gate import check_artefact
 from dfine_jax.converters.tensorrt.export import EngineBuilder
 from dfine_jax.errors import UserError
-from dfine_jax.serving.artefact import sha256
+from dfine_jax.system.files import sha256
 
 sys.path.append(str(ROOT / "tests"))
 import toy_artefact as toy  # noqa: E402

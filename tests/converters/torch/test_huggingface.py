@@ -147,7 +147,7 @@ def test_same_outputs_as_transformers(tmp_path, variant):
 def test_class_names_and_back(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from hf_models import build
+    from hf_models import build, from_official
 
     labels = {i: name for i, name in enumerate(["cat", "dog", "owl"])}
     model = build("s", 3, id2label=labels, label2id={name: i for i, name in labels.items()}, num_queries=150)
@@ -158,7 +158,7 @@ def test_class_names_and_back(tmp_path):
     official = export_state_dict(metadata.config.model, variables)
     assert convert_state_dict(official)[0] == model_config("s", num_classes=3)
     state = model.state_dict()
-    back = huggingface.from_official(official, state)
+    back = from_official(official, state)
     for name, tensor in state.items():
         assert torch.equal(torch.from_numpy(np.array(back[name])).reshape(tensor.shape).to(tensor.dtype), tensor), name
 

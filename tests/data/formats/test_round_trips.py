@@ -67,7 +67,7 @@ def test_there_and_back(coco, tmp_path, form, mode):
         assert set(ours.names) == set(theirs.names)
         crowd_kept = form in ("coco", "voc")
         assert ("pictures were renamed" in str(notes)) == (form == "voc")
-        assert ours.report.crowd == (1 if split == "train" and crowd_kept else 0)
+        assert ours.changes.crowd == (1 if split == "train" and crowd_kept else 0)
         assert ("crowd regions cannot be held" in str(notes)) != crowd_kept
     copied = [p for p in (tmp_path / "out").rglob("*.jpg") if not p.is_symlink()]
     assert len(copied) == (11 if mode == "copy" else 0)

@@ -16,8 +16,9 @@ from dfine_jax.config import DataConfig
 from dfine_jax.data.load import workers
 from dfine_jax.data.load.columns import RecordColumns
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
-from dfine_jax.data.read.coco import find_split, read_coco, with_shapes
+from dfine_jax.data.read.coco import read_coco, with_shapes
 from dfine_jax.data.read.dataset import Record
+from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.masks import Polygons, RunLengths
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 
@@ -147,7 +148,7 @@ def test_read_datasets_with_crowds_and_masks(tmp_path):
     content["annotations"][1].pop("segmentation")
     annotations.write_text(json.dumps(content))
     data = with_shapes(read_coco(annotations, images))
-    assert data.report.crowd == 1
+    assert data.changes.crowd == 1
     kinds = {type(shape) for entry in data.records for shape in entry.shapes}
     assert kinds == {Polygons, RunLengths, type(None)}
     columns = RecordColumns(data.records)
@@ -160,9 +161,8 @@ def test_masks_are_the_same_from_workers(tmp_path):
 
     def batches(count):
         data = read_coco(*find_split(root, "train"))
-        augment = DataConfig(augment="deim", mask_stride=4)
-        shape = {"height_px": 32, "width_px": 32, "batch_size": 3}
-        loader = TrainLoader(data, **shape, max_objects=0, seed=0, augment=augment, workers=count)
+        config = DataConfig(height_px=32, width_px=32, augment="deim", mask_stride=4)
+        loader = TrainLoader(data, config, batch_size=3, seed=0, workers=count)
         stream = loader.batches()
         out = [next(stream) for _ in range(4)]
         stream.close()

@@ -14,7 +14,7 @@ from dfine_jax.data.augment import transforms
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.load.plan import Sampling, epoch_plan
 from dfine_jax.data.picture.images import Preprocess
-from dfine_jax.data.read.dataset import Category
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
@@ -29,17 +29,8 @@ def data(tmp_path_factory):
 
 
 def loader(dataset, config=DEIM, batch_size=4, workers=0, **options):
-    return TrainLoader(
-        dataset,
-        height_px=32,
-        width_px=48,
-        batch_size=batch_size,
-        max_objects=0,
-        seed=2,
-        augment=config,
-        workers=workers,
-        **options,
-    )
+    config = dataclasses.replace(config, height_px=32, width_px=48)
+    return TrainLoader(dataset, config, batch_size=batch_size, seed=2, workers=workers, **options)
 
 
 def take(source, count, start=0):
@@ -116,8 +107,8 @@ def test_the_loader_says_what_it_made_of_the_data(data):
 
 
 def test_many_classes_without_objects_stay_one_readable_line(data):
-    listed = tuple(Category(100 + number, f"c{number}") for number in range(80))
-    notes = loader(dataclasses.replace(data[0], categories=listed)).notes
+    listed = Classes(tuple(f"c{number}" for number in range(80)), tuple(range(100, 180)))
+    notes = loader(dataclasses.replace(data[0], classes=listed)).notes
     present = {label for record in data[0].records for label in record.labels.tolist()}
     assert present == {0, 1, 2, 3}
     assert notes[1:] == ("76 of 80 classes have no object to train on: c4, c5, c6, c7, c8 and 71 more",)

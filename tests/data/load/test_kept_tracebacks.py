@@ -62,7 +62,7 @@ def fails_in_evaluation(dataset):
         predict,
         EvalLoader(dataset, height_px=64, width_px=64, batch_size=2, workers=2),
         dataset.annotation_file,
-        dataset,
+        dataset.classes,
     )
 
 
@@ -79,9 +79,7 @@ def fails_in_a_chain(dataset):
 
 
 def fails_in_training(dataset):
-    loader = TrainLoader(
-        dataset, height_px=64, width_px=64, batch_size=2, max_objects=0, seed=0, augment=DataConfig(), workers=2
-    )
+    loader = TrainLoader(dataset, DataConfig(height_px=64, width_px=64), batch_size=2, seed=0, workers=2)
     with closing(loader.batches()) as batches:
         next(batches)
         assert len(children()) >= 2 and batch_memory()

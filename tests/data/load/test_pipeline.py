@@ -10,7 +10,8 @@ from dfine_jax.config import DataConfig
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.load.plan import epoch_order, num_slots
 from dfine_jax.data.picture.images import Preprocess, read_image
-from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 
@@ -26,16 +27,8 @@ def train(shapes):
 
 
 def loader(dataset, batch_size=2, seed=0, workers=0, max_objects=0, **data):
-    return TrainLoader(
-        dataset,
-        height_px=32,
-        width_px=48,
-        batch_size=batch_size,
-        max_objects=max_objects,
-        seed=seed,
-        augment=DataConfig(**data),
-        workers=workers,
-    )
+    config = DataConfig(height_px=32, width_px=48, max_objects=max_objects, **data)
+    return TrainLoader(dataset, config, batch_size=batch_size, seed=seed, workers=workers)
 
 
 def take(stream, count):

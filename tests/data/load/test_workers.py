@@ -23,12 +23,13 @@ import sys, tempfile
 import jax.numpy as jnp
 jnp.ones(3).sum()
 from dfine_jax.config import DataConfig
-from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.load.pipeline import TrainLoader
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 root = make_shapes_dataset(tempfile.mkdtemp(), 4, 1, 48, 0)
-stream = TrainLoader(read_coco(*find_split(root, "train")), height_px=32, width_px=32, batch_size=2, max_objects=0,
-                     seed=0, augment=DataConfig(), workers=2).batches()
+stream = TrainLoader(read_coco(*find_split(root, "train")), DataConfig(height_px=32, width_px=32),
+                     batch_size=2, seed=0, workers=2).batches()
 print([next(stream).images.shape for _ in range(5)][-1])
 """
 

@@ -6,7 +6,8 @@ from PIL import Image
 
 from dfine_jax.data.load.pipeline import EvalLoader
 from dfine_jax.data.picture.images import Preprocess, open_annotated, read_image
-from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.layout import find_split
 from dfine_jax.errors import UserError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)

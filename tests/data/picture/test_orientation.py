@@ -104,16 +104,8 @@ def assert_on_the_object(pixels, box_xyxy_px, what):
 
 def check_loaders(data, workers):
     """Every box of training and evaluation batches lies on its object."""
-    train = TrainLoader(
-        data,
-        height_px=INPUT_PX,
-        width_px=INPUT_PX,
-        batch_size=len(SIDES),
-        max_objects=0,
-        seed=0,
-        augment=DataConfig(augment="none"),
-        workers=workers,
-    )
+    config = DataConfig(height_px=INPUT_PX, width_px=INPUT_PX, augment="none")
+    train = TrainLoader(data, config, batch_size=len(SIDES), seed=0, workers=workers)
     stream = train.batches()
     batch = next(stream)
     stream.close()

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfine_jax.data.read.coco import check_same_categories, find_split, read_coco, read_segmentations
+from dfine_jax.data.read.coco import read_coco, read_segmentations
+from dfine_jax.data.read.dataset import check_same_categories
+from dfine_jax.data.read.layout import find_split
 from dfine_jax.errors import UserError
 
 
@@ -42,14 +44,14 @@ def read(folder, data, **options):
 
 def test_ids_are_mapped_in_ascending_order_and_images_without_boxes_kept(folder):
     dataset = read(folder, content())
-    assert dataset.category_ids == (3, 20) and dataset.names == ("circle", "star")
+    assert dataset.classes.ids == (3, 20) and dataset.names == ("circle", "star")
     assert [r.image_id for r in dataset.records] == [7, 2]
     first, second = dataset.records
     np.testing.assert_array_equal(first.boxes_xyxy_px, [[1, 2, 4, 6]])
     assert first.labels.tolist() == [1] and first.areas_px.tolist() == [5.5]
     assert (first.boxes_xyxy_px.dtype, first.labels.dtype) == (np.float32, np.int32)
     assert second.boxes_xyxy_px.shape == (0, 4) and second.labels.shape == (0,)
-    assert dataset.max_objects == 1 and str(dataset.report) == ""
+    assert dataset.max_objects == 1 and str(dataset.changes) == ""
 
 
 def test_drops_are_counted_and_said_once(folder, caplog):
@@ -64,7 +66,7 @@ def test_drops_are_counted_and_said_once(folder, caplog):
     ]
     with caplog.at_level(logging.WARNING):
         dataset = read(folder, data, drop_unlisted=True)
-    report = dataset.report
+    report = dataset.changes
     assert (report.crowd, report.degenerate, report.unknown_category, report.clamped) == (1, 2, 1, 1)
     np.testing.assert_array_equal(dataset.records[0].boxes_xyxy_px, [[1, 2, 4, 6], [0, 0, 20, 10]])
     np.testing.assert_array_equal(dataset.records[1].boxes_xyxy_px, [[0, 0, 20, 10]])
@@ -75,7 +77,7 @@ def test_drops_are_counted_and_said_once(folder, caplog):
 def test_annotations_of_unlisted_classes_are_refused(folder):
     data = content()
     data["annotations"].append(annotation(4, 2, 99, [0, 0, 5, 5]) | {"iscrowd": 1})
-    assert read(folder, data).report.crowd == 1
+    assert read(folder, data).changes.crowd == 1
     data["annotations"] += [annotation(5, 2, 0, [1, 1, 2, 2]), annotation(6, 7, 99, [1, 1, 2, 2])]
     with pytest.raises(UserError) as caught:
         read(folder, data)
@@ -108,9 +110,9 @@ def test_group_entry_of_roboflow_is_no_class(folder):
         {"id": 3, "name": "circle", "supercategory": "shapes"},
         {"id": 20, "name": "star", "supercategory": "shapes"},
     ]
-    assert read(folder, data).category_ids == (3, 20)
+    assert read(folder, data).classes.ids == (3, 20)
     data["annotations"].append(annotation(2, 7, 0, [1, 1, 2, 2]))
-    assert read(folder, data).category_ids == (0, 3, 20)
+    assert read(folder, data).classes.ids == (0, 3, 20)
 
 
 def broken(change):
@@ -206,7 +208,7 @@ def test_real_annotations(cells):
 
 def test_real_data(real_data):
     blood = read_coco(*find_split(real_data("bccd/train").parent, "train"))
-    assert (len(blood), blood.names, blood.report.degenerate) == (205, ("RBC", "WBC", "Platelets"), 1)
+    assert (len(blood), blood.names, blood.changes.degenerate) == (205, ("RBC", "WBC", "Platelets"), 1)
     photos = read_coco(*find_split(real_data("coco_mini"), "val"))
-    assert (len(photos), len(photos.names), photos.report.crowd) == (40, 80, 4)
-    assert photos.category_ids[-1] == 90 and max(r.labels.max(initial=0) for r in photos.records) < 80
+    assert (len(photos), len(photos.names), photos.changes.crowd) == (40, 80, 4)
+    assert photos.classes.ids[-1] == 90 and max(r.labels.max(initial=0) for r in photos.records) < 80

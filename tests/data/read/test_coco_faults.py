@@ -66,14 +66,14 @@ YES = [1, True, 1.0, "1", "1.0", "true", "True", "TRUE", "yes"]
 @pytest.mark.parametrize("value", NO, ids=repr)
 def test_flags_that_say_no(folder, value):
     data = read(folder, content(entry(iscrowd=value)))
-    assert len(data.records[0].labels) == 1 and data.report.crowd == 0
+    assert len(data.records[0].labels) == 1 and data.changes.crowd == 0
     assert not data.columns.shared.arrays["crowd"].any()
 
 
 @pytest.mark.parametrize("value", YES, ids=repr)
 def test_flags_that_say_yes(folder, value):
     data = read(folder, content(entry(iscrowd=value), entry(2)))
-    assert data.records[0].annotation_ids.tolist() == [2] and data.report.crowd == 1
+    assert data.records[0].annotation_ids.tolist() == [2] and data.changes.crowd == 1
     assert data.columns.shared.arrays["crowd"].tolist() == [True, False]
 
 
@@ -86,7 +86,7 @@ def test_flags_that_are_neither_are_refused(folder, value):
 def test_flags_of_many_types_in_one_file(folder):
     values = NO + YES
     data = read(folder, content(*(entry(i, iscrowd=value) for i, value in enumerate(values))))
-    assert data.records[0].annotation_ids.tolist() == list(range(len(NO))) and data.report.crowd == len(YES)
+    assert data.records[0].annotation_ids.tolist() == list(range(len(NO))) and data.changes.crowd == len(YES)
 
 
 # --- areas -----------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_areas_that_cannot_be_are_computed(folder, value, mask, right):
     text = json.dumps(content(entry(segmentation=mask, area="AREA"), entry(2, area=7)))
     data = read(folder, text.replace('"AREA"', value))
     assert data.records[0].areas_px.tolist() == [right, 7.0]
-    assert data.report.areas == 1 and "1 impossible areas" in str(data.report)
+    assert data.changes.areas == 1 and "1 impossible areas" in str(data.changes)
     findings = [str(f) for f in audit.inspect_annotations(data)]
     assert any("1 impossible areas" in text and "--repair" in text for text in findings)
 
@@ -113,12 +113,12 @@ def test_areas_that_cannot_be_are_computed(folder, value, mask, right):
 )
 def test_areas_that_can_be_are_as_given(folder, value, right):
     data = read(folder, content(entry(area=value)))
-    assert data.records[0].areas_px.tolist() == [right] and data.report.areas == 0
+    assert data.records[0].areas_px.tolist() == [right] and data.changes.areas == 0
 
 
 def test_missing_areas_are_of_the_mask_where_there_is_one(folder):
     data = read(folder, content(entry(segmentation=SQUARE), entry(2)))
-    assert data.records[0].areas_px.tolist() == [100.0, 200.0] and data.report.areas == 0
+    assert data.records[0].areas_px.tolist() == [100.0, 200.0] and data.changes.areas == 0
 
 
 @pytest.mark.parametrize("area", [-1, 0, float("nan"), "?", 1e12])
@@ -128,7 +128,7 @@ def test_ap_does_not_vanish_with_the_areas(folder, area):
         {"image_id": 1, "category_id": c, "bbox": b, "score": 0.9}
         for c, b in ((1, [10, 10, 20, 10]), (2, [0, 0, 60, 40]))
     ]
-    metrics = score(data, found, [1], data)
+    metrics = score(data, found, [1], data.classes)
     assert metrics.ap == pytest.approx(1.0) and metrics.ap_small == pytest.approx(1.0)
     assert metrics.ap_medium == pytest.approx(1.0)
 
@@ -140,7 +140,7 @@ def test_ap_does_not_vanish_with_the_areas(folder, area):
 def test_boxes_that_mark_the_background_are_no_objects(folder, value):
     data = read(folder, content(entry() | {"bbox": value}, entry(2)))
     assert data.records[0].annotation_ids.tolist() == [2]
-    assert data.report.empty == 1 and "1 annotations without a box taken as no object" in str(data.report)
+    assert data.changes.empty == 1 and "1 annotations without a box taken as no object" in str(data.changes)
     assert len(data.columns.shared.arrays["label"]) == 1
 
 
@@ -164,7 +164,7 @@ def test_numbers_of_thousands_of_digits(folder):
 def test_enormous_boxes_are_cut(folder):
     data = read(folder, content(entry(bbox=[-1e300, -1e300, 2e300, 2e300]), entry(2, bbox=[5, 5, 1e300, 10**300])))
     np.testing.assert_array_equal(data.records[0].boxes_xyxy_px, [[5, 5, WIDTH, HEIGHT]])
-    assert (data.report.clamped, data.report.degenerate) == (1, 1)
+    assert (data.changes.clamped, data.changes.degenerate) == (1, 1)
 
 
 # --- ids and sizes ---------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_any_unicode_encoding_is_read_by_all_who_read(folder, encoding):
     from dfine_jax.data.read.coco import read_segmentations
 
     assert read_segmentations(dataset) == {1: SQUARE}
-    assert score(dataset.annotation_file, [], [1], dataset).ap == 0.0
+    assert score(dataset.annotation_file, [], [1], dataset.classes).ap == 0.0
     assert audit.inspect_annotations(dataset) == []
 
 

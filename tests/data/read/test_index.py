@@ -65,7 +65,7 @@ def boxes(data):
 
 
 def assert_same(a, b):
-    assert (a.categories, a.report) == (b.categories, b.report) and len(a) == len(b)
+    assert (a.classes, a.changes) == (b.classes, b.changes) and len(a) == len(b)
     for ours, theirs in zip(a.records, b.records, strict=True):
         assert (ours.image_id, ours.path, ours.width_px) == (theirs.image_id, theirs.path, theirs.width_px)
         for name in ("boxes_xyxy_px", "labels", "areas_px", "annotation_ids"):
@@ -83,7 +83,7 @@ def test_the_second_reading_decodes_nothing(folder, monkeypatch):
     aged(folder)
     monkeypatch.setattr(index, "_content", never)
     assert_same(read(folder), first)
-    assert boxes(first).any() and first.report.crowd == 1
+    assert boxes(first).any() and first.changes.crowd == 1
 
 
 @pytest.mark.parametrize("age", [0, 60])
@@ -158,8 +158,7 @@ def test_loader_processes_map_the_same_file(folder):
     )
 
     def batches(count):
-        shape = {"height_px": 32, "width_px": 32, "batch_size": 2}
-        loader = TrainLoader(data, **shape, max_objects=0, seed=0, augment=DataConfig(), workers=count)
+        loader = TrainLoader(data, DataConfig(height_px=32, width_px=32), batch_size=2, seed=0, workers=count)
         stream = loader.batches()
         out = [next(stream) for _ in range(4)]
         stream.close()

@@ -154,10 +154,9 @@ def shapes(tmp_path_factory):
 
 
 def batches(dataset, count=3, workers=0, **data):
-    config = DataConfig(**{"mask_stride": 4, "start_augment_epoch": 0, "stop_mosaic_epoch": 9, **data})
-    loader = TrainLoader(
-        dataset, height_px=64, width_px=96, batch_size=4, max_objects=0, seed=0, augment=config, workers=workers
-    )
+    size = {"height_px": 64, "width_px": 96}
+    config = DataConfig(**{"mask_stride": 4, "start_augment_epoch": 0, "stop_mosaic_epoch": 9, **size, **data})
+    loader = TrainLoader(dataset, config, batch_size=4, seed=0, workers=workers)
     stream = loader.batches()
     out = [next(stream) for _ in range(count)]
     stream.close()

@@ -80,7 +80,7 @@ def test_yolo_equals_coco(coco, tmp_path, layout):
     for split in ("train", "val"):
         ours = read_dataset(root, split)
         assert_same_objects(ours, read_dataset(coco, split))
-        assert ours.category_ids == (0, 1, 2, 3)
+        assert ours.classes.ids == (0, 1, 2, 3)
     assert len(read_dataset(root / layout.get("description", "data.yaml"), "train")) == 6
 
 
@@ -152,7 +152,7 @@ def test_yolo_labels_that_count_from_one_are_refused(coco, tmp_path):
     lost, total = sum(rows.count(4) for rows in numbers.values()), sum(map(len, numbers.values()))
     assert 0 < lost < total
     kept = read_dataset(root, "train", drop_unlisted=True)  # leaves its conversion in the cache
-    assert kept.report.unknown_category == lost == total - sum(len(r.labels) for r in kept.records)
+    assert kept.changes.unknown_category == lost == total - sum(len(r.labels) for r in kept.records)
     names = ", ".join(f"{number} {name}" for number, name in enumerate(kept.names))
     with pytest.raises(UserError) as caught:
         read_dataset(root, "train")
@@ -170,7 +170,7 @@ def test_coco_json_beside_a_description_is_told(coco, tmp_path, caplog):
     (root / "annotations").mkdir()
     file = coco / "annotations" / "instances_train.json"
     (root / "annotations" / file.name).write_bytes(file.read_bytes())
-    assert read_dataset(root, "train").category_ids == read_dataset(coco, "train").category_ids
+    assert read_dataset(root, "train").classes.ids == read_dataset(coco, "train").classes.ids
     assert f"--data {root / 'data.yaml'} reads YOLO" in caplog.text
 
 
@@ -298,7 +298,7 @@ def test_tfds(prepared, name, cache):
     by_name = {record.path.name: record for record in dataset.records}
     assert len(by_name["0.png"].labels) == 0 and by_name["2.png"].labels.tolist() == [1]
     np.testing.assert_allclose(by_name["1.png"].boxes_xyxy_px, [[6.2, 2, 18.6, 10]], atol=1e-4)
-    assert dataset.report.crowd == 1  # kept in the file, to be ignored when evaluating
+    assert dataset.changes.crowd == 1  # kept in the file, to be ignored when evaluating
     content = json.loads(dataset.annotation_file.read_text())
     assert sum(a["iscrowd"] for a in content["annotations"]) == 1
     for number in range(5):
@@ -315,8 +315,7 @@ from dfine_jax.data.load.pipeline import TrainLoader
 from dfine_jax.data.read.sources import read_dataset
 data = read_dataset("tfds:tiny_coco", "train")
 def first(workers):
-    stream = TrainLoader(data, height_px=32, width_px=32, batch_size=4, max_objects=0, seed=0, augment=DataConfig(),
-                         workers=workers).batches()
+    stream = TrainLoader(data, DataConfig(height_px=32, width_px=32), batch_size=4, seed=0, workers=workers).batches()
     batches = [next(stream) for _ in range(2)]
     stream.close()
     return batches
@@ -349,7 +348,5 @@ def test_tfds_without_the_package(monkeypatch):
 
 def test_a_loader_takes_any_source(coco, tmp_path):
     data = read_dataset(as_yolo(coco, tmp_path / "yolo"), "train")
-    loader = TrainLoader(
-        data, height_px=32, width_px=32, batch_size=2, max_objects=0, seed=0, augment=DataConfig(), workers=0
-    )
+    loader = TrainLoader(data, DataConfig(height_px=32, width_px=32), batch_size=2, seed=0, workers=0)
     assert next(loader.batches()).images.shape == (2, 32, 32, 3)

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from dfine_jax.families.dfine.decoder import Decoder
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.models.queries import ClassEmbedding, attention_blocked
 from dfine_jax.nn.fdr_head import sharpness
+from dfine_jax.nn.queries import ClassEmbedding, attention_blocked
 from dfine_jax.typing import DenoisingQueries
 
 CONFIG = dataclasses.replace(

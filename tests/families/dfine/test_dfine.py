@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from dfine_jax.families.dfine.model import DFine, init_variables, num_parameters
+from dfine_jax.families.dfine.model import DFine, init_variables
 from dfine_jax.families.dfine.variants import model_config
 
 TOTALS = {"n": 3_782_693, "s": 10_321_877, "m": 19_590_064, "l": 31_244_152, "x": 62_621_560}
@@ -16,6 +19,13 @@ TOTALS = {"n": 3_782_693, "s": 10_321_877, "m": 19_590_064, "l": 31_244_152, "x"
 def _shapes(config, train=True, size=128):
     images = jnp.zeros((1, size, size, 3))
     return jax.eval_shape(lambda k: DFine(config).init(k, images, train=train), jax.random.key(0))
+
+
+def num_parameters(variables, config):
+    """As the reference counts: with its two scalars, ``up`` and ``reg_scale``, without frozen batch norms."""
+    leaves = flatten_dict(variables["params"])
+    frozen = [p for p in leaves if config.backbone_frozen_bn and p[0] == "backbone" and p[-2] == "bn"]
+    return 2 + sum(math.prod(leaf.shape) for path, leaf in leaves.items() if path not in frozen)
 
 
 @pytest.mark.parametrize("variant", TOTALS)

@@ -83,7 +83,8 @@ def groups(table: str, variant: str) -> dict[str, tuple[str, float, bool]]:
         name = "/".join(part.key for part in path)
         index = next(i for i, rule in enumerate(ordered) if re.search(rule.pattern, name))
         used.add(index)
-        found[rtdetr_golden.official(f"params/{name}")] = ordered[index][1:]
+        rule = ordered[index]
+        found[rtdetr_golden.official(f"params/{name}")] = rule.group, rule.lr, rule.decay
     assert used == set(range(len(ordered)))
     return found
 

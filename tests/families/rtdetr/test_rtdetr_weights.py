@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import rtdetr_golden
+from dfine_jax.families.state_dict import leaf_shapes, tensor_shape
 
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Origin
@@ -24,7 +25,7 @@ SETTINGS = {"model_type": "rt_detr_v2", "decoder_layers": 3}
 def shapes(config):
     """An official file of an architecture, without values that take space."""
     out = {
-        key: np.broadcast_to(np.float32(0), weights.state_dict.tensor_shape(path, weights.leaf_shapes(config)[path]))
+        key: np.broadcast_to(np.float32(0), tensor_shape(path, leaf_shapes(config)[path]))
         for path, key in weights.official_keys(config).items()
     }
     return out | {key: make(640, 640) for key, make in weights._constants(config).items()}

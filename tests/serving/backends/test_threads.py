@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT
 
 from dfine_jax.data.picture.images import Preprocess
-from dfine_jax.prediction.detector import Classes, Detector, OpenedModel
+from dfine_jax.data.read.dataset import Classes
+from dfine_jax.prediction.detector import Detector, OpenedModel
 from dfine_jax.serving.backends.jax_model import JaxBackend
 from dfine_jax.serving.backends.tensorrt import TensorRtSession, _Plan
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dfine_jax.data.load.batch import Batch
-from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.prediction.draw import class_colour
 from dfine_jax.training.report.examples import Examples, save_batch
@@ -50,7 +51,7 @@ def test_annotations_left_and_good_detections_right(data):
     examples = Examples(data, 1)
     record = next(record for record in data.records if len(record.labels))
     absent = next(label for label in range(len(data.names)) if label not in record.labels)
-    result = {"image_id": record.image_id, "category_id": data.category_ids[absent], "bbox": [100, 100, 80, 60]}
+    result = {"image_id": record.image_id, "category_id": data.classes.ids[absent], "bbox": [100, 100, 80, 60]}
     elsewhere = {**result, "image_id": -5, "score": 0.9}
     examples.observe([{**result, "score": 0.6}, elsewhere])
     (picture,) = examples.draw(0.5).values()

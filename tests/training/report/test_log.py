@@ -15,8 +15,9 @@ from PIL import Image
 from tiny import tiny_config
 
 from dfine_jax.config import LogConfig, from_dict
+from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.evaluate import ClassList, score
+from dfine_jax.evaluation.evaluate import score
 from dfine_jax.training.report.log import RunLog, by_class, epoch_tag, read_metrics, table_header, table_line, tag
 from dfine_jax.training.report.meter import Meter, by_kind
 from dfine_jax.training.report.sinks import check_installed, open_sinks
@@ -165,7 +166,7 @@ def evaluated_run(folder, sinks=()):
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50]}],
     }
     found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 48], "score": 0.8}]
-    metrics = score(truth, found, [1], ClassList(("cat",), (1,)))
+    metrics = score(truth, found, [1], Classes(("cat",), (1,)))
     log = RunLog(
         folder, 0, sinks, every=1, rates=lambda step: {"lr": 1e-4 + step}, examples=RedPicture(), pictures=True
     )

@@ -24,7 +24,8 @@ from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.tables import published
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.run import checkpoint
-from dfine_jax.training.run.checkpoint import Metadata, Progress, replaced_path
+from dfine_jax.training.run.checkpoint import Metadata, replaced_path
+from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
 

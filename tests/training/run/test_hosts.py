@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,6 @@ from conftest import ROOT
 from hosts_run import digests
 from tiny import tiny_config
 
-from dfine_jax.config import to_json
 from dfine_jax.data.load.plan import epoch_order
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
@@ -73,7 +73,7 @@ def write_config(folder, **changes):
     """The tiny model; the augmentation is done before the last epoch and the second stage begins with it."""
     sections = {"model": {"num_classes": 4}, "train": {"epochs": STEPS // 3, "stage2_epoch": 5}, **changes}
     config = tiny_config(**sections)
-    (folder / "config.json").write_text(to_json(config))
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     return config, folder / "config.json"
 
 

@@ -18,7 +18,8 @@ from tiny import tiny_config
 
 from dfine_jax.config import LogConfig
 from dfine_jax.data.load.plan import epoch_order
-from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 from dfine_jax.training.report.log import read_metrics
@@ -112,7 +113,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted, config, data):
     total = sum(rows[0][f"loss_{kind}"] for kind in ("vfl", "bbox", "giou", "fgl", "ddf"))
     assert rows[0]["loss"] == pytest.approx(total, rel=1e-4)
     metadata = checkpoint.load_metadata(uninterrupted / "last")
-    assert metadata.class_names == data[0].names and metadata.category_ids == data[0].category_ids
+    assert metadata.class_names == data[0].names and metadata.category_ids == data[0].classes.ids
     assert dataclasses.replace(metadata.config, log=config.log) == config
     assert checkpoint.load_metadata(uninterrupted / "best").ap == progress.best_ap
     log = (uninterrupted / "log.txt").read_text()

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from dfine_jax.config import Config, DataConfig, TrainConfig
-from dfine_jax.data.read.coco import find_split, read_coco
+from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.evaluation.evaluate import score
 from dfine_jax.families.dfine.variants import model_config
@@ -40,7 +41,7 @@ def test_it_is_told_and_judges_nothing(splits):
     assert eval_loader is not None and len(told) == 1 and str(val_data.annotation_file) in told[0]
     assert not [n for n in make_loaders(config, train_data, train_data)[0].notes if "annotates no object" in n]
 
-    metrics = score(val_data, [], [record.image_id for record in val_data.records], val_data)
+    metrics = score(val_data, [], [record.image_id for record in val_data.records], val_data.classes)
     assert metrics.ap == -1.0
     run = SimpleNamespace(config=config, progress=Progress(), out_dir=None)
     for epoch in range(1, 6):

@@ -11,6 +11,7 @@ import pytest
 from test_optimizer import small_params
 
 from dfine_jax.config import Config, OptimConfig
+from dfine_jax.data.load.batch import Batch
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.step import step as steps
 from dfine_jax.training.step.gradient import LossGradient
@@ -18,7 +19,6 @@ from dfine_jax.training.step.optimizer import make_optimizer, matching_rules, pa
 from dfine_jax.training.step.packing import CPU_LIMIT, PackedState, Packing, size_limit
 from dfine_jax.training.step.state import create_state, ema_variables, with_ema_shift
 from dfine_jax.training.step.step import make_train_step, make_update, replicated
-from dfine_jax.typing import Batch
 
 STATS = {"backbone": {"bn": {"mean": np.zeros(2, np.float32), "var": np.ones(2, np.float32)}}}
 FREEZE = ("head/bias$", "proj/bias$", "(head|proj)/bias$")  # the last matches nothing that is not held already
