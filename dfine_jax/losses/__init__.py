@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
+
+from dfine_jax.losses.fdr import fdr_terms
 from dfine_jax.losses.matcher import assign, matching_cost, union_match
 from dfine_jax.losses.terms import (
     Truth,
@@ -18,8 +21,8 @@ from dfine_jax.losses.terms import (
     vfl_loss,
 )
 from dfine_jax.ops.boxes import cxcywh_to_xyxy, iou_and_giou, xyxy_to_cxcywh
-from dfine_jax.ops.fdr import bin_targets, decode, encode, integral, weighting_function
-from dfine_jax.typing import Targets
+from dfine_jax.ops.fdr import EdgeBins, bin_targets, decode, encode, integral, weighting_function
+from dfine_jax.typing import FDROutput, Targets
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from dfine_jax.typing import ModelOutput
 
 __all__ = [
+    "EdgeBins",
+    "FDROutput",
     "Targets",
     "Truth",
     "assign",
@@ -36,6 +41,7 @@ __all__ = [
     "decode",
     "detection_loss",
     "encode",
+    "fdr_terms",
     "fgl_loss",
     "focal_loss",
     "gather_truth",
@@ -67,6 +73,11 @@ def detection_loss(
     Raises:
       ValueError: ``output`` has no training part, or ``queries`` do not fit it.
     """
-    from dfine_jax.families.dfine import loss
+    from dfine_jax.families import of
+    from dfine_jax.families.family import Norm
 
-    return loss.detection_loss(output, targets, queries, config, model)
+    family = of(model)
+    matching = family.match(output, targets, queries, config)
+    norm = Norm(matching.counts, matching.counts)
+    named = family.terms(output, targets, queries, matching, norm, model, config)
+    return jnp.sum(jnp.stack(list(named.values()))), named

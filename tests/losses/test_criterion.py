@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from golden_train import golden_denoising, golden_targets, pad_targets, reference_names
 
-from dfine_jax.config import LossConfig
 from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss, kinds, loss_terms, match
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.families.family import Norm
@@ -124,7 +124,7 @@ def test_number_and_names_of_terms(variant, count):
     assert len(names) == count
     assert f"ddf/aux_{layers - 2}" in names and "ddf/last" not in names and "fgl/last" in names
     assert {"fgl/pre", "ddf/pre", "fgl/enc_0", "fgl/dn_pre"}.isdisjoint(names)
-    assert {name.split("/")[0] for name in names} == set(kinds(CONFIG))
+    assert {name.split("/")[0] for name in names} == set(kinds(model_config("n"), CONFIG))
 
 
 def test_total_is_the_sum_of_weighted_terms():

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.config import LossConfig, ModelConfig
+from dfine_jax.families.dfine.config import LossConfig, ModelConfig
 from dfine_jax.families.family import Matching, Norm
 from dfine_jax.losses import terms
 from dfine_jax.losses.fdr import fdr_terms
@@ -107,8 +107,9 @@ def loss_terms(
     return named
 
 
-def kinds(config: LossConfig) -> tuple[str, ...]:
+def kinds(model: ModelConfig, config: LossConfig) -> tuple[str, ...]:
     """Kinds of terms."""
+    del model
     return (config.class_loss, "bbox", "giou", "fgl", "ddf")
 
 

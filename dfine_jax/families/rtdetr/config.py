@@ -41,7 +41,7 @@ class RTDetrConfig:
     reg_max: int = 32  # fdr: one less than the bins of a distribution
     up: float = 0.5  # fdr, with reg_scale: "a" of the weighting function W(n)
     reg_scale: float = 4.0
-    family: Literal["rtdetr"] = "rtdetr"
+    family: Literal["rtdetrv2"] = "rtdetrv2"
 
 
 @dataclasses.dataclass(frozen=True)

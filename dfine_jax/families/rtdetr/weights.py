@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dfine_jax.errors import UserError
 from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.family import Anchor, Variables, WeightFormat
 from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
@@ -121,8 +122,10 @@ def write_official(
       size_hw: evaluation height and width that the anchors are stored for.
 
     Raises:
-      UserError: the variables are not those of this architecture.
+      UserError: the variables are not those of this architecture, or the reference has none like it.
     """
+    if model.box_head != "plain":
+        raise UserError(f"the official code has no model.box_head={model.box_head}; keep the checkpoint, or export it")
     out = from_tree(variables, model, official_keys(model))
     out |= {key: make(*size_hw) for key, make in _constants(model).items()}
     return {key: out[key] for key in sorted(out, key=lambda key: _order(model, key))}
@@ -134,8 +137,9 @@ def _constants(model: RTDetrConfig) -> dict[str, Callable[[int, int], np.ndarray
         "decoder.anchors": lambda h, w: anchors(_level_sizes(h, w))[0][None],
         "decoder.valid_mask": lambda h, w: anchors(_level_sizes(h, w))[1][None, :, None],
     }
+    scale = point_scale(model.num_points)
     for layer in range(model.decoder_layers):
-        entries[f"{_cross_attention(layer)}num_points_scale"] = lambda h, w: point_scale(model.num_points)
+        entries[f"{_cross_attention(layer)}num_points_scale"] = lambda h, w: scale
     for path in leaf_shapes(model):
         if path.endswith("/mean") and not (model.backbone_frozen_bn and path.startswith("batch_stats/backbone/")):
             key = names.to_official(path).removesuffix("running_mean") + "num_batches_tracked"
