@@ -11,14 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfine_jax.api import build, default_config, train
+    from dfine_jax.api import build, default_config, evaluate, train
     from dfine_jax.config import Config
+    from dfine_jax.data.picture.draw import draw_boxes
     from dfine_jax.data.read.dataset import open_record
     from dfine_jax.data.read.sources import read_dataset
     from dfine_jax.errors import UserError
     from dfine_jax.evaluation.plots import confusion_figure, threshold_figure, training_figure
     from dfine_jax.prediction.detector import DetectionResult, Detector
-    from dfine_jax.prediction.draw import draw_boxes
     from dfine_jax.training.report.log import read_metrics
     from dfine_jax.weights.load import load, load_checkpoint
 
@@ -31,13 +31,14 @@ _HOME = {
     "build": "api",
     "confusion_figure": "evaluation.plots",
     "default_config": "api",
-    "draw_boxes": "draw",
+    "draw_boxes": "data.picture.draw",
+    "evaluate": "api",
     "load": "weights.load",
-    "load_checkpoint": "weights",
-    "open_record": "data.dataset",
-    "read_dataset": "data.sources",
-    "read_metrics": "training.log",
-    "threshold_figure": "plots",
+    "load_checkpoint": "weights.load",
+    "open_record": "data.read.dataset",
+    "read_dataset": "data.read.sources",
+    "read_metrics": "training.report.log",
+    "threshold_figure": "evaluation.plots",
     "train": "api",
     "training_figure": "evaluation.plots",
 }
@@ -50,6 +51,7 @@ __all__ = [
     "confusion_figure",
     "default_config",
     "draw_boxes",
+    "evaluate",
     "load",
     "load_checkpoint",
     "open_record",

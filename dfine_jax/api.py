@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dfine_jax.training.run.loop import Result
     from dfine_jax.weights.load import LoadedModel
 
-Weights = "str | os.PathLike[str] | LoadedModel"
+    Weights = str | os.PathLike[str] | LoadedModel
 
 
 def build(recipe: str, *, seed: int = 0, **changes: Any) -> tuple[nn.Module, dict[str, Any]]:

@@ -149,7 +149,7 @@ def _run(arguments: list[str]) -> int:
 
 def _keep_compiled_programs() -> None:
     """Let JAX store compiled programs for a quick next start; an empty JAX_COMPILATION_CACHE_DIR forbids it."""
-    from dfine_jax.weights.hub import cache_dir
+    from dfine_jax.system.cache import cache_dir
 
     # By host name, because homes are shared between machines whose processors differ.
     folder = cache_dir() / f"compiled-{platform.node()}"

@@ -17,7 +17,8 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.ops.boxes import AnyArray
+from dfine_jax.ops.postprocess import Answer
 
 
 @flax.struct.dataclass
@@ -109,11 +110,11 @@ class ModelOutput:
     training: Any = None  # what only the losses of the family need
 
     @property
-    def logits(self) -> Float[Array, "b q k"]:
+    def logits(self) -> Float[AnyArray, "b q k"]:
         """Class logits of the answer."""
         return self.answer.logits
 
     @property
-    def boxes_cxcywh(self) -> Float[Array, "b q 4"]:
+    def boxes_cxcywh(self) -> Float[AnyArray, "b q 4"]:
         """Boxes of the answer."""
         return self.answer.boxes_cxcywh

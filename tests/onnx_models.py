@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from tiny import tiny_config
 
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.dfine.model import DFine
+from dfine_jax.ops.postprocess import Answer
 
 SIZE_HW = (64, 96)
 META = {"class_names": ("red", "white", "platelet"), "category_ids": (1, 2, 7), "licence": "Apache-2.0"}

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
-from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.prediction.detector import OpenedModel
 from dfine_jax.serving.backends.base import Backend
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,27 +16,22 @@ PACKAGES = ("dfine_jax", "converters", "experiments")
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
+MAX_FILES_AT_THE_ROOT = 6
 
-MODELS = ("dfine_jax.nn", "dfine_jax.families")
-
-# Part of the tree -> what it must not import, at module level or inside functions.
+# Part of the tree -> what it must not import, at module level or inside functions; the rooms are in CONTRIBUTING.md.
 FORBIDDEN = {
     "dfine_jax": ("torch", "torchvision", "transformers", "tensorflow", "onnx", "openvino", "experiments", "tests"),
-    "dfine_jax/errors.py": ("dfine_jax", "jax", "numpy"),
-    "dfine_jax/config.py": ("dfine_jax.", "jax", "numpy", "flax"),
-    "dfine_jax/families/dfine/variants.py": ("dfine_jax.nn", "dfine_jax.data", "dfine_jax.training", "jax", "numpy"),
-    "dfine_jax/typing.py": ("dfine_jax.models", "dfine_jax.config", "dfine_jax.training", "dfine_jax.losses"),
-    "dfine_jax/ops": ("flax", "optax", "dfine_jax.config", "dfine_jax.models", "dfine_jax.losses"),
-    "dfine_jax/models": ("optax", "dfine_jax.losses", "dfine_jax.data", "dfine_jax.training"),
-    "dfine_jax/losses": ("flax.linen", "flax.nnx", "dfine_jax.models", "dfine_jax.data", "dfine_jax.training"),
-    "dfine_jax/data": ("jax", "flax", "optax", "tensorflow", "dfine_jax.models", "dfine_jax.training"),
-    "dfine_jax/training": ("converters", "dfine_jax.commands", "dfine_jax.prediction.detector"),
-    "dfine_jax/evaluation/postprocess.py": ("dfine_jax.models", "dfine_jax.losses", "dfine_jax.training"),
-    "dfine_jax/backends": ("flax", "dfine_jax.models", "dfine_jax.training", "dfine_jax.weights", "converters"),
-    "dfine_jax/serving/artefact.py": ("jax", "flax", "dfine_jax.training", "dfine_jax.serving.backends"),
-    "dfine_jax/prediction/draw.py": ("jax", "flax", "dfine_jax.models"),
+    "dfine_jax/errors.py": ("jax", "numpy"),
+    "dfine_jax/config.py": ("jax", "numpy", "flax"),
+    "dfine_jax/families/dfine/variants.py": ("dfine_jax.nn", "jax", "numpy"),
+    "dfine_jax/ops": ("flax", "optax"),
+    "dfine_jax/nn": ("optax",),
+    "dfine_jax/losses": ("flax.linen", "flax.nnx"),
+    "dfine_jax/data": ("jax", "flax", "optax", "tensorflow"),
+    "dfine_jax/serving/artefact.py": ("jax", "flax", "dfine_jax.serving.backends"),
+    "dfine_jax/serving/backends": ("flax",),
     "converters": ("experiments", "torch", "transformers", "tests"),
-}  # fmt: skip
+}
 # Runtimes of exported files, each in the one module that wraps it.
 RUNTIMES = {"dfine_jax/serving/backends/openvino.py": "openvino"}
 COLLECTIVES = {"pmean", "psum", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "axis_index", "axis_size"}
@@ -58,8 +54,6 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def is_within(name: str, package: str) -> bool:
-    if package == "dfine_jax.":  # anything of the library but errors
-        return name.startswith("dfine_jax.") and not name.startswith("dfine_jax.errors")
     return name == package or name.startswith(package + ".")
 
 
@@ -77,11 +71,66 @@ def test_the_rule_sees_a_breach():
     assert [n for n in imports(tree) if is_within(n, "jax") or is_within(n, "torch")] == ["jax.numpy", "torch.nn"]
 
 
-def test_the_library_imports_converters_only_inside_functions(source):
-    path, tree, _ = source
-    if path.startswith("dfine_jax/"):
-        top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-        assert not [name for name in imports(top) if is_within(name, "dfine_jax.converters")]
+def drawing() -> dict[str, tuple[set[str], set[str]]]:
+    """Rooms from top to bottom -> rooms that they import, and those of them in parentheses, of CONTRIBUTING.md."""
+    rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    return {room: (set(re.findall(r"`(\w+)`", cell)), set(re.findall(r"\(`(\w+)`\)", cell))) for room, cell in rows}
+
+
+def room_of(path: str) -> str:
+    return path.removeprefix("dfine_jax/").removesuffix(".py").split("/")[0]
+
+
+def imported_rooms(nodes: Iterable[ast.AST], called: bool = False) -> Iterator[tuple[str, bool]]:
+    """Rooms that are imported, and whether only when a function is called; not what is imported for pyright only."""
+    for node in nodes:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        for name in imports(ast.Module([node], [])) if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            if name.startswith("dfine_jax.") and not name.startswith("dfine_jax.__"):
+                yield name.split(".")[1], called
+        inside = called or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        yield from imported_rooms(ast.iter_child_nodes(node), inside)
+
+
+def test_the_drawing_of_rooms_is_true():
+    found: dict[str, set[str]] = {}
+    at_once: dict[str, set[str]] = {}
+    for file in SOURCES:
+        path = file.relative_to(ROOT).as_posix()
+        room = room_of(path)
+        if path != "dfine_jax/__init__.py" and room != "experiments":
+            for other, called in imported_rooms([ast.parse(file.read_text())]):
+                found.setdefault(room, set()).update({other} - {room})
+                at_once.setdefault(room, set()).update(set() if called else {other} - {room})
+    drawn = drawing()
+    rooms = list(drawn)
+    assert {room: found.get(room, set()) for room in rooms} == {room: named for room, (named, _) in drawn.items()}
+    files_and_folders = {room_of(p.relative_to(ROOT).as_posix()) for p in SOURCES} - {"__init__", "experiments"}
+    assert set(rooms) == files_and_folders
+    for room, (named, when_called) in drawn.items():
+        above = {other for other in named if rooms.index(other) < rooms.index(room)}
+        assert above == when_called, f"{room} imports {above ^ when_called} upwards"
+        assert not at_once.get(room, set()) & when_called, f"{room} imports {when_called} on loading"
+    assert not [room for room in rooms if "converters" in at_once.get(room, ())]
+
+
+def test_few_files_lie_outside_the_rooms():
+    assert len(list((ROOT / "dfine_jax").glob("*.py"))) <= MAX_FILES_AT_THE_ROOT
+    assert len({p.resolve() for p in SOURCES}) == len(SOURCES)  # nobody walks through the link to the converters
+
+
+def test_there_is_one_name_to_import_converters_by():
+    assert run_python("import dfine_jax.converters as c; print(c.__name__)") == "dfine_jax.converters"
+    result = subprocess.run([sys.executable, "-c", "import converters"], cwd=ROOT, capture_output=True, text=True)
+    assert "import dfine_jax.converters, not converters" in result.stderr
+
+
+def test_no_folder_of_tests_hides_a_library():
+    """Folders of tests are on the path of imports: a folder ``torch`` there would be found where torch is missing."""
+    for folder in {path.parent for path in (ROOT / "tests").rglob("*.py")}:
+        names = {p.name for p in folder.iterdir() if p.is_dir()}
+        assert not names & {"torch", "onnx", "openvino", "tensorrt", "transformers", "jax", "flax"}, folder
 
 
 def test_two_pmaps_and_all_collectives_are_in_the_step(source):
@@ -174,6 +223,6 @@ def test_loader_processes_never_import_jax(path):
     assert run_python(f"import sys, {name}; print('jax' in sys.modules)") == "False"
 
 
-@pytest.mark.parametrize("module", ["dfine_jax.prediction.detector", "dfine_jax.prediction.draw", "dfine_jax.cli"])
+@pytest.mark.parametrize("module", ["dfine_jax.prediction.detector", "dfine_jax.data.picture.draw", "dfine_jax.cli"])
 def test_the_detector_can_be_imported_without_jax(module):
     assert run_python(f"import sys, {module}; print('jax' in sys.modules)") == "False"

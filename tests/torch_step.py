@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from hf_models import build, from_official
 
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.dfine import huggingface
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.typing import FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 

@@ -16,7 +16,7 @@ from onnx import helper as h
 
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.synthetic import make_shapes_dataset
-from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.serving.artefact import KEY
 
 HEIGHT, WIDTH, STRIDE, CHANNELS = 48, 64, 8, 8

@@ -21,8 +21,8 @@ from dfine_jax.converters.gate.report import Accuracy, GateReport
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes, Dataset
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.postprocess import Answer, select, sigmoid
 from dfine_jax.ops.boxes import xyxy_to_cxcywh
+from dfine_jax.ops.postprocess import Answer, select, sigmoid
 from dfine_jax.ops.precision import exact_products
 from dfine_jax.serving.artefact import Artefact
 from dfine_jax.serving.backends.base import ArtefactBackend, Backend

@@ -37,9 +37,9 @@ from dfine_jax.converters.onnx.model import forward
 from dfine_jax.converters.onnx.resize import resizing
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families import of, recipe_name
 from dfine_jax.families.family import Reduction
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.serving.artefact import GRAPHS, KEY, SIZES_INPUT, Artefact, InputSpec
 
 Precision = Literal["fp32", "fp16"]

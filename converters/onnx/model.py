@@ -18,13 +18,13 @@ from jaxtyping import Array, Float
 from dfine_jax.converters.onnx import ops
 from dfine_jax.converters.onnx.fold import FoldedConv, Path, fold
 from dfine_jax.converters.onnx.sampling import build_table, deformable_attention, linear
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.backbones.hgnetv2 import Stem
 from dfine_jax.nn import fdr_head, layers
 from dfine_jax.nn.deformable import DeformableAttention
 from dfine_jax.nn.hybrid_encoder import Bottleneck
 from dfine_jax.ops import deformable, fdr, pooling, tokens
 from dfine_jax.ops.platform import traced_for
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.replace import replaced
 

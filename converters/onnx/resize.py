@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from dfine_jax.converters.onnx import ops
 from dfine_jax.data.picture.images import Preprocess, inner_px
-from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.ops.postprocess import Answer
 
 _FIXED_POINT = 1 << 22  # one, in Pillow's weights for bytes
 Network = Callable[[Array], Answer]

@@ -179,10 +179,10 @@ def _draw(out: Path, val_data: Dataset, threshold: float) -> list[Figure]:
     """Annotated and detected pictures side by side, of validation images with several objects."""
     from PIL import Image
 
+    from dfine_jax.data.picture.draw import draw_boxes
     from dfine_jax.data.picture.images import save_picture
     from dfine_jax.evaluation.report import Figure
     from dfine_jax.prediction.detector import Detector
-    from dfine_jax.prediction.draw import draw_boxes
 
     detector = Detector(out / "run" / "best", threshold=threshold)
     shown: list[Record] = sorted(val_data.records, key=lambda r: -len(r.labels))[:NUM_SHOWN]

@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _job(options: argparse.Namespace) -> Job:
     """Everything that can be found wrong before the model is loaded."""
-    from dfine_jax.prediction.draw import check_font
+    from dfine_jax.data.picture.draw import check_font
     from dfine_jax.prediction.inputs import clip_ids, find_inputs, image_ids, refuse_overwriting, result_files
     from dfine_jax.prediction.prediction import Job
     from dfine_jax.prediction.video import require_av

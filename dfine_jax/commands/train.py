@@ -43,6 +43,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration values, such as optim.lr=2e-4")
     _add_files(parser)
+    _add_run(parser)
+    _add_hosts(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     run_options = parser.add_argument_group("run")
     run_options.add_argument(
         "--method", metavar="NAME", help="whose recipe, such as deim (default: that of the weights, else the family's)"
@@ -82,7 +87,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="with --dry-run: compile the step for a graphics card that need not be there (t4, rtx3090, rtx4090, a100, "
         "a100-80, h100) and print what memory it takes and whether it fits; minutes, needs the extra cuda",
     )
-    _add_hosts(parser)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:

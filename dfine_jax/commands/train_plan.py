@@ -12,10 +12,11 @@ import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfine_jax import families
 from dfine_jax.config import Config, override
 from dfine_jax.errors import UserError
+from dfine_jax.system import stored
 from dfine_jax.system.files import read_json, write_whole
-from dfine_jax.weights import stored
 
 if TYPE_CHECKING:
     from dfine_jax.data.read.dataset import Dataset
@@ -100,7 +101,7 @@ def read_plan(file: str) -> Config:
         raise UserError(f"{file} is not a plan written by --save-plan (it holds no sections of a configuration)")
     values = stored.current(values, file, unmarked=True)
     sections = {key: value for key, value in values.items() if key not in stored.stamp()}
-    return stored.build(Config, sections, file, stored.version_of(values))
+    return stored.build(Config, sections, file, stored.version_of(values), families.sections)
 
 
 def write_plan(file: Path, config: Config) -> None:

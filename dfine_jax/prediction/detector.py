@@ -13,10 +13,10 @@ from jaxtyping import Float32
 from PIL import Image
 
 from dfine_jax.data.picture.any_image import any_pixels, is_one_picture
+from dfine_jax.data.picture.draw import draw_boxes
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
-from dfine_jax.prediction.draw import draw_boxes
 from dfine_jax.serving.artefact import is_artefact
 from dfine_jax.serving.backends.base import Backend
 from dfine_jax.system.waiting import waiting

@@ -9,8 +9,6 @@ import hashlib
 import http.client
 import os
 import re
-import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from dfine_jax import families
 from dfine_jax.config import ModelSection
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Published, Repository
+from dfine_jax.system.cache import cache_dir
 from dfine_jax.system.files import read_text, replacing, sha256, telling, write_whole
 
 HUGGINGFACE_URL = "https://huggingface.co"
@@ -128,25 +127,6 @@ def _of_table(published: Published, progress: bool | None) -> Path:
 def address(published: Published) -> str:
     """Where it is downloaded from."""
     return published.url
-
-
-def cache_dir() -> Path:
-    """Where downloads are kept: ``DFINE_CACHE``, else the user's cache folder; without a home, one that may be lost."""
-    try:
-        return _chosen_cache_dir()
-    except RuntimeError:  # of pathlib: nobody's home
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        return Path(tempfile.gettempdir()) / f"dfine_jax-{user}"
-
-
-def _chosen_cache_dir() -> Path:
-    if chosen := os.environ.get("DFINE_CACHE"):
-        return Path(chosen).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "dfine_jax"
-    if sys.platform == "win32" and (base := os.environ.get("LOCALAPPDATA")):
-        return Path(base) / "dfine_jax" / "cache"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "dfine_jax"
 
 
 def _cached(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import runpy
 
 import pytest
 from conftest import ROOT
@@ -55,8 +55,12 @@ def rows(text):
     return [line.split() for line in text.strip().splitlines()]
 
 
+def experiment(name):
+    return runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))
+
+
 def resolved(method, data, variant):
-    return importlib.import_module(f"experiments.{method}_{data}").get_config(variant)
+    return experiment(f"{method}_{data}")["get_config"](variant)
 
 
 def common(config):
@@ -124,16 +128,16 @@ def test_no_table_is_missing_or_without_a_file():
         for data, variant, *_ in rows(text):
             known[f"{method}_{data}"].add(variant)
     assert {name: set(variants) for name, variants in recipes().items()} == known
-    files = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
     assert set(known) <= files
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_the_notes_name_their_command_and_a_default(name):
-    module = importlib.import_module(f"experiments.{name}")
-    assert f"dfine train experiments/{name}.py" in module.__doc__
-    config = module.get_config()
+    values = experiment(name)
+    assert f"dfine train experiments/{name}.py" in values["__doc__"]
+    config = values["get_config"]()
     make_schedule(config, 100)
     assert config.model.variant in recipes()[name]
     with pytest.raises(ValueError, match="no published recipe"):
-        module.get_config("q")
+        values["get_config"]("q")

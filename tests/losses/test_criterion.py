@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from golden_train import golden_denoising, golden_targets, pad_targets, reference_names
 
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss, kinds, loss_terms, match
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.families.family import Norm
 from dfine_jax.nn.denoising import make_denoising_queries, sample_noise
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.typing import FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 CONFIG = LossConfig()

@@ -13,9 +13,9 @@ from PIL import Image
 from dfine_jax.config import Config, DataConfig
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.serving.backends.base import Backend
 from dfine_jax.training.run.checkpoint import Metadata

@@ -18,15 +18,16 @@ from dfine_jax.config import Config, ConfigError
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
+from dfine_jax.families import sections
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.serving import artefact
+from dfine_jax.system import stored
 from dfine_jax.training.report.log import read_metrics
 from dfine_jax.training.run import checkpoint, loop
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
-from dfine_jax.weights import stored
 from dfine_jax.weights.load import bound_fields, load, load_checkpoint
 
 
@@ -233,5 +234,5 @@ def test_state_without_the_counters_of_the_average(tmp_path):
 
 
 def test_values_that_are_missing_take_their_defaults():
-    config = stored.build(Config, {"model": {**vars(model_config("n"))}}, "plan.json", None)
+    config = stored.build(Config, {"model": {**vars(model_config("n"))}}, "plan.json", None, sections)
     assert config == Config(model_config("n"), LossConfig())

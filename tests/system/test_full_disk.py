@@ -148,7 +148,7 @@ def test_read_only_places_and_long_names(pictures, tmp_path, capsys):
 
 
 def test_without_a_home(tmp_path):
-    code = "from dfine_jax.weights.hub import cache_dir; print(cache_dir())"
+    code = "from dfine_jax.system.cache import cache_dir; print(cache_dir())"
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "DFINE_CACHE", "XDG_CACHE_HOME")}
     for home in ({}, {"HOME": "/proc/nonexistent"}, {"DFINE_CACHE": "~nobody-of-that-name/x"}):
         done = subprocess.run(

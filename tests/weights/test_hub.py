@@ -217,11 +217,3 @@ def test_names():
     assert not hub.is_published("runs/best") and not hub.is_published("dfine-n-obj365")
     with pytest.raises(UserError, match="unknown weights 'dfine-z-coco'; published names: dfine-n-coco"):
         hub.fetch("dfine-z-coco")
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("DFINE_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert hub.cache_dir() == tmp_path / "dfine_jax"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert hub.cache_dir().name in ("dfine_jax", "cache")

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from dfine_jax.data.load.batch import Batch, MaskBatch
+from dfine_jax.data.picture.draw import class_colour, draw_boxes
 from dfine_jax.data.read.dataset import Record, open_record
-from dfine_jax.prediction.draw import class_colour, draw_boxes
 
 _GAP_PX = 6
 _MASK_SHARE = 0.45  # of the class colour over the picture

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dfine_jax.errors import UserError
+from dfine_jax.system.cache import cache_dir
 from dfine_jax.system.files import telling, write_whole
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,6 @@ def keep(name: str, split: str, identity: str, make: Callable[[], str]) -> Path:
     Raises:
       UserError: no temporary file can be written either.
     """
-    from dfine_jax.weights.hub import cache_dir
-
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:80]
     file_name = f"{short}-{split}-{digest}.json"

@@ -25,6 +25,7 @@ from dfine_jax.data.load.shared import SharedArrays, aligned, share
 from dfine_jax.data.read.annotations import Decoded, decode
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
+from dfine_jax.system.cache import cache_dir
 from dfine_jax.system.files import encoding_of, replacing, telling, utf8, write_whole
 
 logger = logging.getLogger(__name__)
@@ -76,8 +77,6 @@ def read_columns(file: Path) -> Columns:
 
 
 def _folder() -> Path | None:
-    from dfine_jax.weights.hub import cache_dir
-
     try:
         return cache_dir() / "annotations"
     except (RuntimeError, UserError):  # nobody's home

@@ -17,7 +17,6 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Activation
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.nn import initializers
 from dfine_jax.nn.deformable import DeformableAttention, Source
@@ -32,6 +31,7 @@ from dfine_jax.nn.queries import (
 )
 from dfine_jax.ops import deformable
 from dfine_jax.ops.fdr import EdgeBins
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.ops.tokens import gather_tokens, limited
 from dfine_jax.typing import DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 

@@ -21,7 +21,6 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.config import Activation
-from dfine_jax.evaluation.postprocess import Answer
 from dfine_jax.families.rtdetr.config import RTDetrConfig
 from dfine_jax.nn import initializers
 from dfine_jax.nn.deformable import DeformableAttention, Source
@@ -30,6 +29,7 @@ from dfine_jax.nn.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAtten
 from dfine_jax.nn.queries import ClassEmbedding, TokenProjection, attention_blocked, propose
 from dfine_jax.ops.boxes import inverse_sigmoid
 from dfine_jax.ops.fdr import EdgeBins
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.tokens import gather_tokens
 from dfine_jax.typing import DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput

@@ -151,7 +151,7 @@ def _deim(row: DenseRow, variant: str) -> Config:
             backbone_bn="base",
         ),
         data=DataConfig(
-            augment="deim",
+            augment="dense",
             start_augment_epoch=4,
             stop_mosaic_epoch=row.flat,
             stop_augment_epoch=last,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32, UInt8
 
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.postprocess import Answer, select, to_pixels
+from dfine_jax.ops.postprocess import Answer, select, to_pixels
 from dfine_jax.serving.artefact import SIZES_INPUT, Artefact
 
 # Scores [b, n], labels [b, n] and boxes_xyxy_px [b, n, 4] of each image, best first.

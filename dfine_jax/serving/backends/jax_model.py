@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dfine_jax.data.picture.images import unit_range
-from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.serving.backends.base import Backend
 from dfine_jax.system.waiting import waiting
 

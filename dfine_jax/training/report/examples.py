@@ -14,9 +14,9 @@ from PIL import Image
 from dfine_jax.data.load.batch import Batch, MaskBatch
 from dfine_jax.data.load.grid import batch_grid
 from dfine_jax.data.load.pipeline import TrainLoader
+from dfine_jax.data.picture.draw import draw_boxes
 from dfine_jax.data.picture.images import save_picture
 from dfine_jax.data.read.dataset import Dataset, Record, open_record
-from dfine_jax.prediction.draw import draw_boxes
 
 _LONGER_SIDE_PX = 800  # of each half; larger pictures are reduced
 _GAP_PX = 8

@@ -31,16 +31,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dfine_jax import families
 from dfine_jax.config import Config
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
+from dfine_jax.system import stored
 from dfine_jax.system.files import read_json, sync_folder, sync_tree, telling, told, write_whole
 from dfine_jax.system.finite import not_finite
 from dfine_jax.training.run import hosts
 from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.step.state import TrainState, ema_variables
-from dfine_jax.weights import stored
 
 PyTree = Any
 
@@ -276,7 +277,9 @@ def _read_metadata(path: Path) -> tuple[Metadata, dict[str, Any]]:
     raw = stored.current(content, file)
     # Beside the description stand values for other programs, which are in it already.
     fields = {field.name for field in dataclasses.fields(Metadata)}
-    metadata = stored.build(Metadata, {k: v for k, v in raw.items() if k in fields}, file, stored.version_of(raw))
+    metadata = stored.build(
+        Metadata, {k: v for k, v in raw.items() if k in fields}, file, stored.version_of(raw), families.sections
+    )
     if metadata.preprocessing == dataclasses.replace(metadata, preprocessing=None).preprocess:
         metadata = dataclasses.replace(metadata, preprocessing=None)
     return metadata, raw

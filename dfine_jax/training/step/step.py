@@ -23,10 +23,10 @@ from dfine_jax.config import Config, ModelSection
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.images import unit_range
 from dfine_jax.evaluation.evaluate import Predict, Predictions
-from dfine_jax.evaluation.postprocess import select
 from dfine_jax.families import of
 from dfine_jax.families.family import Build
 from dfine_jax.ops.platform import traced_for
+from dfine_jax.ops.postprocess import select
 from dfine_jax.ops.precision import exact_products
 from dfine_jax.system.host_memory import collection_paused
 from dfine_jax.training.run import hosts

@@ -25,7 +25,7 @@ from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.postprocess import Answer
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.serving.artefact import from_json
 from dfine_jax.serving.backends.base import in_view
 from dfine_jax.serving.backends.jax_model import JaxBackend

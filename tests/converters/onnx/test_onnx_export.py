@@ -15,7 +15,7 @@ import onnx_models as tiny
 from dfine_jax.converters.onnx.export import export_onnx, operating_point
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.postprocess import select, to_pixels
+from dfine_jax.ops.postprocess import select, to_pixels
 from dfine_jax.serving.artefact import KEY, from_json
 from dfine_jax.serving.backends.base import in_view
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from golden_compare import query_order, reorder
 
-from dfine_jax.evaluation.postprocess import Answer, select, to_pixels
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.ops.postprocess import Answer, select, to_pixels
 
 # Limits on logits and boxes: five times the difference of the reference in float32 and float64 (README of the reference
 # numbers; s has the depth of n but a third level and is not listed there).

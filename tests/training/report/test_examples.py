@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from dfine_jax.data.load.batch import Batch
+from dfine_jax.data.picture.draw import class_colour
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
-from dfine_jax.prediction.draw import class_colour
 from dfine_jax.training.report.examples import Examples, save_batch
 
 

@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dfine_jax import __version__
-from dfine_jax.config import from_dict, known_only
+from dfine_jax.config import Sections, from_dict, known_only
 from dfine_jax.errors import UserError
-from dfine_jax.families import sections
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +55,13 @@ def current(values: Any, where: object, *, unmarked: bool = False) -> dict[str, 
     return values
 
 
-def build(cls: type, values: Mapping[str, Any], where: object, version: object) -> Any:
+def build(
+    cls: type, values: Mapping[str, Any], where: object, version: object, sections: Sections | None = None
+) -> Any:
     """A dataclass from a part of a description.
 
     Args:
+      sections: of a configuration, as of ``from_dict``.
       version: ``library_version`` of the description, if it has one.
 
     Raises:
@@ -101,10 +103,11 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("config"), dict):
         values["config"] = dict(values["config"])
     for section in (values, values.get("config")):
-        loss = section.get("loss") if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            continue
+        loss, data = section.get("loss"), section.get("data")
         if isinstance(loss, dict) and "weight_vfl" in loss:
             section["loss"] = {"weight_class" if key == "weight_vfl" else key: value for key, value in loss.items()}
-        data = section.get("data") if isinstance(section, dict) else None
         if isinstance(data, dict) and data.get("augment") in _AUGMENTS:
             section["data"] = {**data, "augment": _AUGMENTS[data["augment"]]}
     values.pop("origin", None)  # of plans: what they were derived from

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfine_jax.evaluation.postprocess import Answer, select, to_pixels
+from dfine_jax.ops.postprocess import Answer, select, to_pixels
 
 
 def _outputs(seed=0, batch=2, queries=7, classes=5):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfine_jax.data.picture import draw
 from dfine_jax.errors import UserError
-from dfine_jax.prediction import draw
 
 GREY = (90, 90, 90)
 
