@@ -65,14 +65,31 @@ class HeadOutput:
 
 
 @flax.struct.dataclass
+class FDROutput:
+    """What losses need of a head that refines edge distributions, beside the logits and boxes of the layers."""
+
+    corners_logit: Float[Array, "s b q e r"]  # refined edge distributions
+    reference_cxcywh: Float[Array, "b q 4"]  # R0: the box every layer decodes from, no gradient
+    pre: HeadOutput  # the box head before the first refinement
+
+    def of_queries(self, part: slice) -> FDROutput:
+        """The same for a part of the queries."""
+        pre = HeadOutput(self.pre.logits[:, part], self.pre.boxes_cxcywh[:, part])
+        return FDROutput(self.corners_logit[:, :, part], self.reference_cxcywh[:, part], pre)
+
+
+@flax.struct.dataclass
 class StageOutput:
     """Outputs of all decoder layers for one set of queries (matching or denoising), stacked over ``s``."""
 
     logits: Float[Array, "s b q k"]
     boxes_cxcywh: Float[Array, "s b q 4"]
-    corners_logit: Float[Array, "s b q e r"]  # refined edge distributions
-    reference_cxcywh: Float[Array, "b q 4"]  # R0: the box every layer decodes from, no gradient
-    pre: HeadOutput  # the box head before the first refinement
+    fdr: FDROutput | None = None  # of decoders that refine edge distributions
+
+    def of_queries(self, part: slice) -> StageOutput:
+        """The same for a part of the queries."""
+        fdr = self.fdr and self.fdr.of_queries(part)
+        return StageOutput(self.logits[:, :, part], self.boxes_cxcywh[:, :, part], fdr)
 
 
 @flax.struct.dataclass

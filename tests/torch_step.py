@@ -21,7 +21,7 @@ from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.ops.postprocess import Answer
-from dfine_jax.typing import HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.typing import FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 
 def golden_model(state):
@@ -42,7 +42,7 @@ def assemble(heads, reference):
     """Our output from the peer's: layers follow the head before refinement along its second axis."""
     logits, boxes, corners = (jnp.swapaxes(x, 0, 1) for x in heads[:3])
     corners = corners.reshape(*corners.shape[:3], 4, 33)
-    matching = StageOutput(logits[1:], boxes[1:], corners, reference, HeadOutput(logits[0], boxes[0]))
+    matching = StageOutput(logits[1:], boxes[1:], FDROutput(corners, reference, HeadOutput(logits[0], boxes[0])))
     index = jnp.zeros(logits.shape[1:3], jnp.int32)
     return ModelOutput(
         Answer(logits[-1], boxes[-1]), index, training=TrainingOutput(matching, HeadOutput(*heads[3:]), None)

@@ -19,8 +19,7 @@ from dfine_jax.converters.onnx import ops
 from dfine_jax.converters.onnx.fold import FoldedConv, Path, fold, scaled
 from dfine_jax.converters.onnx.sampling import build_table, deformable_attention, linear
 from dfine_jax.families import of
-from dfine_jax.families.dfine import decoder
-from dfine_jax.nn import layers
+from dfine_jax.nn import fdr_head, layers
 from dfine_jax.nn.deformable import DeformableAttention
 from dfine_jax.nn.hybrid_encoder import Bottleneck
 from dfine_jax.nn.stem import Stem
@@ -61,7 +60,7 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
                 return linear(_at(params, module.path), args[0], module.dtype)
             case layers.MultiHeadAttention():
                 return _attention(module, _at(params, module.path), *args)
-            case decoder.LocationQuality():
+            case fdr_head.LocationQuality():
                 return _location_quality(module, _at(params, module.path), *args)
             case DeformableAttention():
                 return deformable_attention(module, _at(params, module.path), *args)
@@ -184,12 +183,12 @@ def _attention(
     return linear(params["out_proj"], ops.reshape(x, n, d), module.dtype)
 
 
-def _location_quality(module: decoder.LocationQuality, params: Mapping[str, Any], corners_logit: Array) -> Array:
+def _location_quality(module: fdr_head.LocationQuality, params: Mapping[str, Any], corners_logit: Array) -> Array:
     """The mean of the largest probabilities is part of the weights of the first layer."""
-    top, _ = jax.lax.top_k(ops.softmax(at_least_float32(corners_logit)), decoder.TOP_BINS)
+    top, _ = jax.lax.top_k(ops.softmax(at_least_float32(corners_logit)), fdr_head.TOP_BINS)
     first, second = (params["reg_conf"][f"layers_{i}"] for i in (0, 1))
-    kernel = np.asarray(first["kernel"]).reshape(4, decoder.TOP_BINS + 1, -1)
-    kernel = (kernel[:, :-1] + kernel[:, -1:] / decoder.TOP_BINS).reshape(4 * decoder.TOP_BINS, -1)
+    kernel = np.asarray(first["kernel"]).reshape(4, fdr_head.TOP_BINS + 1, -1)
+    kernel = (kernel[:, :-1] + kernel[:, -1:] / fdr_head.TOP_BINS).reshape(4 * fdr_head.TOP_BINS, -1)
     x = ops.reshape(top, top.shape[1], kernel.shape[0])
     x = _activation(module.activation)(linear({**first, "kernel": kernel}, x, module.dtype))
     return at_least_float32(linear(second, x, module.dtype))

@@ -163,7 +163,7 @@ class Family(Generic[M, L, Q, P]):
     match: Callable[[ModelOutput, Targets, Q | None, L], Matching[P]]
     # Weighted terms by "kind/where", scalars.
     terms: Callable[[ModelOutput, Targets, Q | None, Matching[P], Norm, M, L], dict[str, Float[Array, ""]]]
-    kinds: Callable[[L], tuple[str, ...]]  # kinds of terms that there can be, that of the classes first
+    kinds: Callable[[M, L], tuple[str, ...]]  # kinds of terms that there can be, that of the classes first
     rules: Callable[[M, OptimConfig], tuple[Rule, ...]]  # the last one takes the rest
     recipe: Callable[[str, Start, str], tuple[str, Config]]  # of variant, start, method: a table's name and line
     # Weights.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from dfine_jax.losses.fdr import fdr_terms
 from dfine_jax.losses.matcher import assign, matching_cost, union_match
 from dfine_jax.losses.terms import (
     Truth,
@@ -20,8 +21,8 @@ from dfine_jax.losses.terms import (
     vfl_loss,
 )
 from dfine_jax.ops.boxes import cxcywh_to_xyxy, iou_and_giou, xyxy_to_cxcywh
-from dfine_jax.ops.fdr import bin_targets, decode, encode, integral, weighting_function
-from dfine_jax.typing import Targets
+from dfine_jax.ops.fdr import EdgeBins, bin_targets, decode, encode, integral, weighting_function
+from dfine_jax.typing import FDROutput, Targets
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from dfine_jax.typing import ModelOutput
 
 __all__ = [
+    "EdgeBins",
+    "FDROutput",
     "Targets",
     "Truth",
     "assign",
@@ -38,6 +41,7 @@ __all__ = [
     "decode",
     "detection_loss",
     "encode",
+    "fdr_terms",
     "fgl_loss",
     "focal_loss",
     "gather_truth",

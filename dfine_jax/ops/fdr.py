@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,24 @@ def weighting_function(reg_max: int, up: float, reg_scale: float) -> Float[np.nd
     inner = np.array([step ** f(i) - f(1.0) for i in range(1, half)], np.float32)
     outer = np.array([f(2.0) * bound], np.float32)
     return np.concatenate([-outer, -inner[::-1], np.zeros(1, np.float32), inner, outer])
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeBins:
+    """What the bins of an edge's distribution stand for."""
+
+    reg_max: int = 32  # one less than there are bins; even
+    up: float = 0.5
+    reg_scale: float = 4.0
+
+    @property
+    def count(self) -> int:
+        """Number of bins."""
+        return self.reg_max + 1
+
+    def positions(self) -> Float[np.ndarray, " r"]:
+        """W(n), as of :func:`weighting_function`."""
+        return weighting_function(self.reg_max, self.up, self.reg_scale)
 
 
 @replaceable

@@ -18,7 +18,7 @@ from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.families.family import Norm
 from dfine_jax.nn.denoising import make_denoising_queries, sample_noise
 from dfine_jax.ops.postprocess import Answer
-from dfine_jax.typing import HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.typing import FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 CONFIG = LossConfig()
 
@@ -35,7 +35,7 @@ def random_output(seed=0, layers=3, batch=2, queries=20, slots=0, classes=80, dt
         out = head(layers, batch, count)
         corners = array(rng.normal(size=(layers, batch, count, 4, 33)))
         reference = array(rng.uniform(0.1, 0.9, (batch, count, 4)))
-        return StageOutput(out.logits, out.boxes_cxcywh, corners, reference, head(batch, count))
+        return StageOutput(out.logits, out.boxes_cxcywh, FDROutput(corners, reference, head(batch, count)))
 
     matching = stages(queries)
     training = TrainingOutput(matching, head(batch, queries), stages(slots) if slots else None)
@@ -74,21 +74,15 @@ def stored_output(arrays):
     logits, boxes = (jnp.stack([arrays[f"{h}_pred_{kind}"] for h in heads]) for kind in ("logits", "boxes"))
     corners = jnp.asarray(arrays["out_pred_corners"]).reshape(4, 300, 4, 33)
     head = lambda name: HeadOutput(arrays[f"{name}_pred_logits"], arrays[f"{name}_pred_boxes"])  # noqa: E731
-    matching = StageOutput(
-        logits,
-        boxes,
-        jnp.stack([0 * corners, 0 * corners, corners]),
-        jnp.asarray(arrays["out_ref_points"]),
-        head("pre"),
-    )
+    stacked = jnp.stack([0 * corners, 0 * corners, corners])
+    matching = StageOutput(logits, boxes, FDROutput(stacked, jnp.asarray(arrays["out_ref_points"]), head("pre")))
     denoising = None
     if "dn_class" in arrays:
         pad = lambda x: jnp.pad(x, ((0, 0), (0, 200 - x.shape[1]), (0, 0)), constant_values=jnp.nan)  # noqa: E731
         last = HeadOutput(pad(arrays["dnlast_pred_logits"]), pad(arrays["dnlast_pred_boxes"]))
         repeat = lambda x: jnp.stack([x] * 3)  # noqa: E731
-        denoising = StageOutput(
-            repeat(last.logits), repeat(last.boxes_cxcywh), jnp.zeros((3, 4, 200, 4, 33)), last.boxes_cxcywh, last
-        )
+        fdr = FDROutput(jnp.zeros((3, 4, 200, 4, 33)), last.boxes_cxcywh, last)
+        denoising = StageOutput(repeat(last.logits), repeat(last.boxes_cxcywh), fdr)
     return ModelOutput(
         Answer(logits[-1], boxes[-1]), arrays["topk_index"], training=TrainingOutput(matching, head("enc"), denoising)
     )
@@ -130,7 +124,7 @@ def test_number_and_names_of_terms(variant, count):
     assert len(names) == count
     assert f"ddf/aux_{layers - 2}" in names and "ddf/last" not in names and "fgl/last" in names
     assert {"fgl/pre", "ddf/pre", "fgl/enc_0", "fgl/dn_pre"}.isdisjoint(names)
-    assert {name.split("/")[0] for name in names} == set(kinds(CONFIG))
+    assert {name.split("/")[0] for name in names} == set(kinds(model_config("n"), CONFIG))
 
 
 def test_total_is_the_sum_of_weighted_terms():
@@ -148,11 +142,7 @@ def test_total_is_the_sum_of_weighted_terms():
 def test_padding_changes_nothing():
     tight, wide = random_targets((3, 1), 3), random_targets((3, 1), 11)
     output = random_output(slots=44)
-    shorter = output.training.denoising.replace(
-        **{k: getattr(output.training.denoising, k)[:, :, :40] for k in ("logits", "boxes_cxcywh", "corners_logit")},
-        reference_cxcywh=output.training.denoising.reference_cxcywh[:, :40],
-        pre=jax.tree.map(lambda x: x[:, :40], output.training.denoising.pre),
-    )
+    shorter = output.training.denoising.of_queries(slice(40))
     noise = sample_noise(jax.random.key(0), 2, 44, 80)
     short_noise = jax.tree.map(lambda x: x[:, :40], noise)
     one = evaluate(

@@ -7,6 +7,7 @@ whatever the compute type; gradients are stopped exactly where the reference det
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ from dfine_jax.config import Activation
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.nn import initializers
 from dfine_jax.nn.deformable import DeformableAttention, Source
+from dfine_jax.nn.fdr_head import FDRHead
 from dfine_jax.nn.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
 from dfine_jax.nn.queries import (
     ClassEmbedding,
@@ -27,24 +29,14 @@ from dfine_jax.nn.queries import (
     attention_blocked,
     propose,
 )
-from dfine_jax.ops import deformable, fdr
-from dfine_jax.ops.boxes import inverse_sigmoid
+from dfine_jax.ops import deformable
+from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.ops.postprocess import Answer
-from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.tokens import gather_tokens, limited
-from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.typing import DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
 POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
 HALF_LIMIT = 65504.0  # largest float16; the reference clips feed-forward sums to it
-TOP_BINS = 4  # probabilities per edge that tell how sharp a distribution is
-QUALITY_WIDTH = 64
-
-
-def sharpness(corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n f"]:
-    """The four largest probabilities of every edge, descending, and their mean, edge by edge."""
-    top, _ = jax.lax.top_k(jax.nn.softmax(at_least_float32(corners_logit), -1), TOP_BINS)
-    stacked = jnp.concatenate([top, top.mean(-1, keepdims=True)], -1)
-    return stacked.reshape(*stacked.shape[:2], -1)
 
 
 class Gateway(nn.Module):
@@ -92,18 +84,6 @@ class DecoderLayer(nn.Module):
         return LayerNorm(dtype=self.dtype, name="norm3")(limited(x, HALF_LIMIT))
 
 
-class LocationQuality(nn.Module):
-    """One number per query, added to its class logits, from the sharpness of its edge distributions."""
-
-    activation: Activation
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n 1"]:
-        mlp = MLP(QUALITY_WIDTH, 1, 2, self.activation, zero_last=True, dtype=self.dtype, name="reg_conf")
-        return at_least_float32(mlp(sharpness(corners_logit)))
-
-
 class Decoder(nn.Module):
     """Encoder maps (finest first) to boxes and class logits.
 
@@ -144,11 +124,11 @@ class Decoder(nn.Module):
         stages = self._refine(content, jax.nn.sigmoid(boxes_logit), proposals.index, source, blocked, train)
         if isinstance(stages, ModelOutput):
             return stages
-        matching = _query_range(stages, -num_queries, None)
+        matching = stages.of_queries(slice(-num_queries, None))
         training = TrainingOutput(
             matching=matching,
             encoder=HeadOutput(proposals.logits, jax.nn.sigmoid(proposals.boxes_logit)),
-            denoising=None if denoising is None else _query_range(stages, 0, -num_queries),
+            denoising=None if denoising is None else stages.of_queries(slice(-num_queries)),
         )
         return ModelOutput(Answer(matching.logits[-1], matching.boxes_cxcywh[-1]), proposals.index, training=training)
 
@@ -175,7 +155,8 @@ class Decoder(nn.Module):
             self.config.num_queries,
             project=TokenProjection(self.dtype, name="enc_output"),
             score=self._score_head("enc_score_head"),
-            box=self._box_head("enc_bbox_head", 4),
+            # No compute type: eight bits of mantissa are pixels at the edge of a large box.
+            box=MLP(self.config.decoder_width, 4, 3, self.config.mlp_activation, zero_last=True, name="enc_bbox_head"),
         )
 
     def _refine(
@@ -189,7 +170,8 @@ class Decoder(nn.Module):
     ) -> StageOutput | ModelOutput:
         """Layers that all decode boxes from the same initial ones; unless ``train``, only the output of the last."""
         config = self.config
-        project = jnp.asarray(fdr.weighting_function(config.reg_max, config.up, config.reg_scale))
+        bins = EdgeBins(config.reg_max, config.up, config.reg_scale)
+        head = FDRHead(bins, config.mlp_activation, quality=config.decoder_activation)
         position_head = MLP(
             2 * config.decoder_width,
             config.decoder_width,
@@ -199,38 +181,29 @@ class Decoder(nn.Module):
             name="query_pos_head",
         )
         logits, boxes, corners = [], [], []
-        summed = None
         keep = () if train else self.keep_queries[: config.decoder_layers - 1]
         for i in range(config.decoder_layers):
             wanted = train or i == config.decoder_layers - 1 or i < len(keep) or self.is_initializing()
-            previous = stop_gradient(x)
             position = limited(position_head(reference_cxcywh), POSITION_LIMIT).astype(x.dtype)
             x = self._layer(i)(x, position, reference_cxcywh, source, blocked, train=train)
             score_head = self._score_head(f"dec_score_head_{i}")
             if i == 0:
-                shift = at_least_float32(self._box_head("pre_bbox_head", 4)(x))
-                pre_boxes = jax.nn.sigmoid(shift + inverse_sigmoid(reference_cxcywh))
+                pre_boxes, state = head.init(x, reference_cxcywh)
                 pre = HeadOutput(score_head(x), pre_boxes) if wanted else None
-                initial = stop_gradient(pre_boxes)
-            state = x if i == 0 else x + previous
-            edges = self._box_head(f"dec_bbox_head_{i}", 4 * config.num_bins)(state)
-            edges = at_least_float32(edges).reshape(*edges.shape[:2], 4, config.num_bins)
-            summed = edges if summed is None else summed + edges
-            decoded = fdr.decode(initial, fdr.integral(summed, project), config.reg_scale)
-            reference_cxcywh = stop_gradient(decoded)
+            refined = head.step(state, x)
+            reference_cxcywh, state = refined.reference_cxcywh, refined.state
             if wanted:
-                quality = LocationQuality(config.decoder_activation, name=f"lqe_layers_{i}")(summed)
-                logits.append(score_head(x) + quality)
-                boxes.append(decoded)
-                corners.append(summed)
+                logits.append(head.scored(score_head(x), state))
+                boxes.append(refined.boxes_cxcywh)
+                corners.append(refined.corners_logit)
             if i < len(keep) and keep[i] < x.shape[1]:
                 _, best = jax.lax.top_k(logits[-1].max(-1), keep[i])
-                kept = (gather_tokens(t, best) for t in (x, reference_cxcywh, initial, summed, index[..., None]))
-                x, reference_cxcywh, initial, summed, index = kept
-                index = index[..., 0]
+                going_on = (x, reference_cxcywh, state, index)
+                x, reference_cxcywh, state, index = jax.tree.map(partial(gather_tokens, index=best), going_on)
         if pre is None or not train:
             return ModelOutput(Answer(logits[-1], boxes[-1]), index)
-        return StageOutput(jnp.stack(logits), jnp.stack(boxes), jnp.stack(corners), initial, pre)
+        fdr = FDROutput(jnp.stack(corners), state.initial_cxcywh, pre)
+        return StageOutput(jnp.stack(logits), jnp.stack(boxes), fdr)
 
     def _layer(self, i: int) -> DecoderLayer:
         config = self.config
@@ -246,19 +219,3 @@ class Decoder(nn.Module):
     def _score_head(self, name: str) -> Linear:
         # No compute type: logits are float32 whatever the type of the input.
         return Linear(self.config.num_classes, bias_init=initializers.prior_bias(), name=name)
-
-    def _box_head(self, name: str, out: int) -> MLP:
-        width = self.config.decoder_width
-        # No compute type either: eight bits of mantissa are pixels at the edge of a large box.
-        return MLP(width, out, 3, self.config.mlp_activation, zero_last=True, name=name)
-
-
-def _query_range(stages: StageOutput, start: int, stop: int | None) -> StageOutput:
-    """Outputs of a part of the queries."""
-    return StageOutput(
-        logits=stages.logits[:, :, start:stop],
-        boxes_cxcywh=stages.boxes_cxcywh[:, :, start:stop],
-        corners_logit=stages.corners_logit[:, :, start:stop],
-        reference_cxcywh=stages.reference_cxcywh[:, start:stop],
-        pre=HeadOutput(stages.pre.logits[:, start:stop], stages.pre.boxes_cxcywh[:, start:stop]),
-    )

@@ -23,8 +23,9 @@ from jaxtyping import Array, Bool, Float, Int
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig
 from dfine_jax.families.family import Matching, Norm
 from dfine_jax.losses import terms
+from dfine_jax.losses.fdr import fdr_terms
 from dfine_jax.losses.matcher import assign, matching_cost, union_match
-from dfine_jax.ops.fdr import weighting_function
+from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, Targets, TrainingOutput
 
 Terms = dict[str, Float[Array, "*s"]]
@@ -95,7 +96,7 @@ def loss_terms(
     values |= _distributions(training.matching, union_truth, num_union, _Distillation(sides, here_union), config, model)
     named |= _by_layer(values, [f"aux_{i}" for i in range(layers - 1)] + ["last"])
     for head, own, where in (
-        (training.matching.pre, pairs.outputs[layers], "pre"),
+        (training.matching.fdr.pre, pairs.outputs[layers], "pre"),
         (training.encoder, pairs.outputs[layers + 1], "enc_0"),
     ):
         values = _classes(head, terms.gather_truth(targets, own), num_boxes, config)
@@ -106,8 +107,9 @@ def loss_terms(
     return named
 
 
-def kinds(config: LossConfig) -> tuple[str, ...]:
+def kinds(model: ModelConfig, config: LossConfig) -> tuple[str, ...]:
     """Kinds of terms."""
+    del model
     return (config.class_loss, "bbox", "giou", "fgl", "ddf")
 
 
@@ -144,7 +146,7 @@ def match_outputs(training: TrainingOutput, targets: Targets, config: LossConfig
     stages = matching_cost(training.matching.logits, training.matching.boxes_cxcywh, targets, config)
     heads = [
         matching_cost(head.logits, head.boxes_cxcywh, targets, config)[None]
-        for head in (training.matching.pre, training.encoder)
+        for head in (training.matching.fdr.pre, training.encoder)
     ]
     return assign(jnp.concatenate([stages, *heads]), targets.valid, config.assignment)
 
@@ -164,8 +166,8 @@ def _denoising(
     values |= _distributions(stages, truth, normalizer, distillation, config, model, queries.exists)
     layers = stages.logits.shape[0]
     last_ddf = {f"ddf/dn_{layers - 1}": jnp.zeros_like(normalizer)}  # the teacher itself
-    pre = _classes(stages.pre, truth, normalizer, config, queries.exists)
-    pre |= _boxes(stages.pre, truth, normalizer, config)
+    pre = _classes(stages.fdr.pre, truth, normalizer, config, queries.exists)
+    pre |= _boxes(stages.fdr.pre, truth, normalizer, config)
     return _by_layer(values, [f"dn_{i}" for i in range(layers)]) | last_ddf | _named(pre, "dn_pre")
 
 
@@ -207,21 +209,19 @@ def _distributions(
     exists: Bool[Array, " q"] | None = None,
 ) -> Terms:
     """Fgl of all layers, ddf of all but the last."""
-    corners, boxes = stages.corners_logit, stages.boxes_cxcywh
-    project = jnp.asarray(weighting_function(model.reg_max, model.up, model.reg_scale))
-    fgl = terms.fgl_loss(corners, boxes, stages.reference_cxcywh, truth, project, model.reg_scale, normalizer)
-    ddf = terms.ddf_loss(
-        corners[:-1],
-        boxes[:-1],
-        corners[-1],
-        stages.logits[-1],
+    values = fdr_terms(
+        stages.logits,
+        stages.boxes_cxcywh,
+        stages.fdr,
         truth,
-        distillation.sides,
-        config.ddf_temperature,
-        exists,
-        distillation.num_matched,
+        normalizer,
+        EdgeBins(model.reg_max, model.up, model.reg_scale),
+        temperature=config.ddf_temperature,
+        sides=distillation.sides,
+        num_matched=distillation.num_matched,
+        exists=exists,
     )
-    return {"fgl": config.weight_fgl * fgl, "ddf": config.weight_ddf * ddf}
+    return {"fgl": config.weight_fgl * values["fgl"], "ddf": config.weight_ddf * values["ddf"]}
 
 
 def _by_layer(values: Terms, places: list[str]) -> Terms:

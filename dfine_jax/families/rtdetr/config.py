@@ -36,6 +36,11 @@ class RTDetrConfig:
     decoder_activation: Activation = "relu"  # feed-forward layers
     mlp_activation: Activation = "relu"  # box heads and query position head
     precision: Precision = "float32"  # compute type; boxes, softmax, sampling coordinates and losses stay float32
+    box_head: Literal["plain", "fdr"] = "plain"  # fdr: refines distributions of edges, as D-FINE does
+    quality_head: bool = True  # fdr: class logits are corrected by how sharp the distributions are
+    reg_max: int = 32  # fdr: one less than the bins of a distribution
+    up: float = 0.5  # fdr, with reg_scale: "a" of the weighting function W(n)
+    reg_scale: float = 4.0
     family: Literal["rtdetrv2"] = "rtdetrv2"
 
 
@@ -52,6 +57,12 @@ class RTDetrLossConfig:
     weight_class: float = 1.0
     weight_bbox: float = 5.0
     weight_giou: float = 2.0
+    weight_fgl: float = 0.15  # model.box_head=fdr
+    weight_ddf: float = 1.5  # go_lsd
+    ddf_temperature: float = 5.0
+    # With model.box_head=fdr: boxes and distributions of all outputs train on the union of their assignments, and those
+    # of earlier layers on the distributions of the last (arXiv 2410.13842, section 4.2).
+    go_lsd: bool = True
     vfl_alpha: float = 0.75
     vfl_gamma: float = 2.0
     mal_gamma: float = 1.5
@@ -74,7 +85,7 @@ def check(model: RTDetrConfig, loss: RTDetrLossConfig) -> None:
         "at least 1": ("encoder_width", "encoder_ffn", "encoder_layers", "decoder_width", "decoder_ffn")
         + ("decoder_layers", "num_points", "num_heads"),
         "not negative": ("eval_layer",),
-        "above 0": ("encoder_expansion",),
+        "above 0": ("encoder_expansion", "up", "reg_scale"),
     }
     check_ranges("model", model, ranges)
     for name in ("encoder_width", "decoder_width"):
@@ -82,11 +93,15 @@ def check(model: RTDetrConfig, loss: RTDetrLossConfig) -> None:
             raise ConfigError(f"model.{name}={getattr(model, name)} must be a multiple of model.num_heads")
     if model.eval_layer >= model.decoder_layers:
         raise ConfigError(f"model.eval_layer={model.eval_layer} must be below model.decoder_layers, counted from 0")
+    if model.reg_max < 4 or model.reg_max % 2:
+        raise ConfigError(f"model.reg_max={model.reg_max} must be even and at least 4")
     if len(model.num_points) != LEVELS:
         raise ConfigError(f"model.num_points={model.num_points} must have {LEVELS} numbers, one per level")
     ranges = {
         "not negative": ("num_denoising", "box_noise_scale", "mal_gamma", "mal_alpha", "cost_class", "cost_bbox")
-        + ("cost_giou", "focal_gamma", "vfl_gamma", "weight_class", "weight_bbox", "weight_giou"),
+        + ("cost_giou", "focal_gamma", "vfl_gamma", "weight_class", "weight_bbox", "weight_giou")
+        + ("weight_fgl", "weight_ddf"),
+        "above 0": ("ddf_temperature",),
         "between 0 and 1": ("label_noise_ratio", "focal_alpha", "vfl_alpha"),
     }
     check_ranges("loss", loss, ranges)

@@ -18,7 +18,8 @@ _ORDER = {name: rank for rank, name in enumerate(
     "self_attn in_proj_weight in_proj_bias out_proj norm1 cross_attn num_points_scale sampling_offsets "
     "attention_weights value_proj output_proj norm2 linear1 linear2 encoder_norm1 encoder_norm2 norm3 layers "
     "aggregation denoising_class_embed query_pos_head enc_output enc_score_head enc_bbox_head "
-    "dec_score_head dec_bbox_head weight bias running_mean running_var num_batches_tracked".split()
+    "dec_score_head pre_bbox_head dec_bbox_head lqe_layers reg_conf "
+    "weight bias running_mean running_var num_batches_tracked".split()
 )}  # fmt: skip
 
 # What state dicts hold and our variables do not, by the end of the key, with the reason.

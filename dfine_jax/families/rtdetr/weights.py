@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dfine_jax.errors import UserError
 from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.family import Anchor, Variables, WeightFormat
 from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
@@ -121,8 +122,10 @@ def write_official(
       size_hw: evaluation height and width that the anchors are stored for.
 
     Raises:
-      UserError: the variables are not those of this architecture.
+      UserError: the variables are not those of this architecture, or the reference has none like it.
     """
+    if model.box_head != "plain":
+        raise UserError(f"the official code has no model.box_head={model.box_head}; keep the checkpoint, or export it")
     out = from_tree(variables, model, official_keys(model))
     out |= {key: make(*size_hw) for key, make in _constants(model).items()}
     return {key: out[key] for key in sorted(out, key=lambda key: _order(model, key))}

@@ -61,7 +61,7 @@ def epoch_row(
     """Numbers of the 1-based ``epoch``; ``metrics`` None: not evaluated."""
     means = by_kind(meter.means())
     row: Row = {"epoch": epoch, "step": step, **rates}
-    losses = ("loss", *(f"loss_{kind}" for kind in of(config.model).kinds(config.loss)), "grad_norm")
+    losses = ("loss", *(f"loss_{kind}" for kind in of(config.model).kinds(config.model, config.loss)), "grad_norm")
     row |= {name: means.get(name) for name in losses}
     row |= {"images_per_s": meter.images_per_second(), "data_wait": meter.wait_share()}
     row |= {"skipped": progress.skipped, "stage": progress.stage}

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dfine_jax.families.dfine.decoder import Decoder, sharpness
+from dfine_jax.families.dfine.decoder import Decoder
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.nn.fdr_head import sharpness
 from dfine_jax.nn.queries import ClassEmbedding, attention_blocked
 from dfine_jax.typing import DenoisingQueries
 
@@ -161,8 +162,8 @@ def test_gradients_stop_where_the_reference_detaches(params):
         params,
         lambda t: t.encoder.logits,
         lambda t: t.encoder.boxes_cxcywh,
-        lambda t: t.matching.pre.boxes_cxcywh,
-        lambda t: t.matching.reference_cxcywh,
+        lambda t: t.matching.fdr.pre.boxes_cxcywh,
+        lambda t: t.matching.fdr.reference_cxcywh,
         lambda t: t.denoising.boxes_cxcywh[1],
         lambda t: t.denoising.logits[1],
     )

@@ -60,12 +60,12 @@ def test_outputs(golden, name):
     got = {
         "out_pred_logits": out.logits,
         "out_pred_boxes": out.boxes_cxcywh,
-        "out_pred_corners": matching.corners_logit[-1].reshape(4, 300, 132),
-        "out_ref_points": matching.reference_cxcywh,
+        "out_pred_corners": matching.fdr.corners_logit[-1].reshape(4, 300, 132),
+        "out_ref_points": matching.fdr.reference_cxcywh,
         **{f"aux{i}_pred_logits": matching.logits[i] for i in range(2)},
         **{f"aux{i}_pred_boxes": matching.boxes_cxcywh[i] for i in range(2)},
-        "pre_pred_logits": matching.pre.logits,
-        "pre_pred_boxes": matching.pre.boxes_cxcywh,
+        "pre_pred_logits": matching.fdr.pre.logits,
+        "pre_pred_boxes": matching.fdr.pre.boxes_cxcywh,
         "enc_pred_logits": training.encoder.logits,
         "enc_pred_boxes": training.encoder.boxes_cxcywh,
     }

@@ -99,7 +99,7 @@ def test_deim_replaces_the_class_term_alone(step):
     arrays, _, output, named, _ = step
     deim = dataclasses.replace(LOSS, class_loss="mal")
     _, got = total_and_terms(output, golden_targets(arrays), golden_denoising(arrays, 200), deim)
-    assert kinds(deim) == ("mal", "bbox", "giou") and set(got) == {name.replace("vfl", "mal") for name in named}
+    assert kinds(CONFIG, deim) == ("mal", "bbox", "giou") and set(got) == {name.replace("vfl", "mal") for name in named}
     for name, value in named.items():
         if not name.startswith("vfl"):
             np.testing.assert_allclose(got[name], value, rtol=1e-5)
