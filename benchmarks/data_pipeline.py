@@ -50,7 +50,7 @@ class Plain:
 
     def __init__(self, args: argparse.Namespace, seed: int = 0) -> None:
         self.records = read_dataset(args.data, "train").records
-        self.size, self.mosaic = args.size, args.augment == "deim"
+        self.size, self.mosaic = args.size, args.augment == "dense"
         self.rng = np.random.default_rng(seed)
         self.order: list[int] = []
 
@@ -209,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="dataset with JPEG files")
     parser.add_argument("--size", type=int, default=640)
-    parser.add_argument("--augment", choices=("dfine", "deim", "none"), default="dfine")
+    parser.add_argument("--augment", choices=("standard", "dense", "none"), default="standard")
     parser.add_argument("--cache", type=int, default=0, help="data.mosaic_cache, ours only")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--runs", type=int, default=4, help=f"batches of {BATCH} images in a round")

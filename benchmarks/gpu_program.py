@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfine_jax.config import Config, DataConfig
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.plan.cards import CARDS
 from dfine_jax.training.plan.on_card import Answer, Question, fits, measure
@@ -59,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     data = DataConfig(height_px=args.size, width_px=args.size)
     for variant, precision, card, batch in itertools.product(args.variants, args.precisions, args.cards, args.batches):
-        config = Config(model_config(variant, precision=precision), data=data)
+        config = Config(model_config(variant, precision=precision), LossConfig(), data=data)
         question = Question(config, card, batch, args.slots, args.devices, args.program)
         print(f"{args.program} {variant.upper()} {args.size} px {precision} batch {batch} on {args.devices} {card}")
         try:

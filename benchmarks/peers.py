@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dfine_jax.config import ModelConfig
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES
+from dfine_jax.families.dfine.config import ModelConfig
 
 
 def transformers_config(config: ModelConfig, **changes: Any) -> Any:

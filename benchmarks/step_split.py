@@ -23,7 +23,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfine_jax.config import Config, DataConfig, LossConfig, TrainConfig
+from dfine_jax.config import Config, DataConfig, TrainConfig
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.system.host_memory import keep_freed_memory
 

@@ -35,8 +35,9 @@ def _targets(batch: int, objects: int) -> tuple[np.ndarray, np.ndarray]:
 def _jax(args: argparse.Namespace, assignment: str = "scipy") -> Callable[[], object]:
     import jax
 
-    from dfine_jax.config import Config, LossConfig
+    from dfine_jax.config import Config
     from dfine_jax.data.load.batch import Batch
+    from dfine_jax.families.dfine.config import LossConfig
     from dfine_jax.families.dfine.model import init_variables
     from dfine_jax.system.host_memory import give_back_memory, keep_freed_memory
     from dfine_jax.training.step.optimizer import make_optimizer

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfine_jax.api import build, default_config, train
+    from dfine_jax.api import build, default_config, evaluate, train
     from dfine_jax.config import Config
     from dfine_jax.data.picture.draw import draw_boxes
     from dfine_jax.data.read.dataset import open_record
@@ -32,6 +32,7 @@ _HOME = {
     "confusion_figure": "evaluation.plots",
     "default_config": "api",
     "draw_boxes": "data.picture.draw",
+    "evaluate": "api",
     "load": "weights.load",
     "load_checkpoint": "weights.load",
     "open_record": "data.read.dataset",
@@ -50,6 +51,7 @@ __all__ = [
     "confusion_figure",
     "default_config",
     "draw_boxes",
+    "evaluate",
     "load",
     "load_checkpoint",
     "open_record",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,34 +12,36 @@ from typing import TYPE_CHECKING, Any
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
+    import flax.linen as nn
+
     from dfine_jax.config import Config
     from dfine_jax.data.read.dataset import Dataset
     from dfine_jax.evaluation.evaluate import Metrics
-    from dfine_jax.families.dfine.model import DFine
     from dfine_jax.prediction.detector import OpenedModel
     from dfine_jax.training.run.loop import Result
     from dfine_jax.weights.load import LoadedModel
 
-Weights = "str | os.PathLike[str] | LoadedModel"
+    Weights = str | os.PathLike[str] | LoadedModel
 
 
-def build(variant: str, *, seed: int = 0, **changes: Any) -> tuple[DFine, dict[str, Any]]:
+def build(recipe: str, *, seed: int = 0, **changes: Any) -> tuple[nn.Module, dict[str, Any]]:
     """A network with fresh weights, and these, as ``load`` gives trained ones.
 
     Args:
-      variant: ``n``, ``s``, ``m``, ``l`` or ``x``.
+      recipe: ``[family-]variant``, such as ``n``.
       changes: fields of its configuration, such as ``num_classes=3``.
 
     Raises:
-      ValueError: the variant is unknown.
+      UserError: the variant is unknown.
     """
     import jax
 
-    from dfine_jax.families.dfine.model import DFine, init_variables
-    from dfine_jax.families.dfine.variants import model_config
+    from dfine_jax.families import of_recipe
+    from dfine_jax.families.family import Build
 
-    config = model_config(variant, **changes)
-    return DFine(config), init_variables(config, jax.random.key(seed))
+    family, variant = of_recipe(recipe)
+    model = dataclasses.replace(family.variants[variant], **changes)
+    return family.build(model, Build()), family.init(model, jax.random.key(seed))
 
 
 def default_config(
@@ -58,7 +61,7 @@ def default_config(
       recipe: a variant, an experiment file or a plan.
       data: to train on.
       weights: to start from; they decide the architecture. Checkpoint folder, file, published name, or a loaded model.
-      method: ``dfine`` or ``deim``; None: that of the weights, else ``dfine``.
+      method: whose recipe; None: that of the weights, else the family's own.
       epochs, batch_size, size_px: (height, width) of the input; None: from data and weights.
       values: assignments such as ``optim.lr=2e-4``.
 

@@ -8,7 +8,8 @@ import json
 import math
 import types
 import typing
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Protocol
 
 from dfine_jax.errors import UserError
 
@@ -20,64 +21,35 @@ class ConfigError(UserError, ValueError):
     """A configuration key or value is wrong; the message names the key and the cure."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Architecture. Shapes of the weights depend on nothing else."""
+class ModelSection(Protocol):
+    """What shared code reads of a family's model configuration, a frozen dataclass with more fields than these.
 
-    variant: str
-    backbone: str  # HGNetv2 size, B0..B6
-    backbone_lab: bool  # learnable affine after each ReLU
-    backbone_frozen_bn: bool
-    backbone_frozen_stem: bool
-    return_stages: tuple[int, ...]  # backbone stages given to the encoder, 0-based
-    encoder_width: int
-    encoder_ffn: int
-    encoder_expansion: float
-    encoder_depth: float
-    decoder_width: int
-    decoder_ffn: int
-    decoder_layers: int
-    num_points: tuple[int, ...]  # sampling points per level
-    reg_scale: float  # "a" of the weighting function W(n)
-    num_classes: int = 80
-    num_queries: int = 300
-    num_heads: int = 8
-    reg_max: int = 32
-    up: float = 0.5
-    decoder_activation: Activation = "relu"  # feed-forward and localisation quality layers
-    mlp_activation: Activation = "relu"  # box heads and query position head
-    precision: Precision = "float32"  # compute type; boxes, softmax, sampling coordinates and losses stay float32
+    Shapes of the weights depend on nothing else than its values.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def num_bins(self) -> int:
-        """Bins of an edge distribution."""
-        return self.reg_max + 1
+    def family(self) -> str: ...
+    @property
+    def variant(self) -> str: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def num_queries(self) -> int: ...
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def decoder_activation(self) -> Activation: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """Matching costs, loss terms and denoising."""
+class LossSection(Protocol):
+    """A family's loss configuration: matching costs, loss terms and additional queries; a frozen dataclass."""
 
-    cost_class: float = 2.0
-    cost_bbox: float = 5.0
-    cost_giou: float = 2.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    class_loss: Literal["vfl", "mal", "focal"] = "vfl"  # mal: DEIM
-    weight_class: float = 1.0
-    weight_bbox: float = 5.0
-    weight_giou: float = 2.0
-    weight_fgl: float = 0.15
-    weight_ddf: float = 1.5
-    vfl_alpha: float = 0.75  # of vfl and focal
-    vfl_gamma: float = 2.0
-    mal_gamma: float = 1.5
-    mal_alpha: float = 1.0  # weight of the background in mal
-    ddf_temperature: float = 5.0
-    num_denoising: int = 100
-    label_noise_ratio: float = 0.5
-    box_noise_scale: float = 1.0
-    assignment: Literal["scipy", "device"] = "scipy"
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def assignment(self) -> Literal["scipy", "device"]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +72,8 @@ class OptimConfig:
     ema_restart: Literal["apply", "ignore"] = "apply"  # ignore: stage 2 leaves the decay alone, as the reference does
     ema_restart_decay: float = 0.9999  # from the start of stage 2 on
     ema_restart_step: float = 1e-4  # taken off the decay at every return to the best weights in stage 2
-    decay_bias: bool = False  # weight decay on biases outside the backbone, as the reference does for L and X
-    backbone_bn: Literal["backbone", "base"] = "backbone"  # base: full rate and no weight decay, DEIM's S and M
+    decay_bias: bool = False  # weight decay on biases outside the backbone
+    backbone_bn: Literal["backbone", "base"] = "backbone"  # base: full rate and no weight decay
     freeze: tuple[str, ...] = ()  # regular expressions; parameters whose path matches stay as they are
 
 
@@ -112,7 +84,7 @@ class DataConfig:
     height_px: int = 640
     width_px: int = 640
     resize: Literal["stretch", "letterbox"] = "stretch"
-    augment: Literal["dfine", "deim", "none"] = "dfine"  # deim: also mosaic and MixUp
+    augment: Literal["standard", "dense", "none"] = "standard"  # dense: also mosaic and MixUp
     start_augment_epoch: int = 0  # e0: before it only flip and resize
     stop_mosaic_epoch: int = 78  # e1: end of mosaic and MixUp
     stop_augment_epoch: int = 148  # e2: from it on only flip and resize, and one input size
@@ -120,9 +92,9 @@ class DataConfig:
     zoom_out_prob: float = 0.5
     iou_crop_prob: float = 0.8
     flip_prob: float = 0.5
-    mosaic_prob: float = 0.5  # of an image, with augment=deim
+    mosaic_prob: float = 0.5  # of an image, with augment=dense
     mosaic_cache: int = 0  # partners from so many recent images, which are still decoded; 0 = from all images
-    mixup_prob: float = 0.5  # of a batch, with augment=deim
+    mixup_prob: float = 0.5  # of a batch, with augment=dense
     multi_scale_repeat: int = 0  # weight of the base size among 0.75 to 1.25 times it; 0 = base size only
     clip_boxes: bool = True  # False: lose objects at the right and bottom edge to rounding, as the reference does
     mask_stride: int = 0  # masks at 1/stride of the input size travel with the boxes; 0 = no masks
@@ -134,12 +106,12 @@ class DataConfig:
 class TrainConfig:
     """The run."""
 
-    method: Literal["dfine", "deim"] = "dfine"  # whose recipe; kept with the weights
+    method: str = ""  # whose recipe, of the family's methods; kept with the weights; empty: not said
     epochs: int = 160
     stage2_epoch: int = 0  # first epoch (from 0) of the second stage, which starts from the best weights; 0 = none
     batch_size: int = 128  # global, over all devices
     accumulate: int = 1  # parts a batch is computed in, one after another, to save memory
-    remat: tuple[Literal["backbone", "encoder", "decoder"], ...] = ()  # computed again backwards, to save memory
+    remat: tuple[str, ...] = ()  # parts (backbone, encoder, decoder) computed again backwards, to save memory
     patience: int = 0  # evaluations without a new best after which training ends; 0 = never
     target_ap: float = 0.0  # average precision at which training ends; 0 = never
     eval_batch_size: int = 16
@@ -162,66 +134,88 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole experiment; stored in every checkpoint."""
+    """A whole experiment; stored in every checkpoint. ``model`` and ``loss`` are of one family (families/family.py)."""
 
-    model: ModelConfig
-    loss: LossConfig = LossConfig()
+    model: ModelSection
+    loss: LossSection
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     log: LogConfig = LogConfig()
 
 
-def validate(config: Config) -> None:
-    """Check what types cannot: ranges of values.
+Sections = Callable[[Mapping[str, Any]], Mapping[str, type]]  # classes of the sections that a family decides
+
+_RANGES: dict[str, Callable[[Any], bool]] = {
+    "at least 1": lambda v: v >= 1,
+    "at least -1": lambda v: v >= -1,
+    "not negative": lambda v: 0 <= v < math.inf,
+    "between 0 and 1": lambda v: 0 <= v <= 1,
+    "above 0": lambda v: 0 < v < math.inf,
+}
+
+
+def check_ranges(section: str, values: Any, rules: Mapping[str, tuple[str, ...]]) -> None:
+    """Fields of a section lie in their ranges.
+
+    Args:
+      rules: names of fields by range: "at least 1", "at least -1", "not negative", "between 0 and 1", "above 0".
+
+    Raises:
+      ConfigError: one does not; the message names the key.
+    """
+    for rule, names in rules.items():
+        for name in names:
+            value = getattr(values, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if not _RANGES[rule](one):
+                    raise ConfigError(f"{section}.{name}={value} must be {rule}")
+
+
+def check_shared(config: Config) -> None:
+    """Check of the sections that all families share what types cannot.
 
     Raises:
       ConfigError: a value makes no sense; the message names the key.
     """
+    check_ranges("model", config.model, {"at least 1": ("num_queries", "num_classes")})
     rules = {
-        "at least 1": ("train.epochs", "train.batch_size", "train.eval_batch_size", "train.eval_every")
-        + ("train.checkpoint_every", "train.log_every", "train.max_skipped_steps", "model.num_queries")
-        + ("model.num_classes", "data.height_px", "data.width_px", "train.accumulate"),
-        "at least -1": ("data.workers",),
-        "not negative": ("train.seed", "log.pictures", "train.checkpoint_steps", "data.max_objects")
-        + ("data.start_augment_epoch", "data.stop_mosaic_epoch", "data.stop_augment_epoch")
-        + ("data.mosaic_cache", "data.multi_scale_repeat", "data.mask_stride")
-        + ("optim.lr", "optim.backbone_lr", "optim.weight_decay", "optim.warmup_steps")
-        + ("optim.ema_warmup_steps", "loss.num_denoising", "loss.box_noise_scale", "loss.mal_gamma", "loss.mal_alpha")
-        + ("optim.flat_epochs", "optim.final_epochs", "train.stage2_epoch", "train.patience")
-        + ("loss.cost_class", "loss.cost_bbox", "loss.cost_giou", "loss.focal_gamma", "loss.vfl_gamma")
-        + ("loss.weight_class", "loss.weight_bbox", "loss.weight_giou", "loss.weight_fgl", "loss.weight_ddf"),
-        "between 0 and 1": ("data.photometric_prob", "data.zoom_out_prob", "data.iou_crop_prob", "data.flip_prob")
-        + ("data.mosaic_prob", "data.mixup_prob", "train.target_ap")
-        + ("loss.label_noise_ratio", "optim.ema_decay", "optim.beta1", "optim.beta2")
-        + ("loss.focal_alpha", "loss.vfl_alpha")
-        + ("optim.min_lr_ratio", "optim.ema_restart_decay", "optim.ema_restart_step"),
-        "above 0": ("optim.clip_norm", "loss.ddf_temperature"),
+        "at least 1": ("epochs", "batch_size", "eval_batch_size", "eval_every", "checkpoint_every", "log_every")
+        + ("max_skipped_steps", "accumulate"),
+        "not negative": ("seed", "checkpoint_steps", "stage2_epoch", "patience"),
+        "between 0 and 1": ("target_ap",),
     }
-    holds = {
-        "at least 1": lambda v: v >= 1,
-        "at least -1": lambda v: v >= -1,
-        "not negative": lambda v: 0 <= v < math.inf,
-        "between 0 and 1": lambda v: 0 <= v <= 1,
-        "above 0": lambda v: v > 0,
+    check_ranges("train", config.train, rules)
+    rules = {
+        "at least 1": ("height_px", "width_px"),
+        "at least -1": ("workers",),
+        "not negative": ("max_objects", "start_augment_epoch", "stop_mosaic_epoch", "stop_augment_epoch")
+        + ("mosaic_cache", "multi_scale_repeat", "mask_stride"),
+        "between 0 and 1": ("photometric_prob", "zoom_out_prob", "iou_crop_prob", "flip_prob")
+        + ("mosaic_prob", "mixup_prob"),
     }
-    for rule, names in rules.items():
-        for name in names:
-            section, key = name.split(".")
-            value = getattr(getattr(config, section), key)
-            if not holds[rule](value):
-                raise ConfigError(f"{name}={value} must be {rule}")
-    for name in ("height_px", "width_px"):
-        side = getattr(config.data, name)
-        if side % 32:
-            raise ConfigError(
-                f"data.{name}={side} must be a multiple of 32, for example {max(32, round(side / 32) * 32)}"
-            )
+    check_ranges("data", config.data, rules)
+    rules = {
+        "not negative": ("lr", "backbone_lr", "weight_decay", "warmup_steps", "ema_warmup_steps", "flat_epochs")
+        + ("final_epochs",),
+        "between 0 and 1": ("ema_decay", "beta1", "beta2", "min_lr_ratio", "ema_restart_decay", "ema_restart_step"),
+        "above 0": ("clip_norm",),
+    }
+    check_ranges("optim", config.optim, rules)
+    check_ranges("log", config.log, {"not negative": ("pictures",)})
 
 
-def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """Build a configuration dataclass from plain values; unknown, missing or mistyped keys raise ConfigError."""
-    hints = typing.get_type_hints(cls)
+def from_dict(cls: type, values: dict[str, Any], where: str = "", sections: Sections | None = None) -> Any:
+    """Build a configuration dataclass from plain values.
+
+    Args:
+      where: before the names of keys, in messages.
+      sections: of the values of a ``Config``, wherever it is met: classes of its sections ``model`` and ``loss``.
+
+    Raises:
+      ConfigError: a key is unknown, missing or of another type.
+    """
+    hints = _hints(cls, values, sections)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -229,22 +223,37 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
     out = {}
     for name, field in fields.items():
         if name in values:
-            out[name] = _coerce(hints[name], values[name], where + name)
-        elif field.default is dataclasses.MISSING:
+            out[name] = _coerce(hints[name], values[name], where + name, sections)
+        elif field.default is dataclasses.MISSING and not _all_default(hints[name]):
             raise ConfigError(f"configuration key {where + name!r} is missing")
+        elif field.default is dataclasses.MISSING:
+            out[name] = hints[name]()
     return cls(**out)
 
 
-def known_only(cls: type, values: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Values without keys that the dataclass or its sections do not have, and those keys, dotted."""
+def _hints(cls: type, values: Mapping[str, Any], sections: Sections | None) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
+    return hints | dict(sections(values)) if cls is Config and sections else hints
+
+
+def _all_default(hint: Any) -> bool:
+    """Whether it is a section whose fields all have defaults."""
+    section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    return section and all(field.default is not dataclasses.MISSING for field in dataclasses.fields(hint))
+
+
+def known_only(
+    cls: type, values: dict[str, Any], prefix: str = "", sections: Sections | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Values without keys that the dataclass or its sections do not have, and those keys, dotted."""
+    hints = _hints(cls, values, sections)
     kept, unknown = {}, []
     for name, value in values.items():
         hint = hints.get(name)
         if hint is None:
             unknown.append(prefix + name)
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            kept[name], deeper = known_only(hint, value, f"{prefix}{name}.")
+            kept[name], deeper = known_only(hint, value, f"{prefix}{name}.", sections)
             unknown += deeper
         else:
             kept[name] = value
@@ -261,38 +270,35 @@ def override(config: Any, assignments: typing.Sequence[str]) -> Any:
         key, sep, raw = text.partition("=")
         if not sep:
             raise ConfigError(f"{text!r} is not an assignment; write section.key=value, for example optim.lr=2e-4")
-        config = _replace(config, key.strip().split("."), raw.strip(), key.strip())
+        config = _replace(config, key.strip().split("."), raw.strip(), key.strip(), config)
     return config
 
 
-def keys(cls: type = Config, prefix: str = "") -> list[str]:
-    """All dotted keys, for help texts and suggestions."""
-    hints = typing.get_type_hints(cls)
+def keys(config: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration, for help texts and suggestions."""
     out = []
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        out += keys(hint, f"{prefix}{field.name}.") if section else [prefix + field.name]
+    for name in hints_of(config):
+        value = getattr(config, name)
+        out += keys(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else [prefix + name]
     return out
 
 
-def _replace(config: Any, path: list[str], raw: str, full: str) -> Any:
+def _replace(config: Any, path: list[str], raw: str, full: str, whole: Any) -> Any:
     hints = typing.get_type_hints(type(config))
     if path[0] not in hints:
-        candidates = keys() if len(path) != len(full.split(".")) or path[0] == full or "." in full else list(hints)
-        raise ConfigError(f"unknown configuration key {full!r}{_near(full, candidates)}")
+        raise ConfigError(f"unknown configuration key {full!r}{_near(full, keys(whole))}")
     current = getattr(config, path[0])
     if dataclasses.is_dataclass(current):
         if len(path) == 1:
             raise ConfigError(f"{full!r} is a section; set one of its keys: {', '.join(hints_of(current))}")
-        return dataclasses.replace(config, **{path[0]: _replace(current, path[1:], raw, full)})
+        return dataclasses.replace(config, **{path[0]: _replace(current, path[1:], raw, full, whole)})
     if len(path) > 1:
         raise ConfigError(f"unknown configuration key {full!r}: {path[0]!r} is a value, not a section")
     try:
         value = json.loads(raw)
     except json.JSONDecodeError:
         value = raw
-    return dataclasses.replace(config, **{path[0]: _coerce(hints[path[0]], value, full)})
+    return dataclasses.replace(config, **{path[0]: _coerce(hints[path[0]], value, full, None)})
 
 
 def hints_of(config: Any) -> list[str]:
@@ -308,12 +314,12 @@ def _near(key: str, candidates: typing.Iterable[str]) -> str:
     return f"; did you mean {', '.join(dict.fromkeys(close))}?" if close else ""
 
 
-def _coerce(hint: Any, value: Any, where: str) -> Any:
+def _coerce(hint: Any, value: Any, where: str, sections: Sections | None) -> Any:
     origin = typing.get_origin(hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"configuration section {where!r} must be a mapping, not {value!r}")
-        return from_dict(hint, value, where + ".")
+        return from_dict(hint, value, where + ".", sections)
     if origin is Literal:
         if value not in typing.get_args(hint):
             raise ConfigError(f"{where}={value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}")
@@ -321,11 +327,11 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _coerce(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
+        return _coerce(next(a for a in typing.get_args(hint) if a is not type(None)), value, where, sections)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}={value!r} must be a list, for example [1,2]")
-        return tuple(_coerce(typing.get_args(hint)[0], v, where) for v in value)
+        return tuple(_coerce(typing.get_args(hint)[0], v, where, sections) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from conftest import ROOT
 
-from dfine_jax.converters.torch.huggingface import official_place
+from dfine_jax.families.dfine.huggingface import official_place
 from dfine_jax.families.dfine.variants import model_config
 
 sys.path.insert(0, str(ROOT))

@@ -9,10 +9,13 @@ import re
 import pytest
 from conftest import ROOT
 
-from dfine_jax.config import Config, ConfigError, from_dict, keys, override, validate
+from dfine_jax.config import Config, ConfigError, from_dict, keys, override
+from dfine_jax.errors import UserError
+from dfine_jax.families import sections, validate
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import VARIANTS, model_config
 
-CONFIG = Config(model_config("n"))
+CONFIG = Config(model_config("n"), LossConfig())
 
 
 def test_override_sets_values_of_the_right_type():
@@ -31,11 +34,12 @@ def test_override_sets_values_of_the_right_type():
         ("lr=1", "optim.lr"),
         ("optim=1", "section"),
         ("optim.lr.x=1", "not a section"),
+        ("model.family=rtdetr", "is not one of"),
         ("optim.lr", "section.key=value"),
         ("optim.lr=fast", "type float"),
         ("train.epochs=1.5", "type int"),
         ("train.epochs=true", "type int"),
-        ("data.augment=all", "'dfine'"),
+        ("data.augment=all", "'standard'"),
         ("model.num_points=3", "list"),
     ],
 )
@@ -63,6 +67,14 @@ def test_override_refuses(assignment, message):
         "loss.cost_bbox=-1",
         "loss.vfl_alpha=1.5",
         "loss.focal_gamma=-1",
+        "model.num_heads=7",
+        "model.decoder_layers=0",
+        "model.reg_scale=-1",
+        "model.reg_scale=NaN",
+        "model.up=0",
+        "model.num_points=[3,6,3]",
+        "model.encoder_ffn=0",
+        'train.remat=["neck"]',
     ],
 )
 def test_validate_names_the_key(assignment):
@@ -73,25 +85,28 @@ def test_validate_names_the_key(assignment):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_json_round_trip(variant):
-    config = Config(model_config(variant))
-    assert from_dict(Config, json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    config = Config(model_config(variant), LossConfig())
+    assert from_dict(Config, json.loads(json.dumps(dataclasses.asdict(config))), sections=sections) == config
 
 
 def test_unknown_missing_and_mistyped_keys_of_stored_configurations():
-    stored = json.loads(json.dumps(dataclasses.asdict(CONFIG)))
+    stored, read = json.loads(json.dumps(dataclasses.asdict(CONFIG))), lambda v: from_dict(Config, v, sections=sections)
     with pytest.raises(ConfigError, match="optim.speed"):
-        from_dict(Config, {**stored, "optim": {**stored["optim"], "speed": 1}})
+        read({**stored, "optim": {**stored["optim"], "speed": 1}})
     with pytest.raises(ConfigError, match="model.backbone"):
-        from_dict(Config, {**stored, "model": {k: v for k, v in stored["model"].items() if k != "backbone"}})
+        read({**stored, "model": {k: v for k, v in stored["model"].items() if k != "backbone"}})
     with pytest.raises(ConfigError, match="model"):
-        from_dict(Config, {**stored, "model": 3})
+        read({**stored, "model": 3})
+    with pytest.raises(UserError, match="unknown family 'yolo'; there are dfine"):
+        read({**stored, "model": {**stored["model"], "family": "yolo"}})
+    assert read({"model": stored["model"]}) == CONFIG
 
 
 def test_every_field_is_read_outside_the_configuration():
     files = [f for folder in ("dfine_jax", "converters") for f in (ROOT / folder).rglob("*.py")]
     files = [f for f in files if f.name not in ("config.py", "variants.py")]
     source = "\n".join(f.read_text() for f in files)
-    names = {key.rsplit(".", 1)[-1] for key in keys()}
+    names = {key.rsplit(".", 1)[-1] for key in keys(CONFIG)}
     assert len(names) > 40
     unread = {name for name in names if not re.search(rf"\.{name}\b", source)}
     assert not unread

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from dfine_jax.config import Config, DataConfig, LogConfig, LossConfig, OptimConfig, TrainConfig
+from dfine_jax.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES, BackboneSpec, StageSpec
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 
 BACKBONE = BackboneSpec((4, 8), tuple(StageSpec(out, 4, 1, 1) for out in (8, 16, 16, 16)))

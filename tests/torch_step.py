@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from hf_models import build, from_official
 
-from dfine_jax.config import LossConfig
-from dfine_jax.converters.torch import huggingface
+from dfine_jax.families.dfine import huggingface
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.ops.postprocess import Answer

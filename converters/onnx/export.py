@@ -17,7 +17,7 @@ import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +30,15 @@ from jax2onnx import to_onnx
 from jaxtyping import Array, Float
 
 from dfine_jax import __version__
+from dfine_jax.config import ModelSection
 from dfine_jax.converters.onnx import ops
 from dfine_jax.converters.onnx.graph import simplify
 from dfine_jax.converters.onnx.model import forward
 from dfine_jax.converters.onnx.resize import resizing
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
-from dfine_jax.families.dfine.model import STRIDE, DFine
+from dfine_jax.families import of, recipe_name
+from dfine_jax.families.family import Reduction
 from dfine_jax.ops.postprocess import Answer
 from dfine_jax.serving.artefact import GRAPHS, KEY, SIZES_INPUT, Artefact, InputSpec
 
@@ -50,7 +52,7 @@ NUM_TOP = 300
 
 
 def export_onnx(
-    model: DFine,
+    model: Any,
     variables: Mapping[str, Any],
     meta: Mapping[str, Any],
     *,
@@ -60,9 +62,7 @@ def export_onnx(
     graph: Graph = "raw",
     input_dtype: InputType = "float32",
     source_hw: tuple[int, int] | None = None,
-    num_queries: int | None = None,
-    prune: Sequence[int] | None = None,
-    layers: int | None = None,
+    reduction: Reduction = Reduction(),  # noqa: B008
 ) -> onnx.ModelProto:
     """The model as an ONNX file that describes itself.
 
@@ -72,16 +72,16 @@ def export_onnx(
       size_hw: height and width of the network's input in pixels.
       batch: fixed, or None for any.
       source_hw: height and width of the pictures, which the graph resizes; it takes bytes then.
-      num_queries, prune, layers: see ``operating_point``.
+      reduction: see ``operating_point``.
 
     Raises:
       UserError: size, batch or operating point do not fit the model.
     """
-    check(size_hw, batch)
+    check(model.config, size_hw, batch)
     if source_hw and min(source_hw) < 1:
         raise UserError(f"source size {source_hw[0]}x{source_hw[1]}: sides must be at least 1")
     variables = jax.tree.map(np.asarray, variables)  # of jax arrays the cast to float16 would stay in the graph
-    model = operating_point(model, variables, num_queries=num_queries, prune=prune, layers=layers)
+    model = operating_point(model, variables, reduction)
     if precision == "fp16":
         model = model.clone(compute_dtype=jnp.float16)
     preprocess = meta.get("preprocess") or Preprocess(*size_hw)
@@ -96,7 +96,7 @@ def export_onnx(
     function: Callable[..., Any] = network if graph == "raw" else complete(network)
     proto = _translate(function, size_hw, batch, graph, input_dtype)
     artefact = Artefact(
-        variant=model.config.variant,
+        variant=recipe_name(model.config),
         task="detect",
         graph=graph,
         precision=precision,
@@ -129,52 +129,31 @@ def save(proto: onnx.ModelProto, path: Path) -> None:
     onnx.save(proto, path)
 
 
-def check(size_hw: tuple[int, int], batch: int | None) -> None:
-    """UserError unless the sides are multiples of the stride and the batch is positive."""
-    if any(side <= 0 or side % STRIDE for side in size_hw):
-        raise UserError(f"input size {size_hw[0]}x{size_hw[1]}: sides must be multiples of {STRIDE}, such as 640x640")
+def check(model: ModelSection, size_hw: tuple[int, int], batch: int | None) -> None:
+    """UserError unless the sides are multiples of the model's grid and the batch is positive."""
+    grid_px = of(model).grid_px(model)
+    if any(side <= 0 or side % grid_px for side in size_hw):
+        raise UserError(f"input size {size_hw[0]}x{size_hw[1]}: sides must be multiples of {grid_px}, such as 640x640")
     if batch is not None and batch < 1:
         raise UserError(f"batch {batch} must be at least 1, or dynamic")
 
 
-def operating_point(
-    model: DFine,
-    variables: Mapping[str, Any],
-    *,
-    num_queries: int | None = None,
-    prune: Sequence[int] | None = None,
-    layers: int | None = None,
-) -> DFine:
-    """The same weights with less work.
+def operating_point(model: Any, variables: Mapping[str, Any], reduction: Reduction) -> Any:
+    """The network with less work, by the same weights.
 
-    Args:
-      num_queries: encoder tokens that become queries.
-      prune: queries of the first decoder layer, of the second, and so on; the last number holds for all later ones.
-        Those with the highest class logits of the layer before go on.
-      layers: decoder layers that run; the heads of the last one answer.
+    Queries of the first decoder layer, of the second and so on are pruned to those with the highest class logits of the
+    layer before. With fewer layers the heads of the last one answer.
 
     Raises:
-      UserError: more than the model has, or the weights lack the heads of an inner layer.
+      UserError: more than the model has, or the weights lack the heads of an inner layer, or nothing of the model can
+        be left out.
     """
-    config = model.config
-    if prune and num_queries is not None and prune[0] != num_queries:
-        raise UserError(f"pruning starts with {prune[0]} queries, but {num_queries} are asked for; give one of the two")
-    num_queries = num_queries if num_queries is not None else (prune[0] if prune else config.num_queries)
-    layers = config.decoder_layers if layers is None else layers
-    kept = tuple(prune or ())[1:]
-    if not 1 <= num_queries <= config.num_queries:
-        raise UserError(f"{num_queries} queries: the model has {config.num_queries}; give 1 to {config.num_queries}")
-    if not 1 <= layers <= config.decoder_layers:
-        raise UserError(f"{layers} decoder layers: the model has {config.decoder_layers}")
-    if len(kept) >= layers or list(kept) != sorted(kept, reverse=True) or any(k < 1 for k in kept):
-        raise UserError(f"pruning {'>'.join(map(str, prune or ()))} must fall and have at most {layers} numbers")
-    if kept and kept[0] > num_queries:
-        raise UserError(f"pruning to {kept[0]} of {num_queries} queries removes nothing")
-    for i in {*range(len(kept)), layers - 1}:
-        if f"dec_score_head_{i}" not in variables["params"]["decoder"]:
-            raise UserError(f"the weights have no heads for decoder layer {i + 1}; take the checkpoint of the training")
-    config = dataclasses.replace(config, num_queries=num_queries, decoder_layers=layers)
-    return model.clone(config=config, keep_queries=kept)
+    if reduction == Reduction():
+        return model
+    reduce = of(model.config).reduced
+    if reduce is None:
+        raise UserError(f"{of(model.config).title} has no other operating points; leave queries and layers as they are")
+    return reduce(model, variables, reduction)
 
 
 def complete(network: Callable[[Array], Answer]) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
@@ -222,7 +201,7 @@ def _translate(
         traced = to_onnx(
             function,
             inputs,
-            model_name="dfine",
+            model_name="detector",
             opset=OPSET,
             inputs_as_nchw=[0] if input_dtype == "float32" else None,
             input_names=names,

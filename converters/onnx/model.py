@@ -20,7 +20,6 @@ from dfine_jax.converters.onnx.fold import FoldedConv, Path, fold
 from dfine_jax.converters.onnx.sampling import build_table, deformable_attention, linear
 from dfine_jax.families.backbones.hgnetv2 import Stem
 from dfine_jax.families.dfine import decoder
-from dfine_jax.families.dfine.model import DFine
 from dfine_jax.nn import layers
 from dfine_jax.nn.deformable import DeformableAttention
 from dfine_jax.nn.hybrid_encoder import Bottleneck
@@ -33,7 +32,7 @@ from dfine_jax.ops.replace import replaced
 Forward = Callable[[Float[Array, "b h w 3"]], Answer]
 
 
-def forward(model: DFine, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
+def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
     """Images to the answer, for tracing by an exporter.
 
     Args:
@@ -109,8 +108,8 @@ def _conv(conv: FoldedConv, x: Array, stride: int = 1, pads: tuple[int, int] = (
 
 
 def _conv_norm(module: layers.ConvNorm, conv: FoldedConv, x: Array) -> Array:
-    if module.dtype is not None:
-        x = x.astype(module.dtype)
+    # Bytes first, because TensorRT transposes none.
+    x = x.astype(module.dtype or (jnp.float32 if x.dtype == jnp.uint8 else x.dtype))
     padding = (module.kernel_size - 1) // 2 if module.padding is None else module.padding
     x = _conv(conv, _nchw(x), module.stride, (padding, padding), module.groups)
     if module.activation is not None and conv.bound is None:

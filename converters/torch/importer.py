@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfine_jax.config import Activation, Config, LossConfig, ModelConfig, TrainConfig
-from dfine_jax.converters.torch import huggingface, name_map
+from dfine_jax import families
+from dfine_jax.config import Activation, ModelSection
 from dfine_jax.converters.torch.state_dicts import tell
-from dfine_jax.converters.torch.tensor_files import read_tensors, weights_file
-from dfine_jax.converters.torch.torch_weights import convert_state_dict
+from dfine_jax.converters.torch.tensor_files import read_folder_tensors, read_tensors, weights_file
 from dfine_jax.data.read.coco_names import (
     COCO_ALIASES,
     COCO_CATEGORY_IDS,
@@ -23,8 +21,9 @@ from dfine_jax.data.read.coco_names import (
     objects365_names,
 )
 from dfine_jax.errors import UserError
-from dfine_jax.families.dfine.variants import VARIANTS
-from dfine_jax.system.files import sha256, telling
+from dfine_jax.families.family import Family, Origin, WeightFormat
+from dfine_jax.families.foreign import not_known
+from dfine_jax.system.files import read_json, sha256, telling
 from dfine_jax.training.run.checkpoint import Metadata
 from dfine_jax.weights import hub
 
@@ -32,15 +31,20 @@ logger = logging.getLogger(__name__)
 
 
 class _Read(NamedTuple):
-    """What a file or folder says."""
+    """What a file or folder holds."""
 
-    tensors: Mapping[str, np.ndarray]  # official names
+    tensors: Mapping[str, np.ndarray]
     file: Path  # that holds them, or their index
-    place: str = ""  # in the file
-    config: ModelConfig | None = None
-    class_names: Sequence[str] | None = None
-    activation: Activation | None = None
-    activation_file: Path | None = None  # that states the activation and cannot be overruled
+    place: str  # in the file
+    settings: Mapping[str, Any] | None  # of a folder: its config.json
+
+
+class Recognised(NamedTuple):
+    """Whose tensors they are."""
+
+    family: Family[Any, Any, Any, Any]
+    format: WeightFormat[Any]
+    model: ModelSection
 
 
 def import_weights(
@@ -54,46 +58,38 @@ def import_weights(
 
     Class names come from the argument, else from a Hugging Face configuration; 80 or 366 classes without names are
     taken for those of COCO or Objects365, with a warning unless the file is a published one; others get ``class_0``,
-    ``class_1`` ... and the class index as category id. Weights with SiLU are described as DEIM's, so that training them
-    further is done in the same way.
+    ``class_1`` ... and the class index as category id.
 
     Args:
       source: official ``.pth``, ``.safetensors`` (official or Hugging Face names) or Hugging Face folder.
-      activation: of decoder and heads: ``relu`` (D-FINE) or ``silu`` (DEIM). Hugging Face folders say it, published
-        files have ReLU; for other files None means what ``guess_activation`` finds, with a warning that says so.
+      activation: of decoder and heads, where a file does not say it; None: what the family finds (``described``).
       class_names: one per class.
       licence: of the weights, recorded.
 
     Raises:
-      UserError: the file is missing, damaged, malicious or not D-FINE (the message lists what does not fit), has values
-        that are not finite, or its activation is neither given nor to be found, or given against what the file says.
+      UserError: the file is missing, damaged, malicious or of no family (the message lists what does not fit), has
+        values that are not finite, or its activation is neither given nor to be found, or given against what the file
+        says.
     """
     source = Path(source)
     try:
         with telling(source):
             read = _read(source)
             digest = sha256(read.file)
-        if read.activation_file and activation not in (None, read.activation):
-            raise UserError(
-                f"{read.activation_file} says that the activation is {read.activation}, not {activation}; leave it out"
-            )
-        config, variables = convert_state_dict(read.tensors, activation=activation or "relu", config=read.config)
+        family, form, model = recognise(read.tensors, read.settings)
+        model, variables = form.read(read.tensors, model)
         published = hub.is_published_file(read.file.name, digest)
-        stated = activation or read.activation or ("relu" if published else None) or _found(source, read.file, config)
-        names, category_ids = class_table(source, config.num_classes, class_names or read.class_names, sure=published)
+        stated = source / "config.json" if read.settings is not None else source
+        origin = Origin(str(stated), read.file.name, form.name, published, activation, read.settings is not None)
+        names = class_names or (None if read.settings is None else settings_names(read.settings))
+        names, category_ids = class_table(source, model.num_classes, names, sure=published)
+        config = family.described(model, origin)
     except UserError as error:
         if str(source) in str(error):
             raise
         raise UserError(f"{source}: {error}") from error
-    _log_ignored(read.tensors)
-    deim = stated == "silu"
-    config = dataclasses.replace(config, decoder_activation=stated, mlp_activation=stated)
     metadata = Metadata(
-        config=Config(
-            model=config,
-            loss=LossConfig(class_loss="mal" if deim else "vfl"),
-            train=TrainConfig(method="deim" if deim else "dfine"),
-        ),
+        config=config,
         class_names=names,
         category_ids=category_ids,
         source_file=read.file.name,
@@ -104,53 +100,52 @@ def import_weights(
     return variables, metadata
 
 
-def _read(source: Path) -> _Read:
-    if source.is_dir():
-        tensors, config, names = huggingface.read_folder(source)
-        stated = source / "config.json"
-        return _Read(tensors, weights_file(source), "", config, names, config.decoder_activation, stated)
-    selected = read_tensors(source)
-    tell(selected, source)
-    if huggingface.is_huggingface(selected.tensors):  # that port is D-FINE's alone
-        return _Read(huggingface.to_official(selected.tensors), source, selected.place, activation="relu")
-    return _Read(selected.tensors, source, selected.place)
+def recognise(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None) -> Recognised:
+    """Family, format and architecture of tensors.
 
+    Args:
+      settings: content of the config.json beside them, if there is one.
 
-_METHODS = {"relu": "D-FINE with ReLU", "silu": "DEIM with SiLU"}
-
-
-def _found(source: Path, file: Path, config: ModelConfig) -> Activation:
-    found = guess_activation(file.name, config)
-    if found is None:
-        raise UserError(
-            f"{source} does not say which activation its decoder has, and with the wrong one it detects nothing: give "
-            "--activation relu (D-FINE) or silu (DEIM), to dfine convert first where a command has no such option; in "
-            "Python activation='relu'"
-        )
-    activation, reason = found
-    other = "relu" if activation == "silu" else "silu"
-    logger.warning("%s: %s assumed (%s); otherwise give --activation %s", source, _METHODS[activation], reason, other)
-    return activation
-
-
-def guess_activation(file_name: str, config: ModelConfig) -> tuple[Activation, str] | None:
-    """Activation of weights that do not state it, and why; it leaves no trace in the tensors. None: nothing says it.
-
-    DEIM's files carry its name, as D-FINE's do; of the variants whose backbone D-FINE trains with frozen batch norm (L,
-    X), DEIM trains them.
+    Raises:
+      UserError: they are of no family.
     """
-    name = file_name.lower().replace("-", "").replace("_", "")
-    if "deim" in name:
-        return "silu", "by its name"
-    if VARIANTS[config.variant].backbone_frozen_bn and not config.backbone_frozen_bn:
-        return "silu", "its backbone was trained with its batch norms"
-    return ("relu", "by its name") if "dfine" in name else None
+    for family, form in _formats():
+        model = form.recognise(tensors, settings)
+        if model is not None:
+            return Recognised(family, form, model)
+    titles = " or ".join(family.title for family in families.every())
+    if settings is not None:
+        raise UserError(f"config.json: model_type {settings.get('model_type')!r} is not that of {titles}")
+    raise UserError(not_known(tensors, titles))
 
 
-def _log_ignored(tensors: Mapping[str, np.ndarray]) -> None:
-    reasons = [reason for key in tensors if (reason := name_map.ignored_reason(key))]
-    for reason in dict.fromkeys(reasons):
-        logger.debug("%d entries not taken: %s", reasons.count(reason), reason)
+def _formats() -> Iterator[tuple[Family[Any, Any, Any, Any], WeightFormat[Any]]]:
+    return ((family, form) for family in families.every() for form in family.formats)
+
+
+def _read(source: Path) -> _Read:
+    if not source.is_dir():
+        selected = read_tensors(source)
+        tell(selected, source)
+        return _Read(selected.tensors, source, selected.place, None)
+    place = source / "config.json"
+    if not place.is_file():
+        raise UserError(f"{source}: no config.json; give a Hugging Face folder")
+    settings = read_json(place)
+    if not isinstance(settings, dict):
+        raise UserError(f"{place} holds no configuration")
+    selected = read_folder_tensors(source)
+    tell(selected, source)
+    return _Read(selected.tensors, weights_file(source), "", settings)
+
+
+def settings_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of config.json's ``id2label`` in order, or None when it only numbers the classes."""
+    labels = settings.get("id2label")
+    if not isinstance(labels, dict) or sorted(labels, key=int) != [str(i) for i in range(len(labels))]:
+        return None
+    names = tuple(str(labels[str(i)]) for i in range(len(labels)))
+    return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
 
 
 def class_table(

@@ -2,7 +2,8 @@
 
 Programs nest state dicts in dictionaries (``model``, ``state_dict``, ``ema.module`` ...) and put the names of wrappers
 before or inside the names of tensors (``module.``, ``_orig_mod.``, ``model.``, ``ema_model.`` ...). Neither is listed
-here: a state dict is found by a tensor that every D-FINE has, what stands before the name of that tensor is its prefix.
+here: a state dict is found by a tensor that every model of a family has (an anchor), what stands before the name of
+that tensor is its prefix.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from dfine_jax import families
 from dfine_jax.errors import UserError
+from dfine_jax.families.family import Anchor
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +30,6 @@ _MOST_MODELS = 64  # of one dictionary: sorting the names out takes time for eac
 _WRAPPERS = frozenset(
     ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_ddp_module")
 )
-# A tensor of every detector under official names, and under those of transformers.
-DETECTOR = (
-    ("backbone", "stem", "stem1", "conv", "weight"),
-    ("backbone", "model", "embedder", "stem1", "convolution", "weight"),
-)
-# A tensor of every backbone file; with a detector, its backbone is found.
-BACKBONE = (("stem", "stem1", "conv", "weight"),)
 _AVERAGED = re.compile(r"(^|[_.\d])(ema|swa|avg|averaged?|shadow|polyak)($|[_.\d])", re.IGNORECASE)
 
 
@@ -52,17 +48,18 @@ class _Candidate(NamedTuple, Generic[T]):
     averaged: bool
 
 
-def select_state_dict(content: Any, kind: type[T], anchors: Sequence[tuple[str, ...]] = DETECTOR) -> Selected[T]:
+def select_state_dict(content: Any, kind: type[T], anchors: Sequence[Anchor] | None = None) -> Selected[T]:
     """The averaged weights of a file where it has any, else its weights, without wrappers.
 
     Args:
       content: what the file holds.
       kind: type of the tensors.
-      anchors: names of a tensor that what is looked for has.
+      anchors: tensors of which what is looked for has one; None: those of all families' detectors.
 
     Raises:
       UserError: there are none; the message says what there is instead.
     """
+    anchors = families.anchors() if anchors is None else anchors
     dicts = list(_dicts(content, kind))
     found = [candidate for place, items in dicts for candidate in _models(place, items, kind, anchors)]
     if not found:
@@ -116,7 +113,7 @@ def _has_entries(value: Any) -> bool:
 
 
 def _models(
-    place: tuple[str, ...], items: Mapping[Any, Any], kind: type[T], anchors: Sequence[tuple[str, ...]]
+    place: tuple[str, ...], items: Mapping[Any, Any], kind: type[T], anchors: Sequence[Anchor]
 ) -> Iterator[_Candidate[T]]:
     """The models of a dictionary of tensors, one for each prefix under which there is an anchor."""
     tensors = {key: value for key, value in items.items() if isinstance(key, str) and isinstance(value, kind)}
@@ -142,14 +139,14 @@ def _models(
         yield _Candidate(mine, where, averaged)
 
 
-def _prefix(key: str, anchors: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
+def _prefix(key: str, anchors: Sequence[Anchor]) -> tuple[str, ...] | None:
     """What stands before an anchor in a name, wrappers inside the anchor overlooked; None for other names."""
     parts = key.split(".")
     for anchor in anchors:
-        if parts[-1] != anchor[-1]:
+        if parts[-1] != anchor.name[-1]:
             continue
         position = len(parts)
-        for wanted in reversed(anchor):
+        for wanted in reversed(anchor.name):
             position -= 1
             while position > 0 and parts[position] in _WRAPPERS and parts[position] != wanted:
                 position -= 1
@@ -157,8 +154,7 @@ def _prefix(key: str, anchors: Sequence[tuple[str, ...]]) -> tuple[str, ...] | N
                 break
         else:
             prefix = tuple(parts[:position])
-            # transformers calls the part without heads "model"; that belongs to its names, heads stand beside it.
-            return prefix[:-1] if anchor is DETECTOR[1] and prefix[-1:] == ("model",) else prefix
+            return prefix[:-1] if anchor.outer and prefix[-1:] == (anchor.outer,) else prefix
     return None
 
 
@@ -200,7 +196,7 @@ def _nothing(content: Any, places: list[tuple[str, ...]], kind: type) -> str:
         return f"it holds the state of an optimiser ({entries}) without the weights of a model; {cure}"
     if places:
         names = ", ".join(map(_told, places[:_LISTED]))
-        return f"it holds several state dicts ({names}), none of them of a D-FINE"
+        return f"it holds several state dicts ({names}), none of them of a model known here"
     lists = [str(key) for key, value in content.items() if isinstance(value, (list, tuple)) and value]
     if any(isinstance(item, kind) for key in lists for item in content[key]):
         return f"it holds tensors without names (in {lists[0]}), which cannot be told apart; {cure}"

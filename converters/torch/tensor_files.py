@@ -12,8 +12,9 @@ import safetensors
 from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.converters.torch.file_kinds import kind_of
 from dfine_jax.converters.torch.pickle_values import TensorRef
-from dfine_jax.converters.torch.state_dicts import DETECTOR, Selected, select_state_dict
+from dfine_jax.converters.torch.state_dicts import Selected, select_state_dict
 from dfine_jax.errors import UserError
+from dfine_jax.families.family import Anchor
 from dfine_jax.system.files import read_json, telling
 
 # Tensors of one file may share data (tied weights), but not over and over.
@@ -30,7 +31,7 @@ _SAFETENSORS_DTYPES = {
 _FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def read_tensors(path: Path, anchors: Sequence[tuple[str, ...]] = DETECTOR) -> Selected[np.ndarray]:
+def read_tensors(path: Path, anchors: Sequence[Anchor] | None = None) -> Selected[np.ndarray]:
     """The state dict of a file, found as ``select_state_dict`` does; the content decides what the file is.
 
     Raises:
@@ -104,7 +105,7 @@ def read_folder_tensors(folder: Path) -> Selected[np.ndarray]:
         if missing := sorted(names - tensors.keys()):
             raise UserError(f"{folder / part}: {missing[0]} is missing, which {file.name} promises")
         found.update((name, tensors[name]) for name in names)
-    return _named(file, {name: found[name] for name in places}, DETECTOR)
+    return _named(file, {name: found[name] for name in places}, None)
 
 
 def _part(path: Path) -> dict[str, np.ndarray]:
@@ -117,7 +118,7 @@ def _part(path: Path) -> dict[str, np.ndarray]:
         return torch_pickle.materialise({str(name): value for name, value in content.items()}, most)
 
 
-def _named(path: Path, tensors: dict[str, np.ndarray], anchors: Sequence[tuple[str, ...]]) -> Selected[np.ndarray]:
+def _named(path: Path, tensors: dict[str, np.ndarray], anchors: Sequence[Anchor] | None) -> Selected[np.ndarray]:
     try:
         return select_state_dict(tensors, np.ndarray, anchors)
     except UserError as error:

@@ -37,11 +37,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "left for you.",
         epilog="examples:\n"
         "  dfine check --data cells\n"
-        "  dfine check --data cells --out check --size 320x320 data.augment=deim\n"
+        "  dfine check --data cells --out check --size 320x320 data.augment=dense\n"
         "  dfine check --data cells --overfit 8     trains on 8 images; they must be learnt by heart\n"
         "  dfine check --data cells --repair cells-repaired     then: dfine train n --data cells-repaired ...",
     )
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the data, such as data.augment=deim")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of the data, such as data.augment=dense")
     parser.add_argument(
         "--data", metavar="DIR", required=True, type=Path,
         help="folder or file in any format of docs/data.md, data.yaml, or tfds:NAME",
@@ -158,18 +158,20 @@ def _report(splits: dict[str, Dataset], size_px: tuple[int, int]) -> list[Findin
 
 def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
     """Grids of the training split: as annotated, and in the middle of the training as configured."""
-    from dfine_jax.config import Config, DataConfig, override, validate
+    from dfine_jax import families
+    from dfine_jax.config import Config, DataConfig, override
     from dfine_jax.data.load.grid import annotated_grid, batch_grid
     from dfine_jax.data.load.pipeline import TrainLoader
     from dfine_jax.data.picture.images import save_picture
-    from dfine_jax.families.dfine.variants import model_config
 
     height, width = _size(options, (640, 640))
+    model = families.smallest()
+    input_of = DataConfig(height_px=height, width_px=width, start_augment_epoch=0)
     config: Config = override(
-        Config(model_config("n"), data=DataConfig(height_px=height, width_px=width, start_augment_epoch=0)),
+        Config(model, families.of(model).Loss(), data=input_of),
         options.overrides,
     )
-    validate(config)
+    families.validate(config)
     shown = dataset.records[:: max(1, len(dataset) // NUM_SHOWN)][:NUM_SHOWN]
     save_picture(annotated_grid(shown, dataset.names), options.out / "annotated.jpg", quality=90)
 
@@ -222,13 +224,15 @@ def few_images(dataset: Dataset, count: int) -> Dataset:
 
 
 def overfit_config(data: Dataset, size_px: tuple[int, int], overrides: list[str]) -> Config:
-    """Variant N with a high rate, no augmentation and a short memory of the average."""
+    """The smallest model with a high rate, no augmentation and a short memory of the average."""
+    from dfine_jax import families
     from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig, override
-    from dfine_jax.families.dfine.variants import model_config
 
+    smallest = families.smallest()
     batch = min(OVERFIT_BATCH, len(data))
     config = Config(
-        model=model_config("n", num_classes=len(data.names)),
+        model=dataclasses.replace(smallest, num_classes=len(data.names)),
+        loss=families.of(smallest).Loss(),
         optim=OptimConfig(lr=8e-4, backbone_lr=4e-4, warmup_steps=20, ema_decay=0.97, ema_warmup_steps=20),
         data=DataConfig(height_px=size_px[0], width_px=size_px[1], augment="none", workers=1),
         train=TrainConfig(

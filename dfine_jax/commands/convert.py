@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="official or Hugging Face weights to a checkpoint, and back",
-        description="Official D-FINE weights (.pth), Hugging Face folders, .safetensors and published names to a "
+        description="Official weights (.pth), Hugging Face folders, .safetensors and published names to a "
         "checkpoint folder; or, when OUT ends in .pth or .safetensors, any weights to the official layout. Variant and "
         "classes are recognised; a file that does not fit in every entry is refused.",
         epilog="examples:\n"
@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--activation", choices=("relu", "silu"),
-        help="of decoder and heads, which other programs do not store: relu for D-FINE, silu for DEIM (default: by the "
+        help="of decoder and heads, which other programs do not store: relu, or silu for DEIM (default: by the "
         "name of the file, deim or dfine; silu for an L or X with trained batch norms in the backbone; else it must be "
         "given)",
     )  # fmt: skip
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     """Convert and say what was found."""
     _check_place(options.out, options.force)
     names = _read_names(options.class_names) if options.class_names else None
+    from dfine_jax import families
     from dfine_jax.weights.load import read
 
     variables, metadata = read(options.checkpoint, activation=options.activation, class_names=names)
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
         save_weights(options.out, variables, metadata)
     print(
-        f"{options.out}: D-FINE-{model.variant.upper()}, {model.num_classes} classes "
+        f"{options.out}: {families.title(model)}, {model.num_classes} classes "
         f"({', '.join(metadata.class_names[:3])}{', ...' if model.num_classes > 3 else ''}), {size:,} parameters, "
         f"{model.decoder_activation.replace('relu', 'ReLU').replace('silu', 'SiLU')}"
         + (f", from {metadata.source_entry}" if metadata.source_entry else "")
@@ -86,11 +87,15 @@ def _write_official(out: Path, variables: dict[str, Any], metadata: Metadata) ->
     import numpy as np
     from safetensors.numpy import save
 
+    from dfine_jax import families
     from dfine_jax.converters.torch import torch_pickle
-    from dfine_jax.converters.torch.torch_weights import export_state_dict
 
-    height_px, width_px = metadata.input_size_px
-    tensors = export_state_dict(metadata.config.model, variables, height_px=height_px, width_px=width_px)
+    model = metadata.config.model
+    family = families.of(model)
+    write = next((form.write for form in family.formats if form.name == "official"), None)
+    if write is None:
+        raise UserError(f"{out}: weights of {family.title} are not written in other programs' formats")
+    tensors = write(model, variables, metadata.input_size_px)
     if out.suffix == ".pth":
         torch_pickle.save(out, {"model": tensors})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import logging
 import time
@@ -84,14 +85,15 @@ def _tour(out: Path, epochs: int, started: float) -> None:
 
 
 def demo_config(num_classes: int, epochs: int) -> Config:
-    """D-FINE-N for small pictures: fewer queries, because there are few places, and rates for a short run."""
-    from dfine_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
-    from dfine_jax.families.dfine.variants import model_config
+    """The smallest model for small pictures: fewer queries, because there are few places, and rates for a short run."""
+    from dfine_jax import families
+    from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig, override
 
     steps = epochs * (NUM_TRAIN // BATCH_SIZE)
-    return Config(
-        model=model_config("n", num_classes=num_classes, num_queries=40),
-        loss=LossConfig(num_denoising=20),
+    smallest = families.smallest()
+    config = Config(
+        model=dataclasses.replace(smallest, num_classes=num_classes, num_queries=40),
+        loss=families.of(smallest).Loss(),
         optim=OptimConfig(
             lr=8e-4,
             backbone_lr=8e-4,
@@ -111,6 +113,7 @@ def demo_config(num_classes: int, epochs: int) -> Config:
             checkpoint_every=epochs,
         ),
     )
+    return override(config, ["loss.num_denoising=20"])
 
 
 def _read(folder: Path, split: Any) -> Dataset:
@@ -125,12 +128,12 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
 
     from dfine_jax.data.load.pipeline import EvalLoader
     from dfine_jax.evaluation.evaluate import evaluate
-    from dfine_jax.families.dfine.model import init_variables
+    from dfine_jax.families import of
     from dfine_jax.training.run.loop import train
     from dfine_jax.training.run.setup import StartWeights
     from dfine_jax.training.step.step import make_eval_step, predict_function
 
-    variables = init_variables(config.model, jax.random.key(config.train.seed))
+    variables = of(config.model).init(config.model, jax.random.key(config.train.seed))
     result = train(config, train_data, val_data, out, start=StartWeights(variables))
     if result.metrics is None or not result.finished:
         raise KeyboardInterrupt

@@ -106,8 +106,8 @@ def _size(options: argparse.Namespace, preprocess: Preprocess) -> tuple[int, int
     from dfine_jax.serving.artefact import is_artefact
 
     height, width = parse_size(options.size)
-    if height % 32 or width % 32 or not height or not width:
-        raise UserError(f"--size {options.size}: sides must be multiples of 32, for example 640x640")
     if is_artefact(options.model):
         raise UserError(f"--size {options.size}: {options.model} has one input size; export the model with --size")
+    if not height or not width:
+        raise UserError(f"--size {options.size}: sides must be at least 1")
     return height, width

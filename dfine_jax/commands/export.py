@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder, weights file or published name")
     parser.add_argument("--to", choices=tuple(_SUFFIX), default="onnx", help="format (default: onnx)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="default: dfine-VARIANT-PRECISION with the suffix")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="default: FAMILY-VARIANT-PRECISION with the suffix")
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: fp32")
     parser.add_argument("--batch", metavar="N", default="1", help="images per run, or 'dynamic' for any (default: 1)")
     parser.add_argument("--size", metavar="HxW", help="input size (default: the one the model was trained at)")
@@ -119,7 +119,8 @@ def export_checked(options: argparse.Namespace) -> GateReport:
     builder = _builder(options) if options.to == "tensorrt" else None
     loaded = load_checkpoint(options.model)
     size_hw = parse_size(options.size) if options.size else loaded.metadata.input_size_px
-    name = f"dfine-{loaded.model.config.variant}-{options.precision}{_SUFFIX[options.to]}"
+    model = loaded.metadata.config.model
+    name = f"{model.family}-{model.variant}-{options.precision}{_SUFFIX[options.to]}"
     report = _export(options, loaded, data, builder, size_hw, batch, prune, options.out or Path(name))
     if report.operating_point and report.accuracy is None:
         logger.warning("AP cost of the operating point: not measured; give --data DIR with annotations")
@@ -191,11 +192,12 @@ def _export(
     from dfine_jax.converters.gate.staging import release, staging
     from dfine_jax.converters.onnx.export import export_onnx, operating_point, save
     from dfine_jax.evaluation.evaluate import match_categories
+    from dfine_jax.families.family import Reduction
     from dfine_jax.serving.backends.jax_model import JaxBackend
 
-    reduced = {"num_queries": options.queries, "prune": prune, "layers": options.layers}
-    given = {key: value for key, value in reduced.items() if value is not None}
-    model = operating_point(loaded.model, loaded.variables, **reduced)
+    reduction = Reduction(options.queries, tuple(prune or ()), options.layers)
+    given = {key: value for key, value in reduction._asdict().items() if value not in (None, ())}
+    model = operating_point(loaded.model, loaded.variables, reduction)
     preprocess = loaded.metadata.preprocess
     classes = loaded.metadata.classes
     if data.dataset is not None:
@@ -210,7 +212,7 @@ def _export(
         graph=options.graph,
         input_dtype=options.input,
         source_hw=parse_size(options.source_size, "--source-size") if options.source_size else None,
-        **reduced,
+        reduction=reduction,
     )
     with staging(final) as staged, tempfile.TemporaryDirectory() as folder:
         source = staged if options.to == "onnx" else Path(folder) / f"{staged.stem}.onnx"

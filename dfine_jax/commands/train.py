@@ -24,8 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train on a folder of images with COCO annotations",
-        description="Train D-FINE; the averaged weights are evaluated after each epoch and kept as DIR/best, the whole "
-        "state as DIR/last. Values that follow from the data are printed before the first step.",
+        description="Train a detector; the averaged weights are evaluated after each epoch and kept as DIR/best, the "
+        "whole state as DIR/last. Values that follow from the data are printed before the first step.",
         epilog="examples:\n"
         "  dfine train n --data cells --out runs/cells --size 320x320 --epochs 60 --batch-size 8\n"
         "  dfine train s --data cells --out runs/cells --weights dfine-s-coco\n"
@@ -38,13 +38,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
-        help="n, s, m, l, x; an experiment file with get_config(), as FILE.py or FILE.py:VARIANT; a plan (.json)",
+        help="[FAMILY-]VARIANT, such as n, s, m, l, x; an experiment file with get_config(), as FILE.py or "
+        "FILE.py:VARIANT; a plan (.json)",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration values, such as optim.lr=2e-4")
     _add_files(parser)
     run_options = parser.add_argument_group("run")
     run_options.add_argument(
-        "--method", choices=("dfine", "deim"), help="whose recipe (default: that of the weights, else dfine)"
+        "--method", metavar="NAME", help="whose recipe, such as deim (default: that of the weights, else the family's)"
     )
     run_options.add_argument(
         "--size", metavar="HxW", help="input size in pixels, multiples of 32 (default: that of --weights, else 640x640)"
@@ -59,7 +60,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="images per step over all devices (default: 8 on CPU, else the recipe's); rates follow, also a file's",
     )
     run_options.add_argument(
-        "--augment", choices=("dfine", "deim", "none"), help="augmentation, as data.augment=... (default: the recipe's)"
+        "--augment",
+        choices=("standard", "dense", "none"),
+        help="augmentation, as data.augment=... (default: the recipe's)",
     )
     run_options.add_argument("--max-hours", metavar="H", type=float, help="stop in good order after this time")
     run_options.add_argument(
@@ -94,10 +97,10 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--activation",
         choices=("relu", "silu"),
-        help="of the decoder of --weights, where the file does not say it: relu for D-FINE, silu for DEIM",
+        help="of the decoder of --weights, where the file does not say it: relu, or silu for DEIM",
     )
     files.add_argument(
-        "--backbone", metavar="W", help="pretrained backbone: an official HGNetv2 file, or imagenet to download it"
+        "--backbone", metavar="W", help="pretrained backbone: an official file, or imagenet to download it"
     )
     files.add_argument(
         "--resume",
@@ -190,7 +193,7 @@ def _rehearse(
     """What a run checks and says before it compiles; nothing is written, no weights are made."""
     import jax
 
-    from dfine_jax.families.dfine.model import init_variables
+    from dfine_jax.families import of
     from dfine_jax.training.run.checkpoint import load_training
     from dfine_jax.training.run.setup import check_same_data, claim, describe, make_loaders
     from dfine_jax.training.step.optimizer import freeze_notes, make_optimizer
@@ -204,7 +207,7 @@ def _rehearse(
 
     def first_state() -> TrainState:
         start = None if options.resume else start_weights(config, options, loaded, train_data, notes)
-        variables = start.variables if start else init_variables(config.model, key)
+        variables = start.variables if start else of(config.model).init(config.model, key)
         return create_state(variables, make_optimizer(config.model, config.optim), key)
 
     shapes = jax.eval_shape(first_state)
@@ -289,26 +292,28 @@ def start_weights(
     Raises:
       UserError: frozen parts would start from nothing, or the weights cannot be had or do not fit.
     """
+    from dfine_jax.families import of
+
+    family = of(config.model)
     if not loaded and not options.backbone:
-        frozen = [name for name in ("backbone_frozen_stem", "backbone_frozen_bn") if getattr(config.model, name)]
+        frozen = [name for name in family.frozen if getattr(config.model, name)]
         if frozen:
             raise UserError(
                 f"{' and '.join(f'model.{name}=true' for name in frozen)}: frozen parts need pretrained weights; give "
                 "--backbone imagenet (what the published recipes start from), --backbone FILE or --weights, or set "
                 + " ".join(f"model.{name}=false" for name in frozen)
             )
-        better = f"--weights dfine-{config.model.variant}-coco or --backbone imagenet"
+        better = f"--weights {config.model.family}-{config.model.variant}-coco or --backbone imagenet"
         notes.append(f"all weights start from nothing; with {better} fewer epochs do")
         return None
     import jax
 
-    from dfine_jax.families.dfine.model import init_variables
     from dfine_jax.training.run.setup import StartWeights
     from dfine_jax.weights.load import transfer, with_backbone
 
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
     if loaded:
-        moved = transfer(loaded, init_variables(config.model, key), data.names, config.model)
+        moved = transfer(loaded, family.init(config.model, key), data.names, config.model)
         known = sum(origin is not None for origin in moved.origins.values())
         origin = loaded.metadata.source_file or "the checkpoint"
         notes.append(f"weights from {origin}: {known} of {len(data.names)} classes known by name")
@@ -317,7 +322,7 @@ def start_weights(
     from dfine_jax.converters.torch.backbone import import_backbone
     from dfine_jax.weights.hub import fetch_backbone
 
-    file = fetch_backbone(config.model.backbone) if options.backbone == "imagenet" else Path(options.backbone)
+    file = fetch_backbone(config.model) if options.backbone == "imagenet" else Path(options.backbone)
     backbone = import_backbone(file, config.model)
     notes.append(f"backbone from {file.name}")
-    return StartWeights(with_backbone(init_variables(config.model, key), backbone))
+    return StartWeights(with_backbone(family.init(config.model, key), backbone))

@@ -43,10 +43,10 @@ def plan(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None)
         reasons |= dict.fromkeys(decided, "as in the weights")
     before = config.data.augment
     config = override(config, options.overrides)
-    if config.data.augment == "deim" != before:
+    if config.data.augment == "dense" != before:
         windows = {key: value for key, value in dense_windows(config).items() if key not in given}
         config = override(config, [f"{key}={value}" for key, value in windows.items()])
-        reasons |= dict.fromkeys(windows, "for data.augment=deim")
+        reasons |= dict.fromkeys(windows, "for data.augment=dense")
     if config.model.num_classes != len(data.names):
         raise UserError(
             f"model.num_classes={config.model.num_classes}, but the data has {len(data.names)} classes; leave it out"
@@ -65,7 +65,7 @@ def _warnings(config: Config, num_images: int) -> list[str]:
     warmup = config.optim.warmup_steps
     if warmup < steps:
         return []
-    cure = "a variant (n, s, m, l, x), --epochs or --batch-size fits it to the data"
+    cure = "a variant, --epochs or --batch-size fits it to the data"
     return [f"the rates never leave their warm-up: optim.warmup_steps={warmup} in a run of {steps} steps; {cure}"]
 
 
@@ -120,7 +120,7 @@ def _recipe(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | No
             options.recipe,
             len(data.names),
             len(data),
-            method=options.method or (loaded.metadata.config.train.method if loaded else "dfine"),
+            method=options.method or (loaded.metadata.config.train.method if loaded else ""),
             batch_size=options.batch_size,
             epochs=options.epochs,
             size_px=size_px or (640, 640),
@@ -139,13 +139,16 @@ def _recipe(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | No
 
 
 def _of_plan(options: argparse.Namespace) -> Config:
+    from dfine_jax.families import recipe_name
+
     config = read_plan(options.recipe)
     values = {"--epochs": options.epochs, "--batch-size": options.batch_size}
     flags = [f"{name} {value}" for name, value in values.items() if value]
     if flags:
+        name = recipe_name(config.model)
         raise UserError(
             f"{options.recipe} is a configuration, from which no other rates and schedules are derived; for "
-            f"{' '.join(flags)}: dfine train {config.model.variant} --method {config.train.method} {' '.join(flags)}, "
+            f"{' '.join(flags)}: dfine train {name} --method {config.train.method} {' '.join(flags)}, "
             "with what else the plan was given"
         )
     return config
@@ -195,20 +198,20 @@ def _check_weights(recipe: Config, options: argparse.Namespace, given: set[str],
     Raises:
       UserError: the variant, a field that was set, or a value given is another one; the message has both.
     """
-    from dfine_jax.families.dfine.variants import VARIANTS
+    from dfine_jax.families import of, recipe_name
     from dfine_jax.weights.load import bound_fields
 
     stated = bound_fields(loaded.metadata.config.model)
-    planned = bound_fields(recipe.model)
-    if planned["variant"] != stated["variant"]:
+    planned, family = bound_fields(recipe.model), of(recipe.model)
+    ours, theirs = recipe_name(recipe.model), recipe_name(loaded.metadata.config.model)
+    if ours != theirs:
         raise UserError(
-            f"{options.recipe} is of variant {planned['variant']}, the weights are of variant {stated['variant']}; "
-            f"train {stated['variant']}, or give weights of {planned['variant']}"
+            f"{options.recipe} is of variant {ours}, the weights are of variant {theirs}; train {theirs}, or give "
+            f"weights of {ours}"
         )
-    table = VARIANTS.get(recipe.model.variant, recipe.model)
-    activations = ("decoder_activation", "mlp_activation")  # of the method, in experiment files
+    table = family.variants.get(recipe.model.variant, recipe.model)
     for name, value in planned.items():
-        if value not in (stated[name], getattr(table, name)) and name not in activations:
+        if value not in (stated[name], getattr(table, name)) and name not in family.of_method:
             raise UserError(_contradiction(name, value, options.recipe, stated[name]))
     for name, value in bound_fields(override(recipe, options.overrides).model).items():
         if f"model.{name}" in given and value != stated[name]:

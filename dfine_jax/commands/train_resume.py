@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from dfine_jax.config import Config, LogConfig, keys, override
+from dfine_jax.config import Config, LogConfig, override
 from dfine_jax.errors import UserError
 
 # They change no number but by rounding, or only when the run ends; train.accumulate also what batch norm sees.
@@ -25,8 +25,7 @@ def check_changes(options: argparse.Namespace) -> None:
       UserError: something else is; the message lists what can be.
     """
     given = [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(options, name)]
-    fixed = set(keys()) - set(_CHANGEABLE)
-    given += [text for text in options.overrides if text.partition("=")[0].strip() in fixed]
+    given += [text for text in options.overrides if text.partition("=")[0].strip() not in _CHANGEABLE]
     if given:
         raise UserError(
             f"--resume continues with the settings of the run; leave out {', '.join(given)} (a run can take other "
@@ -40,13 +39,15 @@ def resumed_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
     Raises:
       UserError: there is nothing to continue, it is of another variant, or a key or value is wrong.
     """
+    from dfine_jax.families import recipe_name
     from dfine_jax.training.run.checkpoint import load_metadata
     from dfine_jax.training.run.setup import claim
 
     claim(options.out, True)
     stored = load_metadata(options.out / "last").config
-    if "." not in options.recipe and options.recipe != stored.model.variant:
-        raise UserError(f"the run in {options.out} is of variant {stored.model.variant}, not {options.recipe}")
+    name = recipe_name(stored.model)
+    if "." not in options.recipe and options.recipe not in (name, f"{stored.model.family}-{stored.model.variant}"):
+        raise UserError(f"the run in {options.out} is of variant {name}, not {options.recipe}")
     config, notes = override(stored, options.overrides), []
     for key in _CHANGEABLE:
         section, name = key.split(".")

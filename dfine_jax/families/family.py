@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Array, Float, Key
 
-    from dfine_jax.config import Config, OptimConfig
+    from dfine_jax.config import Activation, Config, OptimConfig
     from dfine_jax.typing import ModelOutput, Targets
 
 Start = Literal["nothing", "backbone", "detector"]  # what is pretrained
@@ -31,7 +31,8 @@ Q = TypeVar("Q", bound="Queries")  # its denoising queries
 P = TypeVar("P")  # what its matching hands to its terms
 
 
-class Rule(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rule:
     """How the optimiser treats parameters whose ``/``-joined path matches and no earlier rule claimed."""
 
     pattern: str
@@ -81,9 +82,21 @@ class Reduction(NamedTuple):
 class Published(NamedTuple):
     """A file that somebody has released."""
 
-    url: str
-    file: str  # name in the cache
+    url: str  # its last part is the name in the cache
     sha256: str | None = None  # None: not known beforehand; that of the first download is kept
+    licence: str = ""
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return self.url.rpartition("/")[2]
+
+
+class Repository(NamedTuple):
+    """A commit of a Hugging Face repository."""
+
+    commit: str
+    sha256: str | None = None  # of its model.safetensors, where it is known
     licence: str = ""
 
 
@@ -99,9 +112,17 @@ class Origin(NamedTuple):
 
     source: str  # for messages
     file: str  # name of the file that holds the tensors
+    format: str  # name of the ``WeightFormat``
     is_published: bool  # it is in a family's tables
-    activation: str | None  # asked for; None: to be found
-    is_stated: bool  # the format says the activation, so that the model has it
+    activation: Activation | None  # asked for; None: to be found
+    is_stated: bool  # a configuration beside the tensors says the activation, so that the model has it
+
+
+class Anchor(NamedTuple):
+    """A tensor that every file of some kind has, by which a state dict is found whatever it is wrapped in."""
+
+    name: tuple[str, ...]  # its name in parts; what stands before it is a wrapper's
+    outer: str = ""  # a part before it that, where it is there, belongs to the names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +130,7 @@ class WeightFormat(Generic[M]):
     """Files of other programs. Tensors are those of one state dict, by the names they have there."""
 
     name: Literal["official", "huggingface"]
-    anchor: tuple[str, ...]  # parts of the name of a tensor that every such file has, by which a state dict is found
+    anchor: Anchor
     # Architecture of tensors and, of a folder, its config.json; None: they are not of this family and format.
     recognise: Callable[[Mapping[str, np.ndarray], Mapping[str, Any] | None], M | None]
     # Variables, float32 NumPy, and the architecture with what tensors say about it. UserError lists what does not fit.
@@ -146,6 +167,8 @@ class Family(Generic[M, L, Q, P]):
     recipe: Callable[[str, Start, str], tuple[str, Config]]  # of variant, start, method: a table's name and line
     # Weights.
     class_leaves: tuple[ClassLeaf, ...]
+    frozen: tuple[str, ...]  # fields of the model, bool: parts that are held, for pretrained backbones only
+    of_method: frozenset[str]  # fields of the model that recipes of other methods change
     free: frozenset[str]  # fields of the model that a run may choose; all others come from the weights
     formats: tuple[WeightFormat[M], ...]
     # The configuration of weights of other programs: what tensors do not show (activations), and how they are trained
@@ -153,4 +176,7 @@ class Family(Generic[M, L, Q, P]):
     described: Callable[[M, Origin], Config]
     published: Mapping[str, Published]  # detectors, by name
     backbones: Mapping[str, Published]  # pretrained backbones, by ``backbone_of``
+    backbone_anchors: tuple[Anchor, ...]
+    read_backbone: Callable[[Mapping[str, np.ndarray], M], Variables]  # of the backbone alone, without its name
+    repositories: Mapping[str, Repository]  # of Hugging Face, by ``owner/name``
     backbone_of: Callable[[M], str]

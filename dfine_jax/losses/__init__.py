@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
+
 from dfine_jax.losses.matcher import assign, matching_cost, union_match
 from dfine_jax.losses.terms import (
     Truth,
@@ -67,6 +69,11 @@ def detection_loss(
     Raises:
       ValueError: ``output`` has no training part, or ``queries`` do not fit it.
     """
-    from dfine_jax.families.dfine import loss
+    from dfine_jax.families import of
+    from dfine_jax.families.family import Norm
 
-    return loss.detection_loss(output, targets, queries, config, model)
+    family = of(model)
+    matching = family.match(output, targets, queries, config)
+    norm = Norm(matching.counts, matching.counts)
+    named = family.terms(output, targets, queries, matching, norm, model, config)
+    return jnp.sum(jnp.stack(list(named.values()))), named

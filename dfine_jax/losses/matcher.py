@@ -5,7 +5,7 @@ A match is an array [.., b, q] of ground-truth slots, -1 for unmatched queries, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from jax.experimental.buffer_callback import buffer_callback
 from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from dfine_jax.config import LossConfig
 from dfine_jax.losses import host_call
 from dfine_jax.losses.assignment import assign_rows
 from dfine_jax.ops.boxes import clamped_xyxy, iou_and_giou
@@ -25,8 +24,23 @@ _ON_HOST = "dfine_jax_assign"  # of the foreign function, in compiled programs
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+class Costs(Protocol):
+    """Weights of the costs; every family's loss configuration has them."""
+
+    @property
+    def cost_class(self) -> float: ...
+    @property
+    def cost_bbox(self) -> float: ...
+    @property
+    def cost_giou(self) -> float: ...
+    @property
+    def focal_alpha(self) -> float: ...
+    @property
+    def focal_gamma(self) -> float: ...
+
+
 def matching_cost(
-    logits: Float[Array, "*s b q k"], boxes_cxcywh: Float[Array, "*s b q 4"], targets: Targets, config: LossConfig
+    logits: Float[Array, "*s b q k"], boxes_cxcywh: Float[Array, "*s b q 4"], targets: Targets, config: Costs
 ) -> Float[Array, "*s b q g"]:
     """Focal class cost, L1 on cxcywh and negative GIoU of every query with every ground-truth slot, weighted.
 

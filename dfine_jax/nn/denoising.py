@@ -46,6 +46,38 @@ def sample_noise(key: Key[Array, ""], batch: int, slots: int, num_classes: int) 
     )
 
 
+def draw_denoising(
+    key: Key[Array, ""],
+    targets: Targets,
+    num_classes: int,
+    num_denoising: int,
+    label_noise_ratio: float,
+    box_noise_scale: float,
+    *,
+    unfold: bool = True,
+    without_objects: bool = False,
+) -> DenoisingQueries | None:
+    """Noised copies of the ground truth for one step, or None when there are to be none.
+
+    Args:
+      unfold, without_objects: as in ``make_denoising_queries``.
+    """
+    batch, objects = targets.valid.shape
+    slots = num_slots(objects, num_denoising)
+    if slots == 0:
+        return None
+    return make_denoising_queries(
+        targets,
+        sample_noise(key, batch, slots, num_classes),
+        num_classes,
+        num_denoising,
+        label_noise_ratio,
+        box_noise_scale,
+        unfold=unfold,
+        without_objects=without_objects,
+    )
+
+
 def make_denoising_queries(
     targets: Targets,
     noise: DenoisingNoise,

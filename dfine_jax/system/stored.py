@@ -16,6 +16,7 @@ from typing import Any
 from dfine_jax import __version__
 from dfine_jax.config import from_dict, known_only
 from dfine_jax.errors import UserError
+from dfine_jax.families import sections
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +67,13 @@ def build(cls: type, values: Mapping[str, Any], where: object, version: object) 
     """
     kept = dict(values)
     if _is_newer(version):
-        kept, unknown = known_only(cls, kept)
+        kept, unknown = known_only(cls, kept, sections=sections)
         if unknown:
             logger.warning(
                 "%s was written by a newer dfine_jax (%s); left out what this version (%s) does not know: %s",
                 where, version, __version__, ", ".join(unknown),
             )  # fmt: skip
-    return from_dict(cls, kept, f"{where}: " if where else "")
+    return from_dict(cls, kept, f"{where}: " if where else "", sections)
 
 
 def version_of(values: Mapping[str, Any]) -> object:
@@ -88,20 +89,24 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:4])
 
 
+_AUGMENTS = {"dfine": "standard", "deim": "dense"}  # the first names were those of methods
+
+
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     """What files of format 1 have otherwise, some of them only early ones."""
     values = dict(values)
     progress = values.get("progress")
     if isinstance(progress, dict) and "summed_names" in progress:
         values["progress"] = {**progress, "summed_names": [_term_name(name) for name in progress["summed_names"]]}
+    if isinstance(values.get("config"), dict):
+        values["config"] = dict(values["config"])
     for section in (values, values.get("config")):
         loss = section.get("loss") if isinstance(section, dict) else None
         if isinstance(loss, dict) and "weight_vfl" in loss:
-            renamed = {"weight_class" if key == "weight_vfl" else key: value for key, value in loss.items()}
-            if section is values:
-                values["loss"] = renamed
-            else:
-                values["config"] = {**values["config"], "loss": renamed}
+            section["loss"] = {"weight_class" if key == "weight_vfl" else key: value for key, value in loss.items()}
+        data = section.get("data") if isinstance(section, dict) else None
+        if isinstance(data, dict) and data.get("augment") in _AUGMENTS:
+            section["data"] = {**data, "augment": _AUGMENTS[data["augment"]]}
     values.pop("origin", None)  # of plans: what they were derived from
     return values
 

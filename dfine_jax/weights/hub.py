@@ -13,86 +13,46 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from tqdm import tqdm
 
+from dfine_jax import families
+from dfine_jax.config import ModelSection
 from dfine_jax.errors import UserError
+from dfine_jax.families.family import Published, Repository
 from dfine_jax.system.cache import cache_dir
 from dfine_jax.system.files import read_text, replacing, sha256, telling, write_whole
 
-OFFICIAL_URL = "https://github.com/Peterande/storage/releases/download/dfinev1.0"
 HUGGINGFACE_URL = "https://huggingface.co"
-LICENCE = "Apache-2.0"  # of the official weights
-
-
-class Published(NamedTuple):
-    """A file of the official release."""
-
-    file: str
-    sha256: str | None = None  # None: not known beforehand; that of the first download is kept
-
-
-# Where a SHA-256 stands, several independent public projects that download the release and check it record the same
-# one, with the same size: N (15,489,558 bytes), S (41,841,422) and M (79,108,938; also the identity of the file that
-# the author keeps at huggingface.co/Peterande/D-FINE), and the backbone B0 (7,555,621). The release lists none.
-_SHA256 = {
-    "dfine_n_coco.pth": "41973938d2784d38a9836990d805b8392855ebf611aba55f0f7add90e110744c",
-    "dfine_s_coco.pth": "48a6c8cc43eb57186843f752e2e8461ddd3326e0d3c575e71e6e960844683e89",
-    "dfine_m_coco.pth": "b44a7586bf490858c7b8bce9e44bd025cb88724df9a07a8deb3ae1c12e608195",
-    "PPHGNetV2_B0_stage1.pth": "70a372e8cbc59b34c5da2943261ecb633faf304a58e7e05461a27bd8d8b7f3d1",
-}
-
-
-def _published(file: str) -> Published:
-    return Published(file, _SHA256.get(file))
-
-
-OFFICIAL: dict[str, Published] = {
-    **{f"dfine-{v}-coco": _published(f"dfine_{v}_coco.pth") for v in "nsmlx"},
-    **{f"dfine-{v}-obj365": _published(f"dfine_{v}_obj365.pth") for v in "smlx"},
-    "dfine-l-obj365-e25": _published("dfine_l_obj365_e25.pth"),
-    **{f"dfine-{v}-obj2coco": _published(f"dfine_{v}_obj2coco.pth") for v in "smx"},
-    "dfine-l-obj2coco": _published("dfine_l_obj2coco_e25.pth"),
-}
-# Trained on ImageNet.
-BACKBONES: dict[str, Published] = {f"B{i}": _published(f"PPHGNetV2_B{i}_stage1.pth") for i in range(7)}
-
-
-class Revision(NamedTuple):
-    """A commit of a Hugging Face repository, and the SHA-256 of its model.safetensors where it is known."""
-
-    commit: str
-    sha256: str | None = None
-
-
-# Commits and digests that several independent public projects record for these repositories.
-REVISIONS: dict[str, Revision] = {
-    "ustc-community/dfine-nano-coco": Revision(
-        "066438d3d8f0da137a37b38fdf3368fd4afceced", "19e06bdc873da819920a8d373b879721a5b9759d822f8213220bb09abbdab58b"
-    ),
-    "ustc-community/dfine-small-coco": Revision(
-        "f79e65b5fbb33ceb9d3ebba042955d7410c608f8", "a144baff3a27bfd538fe37b11fa8d4fca5744b8c054b5301e7c699a1379cd18f"
-    ),
-    "ustc-community/dfine-medium-coco": Revision("4ab9f5e466432f4fcf9a9a023da6aa5ecc9c9829"),
-}
 # A part starts and ends with a letter or digit and has no two dots or dashes in a row, as the hub demands; so it is
 # neither a path out of the cache nor a hidden file.
 _PART = r"[A-Za-z0-9]+(?:(?:[._]|-(?!-)|__+)[A-Za-z0-9]+)*"
-_HUGGINGFACE = re.compile(rf"(?:hf:(?P<any>{_PART}/{_PART})(?:@(?P<at>{_PART}))?|(?P<known>ustc-community/{_PART}))")
+_HUGGINGFACE = re.compile(rf"hf:(?P<repository>{_PART}/{_PART})(?:@(?P<at>{_PART}))?|(?P<plain>ustc-community/{_PART})")
 _HUGGINGFACE_FILES = ("config.json", "model.safetensors")
 _TIMEOUT_S = 30
 _CHUNK = 1 << 18
 
 
 def is_published(name: str) -> bool:
-    """Whether the name is of the table, ``ustc-community/<model>`` or ``hf:<owner>/<model>[@revision]``."""
-    return name in OFFICIAL or _HUGGINGFACE.fullmatch(name) is not None
+    """Whether the name is of a family's tables, ``ustc-community/<model>`` or ``hf:<owner>/<model>[@revision]``."""
+    return name in families.published() or _HUGGINGFACE.fullmatch(name) is not None
+
+
+def licence(name: str) -> str:
+    """Of published weights, where it is known."""
+    match = _HUGGINGFACE.fullmatch(name)
+    found = families.published().get(name) or _repositories().get((match and match["repository"]) or name)
+    return found.licence if found else ""
+
+
+def _repositories() -> dict[str, Repository]:
+    return {name: each for own in families.every() for name, each in own.repositories.items()}
 
 
 def is_published_file(name: str, sha256: str) -> bool:
-    """Whether a file is one of the official release: by its SHA-256, or by its name where no SHA-256 is known."""
-    published = (*OFFICIAL.values(), *BACKBONES.values())
+    """Whether a file is of the families' tables: by its SHA-256, or by its name where no SHA-256 is known."""
+    published = [item for own in families.every() for item in (*own.published.values(), *own.backbones.values())]
     return any(sha256 == item.sha256 or (name == item.file and item.sha256 is None) for item in published)
 
 
@@ -111,23 +71,23 @@ def fetch(name: str, *, progress: bool | None = None) -> Path:
         one downloaded before.
     """
     match = _HUGGINGFACE.fullmatch(name)
-    if name in OFFICIAL:
-        file, known = OFFICIAL[name]
-        return _cached(f"{OFFICIAL_URL}/{file}", cache_dir() / file, progress, known)
+    known = families.published()
+    if name in known:
+        return _of_table(known[name], progress)
     if match is None:
         raise UserError(
-            f"unknown weights {name!r}; published names: {', '.join(OFFICIAL)}, or hf:OWNER/MODEL of Hugging Face"
+            f"unknown weights {name!r}; published names: {', '.join(known)}, or hf:OWNER/MODEL of Hugging Face"
         )
-    repository = match["any"] or match["known"]
-    pinned = REVISIONS.get(repository) if match["at"] is None else Revision(match["at"])
+    repository = match["repository"] or match["plain"]
+    pinned = _repositories().get(repository) if match["at"] is None else Repository(match["at"])
     folder = cache_dir() / "huggingface" / (repository + (f"@{match['at']}" if match["at"] else ""))
     root = os.environ.get("HF_ENDPOINT", HUGGINGFACE_URL).rstrip("/")
     commit = _commit_of(folder, pinned)
     for file in _HUGGINGFACE_FILES:
-        known = pinned.sha256 if pinned and file == "model.safetensors" else None
+        digest = pinned.sha256 if pinned and file == "model.safetensors" else None
         served: list[str] = []
         url = f"{root}/{repository}/resolve/{commit}/{file}"
-        _cached(url, folder / file, progress, known, headers=lambda got, to=served: to.append(got or ""))
+        _cached(url, folder / file, progress, digest, headers=lambda got, to=served: to.append(got or ""))
         if served and _COMMIT.fullmatch(served[0]):  # of a branch, the commit that it was at
             commit = served[0]
             write_whole(folder / _COMMIT_FILE, f"{commit}\n")
@@ -138,7 +98,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _COMMIT_FILE = "commit.txt"
 
 
-def _commit_of(folder: Path, pinned: Revision | None) -> str:
+def _commit_of(folder: Path, pinned: Repository | None) -> str:
     """The commit to download from: that of the files there, the pinned one, or the newest."""
     record = folder / _COMMIT_FILE
     kept = read_text(record).strip() if record.is_file() else ""
@@ -147,16 +107,26 @@ def _commit_of(folder: Path, pinned: Revision | None) -> str:
     return pinned.commit if pinned else "main"
 
 
-def fetch_backbone(name: str, *, progress: bool | None = None) -> Path:
-    """Path of the HGNetv2 (``B0`` to ``B6``) trained on ImageNet, downloaded when not in the cache.
+def fetch_backbone(model: ModelSection, *, progress: bool | None = None) -> Path:
+    """Path of a model's backbone trained on ImageNet, downloaded when not in the cache.
 
     Raises:
-      UserError: unknown name, no connection, or a cached file that is not the one downloaded before.
+      UserError: none is published, no connection, or a cached file that is not the one downloaded before.
     """
-    if name not in BACKBONES:
-        raise UserError(f"unknown backbone {name!r}; published: {', '.join(BACKBONES)}")
-    file, known = BACKBONES[name]
-    return _cached(f"{OFFICIAL_URL}/{file}", cache_dir() / file, progress, known)
+    family = families.of(model)
+    name = family.backbone_of(model)
+    if name not in family.backbones:
+        raise UserError(f"no backbone {name!r} is published; there are {', '.join(family.backbones)}")
+    return _of_table(family.backbones[name], progress)
+
+
+def _of_table(published: Published, progress: bool | None) -> Path:
+    return _cached(address(published), cache_dir() / published.file, progress, published.sha256)
+
+
+def address(published: Published) -> str:
+    """Where it is downloaded from."""
+    return published.url
 
 
 def _cached(

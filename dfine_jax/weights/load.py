@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jaxtyping import Array
 
-from dfine_jax.config import Activation, ModelConfig
+from dfine_jax.config import Activation, ModelSection
 from dfine_jax.data.read.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
 from dfine_jax.errors import UserError
-from dfine_jax.families.dfine.model import DFine
+from dfine_jax.families import of, recipe_name
+from dfine_jax.families.family import Build
 from dfine_jax.training.run.checkpoint import Metadata, load_weights, replaced_path
 
 EXPECTED = (
@@ -29,19 +31,16 @@ EXPECTED = (
 )
 
 
-_CLASS_ROWS = re.compile(r"/(enc_score_head|dec_score_head_\d+|denoising_class_embed)/")
-
-
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
     """A model, its averaged weights ``{"params", "batch_stats"}``, and what is known about them."""
 
-    model: DFine
+    model: nn.Module
     variables: dict[str, Any]
     metadata: Metadata
 
 
-def load(source: str | os.PathLike[str], *, activation: Activation | None = None) -> tuple[DFine, dict[str, Any]]:
+def load(source: str | os.PathLike[str], *, activation: Activation | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Model and variables for ``model.apply(variables, images, train=False)``.
 
     Args:
@@ -67,7 +66,7 @@ def load_checkpoint(source: str | os.PathLike[str], *, activation: Activation | 
     variables, metadata = read(source, activation=activation)
     variables = jax.tree.map(jnp.asarray, variables)
     # float32 as in the evaluation during training, whatever the weights were trained in.
-    model = DFine(dataclasses.replace(metadata.config.model, precision="float32"))
+    model = of(metadata.config.model).build(dataclasses.replace(metadata.config.model, precision="float32"), Build())
     return LoadedModel(model, variables, metadata)
 
 
@@ -88,19 +87,23 @@ def read(
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
         return _own(path, activation, class_names)
+    from dfine_jax import families
     from dfine_jax.converters.torch.importer import import_weights
     from dfine_jax.weights import hub
 
     if path.exists():
         return import_weights(path, activation=activation, class_names=class_names)
     if hub.is_published(name):
-        return import_weights(hub.fetch(name), activation=activation, class_names=class_names, licence=hub.LICENCE)
+        return import_weights(
+            hub.fetch(name), activation=activation, class_names=class_names, licence=hub.licence(name)
+        )
     if replaced_path(path).is_dir():
         return _own(path, activation, class_names)
     if name.startswith("hf:"):
         raise UserError(f"{name!r} is no name of the Hugging Face hub; write hf:OWNER/MODEL or hf:OWNER/MODEL@REVISION")
-    close = difflib.get_close_matches(name, hub.OFFICIAL, n=2)
-    names = f"did you mean {' or '.join(close)}?" if close else f"expected {EXPECTED} ({', '.join(hub.OFFICIAL)})"
+    known = families.published()
+    close = difflib.get_close_matches(name, known, n=2)
+    names = f"did you mean {' or '.join(close)}?" if close else f"expected {EXPECTED} ({', '.join(known)})"
     raise UserError(f"{name} does not exist; {names}")
 
 
@@ -116,25 +119,24 @@ def _own(
     return variables, metadata
 
 
-# What a run may choose for itself; all other fields of an architecture are those of the weights it starts from, though
-# many leave no trace in the shapes of the weights.
-FREE = frozenset(("num_classes", "num_queries", "precision", "backbone_frozen_bn", "backbone_frozen_stem"))
+def bound_fields(model: ModelSection) -> dict[str, Any]:
+    """Fields of an architecture that weights decide, with their values: all but the family's ``free`` ones.
+
+    Many leave no trace in the shapes of the weights.
+    """
+    free = of(model).free
+    return {name: value for name, value in dataclasses.asdict(model).items() if name not in free}
 
 
-def bound_fields(model: ModelConfig) -> dict[str, Any]:
-    """Fields of an architecture that weights decide, with their values."""
-    return {name: value for name, value in dataclasses.asdict(model).items() if name not in FREE}
-
-
-def check_same_architecture(weights: ModelConfig, model: ModelConfig) -> None:
+def check_same_architecture(weights: ModelSection, model: ModelSection) -> None:
     """Weights compute in ``model`` what they computed where they were trained.
 
     Raises:
       UserError: a field that weights decide differs; the message names it with both values.
     """
     stored = bound_fields(weights)
-    differing = {name: value for name, value in bound_fields(model).items() if value != stored[name]}
-    wrong = [f"model.{name} is {stored[name]!r} in the weights, not {value!r}" for name, value in differing.items()]
+    differing = {name: value for name, value in bound_fields(model).items() if value != stored.get(name)}
+    wrong = [f"model.{name} is {stored.get(name)!r} in the weights, not {value!r}" for name, value in differing.items()]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(
@@ -160,7 +162,7 @@ class Transfer:
         return [line for text in texts for line in textwrap.wrap(text, 116, subsequent_indent="  ")]
 
 
-def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[str], model: ModelConfig) -> Transfer:
+def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[str], model: ModelSection) -> Transfer:
     """Weights of ``source`` for a model of other classes; rows of classes with the same name are taken over.
 
     Names are compared without regard to case, dashes and underscores, and what other sets call COCO's classes counts as
@@ -169,8 +171,8 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
     Args:
       fresh: initial variables of the new model, which keep the rows of new classes.
       class_names: classes of the new model, by label.
-      model: architecture of the new model. Fields outside ``FREE`` must be those of the weights, also where they leave
-        no trace in shapes (``reg_scale``, ``num_points``, activations).
+      model: architecture of the new model. Fields outside the family's ``free`` must be those of the weights, also
+        where they leave no trace in shapes (sampling points, activations).
 
     Raises:
       UserError: the models differ in more than what is free.
@@ -183,15 +185,22 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
     pairs = [(new, row) for new, row in origin.items() if row is not None]
     old, new = _by_path(source.variables), _by_path(fresh)
     problems = sorted(old.keys() ^ new.keys())
-    problems += [k for k in old.keys() & new.keys() if not _CLASS_ROWS.search(k) and old[k].shape != new[k].shape]
+    axes = {key: _class_axis(key, model) for key in new}
+    problems += [k for k in old.keys() & new.keys() if axes[k] is None and old[k].shape != new[k].shape]
     if problems:
         raise UserError(
-            f"the weights are of another architecture ({source.metadata.config.model.variant.upper()}); "
+            f"the weights are of another architecture ({recipe_name(source.metadata.config.model).upper()}); "
             f"{len(problems)} entries differ, such as {problems[0]}"
         )
-    out = {k: _with_rows(k, old[k], new[k], pairs) if _CLASS_ROWS.search(k) else old[k] for k in new}
+    out = {k: old[k] if axis is None else _with_rows(axis, old[k], new[k], pairs) for k, axis in axes.items()}
     origins = {class_names[new]: None if row is None else names[row] for new, row in origin.items()}
-    return Transfer(traverse_util.unflatten_dict(out, sep="/"), origins)
+    tree = {name: {} for name in source.variables} | traverse_util.unflatten_dict(out, sep="/")
+    return Transfer(tree, origins)
+
+
+def _class_axis(path: str, model: ModelSection) -> int | None:
+    """Axis of the classes in a parameter that has one."""
+    return next((leaf.axis for leaf in of(model).class_leaves if re.search(leaf.pattern, path)), None)
 
 
 def _key(name: str) -> str:
@@ -206,11 +215,11 @@ def with_backbone(variables: dict[str, Any], backbone: dict[str, Any]) -> dict[s
     Raises:
       UserError: it is of another size.
     """
-    old, new = _by_path(backbone), _by_path({name: tree["backbone"] for name, tree in variables.items()})
+    old, new = _by_path(backbone), _by_path({name: tree.get("backbone", {}) for name, tree in variables.items()})
     wrong = sorted(old.keys() ^ new.keys()) or [path for path in new if old[path].shape != new[path].shape]
     if wrong:
         raise UserError(f"the backbone is of another size: {len(wrong)} entries differ, such as {wrong[0]}")
-    return {name: {**tree, "backbone": backbone[name]} for name, tree in variables.items()}
+    return {name: {**tree, "backbone": part} if (part := backbone[name]) else tree for name, tree in variables.items()}
 
 
 def _by_path(variables: dict[str, Any]) -> dict[str, Array]:
@@ -218,11 +227,10 @@ def _by_path(variables: dict[str, Any]) -> dict[str, Array]:
     return {"/".join(path): leaf for path, leaf in flat.items()}
 
 
-def _with_rows(path: str, old: Array, new: Array, pairs: Sequence[tuple[int, int]]) -> Array:
-    """``new`` with the rows of known classes from ``old``; of kernels, classes are the last axis."""
+def _with_rows(axis: int, old: Array, new: Array, pairs: Sequence[tuple[int, int]]) -> Array:
+    """``new`` with the rows of known classes, along an axis, from ``old``."""
     if not pairs:
         return new
     to, source = (np.array(column) for column in zip(*pairs, strict=True))
-    if path.endswith("embedding"):
-        return jnp.asarray(new).at[to].set(jnp.asarray(old)[source])
-    return jnp.asarray(new).at[..., to].set(jnp.asarray(old)[..., source])
+    rows, known = jnp.moveaxis(jnp.asarray(new), axis, 0), jnp.moveaxis(jnp.asarray(old), axis, 0)
+    return jnp.moveaxis(rows.at[to].set(known[source]), 0, axis)

@@ -22,7 +22,7 @@ def check(data, tmp_path, *more):
 
 
 def test_a_good_dataset(data, tmp_path, capsys):
-    assert check(data, tmp_path, "data.augment=deim", "data.mask_stride=4") == 0
+    assert check(data, tmp_path, "data.augment=dense", "data.mask_stride=4") == 0
     out = capsys.readouterr().out
     assert "images   12" in out and "all 15 pictures were decoded" in out and "circle" in out
     assert Image.open(tmp_path / "out" / "annotated.jpg").width > 64
@@ -88,7 +88,7 @@ def test_overfitting_trains_on_few_images_and_judges_the_result(data, tmp_path, 
         return loop.Result(True, ap, 1, None)
 
     monkeypatch.setattr(loop, "train", train)
-    assert check(data, tmp_path, "--overfit", "3", "data.augment=deim", "optim.lr=0.5") == status
+    assert check(data, tmp_path, "--overfit", "3", "data.augment=dense", "optim.lr=0.5") == status
     config, train_data, val_data = calls[0]
     assert len(val_data) == 3 and all(len(r.labels) for r in val_data.records)
     assert train_data.records == val_data.records * 25

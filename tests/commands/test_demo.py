@@ -8,7 +8,7 @@ import pytest
 
 from dfine_jax import cli
 from dfine_jax.commands import demo
-from dfine_jax.config import LossConfig
+from dfine_jax.families.dfine.config import LossConfig
 
 
 def test_an_occupied_folder_is_refused(tmp_path, capsys):

@@ -252,7 +252,7 @@ def test_a_single_file(tmp_path, capsys):
         assert sorted(tmp_path.rglob("*")) == before
     status, _, err = run(capsys, "check", "--data", tmp_path / "cells", "--repair", tmp_path / "two.json")
     assert status == 2 and "has the splits train, val; name a folder" in err
-    status, _, err = run(capsys, *arguments, tmp_path / "x", "data.augment=deim")
+    status, _, err = run(capsys, *arguments, tmp_path / "x", "data.augment=dense")
     assert status == 2 and "--repair only writes annotations" in err
 
 

@@ -15,10 +15,12 @@ from dfine_jax.cli import main
 from dfine_jax.commands.train_plan import read_plan
 from dfine_jax.config import Config
 from dfine_jax.converters.torch import torch_pickle
-from dfine_jax.converters.torch.torch_weights import export_state_dict, leaf_shapes
 from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.tables import published
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.dfine.weights import export_state_dict
+from dfine_jax.families.state_dict import leaf_shapes
 from dfine_jax.training.run import loop
 from dfine_jax.training.run.checkpoint import Metadata, save_weights
 from dfine_jax.weights.load import bound_fields, load_checkpoint
@@ -30,7 +32,7 @@ from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.weights.load import LoadedModel
 
 def get_config():
-    return Config(model_config("s"), optim=OptimConfig(lr=0.5))
+    return Config(model_config("s"), LossConfig(), optim=OptimConfig(lr=0.5))
 """
 
 
@@ -107,12 +109,12 @@ def test_a_dry_run_finds_what_cannot_be_trained(data, planned, tmp_path, capsys)
 
 def test_mosaic_is_given_its_epochs(data, planned, tmp_path):
     where = ["--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "40"]
-    assert main(["train", "s", *where, "--augment", "deim"]) == 0
-    assert main(["train", "s", *where, "--augment", "deim", "data.stop_mosaic_epoch=7"]) == 0
-    assert main(["train", "s", *where, "--augment", "deim", "--method", "deim"]) == 0
+    assert main(["train", "s", *where, "--augment", "dense"]) == 0
+    assert main(["train", "s", *where, "--augment", "dense", "data.stop_mosaic_epoch=7"]) == 0
+    assert main(["train", "s", *where, "--augment", "dense", "--method", "deim"]) == 0
     windows = [(c.data.start_augment_epoch, c.data.stop_mosaic_epoch) for c, *_ in planned]
     assert windows == [(4, 20), (4, 7), (1, 19)]
-    assert "data.stop_mosaic_epoch=20 (derived: for data.augment=deim" in "\n".join(planned[0][3]["notes"])
+    assert "data.stop_mosaic_epoch=20 (derived: for data.augment=dense" in "\n".join(planned[0][3]["notes"])
 
 
 def test_without_validation_images_there_is_no_evaluation(data, planned, tmp_path, capsys):
@@ -136,7 +138,7 @@ def test_the_method_chooses_the_recipe(data, planned, tmp_path):
     where = ["--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2"]
     assert main(["train", "s", "--method", "deim", *where, "--max-hours", "2"]) == 0
     config, options = planned[0][0], planned[0][3]
-    assert (config.train.method, config.loss.class_loss, config.data.augment) == ("deim", "mal", "deim")
+    assert (config.train.method, config.loss.class_loss, config.data.augment) == ("deim", "mal", "dense")
     assert config.model.decoder_activation == config.model.mlp_activation == "silu" and options["max_hours"] == 2
 
 
@@ -253,7 +255,7 @@ def test_the_backbone_of_a_file(data, planned, tmp_path, monkeypatch):
 
 
 def test_resuming_takes_the_stored_configuration(data, planned, tmp_path):
-    config = Config(model_config("n", num_classes=4))
+    config = Config(model_config("n", num_classes=4), LossConfig())
     save_weights(tmp_path / "last", {"params": {}}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
     assert main(["train", "n", "--data", str(data), "--out", str(tmp_path), "--resume"]) == 0
     assert planned[0][0] == config and planned[0][3]["resume"]

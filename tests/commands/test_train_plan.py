@@ -15,6 +15,7 @@ from dfine_jax.config import Config
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.run.checkpoint import Metadata
@@ -31,7 +32,7 @@ def data(tmp_path_factory):
 def loaded(variant="s", **changes):
     """Weights as far as a plan looks at them: those of a DEIM model, input 640x640."""
     changes = {"num_classes": 4, "decoder_activation": "silu", "mlp_activation": "silu"} | changes
-    config = Config(model_config(variant, **changes))
+    config = Config(model_config(variant, **changes), LossConfig())
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, method="deim"))
     return LoadedModel(DFine(config.model), {}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
 
@@ -76,9 +77,11 @@ def test_a_plan_is_the_configuration_that_was_saved(configured, tmp_path, varian
 def test_a_plan_of_a_plan_keeps_all_that_was_given(configured, tmp_path):
     first, second = tmp_path / "1.json", tmp_path / "2.json"
     configured("s", "optim.lr=0.25", "--epochs", "40", save=first)
-    configured(str(first), "data.augment=deim", "--size", "64", save=second)
+    configured(str(first), "data.augment=dense", "--size", "64", save=second)
     found, notes = configured(str(second), "train.seed=3")
-    assert found == configured("s", "optim.lr=0.25", "data.augment=deim", "train.seed=3", "--size=64", "--epochs=40")[0]
+    assert (
+        found == configured("s", "optim.lr=0.25", "data.augment=dense", "train.seed=3", "--size=64", "--epochs=40")[0]
+    )
     assert (found.data.start_augment_epoch, found.data.stop_mosaic_epoch) == (4, 20)
     assert f"(file {second})" in notes and "train.seed=3 (given)" in notes
 
@@ -112,7 +115,7 @@ def test_a_plan_never_runs_what_it_names(configured, data, tmp_path, capsys, rec
 
 
 def test_a_plan_written_by_hand(configured, tmp_path):
-    file, config = tmp_path / "plan.json", Config(model_config("n", num_classes=9))
+    file, config = tmp_path / "plan.json", Config(model_config("n", num_classes=9), LossConfig())
     file.write_text(json.dumps(dataclasses.asdict(config)))
     found, notes = configured(str(file), "optim.lr=0.125", "--size", "64")
     assert (found.optim.lr, found.data.width_px, found.model.num_classes) == (0.125, 64, 4)
@@ -195,7 +198,7 @@ def test_what_a_plan_or_a_file_sets_is_not_changed_by_weights(configured, tmp_pa
     configured("s", "--method=deim", "model.reg_scale=8", save=plan_file)
     script.write_text(
         "from dfine_jax.config import Config\nfrom dfine_jax.families.dfine.variants import model_config\n"
-        "def get_config():\n    return Config(model_config('s', reg_scale=8.0))\n"
+        "def get_config():\n    return Config(model_config('s', reg_scale=8.0), LossConfig())\n"
     )
     for file in (plan_file, script):
         with pytest.raises(UserError) as caught:

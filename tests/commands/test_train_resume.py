@@ -16,6 +16,7 @@ from dfine_jax.cli import main
 from dfine_jax.config import Config
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.run import loop
@@ -105,7 +106,7 @@ def test_the_cure_for_a_missing_package_is_accepted(started, monkeypatch, capsys
 )
 def test_what_a_run_cannot_take_is_refused_in_a_line(data, tmp_path, capsys, monkeypatch, given, message):
     monkeypatch.setattr(loop, "train", None)
-    config = Config(model_config("n", num_classes=4))
+    config = Config(model_config("n", num_classes=4), LossConfig())
     save_weights(tmp_path / "last", {"params": {}}, Metadata(config, tuple("abcd"), (1, 2, 3, 4)))
     assert main(["train", "n", *given, "--data", str(data), "--out", str(tmp_path), "--resume"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dfine: error:")]

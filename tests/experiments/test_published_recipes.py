@@ -7,7 +7,7 @@ import runpy
 import pytest
 from conftest import ROOT
 
-from dfine_jax.config import validate
+from dfine_jax.families import validate
 from dfine_jax.families.dfine.tables import recipes
 from dfine_jax.training.step.schedule import make_schedule
 
@@ -93,7 +93,7 @@ def test_dfine(row):
     config = resolved("dfine", data, variant)
     assert common(config) == [float(n) for n in numbers]
     check_what_all_share(config, data)
-    assert config.data.augment == "dfine" and config.data.stop_augment_epoch == config.train.stage2_epoch
+    assert config.data.augment == "standard" and config.data.stop_augment_epoch == config.train.stage2_epoch
     assert config.data.start_augment_epoch == 0 and config.train.method == "dfine"
     assert (config.loss.class_loss, config.loss.vfl_alpha, config.loss.vfl_gamma) == ("vfl", 0.75, 2.0)
     assert config.optim.schedule == "constant" and config.optim.backbone_bn == "backbone"
@@ -112,7 +112,7 @@ def test_deim(row):
     dense += [policy.start_augment_epoch, policy.stop_mosaic_epoch, policy.stop_augment_epoch]
     assert common(config) + dense == [float(n) for n in numbers]
     check_what_all_share(config, data)
-    assert (policy.augment, policy.mosaic_prob, policy.mosaic_cache, policy.mixup_prob) == ("deim", 0.5, 0, 0.5)
+    assert (policy.augment, policy.mosaic_prob, policy.mosaic_cache, policy.mixup_prob) == ("dense", 0.5, 0, 0.5)
     loss = config.loss
     assert (loss.class_loss, loss.mal_gamma, loss.mal_alpha) == ("mal", 1.5, 1.0) and config.train.method == "deim"
     assert optim.schedule == "flat_cosine" and optim.decay_bias == (variant != "n")

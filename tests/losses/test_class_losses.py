@@ -9,7 +9,7 @@ import pytest
 from golden_train import pad_targets
 from test_criterion import random_output, random_targets
 
-from dfine_jax.config import LossConfig
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.losses import terms

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from golden_train import golden_denoising, golden_targets, pad_targets, reference_names
 
-from dfine_jax.config import LossConfig
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss, kinds, loss_terms, match
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.families.family import Norm

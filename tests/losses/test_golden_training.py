@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from golden_train import golden_denoising, golden_targets, hash_noise, hash_targets, reference_names
 
-from dfine_jax.config import LossConfig
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.loss import detection_loss, match_outputs
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.tables import deim_model

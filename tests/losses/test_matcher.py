@@ -14,7 +14,7 @@ from conftest import ROOT
 from golden_train import pad_targets
 from scipy.optimize import linear_sum_assignment
 
-from dfine_jax.config import LossConfig
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.losses.matcher import assign, matching_cost, union_match
 
 METHODS = ("scipy", "device")

@@ -18,7 +18,8 @@ from flax import traverse_util
 from golden_train import golden_targets
 
 from dfine_jax.config import OptimConfig
-from dfine_jax.converters.torch import huggingface, torch_weights
+from dfine_jax.families.dfine import huggingface
+from dfine_jax.families.dfine import weights as torch_weights
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.step.optimizer import clip_coefficient, make_optimizer
 

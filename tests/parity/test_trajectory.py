@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from golden_train import golden_targets
 
-from dfine_jax.config import Config, LossConfig, OptimConfig
-from dfine_jax.converters.torch import torch_weights
+from dfine_jax.config import Config, OptimConfig
 from dfine_jax.data.load.batch import Batch
+from dfine_jax.families.dfine import weights as torch_weights
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state

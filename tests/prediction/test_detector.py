@@ -13,6 +13,7 @@ from PIL import Image
 from dfine_jax.config import Config, DataConfig
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.ops.postprocess import Answer
 from dfine_jax.prediction.detector import Detector
@@ -21,7 +22,9 @@ from dfine_jax.training.run.checkpoint import Metadata
 from dfine_jax.weights.load import LoadedModel
 
 HEIGHT, WIDTH = 64, 96
-CONFIG = Config(model=model_config("n", num_classes=3), data=DataConfig(height_px=HEIGHT, width_px=WIDTH))
+CONFIG = Config(
+    model=model_config("n", num_classes=3), loss=LossConfig(), data=DataConfig(height_px=HEIGHT, width_px=WIDTH)
+)
 METADATA = Metadata(config=CONFIG, class_names=("ant", "bee", "cat"), category_ids=(7, 3, 90))
 
 

@@ -18,10 +18,12 @@ from dfine_jax.config import Config, ConfigError
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.serving import artefact
 from dfine_jax.system import stored
+from dfine_jax.training.report.log import read_metrics
 from dfine_jax.training.run import checkpoint, loop
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
@@ -33,6 +35,40 @@ def format1(tmp_path_factory):
     folder = tmp_path_factory.mktemp("format1")
     shutil.unpack_archive(Path(__file__).parent / "format1.zip", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def format1_last(tmp_path_factory):
+    """What the last version stored whose number was 1: within an epoch, with the values that had names of methods."""
+    folder = tmp_path_factory.mktemp("format1_last")
+    shutil.unpack_archive(Path(__file__).parent / "format1_last.zip", folder)
+    return folder
+
+
+def test_the_last_of_format_1(format1_last, data, tmp_path):
+    loaded = load_checkpoint(format1_last / "last")
+    config = loaded.metadata.config
+    assert (config.model.family, config.train.method, config.data.augment) == ("dfine", "deim", "dense")
+    images = np.random.default_rng(1).random((2, 64, 64, 3), np.float32)
+    answer = jax.jit(lambda v, x: loaded.model.apply(v, x, train=False))(loaded.variables, images).answer
+    expected = np.load(format1_last / "expected.npz")
+    np.testing.assert_allclose(answer.logits, expected["logits"], atol=2e-5)
+    np.testing.assert_allclose(answer.boxes_cxcywh, expected["boxes_cxcywh"], atol=2e-6)
+    assert read_plan(str(format1_last / "plan.json")) == config
+    raw = stored.current(json.loads((format1_last / "last" / "metadata.json").read_text()), "metadata.json")
+    assert raw["progress"]["summed_names"] == ["loss", "grad_norm", "mal/aux_0", "mal/last", "ddf/dn_1", "bbox/enc_0"]
+
+
+def test_a_run_of_format_1_goes_on_within_its_epoch(format1_last, data, tmp_path):
+    """Its sums and its table are those of one run with the steps that follow."""
+    run = tmp_path / "run"
+    shutil.copytree(format1_last / "last", run / "last")
+    shutil.copy(format1_last / "metrics.csv", run)
+    assert main(["train", "n", "--data", str(data), "--out", str(run), "--resume", "--no-export"]) == 0
+    first, second = read_metrics(run)
+    assert first["ap"] == 0.25 and set(first) <= set(second)
+    terms = sum(second[f"loss_{kind}"] for kind in ("mal", "bbox", "giou", "fgl", "ddf"))
+    assert second["loss_mal"] > 0 and second["loss"] == pytest.approx(terms, rel=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -153,16 +189,16 @@ def test_formats_that_cannot_be_read_say_so(format1, tmp_path, values, message):
 
 def test_what_a_newer_version_added_is_left_out_and_told(format1, tmp_path, caplog):
     raw = json.loads((format1 / "last" / "metadata.json").read_text())
-    config = raw["config"] | {"model": raw["config"]["model"] | {"family": "x"}}
+    config = raw["config"] | {"model": raw["config"]["model"] | {"depth": "x"}}
     progress = raw["progress"] | {"mood": "good"}
     newer = changed(format1, tmp_path, library_version="99.0", config=config, progress=progress)
     assert load_checkpoint(newer).metadata == load_checkpoint(format1 / "last").metadata
     said = "\n".join(caplog.messages)
     assert (
-        "was written by a newer dfine_jax (99.0); left out what this version" in said and "config.model.family" in said
+        "was written by a newer dfine_jax (99.0); left out what this version" in said and "config.model.depth" in said
     )
     same = changed(format1, tmp_path, config=config)
-    with pytest.raises(ConfigError, match="unknown configuration key '.*config.model.family'"):
+    with pytest.raises(ConfigError, match="unknown configuration key '.*config.model.depth'"):
         checkpoint.load_metadata(same)
 
 
@@ -198,4 +234,4 @@ def test_state_without_the_counters_of_the_average(tmp_path):
 
 def test_values_that_are_missing_take_their_defaults():
     config = stored.build(Config, {"model": {**vars(model_config("n"))}}, "plan.json", None)
-    assert config == Config(model_config("n"))
+    assert config == Config(model_config("n"), LossConfig())

@@ -7,6 +7,8 @@ import threading
 import pytest
 
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.published import BACKBONES, DETECTORS, REPOSITORIES
+from dfine_jax.families.family import Published, Repository
 from dfine_jax.weights import hub
 
 CONTENT = bytes(range(256)) * 4000
@@ -44,7 +46,7 @@ def server(monkeypatch, tmp_path):
         monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_ENDPOINT", address)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(hub, "OFFICIAL_URL", f"{address}/official")
+        monkeypatch.setattr(hub, "address", lambda published: f"{address}/official/{published.file}")
         yield handler
         instance.shutdown()
 
@@ -121,12 +123,12 @@ def test_a_server_that_names_no_commit(server):
 
 def test_known_commits_and_asked_for_ones(server, tmp_path, monkeypatch):
     digest = hashlib.sha256(CONTENT).hexdigest()
-    monkeypatch.setitem(hub.REVISIONS, "someone/cells", hub.Revision(COMMIT, digest))
+    monkeypatch.setitem(REPOSITORIES, "someone/cells", Repository(COMMIT, digest))
     hub.fetch("hf:someone/cells", progress=False)
     assert {path.split("/")[4] for path in server.requests} == {COMMIT}
     folder = hub.fetch("hf:someone/cells@v1.0", progress=False)
     assert folder.name == "cells@v1.0" and server.requests[-1] == "/someone/cells/resolve/v1.0/model.safetensors"
-    monkeypatch.setitem(hub.REVISIONS, "someone/dots", hub.Revision(COMMIT, "0" * 64))
+    monkeypatch.setitem(REPOSITORIES, "someone/dots", Repository(COMMIT, "0" * 64))
     with pytest.raises(UserError, match="is not the published file"):
         hub.fetch("hf:someone/dots", progress=False)
     assert not list((tmp_path / "cache" / "huggingface" / "someone" / "dots").glob("model*"))
@@ -165,22 +167,22 @@ def test_pinned_files_are_checked_however_they_come(server, tmp_path, monkeypatc
     (tmp_path / "cache" / "dfine_n_coco.pth").write_bytes(CONTENT)  # put there by hand
     with pytest.raises(UserError, match="dfine_n_coco.pth is not the published file.*delete it"):
         hub.fetch("dfine-n-coco")
-    known = hub.Published("dfine_n_coco.pth", hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.setitem(hub.OFFICIAL, "dfine-n-coco", known)
+    known = Published("dfine_n_coco.pth", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setitem(DETECTORS, "dfine-n-coco", known)
     assert hub.fetch("dfine-n-coco").read_bytes() == CONTENT
 
 
 def test_digests_are_digests():
-    pins = [item.sha256 for item in (*hub.OFFICIAL.values(), *hub.BACKBONES.values(), *hub.REVISIONS.values())]
+    pins = [item.sha256 for item in (*DETECTORS.values(), *BACKBONES.values(), *REPOSITORIES.values())]
     known = [pin for pin in pins if pin]
     assert len(known) == len(set(known)) == 6
     assert all(len(pin) == 64 and set(pin) <= set("0123456789abcdef") for pin in known)
-    assert all(len(item.commit) == 40 for item in hub.REVISIONS.values())
-    assert hub.OFFICIAL["dfine-n-coco"].sha256 and hub.BACKBONES["B0"].sha256
+    assert all(len(item.commit) == 40 for item in REPOSITORIES.values())
+    assert DETECTORS["dfine-n-coco"].sha256 and BACKBONES["HGNetv2-B0"].sha256
 
 
 def test_a_file_is_known_by_its_digest_or_its_name():
-    pin = hub.OFFICIAL["dfine-s-coco"]
+    pin = DETECTORS["dfine-s-coco"]
     assert pin.sha256 and hub.is_published_file("renamed.pth", pin.sha256)
     assert not hub.is_published_file(pin.file, "0" * 64)
     assert hub.is_published_file("dfine_x_coco.pth", "0" * 64) and not hub.is_published_file("mine.pth", "0" * 64)
@@ -194,7 +196,8 @@ def test_huggingface_not_found(server):
 def test_no_connection(monkeypatch, tmp_path):
     monkeypatch.setenv("DFINE_CACHE", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(hub, "OFFICIAL_URL", "http://127.0.0.1:9")  # nothing listens there
+    nowhere = "http://127.0.0.1:9"  # nothing listens there
+    monkeypatch.setattr(hub, "address", lambda published: f"{nowhere}/{published.file}")
     with pytest.raises(UserError, match="without a connection: fetch http://127.0.0.1:9/dfine_n_coco.pth") as caught:
         hub.fetch("dfine-n-coco", progress=False)
     assert str(tmp_path / "dfine_n_coco.pth") in str(caught.value)
@@ -208,8 +211,8 @@ def test_cache_that_cannot_be_written(server, monkeypatch, tmp_path):
 
 
 def test_names():
-    assert len(hub.OFFICIAL) == 14
-    assert hub.OFFICIAL["dfine-l-obj2coco"].file == "dfine_l_obj2coco_e25.pth"
+    assert len(DETECTORS) == 14
+    assert DETECTORS["dfine-l-obj2coco"].file == "dfine_l_obj2coco_e25.pth"
     assert hub.is_published("dfine-x-obj365") and hub.is_published("ustc-community/dfine-nano-coco")
     assert not hub.is_published("runs/best") and not hub.is_published("dfine-n-obj365")
     with pytest.raises(UserError, match="unknown weights 'dfine-z-coco'; published names: dfine-n-coco"):

@@ -11,10 +11,12 @@ import pytest
 from dfine_jax.config import Config
 from dfine_jax.data.read.coco_names import COCO_NAMES, OBJECTS365_NAMES, objects365_names
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
+from dfine_jax.families.dfine.family import DFINE
+from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.run.checkpoint import Metadata, save_weights
-from dfine_jax.weights import load as weights
-from dfine_jax.weights.load import FREE, LoadedModel, load, load_checkpoint, transfer, with_backbone
+from dfine_jax.weights.load import LoadedModel, load, load_checkpoint, transfer, with_backbone
 
 # The reference's table (`obj365_ids` in its solver): Objects365 class, from 0, of each COCO class.
 OBJECTS365_OF_COCO = (
@@ -44,9 +46,9 @@ def variables(classes, fill):
 
 
 def loaded(names, fill=100.0):
-    config = Config(model=model_config("n", num_classes=len(names)))
+    config = Config(model=model_config("n", num_classes=len(names)), loss=LossConfig())
     metadata = Metadata(config, tuple(names), tuple(range(len(names))))
-    return LoadedModel(weights.DFine(config.model), variables(len(names), fill), metadata)
+    return LoadedModel(DFine(config.model), variables(len(names), fill), metadata)
 
 
 def moved_rows(source, fresh, names):
@@ -169,7 +171,7 @@ def test_what_leaves_no_trace_in_shapes_must_be_as_in_the_weights(field, value):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field", sorted(FREE))
+@pytest.mark.parametrize("field", sorted(DFINE.free))
 def test_free_fields_may_differ(field):
     source = loaded(("cat", "dog"))
     value = {"num_classes": 2, "num_queries": 7, "precision": "bfloat16"}.get(field, True)

@@ -34,7 +34,7 @@ def policy(config: DataConfig, epoch: int) -> Policy:
     strong = config.start_augment_epoch <= epoch < config.stop_augment_epoch
     return Policy(
         strong=strong and config.augment != "none",
-        dense=strong and epoch < config.stop_mosaic_epoch and config.augment == "deim",
+        dense=strong and epoch < config.stop_mosaic_epoch and config.augment == "dense",
         flip=config.augment != "none",
         multi_scale=epoch < config.stop_augment_epoch and config.multi_scale_repeat > 0 and config.augment != "none",
     )

@@ -155,7 +155,7 @@ class EvalLoader:
 def _notes(dataset: Dataset, config: DataConfig, batch_size: int, slots: int, most: int) -> tuple[str, ...]:
     """What the data makes of the configuration, for the log."""
     notes = [f"{slots} slots for objects per image: the fullest image has {dataset.max_objects}"]
-    if config.augment == "deim":
+    if config.augment == "dense":
         notes[0] += f", up to {most} meet by mosaic and MixUp"
     preprocess = Preprocess(config.height_px, config.width_px, config.resize)
     unique_px, which = np.unique(sizes_px(dataset.records), axis=0, return_inverse=True)

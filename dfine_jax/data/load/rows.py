@@ -67,7 +67,7 @@ class TrainSource:
     def layout(self) -> workers.Layout:
         """Arrays of ``Batch`` or ``MaskBatch``; a last row for MixUp across hosts."""
         config, g = self.config, self.slots
-        mixes = config.augment == "deim" and config.mixup_prob > 0
+        mixes = config.augment == "dense" and config.mixup_prob > 0
         b = self.rows + (mixes and self.host_count > 1)
         arrays = [((b, config.height_px, config.width_px, 3), "uint8"), ((b, g), "int32")]
         arrays += [((b, g, 4), "float32"), ((b, g), "bool")]

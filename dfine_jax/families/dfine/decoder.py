@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.config import Activation, ModelConfig
+from dfine_jax.config import Activation
+from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.nn import initializers
 from dfine_jax.nn.deformable import DeformableAttention, Source
 from dfine_jax.nn.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.config import LossConfig, ModelConfig
+from dfine_jax.families.dfine.config import LossConfig, ModelConfig
 from dfine_jax.families.family import Matching, Norm
 from dfine_jax.losses import terms
 from dfine_jax.losses.matcher import assign, matching_cost, union_match

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from dfine_jax.config import ModelConfig
 from dfine_jax.families.backbones.hgnetv2 import HGNetV2
+from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.families.dfine.decoder import Decoder
 from dfine_jax.nn.hybrid_encoder import HybridEncoder, depthwise_halving, split_and_chain
 from dfine_jax.nn.initializers import draw_variables

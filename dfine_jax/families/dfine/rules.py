@@ -8,7 +8,8 @@ outside the backbone. DEIM's S and M really do exempt batch norms, but at the fu
 
 from __future__ import annotations
 
-from dfine_jax.config import ModelConfig, OptimConfig
+from dfine_jax.config import OptimConfig
+from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.families.family import Rule
 
 

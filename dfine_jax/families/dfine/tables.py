@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from dfine_jax.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig
+from dfine_jax.families.dfine.config import LossConfig, ModelConfig
 from dfine_jax.families.dfine.variants import VARIANTS, model_config
 
 NEVER = 500  # the reference's stop epoch of runs without a second stage
@@ -135,6 +136,7 @@ def deim_model(variant: str) -> ModelConfig:
 def _dfine(row: Row, variant: str) -> Config:
     return Config(
         model=VARIANTS[variant],
+        loss=LossConfig(),
         optim=_optim(row, decay_bias=variant in "lx"),
         data=DataConfig(stop_augment_epoch=row.stop_epoch, multi_scale_repeat=row.repeat),
         train=_train(row, "dfine"),
@@ -155,7 +157,7 @@ def _deim(row: Row, dense: Dense, variant: str, tuned: bool) -> Config:
             min_lr_ratio=dense.gamma,
         ),
         data=DataConfig(
-            augment="deim",
+            augment="dense",
             start_augment_epoch=dense.start,
             stop_mosaic_epoch=dense.dense,
             stop_augment_epoch=row.epochs - dense.no_aug,

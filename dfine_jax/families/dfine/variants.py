@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dfine_jax.config import ModelConfig
+from dfine_jax.families.dfine.config import ModelConfig
 
 VARIANTS: dict[str, ModelConfig] = {
     "n": ModelConfig(

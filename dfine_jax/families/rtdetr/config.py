@@ -36,7 +36,7 @@ class RTDetrConfig:
     decoder_activation: Activation = "relu"  # feed-forward layers
     mlp_activation: Activation = "relu"  # box heads and query position head
     precision: Precision = "float32"  # compute type; boxes, softmax, sampling coordinates and losses stay float32
-    family: Literal["rtdetr"] = "rtdetr"
+    family: Literal["rtdetrv2"] = "rtdetrv2"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+from jaxtyping import Array, Key
 
 from dfine_jax.config import Config, TrainConfig
 from dfine_jax.errors import UserError
@@ -25,7 +26,8 @@ from dfine_jax.families.rtdetr.recipes import deim_loss, recipe
 from dfine_jax.families.rtdetr.rules import rules
 from dfine_jax.families.rtdetr.variants import VARIANTS
 from dfine_jax.families.rtdetr.weights import FORMATS, official_keys
-from dfine_jax.typing import DenoisingQueries
+from dfine_jax.nn.denoising import draw_denoising
+from dfine_jax.typing import DenoisingQueries, Targets
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,21 @@ _FROZEN = ("backbone_frozen_stem", "backbone_frozen_bn")
 
 def _build(model: RTDetrConfig, how: Build) -> nn.Module:
     return RTDetr(model, how.bn_axis_name, how.remat, compute_dtype=how.compute_dtype)
+
+
+def _queries(
+    key: Key[Array, ""], targets: Targets, model: RTDetrConfig, config: RTDetrLossConfig
+) -> DenoisingQueries | None:
+    return draw_denoising(
+        key,
+        targets,
+        model.num_classes,
+        config.num_denoising,
+        config.label_noise_ratio,
+        config.box_noise_scale,
+        unfold=config.unfold_boxes,
+        without_objects=config.denoise_without_objects,
+    )
 
 
 def _reduced(network: Any, variables: Mapping[str, Any], reduction: Reduction) -> nn.Module:
@@ -73,29 +90,29 @@ def _described(model: RTDetrConfig, origin: Origin) -> Config:
     return Config(
         model=dataclasses.replace(model, decoder_activation=stated, mlp_activation=stated),
         loss=deim_loss() if deim else RTDetrLossConfig(),
-        train=TrainConfig(method="deim" if deim else "rtdetr"),
+        train=TrainConfig(method="deim" if deim else "rtdetrv2"),
     )
 
 
 def _backbone_of(model: RTDetrConfig) -> str:
-    return f"{'ResNet-vd' if model.backbone in RESNETS else 'HGNetv2'} {model.backbone}"
+    return f"{'ResNet-vd' if model.backbone in RESNETS else 'HGNetv2'}-{model.backbone}"
 
 
 RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, loss.Pairs] = Family(
-    name="rtdetr",
+    name="rtdetrv2",
     title="RT-DETRv2",
     Model=RTDetrConfig,
     Loss=RTDetrLossConfig,
     variants=VARIANTS,
     smallest="r18",
-    methods=("rtdetr", "deim"),
+    methods=("rtdetrv2", "deim"),
     parts=("backbone", "encoder", "decoder"),
     check=check,
     grid_px=lambda model: STRIDE,
     build=_build,
     init=init_variables,
     reduced=_reduced,
-    queries=loss.draw_denoising,
+    queries=_queries,
     match=loss.match,
     terms=loss.loss_terms,
     kinds=loss.kinds,

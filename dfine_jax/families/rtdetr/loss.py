@@ -14,36 +14,16 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.families.family import Matching, Norm
 from dfine_jax.families.rtdetr.config import RTDetrConfig, RTDetrLossConfig
 from dfine_jax.losses import terms
 from dfine_jax.losses.matcher import assign, matching_cost
-from dfine_jax.nn.denoising import make_denoising_queries, num_slots, sample_noise
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, Targets
 
 Pairs = Int[Array, "t b q"]
 """Ground-truth slot of every query, -1 for none: decoder layers, then the encoder."""
-
-
-def draw_denoising(
-    key: Key[Array, ""], targets: Targets, model: RTDetrConfig, config: RTDetrLossConfig
-) -> DenoisingQueries | None:
-    """Denoising queries of a batch; None where the configuration has none, or no image has a slot for an object."""
-    batch, slots = len(targets.valid), num_slots(targets.valid.shape[1], config.num_denoising)
-    if not slots:
-        return None
-    return make_denoising_queries(
-        targets,
-        sample_noise(key, batch, slots, model.num_classes),
-        model.num_classes,
-        config.num_denoising,
-        config.label_noise_ratio,
-        config.box_noise_scale,
-        unfold=config.unfold_boxes,
-        without_objects=config.denoise_without_objects,
-    )
 
 
 def match(

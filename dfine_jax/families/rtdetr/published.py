@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dfine_jax.families.dfine.published import BACKBONES as HGNETS
 from dfine_jax.families.family import Published
 
 LICENCE = "Apache-2.0"
@@ -24,8 +25,9 @@ DETECTORS: dict[str, Published] = {
     "rtdetrv2-r50-discrete-coco": _file("v0.1", "rtdetrv2_r50vd_dsp_1x_coco.pth"),
 }
 BACKBONES: dict[str, Published] = {
-    "ResNet-vd R18": _file("v0.1", "ResNet18_vd_pretrained_from_paddle.pth"),
-    "ResNet-vd R34": _file("v0.1", "ResNet34_vd_pretrained_from_paddle.pth"),
-    "ResNet-vd R50": _file("v0.1", "ResNet50_vd_ssld_v2_pretrained_from_paddle.pth"),
-    "ResNet-vd R101": _file("v0.1", "ResNet101_vd_ssld_pretrained_from_paddle.pth"),
+    "ResNet-vd-R18": _file("v0.1", "ResNet18_vd_pretrained_from_paddle.pth"),
+    "ResNet-vd-R34": _file("v0.1", "ResNet34_vd_pretrained_from_paddle.pth"),
+    "ResNet-vd-R50": _file("v0.1", "ResNet50_vd_ssld_v2_pretrained_from_paddle.pth"),
+    "ResNet-vd-R101": _file("v0.1", "ResNet101_vd_ssld_pretrained_from_paddle.pth"),
+    **{name: HGNETS[name] for name in ("HGNetv2-B4", "HGNetv2-B5", "HGNetv2-B6")},
 }

@@ -84,13 +84,13 @@ def recipe(variant: str, start: Start, method: str) -> tuple[str, Config]:
     """Name and line of the table that a training set of one's own is derived from: the one for COCO.
 
     Args:
-      method: ``rtdetr`` or ``deim``.
+      method: ``rtdetrv2`` or ``deim``.
 
     Raises:
       UserError: DEIM has published nothing for the variant.
     """
     del start
-    table = "rtdetrv2_coco" if method == "rtdetr" else "deim_rtdetrv2_coco"
+    table = "rtdetrv2_coco" if method == "rtdetrv2" else "deim_rtdetrv2_coco"
     return table, published(table, variant)
 
 
@@ -129,7 +129,7 @@ def _own(row: Row, variant: str) -> Config:
             backbone_bn="base" if variant == "r18" else "backbone",
         ),
         data=DataConfig(stop_augment_epoch=row.stop_epoch, multi_scale_repeat=_scale_repeat(variant)),
-        train=TrainConfig(method="rtdetr", epochs=row.epochs, batch_size=BATCH, eval_batch_size=2 * BATCH),
+        train=TrainConfig(method="rtdetrv2", epochs=row.epochs, batch_size=BATCH, eval_batch_size=2 * BATCH),
     )
 
 

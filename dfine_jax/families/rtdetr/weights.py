@@ -134,8 +134,9 @@ def _constants(model: RTDetrConfig) -> dict[str, Callable[[int, int], np.ndarray
         "decoder.anchors": lambda h, w: anchors(_level_sizes(h, w))[0][None],
         "decoder.valid_mask": lambda h, w: anchors(_level_sizes(h, w))[1][None, :, None],
     }
+    scale = point_scale(model.num_points)
     for layer in range(model.decoder_layers):
-        entries[f"{_cross_attention(layer)}num_points_scale"] = lambda h, w: point_scale(model.num_points)
+        entries[f"{_cross_attention(layer)}num_points_scale"] = lambda h, w: scale
     for path in leaf_shapes(model):
         if path.endswith("/mean") and not (model.backbone_frozen_bn and path.startswith("batch_stats/backbone/")):
             key = names.to_official(path).removesuffix("running_mean") + "num_batches_tracked"

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from dfine_jax.config import Config, from_dict
 from dfine_jax.errors import UserError
+from dfine_jax.families import sections
 from dfine_jax.training.plan.cards import find_card, target_text
 from dfine_jax.training.plan.launches import Launches, read_launches
 
@@ -115,7 +116,7 @@ def _lowered(question: Question, devices: Any) -> Any:
     import numpy as np
 
     from dfine_jax.data.load.batch import Batch
-    from dfine_jax.families.dfine.model import init_variables
+    from dfine_jax.families import of
     from dfine_jax.training.step.optimizer import make_optimizer
     from dfine_jax.training.step.state import create_state
     from dfine_jax.training.step.step import make_eval_step, make_train_step
@@ -123,7 +124,7 @@ def _lowered(question: Question, devices: Any) -> Any:
     config = question.config
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, assignment="device"))
     tx, key = make_optimizer(config.model, config.optim), jax.random.key(0)
-    state = jax.eval_shape(lambda: create_state(init_variables(config.model, key), tx, key))
+    state = jax.eval_shape(lambda: create_state(of(config.model).init(config.model, key), tx, key))
 
     def rows(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((question.devices, question.batch, *shape), dtype)
@@ -140,7 +141,7 @@ def _lowered(question: Question, devices: Any) -> Any:
 def main() -> None:
     """Answer the question on standard input, in JSON."""
     values = json.load(sys.stdin)
-    question = Question(**{**values, "config": from_dict(Config, values["config"])})
+    question = Question(**{**values, "config": from_dict(Config, values["config"], sections=sections)})
     sys.stdout.write(json.dumps(dataclasses.asdict(_compile(question))) + "\n")
 
 

@@ -26,7 +26,7 @@ _ONLY_WITH = {  # values that mean nothing otherwise
     "optim.flat_epochs": ("optim.schedule", "flat_cosine"),
     "optim.final_epochs": ("optim.schedule", "flat_cosine"),
     "optim.min_lr_ratio": ("optim.schedule", "flat_cosine"),
-    "data.stop_mosaic_epoch": ("data.augment", "deim"),
+    "data.stop_mosaic_epoch": ("data.augment", "dense"),
 }
 
 _NEVER = {"model.num_classes"}  # that of the data

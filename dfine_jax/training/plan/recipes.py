@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig
 from dfine_jax.data.load.plan import Sampling
 from dfine_jax.errors import UserError
-from dfine_jax.families.dfine.tables import published, recipes
-from dfine_jax.families.dfine.variants import VARIANTS
-
-Method = Literal["dfine", "deim"]
-Start = Literal["nothing", "backbone", "detector"]  # what is pretrained
+from dfine_jax.families import of_recipe, recipe_name
+from dfine_jax.families.family import Start
 
 COCO_IMAGES = 118_287  # the tables are made for so many
 _LEAST_STEPS = {"nothing": 8000, "backbone": 8000, "detector": 3000}
@@ -35,11 +31,11 @@ class Recipe:
 
 
 def default_config(
-    variant: str,
+    recipe: str,
     num_classes: int,
     num_images: int,
     *,
-    method: Method = "dfine",
+    method: str = "",
     batch_size: int | None = None,
     epochs: int | None = None,
     size_px: tuple[int, int] = (640, 640),
@@ -49,35 +45,36 @@ def default_config(
 ) -> Recipe:
     """Configuration for a training set.
 
-    The table is the reference's: D-FINE's for custom data, D-FINE's for COCO after Objects365 when there are weights to
-    start from, DEIM's for COCO. DEIM after Objects365 is published for X; the other variants take its rule: the rates,
-    epochs and frozen parts of D-FINE's table, no warm-up, and the phases of DEIM. The length follows from
-    ``default_epochs``, what depends on it and on the batch size from ``rescaled``. A backbone that starts from nothing
-    learns whole and at half the full rate, as in N and S, because the smaller backbone rates of M, L and X and their
-    frozen parts are for pretrained ones.
+    The table is the family's, for the method and for what is pretrained. The length follows from ``default_epochs``,
+    what depends on it and on the batch size from ``rescaled``. A backbone that starts from nothing learns whole and at
+    half the full rate at least, because smaller backbone rates and frozen parts are for pretrained ones.
 
     Args:
-      variant: ``n``, ``s``, ``m``, ``l`` or ``x``.
+      recipe: ``[family-]variant``.
       num_classes: classes of the data.
       num_images: training images.
+      method: whose recipe, of the family's ``methods``; empty: its own.
       batch_size: images per step over all devices, taken as it is; None: the table's (8 without an accelerator), for
         few images a smaller one.
       epochs: as ``default_epochs`` if None.
-      size_px: (height, width) of the input, multiples of 32.
+      size_px: (height, width) of the input.
       start: what is pretrained: nothing, the backbone, or a whole detector.
       accelerator: there is a GPU or the like; otherwise one input size, compiled once, and float32.
       batch_multiple: a batch size that is not given becomes a multiple of this, the number of devices.
 
     Raises:
-      UserError: unknown variant, no images, or a size that is not a multiple of 32.
+      UserError: unknown recipe or method, no images, or a size that does not fit the model.
     """
-    if variant not in VARIANTS:
-        raise UserError(f"unknown recipe {variant!r}; choose one of {', '.join(VARIANTS)} or a file with get_config()")
+    family, variant = of_recipe(recipe)
+    method = method or family.methods[0]
+    if method not in family.methods:
+        raise UserError(f"{recipe} has no recipe of {method!r}; there are those of {', '.join(family.methods)}")
     if num_images < 1:
         raise UserError("the training set has no images")
-    if any(side % 32 or side < 32 for side in size_px):
-        raise UserError(f"input size {size_px[0]}x{size_px[1]} must be multiples of 32, for example 640x640")
-    name, table = _table(variant, method, start)
+    name, table = family.recipe(variant, start, method)
+    grid_px = family.grid_px(table.model)
+    if any(side % grid_px or side < grid_px for side in size_px):
+        raise UserError(f"input size {size_px[0]}x{size_px[1]} must be multiples of {grid_px}, for example 640x640")
     reasons = {}
     if batch_size is None:
         usual = table.train.batch_size if accelerator else _CPU_BATCH_SIZE
@@ -93,7 +90,7 @@ def default_config(
     model, optim, data = config.model, config.optim, config.data
     model = dataclasses.replace(model, num_classes=num_classes, precision="bfloat16" if accelerator else "float32")
     if start == "nothing":
-        model = dataclasses.replace(model, backbone_frozen_bn=False, backbone_frozen_stem=False)
+        model = dataclasses.replace(model, **dict.fromkeys(family.frozen, False))
         optim = dataclasses.replace(optim, backbone_lr=max(optim.backbone_lr, optim.lr / 2))
     data = dataclasses.replace(data, height_px=size_px[0], width_px=size_px[1])
     if not accelerator:
@@ -105,23 +102,6 @@ def default_config(
         reasons |= dict.fromkeys(("train.eval_every", "train.checkpoint_every"), "short epochs")
     config = Config(model, config.loss, optim, data, train)
     return Recipe(config, table, headline(config, f"table {name}", num_images), reasons)
-
-
-def _table(variant: str, method: Method, start: Start) -> tuple[str, Config]:
-    if method == "dfine":
-        name = "dfine_obj2coco" if start == "detector" else "dfine_custom"
-        return name, published(name, variant)
-    dense = published("deim_coco", variant)
-    if start != "detector":
-        return "deim_coco", dense
-    if variant in recipes()["deim_obj2coco"]:
-        return "deim_obj2coco", published("deim_obj2coco", variant)
-    tuned = published("dfine_obj2coco", variant)
-    phases = rescaled(dense, COCO_IMAGES, epochs=tuned.train.epochs, batch_size=dense.train.batch_size)
-    rates = ("lr", "backbone_lr", "weight_decay", "warmup_steps")
-    average = ("ema_decay", "ema_warmup_steps", "ema_restart_decay", "ema_restart_step")
-    optim = dataclasses.replace(phases.optim, **{name: getattr(tuned.optim, name) for name in rates + average})
-    return "deim_coco with the rates of dfine_obj2coco", dataclasses.replace(phases, model=tuned.model, optim=optim)
 
 
 def _most_images_per_batch(num_images: int, start: Start) -> int:
@@ -241,5 +221,5 @@ def headline(config: Config, origin: str, num_images: int) -> str:
     """What the run is, in a line."""
     model, train = config.model, config.train
     steps = Sampling(num_images, train.batch_size, 0, config.data).steps_per_epoch
-    what = f"{model.variant.upper()}, {model.num_classes} classes, {num_images} images"
+    what = f"{recipe_name(model).upper()}, {model.num_classes} classes, {num_images} images"
     return f"{what}: {train.epochs} epochs of {steps} steps of {train.batch_size} images ({origin})"

@@ -10,7 +10,7 @@ from dfine_jax.config import Config
 from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.evaluation.evaluate import METRIC_NAMES, Metrics
 from dfine_jax.evaluation.metrics import RATIO_NAMES
-from dfine_jax.families.dfine.loss import kinds
+from dfine_jax.families import of
 from dfine_jax.training.report.examples import Examples
 from dfine_jax.training.report.log import RunLog
 from dfine_jax.training.report.meter import Meter, by_kind
@@ -61,7 +61,7 @@ def epoch_row(
     """Numbers of the 1-based ``epoch``; ``metrics`` None: not evaluated."""
     means = by_kind(meter.means())
     row: Row = {"epoch": epoch, "step": step, **rates}
-    losses = ("loss", *(f"loss_{kind}" for kind in kinds(config.loss)), "grad_norm")
+    losses = ("loss", *(f"loss_{kind}" for kind in of(config.model).kinds(config.loss)), "grad_norm")
     row |= {name: means.get(name) for name in losses}
     row |= {"images_per_s": meter.images_per_second(), "data_wait": meter.wait_share()}
     row |= {"skipped": progress.skipped, "stage": progress.stage}

@@ -19,7 +19,7 @@ from dfine_jax.data.load.pipeline import EvalLoader
 from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.evaluate import Metrics, evaluate
-from dfine_jax.families.dfine.model import init_variables
+from dfine_jax.families import of
 from dfine_jax.training.report.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.report.examples import augmented_batch, save_batch
 from dfine_jax.training.report.meter import Forecast, Meter
@@ -106,7 +106,7 @@ class _Run:
         self.rates = rates_of(config, make_schedule(config, self.steps))
         self.eval_step = EvalProgram(make_eval_step(config.model))
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
-        self.init_variables = lambda key: start.variables if start else init_variables(config.model, key)
+        self.init_variables = lambda key: start.variables if start else of(config.model).init(config.model, key)
         self.metadata = describe(config, train_data, start)
         self.progress = Progress()
         self.metrics: Metrics | None = None

@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 
-from dfine_jax.config import Config, validate
+from dfine_jax.config import Config
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.load.workers import automatic_workers
 from dfine_jax.data.read.audit import why_nothing_to_learn
 from dfine_jax.data.read.dataset import Dataset, check_same_categories
 from dfine_jax.errors import UserError
+from dfine_jax.families import validate
 from dfine_jax.training.report.sinks import check_installed
 from dfine_jax.training.run import checkpoint, hosts
 from dfine_jax.training.run.checkpoint import Metadata

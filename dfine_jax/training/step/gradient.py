@@ -12,30 +12,12 @@ from jaxtyping import Array, Float
 from dfine_jax.config import Config
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.images import unit_range
-from dfine_jax.families.dfine.loss import loss_terms, match, total
-from dfine_jax.families.dfine.model import DFine
-from dfine_jax.families.family import Norm
-from dfine_jax.nn.denoising import make_denoising_queries, num_slots, sample_noise
+from dfine_jax.families import of
+from dfine_jax.families.family import Build, Norm
 from dfine_jax.ops.resize import resize_nearest
-from dfine_jax.typing import DenoisingQueries, Targets
+from dfine_jax.typing import Targets
 
 PyTree = Any
-
-
-def draw_denoising(key: Array, targets: Targets, config: Config) -> DenoisingQueries | None:
-    """Noised copies of the ground truth for one step, or None when they are switched off."""
-    if config.loss.num_denoising == 0:
-        return None
-    batch, slots = targets.valid.shape
-    noise = sample_noise(key, batch, num_slots(slots, config.loss.num_denoising), config.model.num_classes)
-    return make_denoising_queries(
-        targets,
-        noise,
-        config.model.num_classes,
-        config.loss.num_denoising,
-        config.loss.label_noise_ratio,
-        config.loss.box_noise_scale,
-    )
 
 
 class Part(NamedTuple):
@@ -43,7 +25,7 @@ class Part(NamedTuple):
 
     images: Float[Array, "b h w 3"]
     targets: Targets
-    denoising: DenoisingQueries | None
+    queries: Any  # additional ones of the family, or None
 
 
 class LossGradient(NamedTuple):
@@ -67,19 +49,20 @@ def make_gradient(
       axis_name: of the devices that share batch statistics.
       mean: averages over them.
     """
-    apply: Callable[..., Any] = DFine(config.model, bn_axis_name=axis_name, remat=config.train.remat).apply
+    family, model = of(config.model), config.model
+    apply: Callable[..., Any] = family.build(model, Build(axis_name, config.train.remat)).apply
     parts = config.train.accumulate
 
     def forward(params: PyTree, batch_stats: PyTree, part: Part) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
-        return apply(variables, part.images, part.denoising, train=True, mutable=["batch_stats"])
+        return apply(variables, part.images, part.queries, train=True, mutable=["batch_stats"])
 
     def loss_fn(params: PyTree, batch_stats: PyTree, part: Part, norm: Callable[[Array], Norm]) -> Any:
         output, changed = forward(params, batch_stats, part)
-        matching = match(output, part.targets, part.denoising, config.loss)
+        matching = family.match(output, part.targets, part.queries, config.loss)
         counts = norm(matching.counts)
-        terms = loss_terms(output, part.targets, part.denoising, matching, counts, config.model, config.loss)
-        return total(terms), (changed["batch_stats"], terms)
+        terms = family.terms(output, part.targets, part.queries, matching, counts, model, config.loss)
+        return jnp.sum(jnp.stack(list(terms.values()))), (changed.get("batch_stats", {}), terms)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -92,7 +75,7 @@ def make_gradient(
     def in_parts(params: PyTree, batch_stats: PyTree, stacked: Part) -> LossGradient:
         def count(part: Part) -> Array:
             output, _ = forward(params, batch_stats, part)
-            return match(output, part.targets, part.denoising, config.loss).counts
+            return family.match(output, part.targets, part.queries, config.loss).counts
 
         counts = jnp.mean(jax.lax.map(count, stacked), 0)
         norm = Norm(mean(counts), counts)
@@ -119,10 +102,10 @@ def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, in
     if size_px is not None:
         images = resize_nearest(images, *size_px)
     targets = Targets(labels, boxes_cxcywh.astype(dtype), valid)
-    denoising = draw_denoising(key, targets, config)
+    queries = of(config.model).queries(key, targets, config.model, config.loss)
 
     def rows(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
 
-    denoising = None if denoising is None else denoising.in_parts(parts)
-    return Part(unit_range(rows(images), dtype), rows(targets), denoising)
+    queries = None if queries is None else queries.in_parts(parts)
+    return Part(unit_range(rows(images), dtype), rows(targets), queries)

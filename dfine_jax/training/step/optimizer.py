@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from dfine_jax.config import ConfigError, ModelConfig, OptimConfig
-from dfine_jax.families.dfine.rules import rules
+from dfine_jax.config import ConfigError, ModelSection, OptimConfig
+from dfine_jax.families import of
 from dfine_jax.families.family import Rule
 
 PyTree = Any
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_
 
 
-def parameter_rules(model: ModelConfig, optim: OptimConfig) -> tuple[Rule, ...]:
+def parameter_rules(model: ModelSection, optim: OptimConfig) -> tuple[Rule, ...]:
     """Ordered rules: what ``optim.freeze`` holds, then those of the family."""
     held = [Rule(_valid_pattern(pattern), "frozen", 0.0, decay=False) for pattern in optim.freeze]
-    return (*held, *rules(model, optim))
+    return (*held, *of(model).rules(model, optim))
 
 
 def _valid_pattern(pattern: str) -> str:
@@ -106,7 +106,7 @@ def clip_coefficient(norm: Float[Array, ""], limit: float) -> Float[Array, ""]:
     return jnp.minimum(1.0, limit / (norm + CLIP_EPS))
 
 
-def make_optimizer(model: ModelConfig, optim: OptimConfig) -> optax.GradientTransformation:
+def make_optimizer(model: ModelSection, optim: OptimConfig) -> optax.GradientTransformation:
     """AdamW at the full rates on gradients that are already clipped; ``init`` checks the rules against the parameters.
 
     The caller scales the updates by the schedule (training/step/schedule.py). Then they match torch.optim.AdamW: decay

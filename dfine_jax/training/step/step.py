@@ -19,11 +19,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.config import Config, ModelConfig
+from dfine_jax.config import Config, ModelSection
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.images import unit_range
 from dfine_jax.evaluation.evaluate import Predict, Predictions
-from dfine_jax.families.dfine.model import DFine
+from dfine_jax.families import of
+from dfine_jax.families.family import Build
 from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.postprocess import select
 from dfine_jax.ops.precision import exact_products
@@ -196,14 +197,14 @@ def make_update(
 
 
 def make_eval_step(
-    model_config: ModelConfig, devices: Sequence[Any] | None = None
+    model: ModelSection, devices: Sequence[Any] | None = None
 ) -> Callable[[PyTree, Array], tuple[Float[Array, "d b n"], Int[Array, "d b n"], Float[Array, "d b n 4"]]]:
     """Scores, labels and boxes (cxcywh, best first) of images ``[d, b, h, w, 3]``, computed in float32.
 
     Args:
       devices: None: those of this host.
     """
-    apply: Callable[..., Any] = DFine(dataclasses.replace(model_config, precision="float32")).apply
+    apply: Callable[..., Any] = of(model).build(dataclasses.replace(model, precision="float32"), Build()).apply
 
     def eval_step(variables: PyTree, images: Array) -> tuple[Array, Array, Array]:
         dtype = jax.tree.leaves(variables["params"])[0].dtype

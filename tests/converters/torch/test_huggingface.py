@@ -8,14 +8,14 @@ import pytest
 from safetensors.numpy import save_file
 from scipy.optimize import linear_sum_assignment
 
-from dfine_jax.converters.torch import huggingface
-from dfine_jax.converters.torch.importer import import_weights
+from dfine_jax.converters.torch.importer import import_weights, settings_names
 from dfine_jax.converters.torch.tensor_files import read_safetensors
-from dfine_jax.converters.torch.torch_weights import convert_state_dict, export_state_dict
 from dfine_jax.data.read.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine import huggingface
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.dfine.weights import convert_state_dict, export_state_dict
 
 PAIRS = {
     "model.backbone.model.embedder.stem2a.convolution.weight": "backbone.stem.stem2a.conv.weight",
@@ -58,7 +58,7 @@ def test_attention_thirds():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "rt_detr"}, "model_type is 'rt_detr'"),
+        ({"model_type": "rt_detr"}, "model_type 'rt_detr' is not that of D-FINE"),
         ({"decoder_method": "discrete"}, "decoder_method='discrete' is not supported"),
         ({"eval_idx": 1}, "eval_idx=1 is not supported"),
         ({"learn_initial_query": True}, "learn_initial_query=True"),
@@ -76,14 +76,14 @@ def test_unsupported_settings(tmp_path, change, message):
     save_file(names, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "d_fine", "decoder_layers": 3} | change))
     with pytest.raises(UserError, match=message):
-        huggingface.read_folder(tmp_path)
+        import_weights(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{"])
 def test_damaged_configuration(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json"):
-        huggingface.read_folder(tmp_path)
+        import_weights(tmp_path)
 
 
 def test_damaged_safetensors(tmp_path):
@@ -175,6 +175,6 @@ def test_coco_classes_under_other_spellings():
 
 def test_names_of_the_configuration():
     settings = {"id2label": {str(i): name for i, name in enumerate(COCO_NAMES)}}
-    assert huggingface.class_names(settings) == COCO_NAMES
-    assert huggingface.class_names({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}) is None
-    assert huggingface.class_names({}) is None
+    assert settings_names(settings) == COCO_NAMES
+    assert settings_names({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}) is None
+    assert settings_names({}) is None

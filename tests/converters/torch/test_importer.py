@@ -13,14 +13,18 @@ from safetensors.numpy import save_file
 
 import dfine_jax
 from dfine_jax.cli import main
-from dfine_jax.converters.torch import name_map, torch_pickle
-from dfine_jax.converters.torch.importer import class_table, guess_activation, import_weights
-from dfine_jax.converters.torch.torch_weights import export_state_dict, leaf_shapes, recognise
+from dfine_jax.converters.torch import torch_pickle
+from dfine_jax.converters.torch.importer import class_table, import_weights
 from dfine_jax.data.read.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
 from dfine_jax.errors import UserError
+from dfine_jax.families import state_dict
+from dfine_jax.families.dfine import names
+from dfine_jax.families.dfine.published import DETECTORS
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.dfine.weights import export_state_dict, guess_activation, recognise
+from dfine_jax.families.family import Published
+from dfine_jax.families.state_dict import leaf_shapes
 from dfine_jax.training.run.checkpoint import load_weights
-from dfine_jax.weights import hub
 from dfine_jax.weights.load import load_checkpoint
 
 CONFIG = model_config("n", num_classes=3)
@@ -106,7 +110,7 @@ def test_trained_batch_norms_in_the_backbone_of_large_variants_are_those_of_deim
     encoder = {"encoder.input_proj.0.norm.num_batches_tracked": np.zeros(())}
     backbone = {"backbone.stem.stem1.bn.num_batches_tracked": np.zeros(())}
     shapes = {
-        name_map.to_official(p): name_map.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()
+        names.to_official(p): state_dict.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()
     }
     official = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()} | encoder
     trained = guess_activation("best.pth", recognise(official | backbone))
@@ -143,7 +147,7 @@ def test_the_warning_is_seen_in_a_script(unnamed):
 
 def test_classes_of_published_files_are_known(unnamed, tmp_path, monkeypatch, caplog):
     digest = hashlib.sha256(unnamed.read_bytes()).hexdigest()
-    monkeypatch.setitem(hub.OFFICIAL, "dfine-n-coco", hub.Published("dfine_n_coco.pth", digest))
+    monkeypatch.setitem(DETECTORS, "dfine-n-coco", Published("https://none/dfine_n_coco.pth", digest))
     _, metadata = import_weights(unnamed)  # by its digest: activation and classes
     assert metadata.class_names == COCO_NAMES and metadata.config.model.decoder_activation == "relu"
     assert not caplog.records
@@ -223,8 +227,8 @@ def test_command_with_a_published_name(tmp_path, state, monkeypatch):
     monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "cache" / "dfine_n_coco.pth"
     torch_pickle.save(file, {"model": state})
-    known = hub.Published(file.name, hashlib.sha256(file.read_bytes()).hexdigest())
-    monkeypatch.setitem(hub.OFFICIAL, "dfine-n-coco", known)
+    known = Published(f"https://none/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest(), "Apache-2.0")
+    monkeypatch.setitem(DETECTORS, "dfine-n-coco", known)
     assert main(["convert", "dfine-n-coco", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "metadata.json").read_text())["licence"] == "Apache-2.0"
 

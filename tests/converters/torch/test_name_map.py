@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dfine_jax.converters.torch import name_map
+from dfine_jax.families import state_dict
+from dfine_jax.families.dfine import names
 
 PAIRS = {
     "backbone.stages.1.blocks.0.layers.0.conv.weight": "params/backbone/stages_1/blocks_0/layers_0/conv/kernel",
@@ -25,24 +26,24 @@ PAIRS = {
 
 @pytest.mark.parametrize(("key", "path"), PAIRS.items())
 def test_pairs(key, path):
-    assert name_map.to_official(path) == key
+    assert names.to_official(path) == key
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 5, 5), (6, 4), (7,), (1,)])
 def test_layouts_are_inverse_and_shapes_agree(shape):
     tensor = np.random.default_rng(0).standard_normal(shape)
-    leaf = name_map.to_leaf("params/a/kernel", tensor)
-    np.testing.assert_array_equal(name_map.to_tensor("params/a/kernel", leaf), tensor)
-    assert name_map.tensor_shape("params/a/kernel", leaf.shape) == shape
+    leaf = state_dict.to_leaf("params/a/kernel", tensor)
+    np.testing.assert_array_equal(state_dict.to_tensor("params/a/kernel", leaf), tensor)
+    assert state_dict.tensor_shape("params/a/kernel", leaf.shape) == shape
 
 
 def test_convolution_layout():
     tensor = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)  # O, I, h, w
-    leaf = name_map.to_leaf("params/a/kernel", tensor)
+    leaf = state_dict.to_leaf("params/a/kernel", tensor)
     assert leaf.shape == (4, 5, 3, 2) and leaf[1, 2, 0, 1] == tensor[1, 0, 1, 2]
 
 
 def test_every_ignored_name_has_a_reason():
     for key in ("decoder.anchors", "decoder.decoder.up", "backbone.stem.stem1.bn.num_batches_tracked"):
-        assert name_map.ignored_reason(key)
-    assert name_map.ignored_reason("decoder.enc_output.proj.weight") is None
+        assert names.ignored_reason(key)
+    assert names.ignored_reason("decoder.enc_output.proj.weight") is None

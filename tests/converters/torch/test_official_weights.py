@@ -15,6 +15,7 @@ from PIL import Image
 
 from dfine_jax.converters.torch.importer import import_weights
 from dfine_jax.errors import UserError
+from dfine_jax.families import published
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.weights import hub
 
@@ -86,7 +87,7 @@ def test_published_outputs(name, image):
     np.testing.assert_allclose(np.asarray(out.boxes_cxcywh)[0, :3, :3], boxes, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(set(hub.OFFICIAL) - set(EXPECTED)))
+@pytest.mark.parametrize("name", sorted(set(published()) - set(EXPECTED)))
 def test_other_published_files_convert(name):
     _, metadata = import_weights(fetched(name))
     config = metadata.config.model

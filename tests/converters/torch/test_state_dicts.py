@@ -10,10 +10,11 @@ from flax import traverse_util
 
 from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.converters.torch.importer import import_weights
-from dfine_jax.converters.torch.state_dicts import BACKBONE, select_state_dict
-from dfine_jax.converters.torch.torch_weights import export_state_dict, leaf_shapes
+from dfine_jax.converters.torch.state_dicts import select_state_dict
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, export_state_dict
+from dfine_jax.families.state_dict import leaf_shapes
 
 STEM, ENCODER, DECODER = (
     "backbone.stem.stem1.conv.weight",
@@ -174,9 +175,9 @@ def test_what_was_taken_is_said_and_kept(tmp_path, caplog):
 def test_backbones_alone_and_of_detectors():
     backbone = {"stem.stem1.conv.weight": np.zeros(1), "stages.0.blocks.0.weight": np.zeros(1)}
     for prefix in ("", "backbone.", "module.backbone.", "model._orig_mod."):
-        same(select_state_dict(prefixed(prefix, backbone), np.ndarray, BACKBONE).tensors, backbone)
+        same(select_state_dict(prefixed(prefix, backbone), np.ndarray, BACKBONE_ANCHORS).tensors, backbone)
     detector = prefixed("backbone.", backbone) | {"decoder.up": np.zeros(1)}
-    same(select_state_dict({"model": detector}, np.ndarray, BACKBONE).tensors, backbone)
+    same(select_state_dict({"model": detector}, np.ndarray, BACKBONE_ANCHORS).tensors, backbone)
 
 
 W = np.zeros((2, 2), np.float32)

@@ -10,11 +10,12 @@ import pytest
 from flax import traverse_util
 from golden_weights import golden_state_dict, hash_state_dict, variables_from_state_dict
 
-from dfine_jax.converters.torch import name_map
-from dfine_jax.converters.torch.torch_weights import convert_state_dict, export_state_dict, leaf_shapes, recognise
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine import names
 from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.families.dfine.variants import VARIANTS, model_config
+from dfine_jax.families.dfine.weights import convert_state_dict, export_state_dict, recognise
+from dfine_jax.families.state_dict import leaf_shapes
 from dfine_jax.ops.anchors import anchors
 
 # SHA-256 of the official listing, one "key shape dtype" per line, and its length (COCO models).
@@ -94,7 +95,7 @@ def test_tree_is_the_one_of_training(variant):
 
 def test_regenerated_entries():
     config = model_config("x", num_classes=1)
-    state = export_state_dict(config, random_variables(config), height_px=320, width_px=480)
+    state = export_state_dict(config, random_variables(config), (320, 480))
     expected, valid = anchors([(40, 60), (20, 30), (10, 15)])
     np.testing.assert_array_equal(state["decoder.anchors"], expected[None])
     np.testing.assert_array_equal(state["decoder.valid_mask"], valid[None, :, None])
@@ -132,7 +133,7 @@ def test_long_lists_are_cut():
 def test_every_entry_matters(key):
     """Dropping or renaming any entry that is not ignored is an error, whichever it is."""
     state, rng = state_n(), np.random.default_rng(ord(key))
-    needed = [name for name in state if name_map.ignored_reason(name) is None]
+    needed = [name for name in state if names.ignored_reason(name) is None]
     for name in rng.choice(needed, 20, replace=False):
         without = {k: v for k, v in state.items() if k != name}
         with pytest.raises(UserError):
@@ -148,14 +149,14 @@ def test_ignored_names_must_belong_to_something():
 
 
 def test_files_without_the_computed_entries():
-    state = {key: value for key, value in state_n().items() if name_map.ignored_reason(key) is None}
+    state = {key: value for key, value in state_n().items() if names.ignored_reason(key) is None}
     config, _ = convert_state_dict(state)
     assert config == model_config("n")
 
 
 def test_number_types_are_widened():
     state = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in state_n().items()}
-    state = {k: state_n()[k] if name_map.ignored_reason(k) else v for k, v in state.items()}
+    state = {k: state_n()[k] if names.ignored_reason(k) else v for k, v in state.items()}
     _, variables = convert_state_dict(state)
     leaf = variables["params"]["decoder"]["enc_output"]["proj"]["kernel"]
     assert leaf.dtype == np.float32
@@ -249,7 +250,7 @@ def test_activation_and_depth():
     ],
 )
 def test_other_models(keys, hint):
-    with pytest.raises(UserError, match=f"not a D-FINE state dict.*{hint}"):
+    with pytest.raises(UserError, match=f"not a state dict of D-FINE.*{hint}"):
         convert_state_dict({key: np.zeros((2, 2), np.float32) for key in keys})
 
 

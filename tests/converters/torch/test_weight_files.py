@@ -10,12 +10,14 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from dfine_jax.converters.torch import huggingface, torch_pickle
+from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.converters.torch.backbone import import_backbone
 from dfine_jax.converters.torch.importer import import_weights
-from dfine_jax.converters.torch.torch_weights import export_state_dict, leaf_shapes
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine import huggingface
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.dfine.weights import export_state_dict
+from dfine_jax.families.state_dict import leaf_shapes
 
 CONFIG = model_config("n", num_classes=3)
 SETTINGS = {
@@ -232,7 +234,7 @@ def test_other_models_are_called_what_they_are(tmp_path, name, prefix):
     torch_pickle.save(
         tmp_path / "a.pth", {"model": {prefix + name: np.zeros((2, 2), np.float32), prefix + "x": np.zeros(1)}}
     )
-    with pytest.raises(UserError, match=f"a.pth: not a D-FINE state dict: the names are those of {OTHERS[name]}"):
+    with pytest.raises(UserError, match=f"a.pth: not a state dict of D-FINE: the names are those of {OTHERS[name]}"):
         import_weights(tmp_path / "a.pth")
 
 

@@ -17,7 +17,7 @@ from dfine_jax.data.load.plan import Sampling, epoch_order, epoch_plan, most_obj
 from dfine_jax.errors import UserError
 
 SIGNIFICANCE = 1e-4  # draws are seeded: a test passes or fails for good
-DEIM = DataConfig(augment="deim", start_augment_epoch=1, stop_mosaic_epoch=3, stop_augment_epoch=5)
+DEIM = DataConfig(augment="dense", start_augment_epoch=1, stop_mosaic_epoch=3, stop_augment_epoch=5)
 
 
 def uniform(values, low, high):
@@ -113,7 +113,9 @@ def test_mix_pixels_rounds_the_weighted_sum():
 def test_the_policy_of_each_epoch():
     table = [policy(DEIM, epoch)[:2] for epoch in range(6)]
     assert table == [(False, False), (True, True), (True, True), (True, False), (True, False), (False, False)]
-    assert [p.dense for p in (policy(dataclasses.replace(DEIM, augment="dfine"), e) for e in range(6))] == [False] * 6
+    assert [p.dense for p in (policy(dataclasses.replace(DEIM, augment="standard"), e) for e in range(6))] == [
+        False
+    ] * 6
     several = dataclasses.replace(DEIM, multi_scale_repeat=3)
     assert policy(several, 2).multi_scale and not any(policy(dataclasses.replace(several, augment="none"), 2))
     assert policy(DEIM, 0).flip and policy(DEIM, 5).flip

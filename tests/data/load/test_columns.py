@@ -161,7 +161,7 @@ def test_masks_are_the_same_from_workers(tmp_path):
 
     def batches(count):
         data = read_coco(*find_split(root, "train"))
-        config = DataConfig(height_px=32, width_px=32, augment="deim", mask_stride=4)
+        config = DataConfig(height_px=32, width_px=32, augment="dense", mask_stride=4)
         loader = TrainLoader(data, config, batch_size=3, seed=0, workers=count)
         stream = loader.batches()
         out = [next(stream) for _ in range(4)]

@@ -19,7 +19,7 @@ from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 
-DEIM = DataConfig(augment="deim", start_augment_epoch=1, stop_mosaic_epoch=3, stop_augment_epoch=4)
+DEIM = DataConfig(augment="dense", start_augment_epoch=1, stop_mosaic_epoch=3, stop_augment_epoch=4)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from dfine_jax.data.read import annotations, audit
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.evaluate import score
+from dfine_jax.families.dfine.config import LossConfig
 
 WIDTH, HEIGHT = 64, 48
 
@@ -324,5 +325,5 @@ def test_training_refuses_before_it_compiles(folder, why):
     from dfine_jax.training.run.setup import check
 
     with pytest.raises(UserError, match="nothing to train on") as caught:
-        check(Config(model_config("n", num_classes=2)), read(folder, NOTHING[why]), None)
+        check(Config(model_config("n", num_classes=2), LossConfig()), read(folder, NOTHING[why]), None)
     assert why in str(caught.value)

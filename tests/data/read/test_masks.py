@@ -166,7 +166,7 @@ def batches(dataset, count=3, workers=0, **data):
 def test_a_loader_gives_masks_that_fit_the_boxes(shapes):
     dataset = read_dataset(shapes, "train")
     seen = 0
-    for batch in batches(dataset, 6, mixup_prob=1.0, augment="deim"):
+    for batch in batches(dataset, 6, mixup_prob=1.0, augment="dense"):
         assert batch.masks.shape == (4, batch.valid.shape[1], 16, 24) and batch.masks.dtype == np.bool_
         assert not batch.masks[~batch.valid].any()
         for box, mask in zip(batch.boxes_cxcywh[batch.valid], batch.masks[batch.valid], strict=True):

@@ -61,7 +61,7 @@ def test_discrete_table():
 
 def test_recipes_of_ones_own_data():
     assert recipe("r34", "backbone", "deim") == ("deim_rtdetrv2_coco", published("deim_rtdetrv2_coco", "r34"))
-    assert recipe("l", "detector", "rtdetr")[0] == "rtdetrv2_coco"
+    assert recipe("l", "detector", "rtdetrv2")[0] == "rtdetrv2_coco"
     with pytest.raises(UserError, match="r101"):
         recipe("h", "backbone", "deim")
 

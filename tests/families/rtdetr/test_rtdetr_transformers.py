@@ -81,12 +81,12 @@ def nearest_errors(output, theirs):
 
 
 CASES = [
-    pytest.param("r18", np.float32, {}, 2e-3, 3e-5),
-    *(
-        pytest.param(variant, np.float64, {}, 2e-5, 1e-6, marks=pytest.mark.slow)
+    pytest.param("r18", np.float32, {}, 1e-4, 1e-5),  # measured 3.1e-6, 3.6e-7
+    *(  # measured at most 7.3e-8, 3.0e-8
+        pytest.param(variant, np.float64, {}, 1e-6, 1e-6, marks=pytest.mark.slow)
         for variant in ("r18", "r34", "r50", "r101")
     ),
-    pytest.param("r18", np.float64, {"decoder_method": "discrete"}, 2e-5, 1e-6, marks=pytest.mark.slow),
+    pytest.param("r18", np.float64, {"decoder_method": "discrete"}, 1e-6, 1e-6, marks=pytest.mark.slow),
 ]
 
 
@@ -111,7 +111,10 @@ def test_inference(variant, dtype, changes, logit_limit, box_limit):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["r18", "r50", "r101"])
 def test_training_losses(variant):
-    """Float64, batch statistics where they are trained, without denoising queries."""
+    """Float64, batch statistics where they are trained, without denoising queries.
+
+    Gradients differ: transformers' boxes do not look forward twice. Those of the reference are in test_rtdetr_loss.py.
+    """
     model = peer(VARIANTS[variant], np.float64).train()
     images = golden_fill.image(256, 256, 3, seed=4).astype(np.float64)
     labels = [
@@ -119,19 +122,20 @@ def test_training_losses(variant):
         for k, b in zip(LABELS, BOXES, strict=True)
     ]
     config, variables = ours(model)
-    theirs = model(pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=labels)
+    with torch.no_grad():
+        theirs = model(pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels=labels)
     config = dataclasses.replace(config, backbone_frozen_bn=VARIANTS[variant].backbone_frozen_bn)
     loss = RTDetrLossConfig(num_denoising=0)
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda x: x.astype(np.float64), variables)
         targets = pad_targets(LABELS, BOXES, dtype=np.float64)
 
-        def terms(variables, images):
+        def terms(variables):
             output, _ = RTDetr(config).apply(variables, images, train=True, mutable=["batch_stats"])
             found = match(output, targets, None, loss)
             return loss_terms(output, targets, None, found, Norm(found.counts, found.counts), config, loss)
 
-        named = jax.jit(terms)(variables, images)
+        named = jax.jit(terms)(variables)
     got = reference_names({name: float(value) for name, value in named.items()})
     last = config.decoder_layers - 1  # what transformers names as one more layer is the encoder
     want = {key.replace(f"aux_{last}", "enc_0"): float(value) for key, value in theirs.loss_dict.items()}

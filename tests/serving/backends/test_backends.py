@@ -16,6 +16,7 @@ from PIL import Image
 
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.prediction.detector import Detector, open_model
 from dfine_jax.serving.backends.registry import open_artefact
 
@@ -311,7 +312,7 @@ def test_what_a_checkpoint_stores_about_preprocessing_is_used(tmp_path):
     from dfine_jax.families.dfine.variants import model_config
     from dfine_jax.training.run.checkpoint import Metadata, load_metadata, save_weights
 
-    metadata = Metadata(Config(model_config("n", num_classes=1)), ("ant",), (4,))
+    metadata = Metadata(Config(model_config("n", num_classes=1), LossConfig()), ("ant",), (4,))
     save_weights(tmp_path / "best", {"params": {"w": np.ones(2)}, "batch_stats": {}}, metadata)
     assert load_metadata(tmp_path / "best") == metadata
     file = tmp_path / "best" / "metadata.json"

@@ -13,6 +13,7 @@ from tiny import tiny_config
 from dfine_jax.commands.train_card import card_notes, check_card
 from dfine_jax.config import Config, DataConfig
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.plan import on_card
 from dfine_jax.training.plan.cards import CARDS, find_card, target_text
@@ -116,7 +117,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_compiler
 def test_the_step_for_eight_cards_averages_gradients_in_few_collectives():
-    config = Config(model_config("n"), data=DataConfig(height_px=128, width_px=128))
+    config = Config(model_config("n"), LossConfig(), data=DataConfig(height_px=128, width_px=128))
     answer = measure(Question(config, "h100", 2, 4, devices=8))
     # 134 with jaxlib 0.10.2: statistics of batch norms in either direction, vectors of gradients, loss and its terms
     assert 0 < answer.launches.collectives["all-reduce"] <= 150
@@ -126,7 +127,7 @@ def test_the_step_for_eight_cards_averages_gradients_in_few_collectives():
 @pytest.mark.slow
 @needs_compiler
 def test_the_step_of_s_on_an_h100():
-    config = Config(model_config("s", precision="bfloat16"))
+    config = Config(model_config("s", precision="bfloat16"), LossConfig())
     answer = measure(Question(config, "h100", 8))
     assert answer.launches.total <= 2500  # 2,282 with jaxlib 0.10.2; 3,745 when every parameter was updated by itself
     assert answer.launches.kinds["copy"] <= 30  # 12 there, 593 before

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from dfine_jax.config import validate
 from dfine_jax.errors import UserError
+from dfine_jax.families import validate
 from dfine_jax.families.dfine.tables import published
 from dfine_jax.families.dfine.variants import VARIANTS
 from dfine_jax.training.plan.plan_text import differing, plan_lines
@@ -94,7 +94,7 @@ def test_deim_from_a_detector_has_no_warm_up_and_tuned_rates(variant):
     assert config.optim.warmup_steps == config.optim.ema_warmup_steps == 0
     assert (config.optim.lr, config.optim.backbone_lr) == (tuned.optim.lr, tuned.optim.backbone_lr)
     assert config.model == dataclasses.replace(tuned.model, num_classes=7)
-    assert (config.train.method, config.loss.class_loss, config.data.augment) == ("deim", "mal", "deim")
+    assert (config.train.method, config.loss.class_loss, config.data.augment) == ("deim", "mal", "dense")
     make_schedule(config, 100)
     if variant == "x":
         row = published("deim_obj2coco", "x")

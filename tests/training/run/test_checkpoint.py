@@ -21,6 +21,7 @@ import dfine_jax
 from dfine_jax.config import Config, OptimConfig
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.tables import published
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.run import checkpoint
@@ -29,7 +30,7 @@ from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
 
-CONFIG = Config(model=model_config("n", num_classes=2))
+CONFIG = Config(model=model_config("n", num_classes=2), loss=LossConfig())
 METADATA = Metadata(CONFIG, ("cat", "dog"), (3, 17), "dfine_n.pth", "ab" * 32, "Apache-2.0", epoch=4, ap=0.25)
 
 

@@ -132,7 +132,7 @@ def test_two_hosts_take_the_run_of_one_and_others_continue_it(tmp_path, data):
 @pytest.mark.slow
 def test_two_hosts_with_the_default_losses_and_augmentation_then_one(tmp_path, data):
     config, file = write_config(tmp_path, data={"stop_augment_epoch": 5})
-    assert (config.loss.assignment, config.data.augment) == ("scipy", "dfine")
+    assert (config.loss.assignment, config.data.augment) == ("scipy", "standard")
     assert config.loss.num_denoising and config.loss.weight_ddf
     order = expected_rows(config, data)
     stopped = launch(data, tmp_path / "run", file, 2, 2, stop_step=STOPPED)

@@ -13,6 +13,7 @@ from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.evaluation.evaluate import score
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.run import loop
 from dfine_jax.training.run.setup import check, make_loaders
@@ -32,6 +33,7 @@ def test_it_is_told_and_judges_nothing(splits):
     train_data, val_data = splits
     config = Config(
         model_config("n", num_classes=len(train_data.names)),
+        LossConfig(),
         data=DataConfig(height_px=64, width_px=64, workers=0),
         train=TrainConfig(epochs=9, batch_size=8, patience=2),
     )

@@ -12,6 +12,7 @@ from test_optimizer import small_params
 
 from dfine_jax.config import Config, OptimConfig
 from dfine_jax.data.load.batch import Batch
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.step import step as steps
 from dfine_jax.training.step.gradient import LossGradient
@@ -25,7 +26,9 @@ FREEZE = ("head/bias$", "proj/bias$", "(head|proj)/bias$")  # the last matches n
 
 
 def setup(freeze=()):
-    config = Config(model_config("n"), optim=OptimConfig(lr=1e-2, backbone_lr=3e-3, weight_decay=0.1, freeze=freeze))
+    config = Config(
+        model_config("n"), LossConfig(), optim=OptimConfig(lr=1e-2, backbone_lr=3e-3, weight_decay=0.1, freeze=freeze)
+    )
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), small_params())
     tx = make_optimizer(config.model, config.optim)
     return config, tx, create_state({"params": params, "batch_stats": STATS}, tx, jax.random.key(0))
@@ -115,7 +118,7 @@ def test_the_update_of_a_model_is_few_kernels_on_a_cpu():
     """N has 428 parameters; half of a step's kernels would be their update."""
     from dfine_jax.families.dfine.model import init_variables
 
-    config = Config(model_config("n"))
+    config = Config(model_config("n"), LossConfig())
     tx = make_optimizer(config.model, config.optim)
     state = jax.eval_shape(lambda: create_state(init_variables(config.model, jax.random.key(0)), tx, jax.random.key(1)))
     packing = Packing(state, parameter_rules(config.model, config.optim), CPU_LIMIT)

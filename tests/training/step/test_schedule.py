@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from dfine_jax.config import Config, ConfigError, OptimConfig, TrainConfig
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.step.schedule import ema_decay, make_schedule
 
 STEPS = 3696  # of an epoch: COCO in batches of 32
 DEIM_L = Config(
     model_config("l"),
+    LossConfig(),
     optim=OptimConfig(
         lr=5e-4, schedule="flat_cosine", warmup_steps=2000, flat_epochs=29, final_epochs=8, min_lr_ratio=0.5
     ),
@@ -73,9 +75,9 @@ def test_parts_must_fit(changes, message):
 
 
 def test_constant_warms_up_counting_from_one():
-    schedule = make_schedule(Config(model_config("n"), optim=OptimConfig(warmup_steps=4)), 0)
+    schedule = make_schedule(Config(model_config("n"), LossConfig(), optim=OptimConfig(warmup_steps=4)), 0)
     assert [float(schedule(jnp.asarray(k))) for k in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert float(make_schedule(Config(model_config("n"), optim=OptimConfig(warmup_steps=0)), 0)(0)) == 1.0
+    assert float(make_schedule(Config(model_config("n"), LossConfig(), optim=OptimConfig(warmup_steps=0)), 0)(0)) == 1.0
 
 
 def test_the_decay_of_the_average_follows_the_reference():

@@ -1,4 +1,4 @@
-"""Names and layouts: official D-FINE state dict <-> our variables.
+"""Names of the official state dict of our variables.
 
 A path is ``collection/module/.../leaf``, for example ``params/backbone/stem/stem1/conv/kernel`` for the official
 ``backbone.stem.stem1.conv.weight``. Numbers are glued to the name before them (``layers.0`` -> ``layers_0``) and the
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-
-import numpy as np
 
 NORMS = ("bn", "norm", "norm1", "norm2", "norm3")
 _INNER_DECODER = ("layers_", "lqe_layers_")  # modules of the official decoder.decoder
@@ -54,25 +52,6 @@ def to_official(path: str) -> str:
         leaf = "weight"
     key = re.sub(r"_(?=\d+(\.|_|$))", ".", ".".join([*modules, leaf]))
     return key.replace(".in_proj.", ".in_proj_")
-
-
-def to_leaf(path: str, tensor: np.ndarray) -> np.ndarray:
-    """Official tensor in our layout: convolutions O,I,h,w -> h,w,I,O and linear layers out,in -> in,out."""
-    if not path.endswith("/kernel"):
-        return tensor
-    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
-
-
-def to_tensor(path: str, leaf: np.ndarray) -> np.ndarray:
-    """Inverse of :func:`to_leaf`."""
-    if not path.endswith("/kernel"):
-        return leaf
-    return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
-
-
-def tensor_shape(path: str, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Official shape of a leaf."""
-    return to_tensor(path, np.broadcast_to(np.empty(()), leaf_shape)).shape
 
 
 def order_key(key: str) -> tuple[int, ...]:

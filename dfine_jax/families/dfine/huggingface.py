@@ -5,17 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfine_jax.config import ModelConfig
-from dfine_jax.converters.torch.state_dicts import tell
-from dfine_jax.converters.torch.tensor_files import read_folder_tensors
-from dfine_jax.converters.torch.torch_weights import recognise
 from dfine_jax.errors import UserError
-from dfine_jax.system.files import read_json
+from dfine_jax.families.dfine.config import ModelConfig
 
 # Applied in order to a key without its leading "model."; the first that fits wins.
 _PLACES: tuple[tuple[str, str], ...] = (
@@ -76,14 +71,6 @@ class Place(NamedTuple):
     part: int | None
 
 
-class Imported(NamedTuple):
-    """Official state dict and what config.json adds."""
-
-    tensors: dict[str, np.ndarray]
-    config: ModelConfig
-    class_names: tuple[str, ...] | None
-
-
 def official_place(name: str) -> Place | None:
     """Official place of a Hugging Face tensor name; None for a name that is not D-FINE's."""
     bare = name.removeprefix("model.")
@@ -102,8 +89,13 @@ def official_place(name: str) -> Place | None:
     return Place(key, None)
 
 
-def is_huggingface(names: Iterable[str]) -> bool:
-    """Whether tensor names are those of transformers' D-FINE, of the whole model or of its part without heads."""
+def is_mine(names: Iterable[str], settings: Mapping[str, Any] | None) -> bool:
+    """Whether config.json, or without one the names of tensors, are those of transformers' D-FINE.
+
+    Names count also for its part without heads.
+    """
+    if settings is not None:
+        return settings.get("model_type") == "d_fine"
     return any(name.removeprefix("model.").startswith("backbone.model.embedder.stem") for name in names)
 
 
@@ -138,47 +130,23 @@ def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def read_folder(folder: Path) -> Imported:
-    """A folder written by ``save_pretrained`` or downloaded from the hub: config.json and weights, whole or in parts.
+def as_configured(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig:
+    """The architecture with what config.json says beyond shapes.
 
     Raises:
-      UserError: a file is missing or damaged, or the configuration asks for something this model does not have.
+      UserError: it asks for something that this model does not have.
     """
-    place = folder / "config.json"
-    if not place.is_file():
-        raise UserError(f"{folder}: no config.json; give a Hugging Face D-FINE folder")
-    settings = read_json(place)
-    if not isinstance(settings, dict) or settings.get("model_type") != "d_fine":
-        kind = settings.get("model_type") if isinstance(settings, dict) else None
-        raise UserError(f"{place}: model_type is {kind!r}; only 'd_fine' can be converted")
     for name, value in _REQUIRED.items():
         if settings.get(name, value) != value:
-            raise UserError(f"{place}: {name}={settings[name]!r} is not supported (only {value!r})")
-    selected = read_folder_tensors(folder)
-    tell(selected, folder)
-    tensors = to_official(selected.tensors)
-    return Imported(tensors, _configuration(place, settings, tensors), class_names(settings))
-
-
-def _configuration(place: Path, settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ModelConfig:
-    config = recognise(tensors)
+            raise UserError(f"config.json: {name}={settings[name]!r} is not supported (only {value!r})")
     last = settings.get("decoder_layers", 6) - 1
     if settings.get("eval_idx", -1) not in (-1, last):
-        raise UserError(f"{place}: eval_idx={settings['eval_idx']!r} is not supported (only the last layer)")
+        raise UserError(f"config.json: eval_idx={settings['eval_idx']!r} is not supported (only the last layer)")
     points = settings.get("decoder_n_points", 4)
     return dataclasses.replace(
-        config,
-        num_points=(points,) * len(config.num_points) if isinstance(points, int) else tuple(points),
+        model,
+        num_points=(points,) * len(model.num_points) if isinstance(points, int) else tuple(points),
         num_heads=settings.get("decoder_attention_heads", 8),
         num_queries=settings.get("num_queries", 300),
         reg_max=settings.get("max_num_bins", 32),
     )
-
-
-def class_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Names of config.json's ``id2label`` in order, or None when it only numbers the classes."""
-    labels = settings.get("id2label")
-    if not isinstance(labels, dict) or sorted(labels, key=int) != [str(i) for i in range(len(labels))]:
-        return None
-    names = tuple(str(labels[str(i)]) for i in range(len(labels)))
-    return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names

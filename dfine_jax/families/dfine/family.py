@@ -1,0 +1,69 @@
+"""D-FINE as the rest of the library knows it."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+from jaxtyping import Array, Key
+
+from dfine_jax.families.dfine import loss
+from dfine_jax.families.dfine.config import LossConfig, ModelConfig, check
+from dfine_jax.families.dfine.model import STRIDE, DFine, init_variables
+from dfine_jax.families.dfine.published import BACKBONES, DETECTORS, REPOSITORIES
+from dfine_jax.families.dfine.recipes import recipe
+from dfine_jax.families.dfine.rules import rules
+from dfine_jax.families.dfine.variants import VARIANTS
+from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, FORMATS, described, read_backbone
+from dfine_jax.families.family import Build, ClassLeaf, Family
+from dfine_jax.families.reduction import reduced
+from dfine_jax.nn.denoising import draw_denoising
+from dfine_jax.typing import DenoisingQueries, Targets
+
+_FROZEN = ("backbone_frozen_stem", "backbone_frozen_bn")
+
+
+def _build(model: ModelConfig, how: Build) -> nn.Module:
+    return DFine(model, how.bn_axis_name, how.remat, compute_dtype=how.compute_dtype)
+
+
+def _queries(key: Key[Array, ""], targets: Targets, model: ModelConfig, config: LossConfig) -> DenoisingQueries | None:
+    return draw_denoising(
+        key, targets, model.num_classes, config.num_denoising, config.label_noise_ratio, config.box_noise_scale
+    )
+
+
+DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, loss.Pairs] = Family(
+    name="dfine",
+    title="D-FINE",
+    Model=ModelConfig,
+    Loss=LossConfig,
+    variants=VARIANTS,
+    smallest="n",
+    methods=("dfine", "deim"),
+    parts=("backbone", "encoder", "decoder"),
+    check=check,
+    grid_px=lambda model: STRIDE,
+    build=_build,
+    init=init_variables,
+    reduced=reduced,
+    queries=_queries,
+    match=loss.match,
+    terms=loss.loss_terms,
+    kinds=loss.kinds,
+    rules=rules,
+    recipe=recipe,
+    class_leaves=(
+        ClassLeaf(r"/(enc_score_head|dec_score_head_\d+)/", -1),
+        ClassLeaf(r"/denoising_class_embed/", 0),
+    ),
+    frozen=_FROZEN,
+    of_method=frozenset(("decoder_activation", "mlp_activation")),
+    free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
+    formats=FORMATS,
+    described=described,
+    published=DETECTORS,
+    backbones=BACKBONES,
+    backbone_of=lambda model: f"HGNetv2-{model.backbone}",
+    backbone_anchors=BACKBONE_ANCHORS,
+    read_backbone=read_backbone,
+    repositories=REPOSITORIES,
+)

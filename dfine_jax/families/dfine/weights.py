@@ -1,0 +1,273 @@
+"""Official state dict and transformers' <-> our configuration and variables. Fails closed (families/state_dict.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dfine_jax.config import Activation, Config, TrainConfig
+from dfine_jax.errors import UserError
+from dfine_jax.families import state_dict
+from dfine_jax.families.dfine import huggingface, names
+from dfine_jax.families.dfine.config import LossConfig, ModelConfig
+from dfine_jax.families.dfine.variants import VARIANTS
+from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
+from dfine_jax.families.foreign import not_known
+from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
+from dfine_jax.families.state_dict import Tensor, check_fit, from_tree, leaf_shapes, to_tree
+from dfine_jax.ops.anchors import anchors
+
+logger = logging.getLogger(__name__)
+
+_HINTS = {
+    "swish_ffn": "these names are those of DEIMv2, another architecture",
+    "mask": "these names are those of a D-FINE that segments, another architecture",
+    "conv.bias": "this looks like the deployed form with merged convolutions, give the training checkpoint",
+}
+
+
+def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu") -> ModelConfig | None:
+    """Configuration of a state dict, from its shapes; scalars (reg_scale, up) keep the variant's values. None: others'.
+
+    Args:
+      tensors: official names.
+      activation: of decoder and heads. It leaves no trace in the file: D-FINE uses ``relu``, DEIM ``silu``.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    layers = _count(shapes, "decoder.decoder.layers.")
+    traits = (
+        _dimension(shapes, "backbone.stem.stem4.conv.weight"),
+        _dimension(shapes, "encoder.input_proj.0.conv.weight"),
+        layers,
+    )
+    votes = {name: sum(a == b for a, b in zip(traits, known, strict=True)) for name, known in _traits().items()}
+    variant = max(votes, key=lambda name: votes[name])
+    num_classes = _dimension(shapes, "decoder.enc_score_head.weight")
+    if votes[variant] < 2 or num_classes is None or _PROJECTION in shapes:
+        return None
+    config = VARIANTS[variant]
+    if layers == _count(shapes, "decoder.decoder.lqe_layers.") == _count(shapes, "decoder.dec_score_head."):
+        config = dataclasses.replace(config, decoder_layers=layers)
+    counted = any(key.endswith("num_batches_tracked") for key in shapes)
+    frozen = not any(key.startswith("backbone.") and key.endswith("num_batches_tracked") for key in shapes)
+    return dataclasses.replace(
+        config,
+        num_classes=num_classes,
+        backbone_frozen_bn=frozen if counted else config.backbone_frozen_bn,
+        decoder_activation=activation,
+        mlp_activation=activation,
+    )
+
+
+_PROJECTION = "decoder.decoder.layers.0.cross_attn.value_proj.weight"  # of detectors with the same backbone
+
+
+def official_keys(model: ModelConfig) -> dict[str, str]:
+    """Official key of each of our paths, in the order of the official file."""
+    keys = {path: names.to_official(path) for path in leaf_shapes(model)}
+    return dict(sorted(keys.items(), key=lambda item: names.order_key(item[1])))
+
+
+def convert_state_dict(
+    tensors: Mapping[str, np.ndarray], model: ModelConfig | None = None
+) -> tuple[ModelConfig, Variables]:
+    """Official state dict as variables (float32 NumPy), and the architecture with its scalars.
+
+    Args:
+      tensors: official names and layouts, any number type.
+      model: the architecture when it is known; otherwise it is recognised.
+
+    Raises:
+      UserError: it is not D-FINE, or not of this architecture; the message names the missing, unexpected and misshapen
+        entries.
+    """
+    model = model or recognise(tensors)
+    if model is None:
+        raise UserError(not_known(tensors, "D-FINE"))
+    keys = official_keys(model)
+    what = f"D-FINE-{model.variant.upper()} with {model.num_classes} classes"
+    check_fit(tensors, leaf_shapes(model), keys, set(_constants(model)), what, _HINTS)
+    model = _with_scalars(model, tensors)
+    prefixes = [f"decoder.decoder.layers.{layer}.cross_attn." for layer in range(model.decoder_layers)]
+    return model, to_tree(fold_point_scale(tensors, prefixes, model.num_points, model.num_heads), keys)
+
+
+def export_state_dict(
+    model: ModelConfig, variables: Mapping[str, Any], size_hw: tuple[int, int] = (640, 640)
+) -> dict[str, np.ndarray]:
+    """Variables as an official state dict: keys, their order, layouts and number types of the reference.
+
+    Args:
+      size_hw: evaluation height and width that the anchors are stored for.
+
+    Raises:
+      UserError: the variables are not those of this architecture.
+    """
+    out = from_tree(variables, model, official_keys(model))
+    out |= {key: make(*size_hw) for key, make in _constants(model).items()}
+    return {key: out[key] for key in names.in_official_order(out)}
+
+
+def _constants(model: ModelConfig) -> dict[str, Callable[[int, int], np.ndarray]]:
+    """Entries of the official file that are not in our tree (names.IGNORED), as functions of the input size."""
+    scalar = np.asarray([model.reg_scale], np.int64 if model.reg_scale == int(model.reg_scale) else np.float32)
+    entries: dict[str, Callable[[int, int], np.ndarray]] = {
+        "decoder.anchors": lambda h, w: anchors(_level_sizes(model, h, w))[0][None],
+        "decoder.valid_mask": lambda h, w: anchors(_level_sizes(model, h, w))[1][None, :, None],
+    }
+    for prefix in ("decoder.", "decoder.decoder."):
+        entries[f"{prefix}up"] = lambda h, w: np.asarray([model.up], np.float32)
+        entries[f"{prefix}reg_scale"] = lambda h, w: scalar
+    scale = point_scale(model.num_points)
+    for layer in range(model.decoder_layers):
+        entries[f"decoder.decoder.layers.{layer}.cross_attn.num_points_scale"] = lambda h, w: scale
+    for path in leaf_shapes(model):
+        if path.endswith("/mean") and not (model.backbone_frozen_bn and path.startswith("batch_stats/backbone/")):
+            key = names.to_official(path).removesuffix("running_mean") + "num_batches_tracked"
+            entries[key] = lambda h, w: np.zeros((), np.int64)
+    return entries
+
+
+def _level_sizes(model: ModelConfig, height_px: int, width_px: int) -> list[tuple[int, int]]:
+    strides = [4 * 2**stage for stage in model.return_stages]
+    return [(-(-height_px // s), -(-width_px // s)) for s in strides]
+
+
+def _with_scalars(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> ModelConfig:
+    values = {}
+    for name in ("reg_scale", "up"):
+        keys = [key for key in (f"decoder.{name}", f"decoder.decoder.{name}") if key in tensors]
+        found = {float(np.asarray(tensors[key], np.float64).reshape(-1)[0]) for key in keys}
+        if len(found) > 1 or not all(0 < value < 1e3 for value in found):
+            raise UserError(f"{' and '.join(keys)} hold {sorted(found)}; both must be the same positive number")
+        if found and found != {getattr(model, name)}:
+            logger.info("%s is %g in the file (D-FINE-%s: %g)", name, *found, model.variant, getattr(model, name))
+        values[name] = found.pop() if found else getattr(model, name)
+    points = points_per_level(tensors.get("decoder.decoder.layers.0.cross_attn.num_points_scale", ()))
+    if len(points) == len(model.num_points):
+        values["num_points"] = points
+    return dataclasses.replace(model, **values)
+
+
+@functools.lru_cache(maxsize=1)
+def _traits() -> dict[str, tuple[int, int, int]]:
+    """Channels after the stem, encoder width and decoder layers; any two tell the variants apart."""
+    from dfine_jax.families.backbones.hgnetv2 import BACKBONES
+
+    return {
+        name: (BACKBONES[model.backbone].stem[1], model.encoder_width, model.decoder_layers)
+        for name, model in VARIANTS.items()
+    }
+
+
+def _dimension(shapes: Mapping[str, Sequence[int]], key: str) -> int | None:
+    return shapes[key][0] if shapes.get(key) else None
+
+
+def _count(shapes: Mapping[str, Any], prefix: str) -> int:
+    """How many numbered modules follow a prefix."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
+
+
+def _read_official(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None) -> ModelConfig | None:
+    return None if settings is not None else recognise(tensors)
+
+
+def _read_huggingface(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None) -> ModelConfig | None:
+    if not huggingface.is_mine(tensors, settings):
+        return None
+    found = recognise(huggingface.to_official(tensors))
+    return found if found is None or settings is None else huggingface.as_configured(found, settings)
+
+
+FORMATS = (
+    WeightFormat(
+        "official",
+        Anchor(("backbone", "stem", "stem1", "conv", "weight")),
+        _read_official,
+        convert_state_dict,
+        export_state_dict,
+    ),
+    WeightFormat(
+        "huggingface",
+        Anchor(("backbone", "model", "embedder", "stem1", "convolution", "weight"), outer="model"),
+        _read_huggingface,
+        lambda tensors, model: convert_state_dict(huggingface.to_official(tensors), model),
+    ),
+)
+
+
+BACKBONE_ANCHORS = (Anchor(("stem", "stem1", "conv", "weight")),)  # of backbone files; with a detector, its backbone
+
+
+def read_backbone(tensors: Mapping[str, np.ndarray], model: ModelConfig) -> Variables:
+    """Variables of the backbone from HGNetv2 trained on ImageNet, as the official files hold it.
+
+    Raises:
+      UserError: it is another one.
+    """
+    every = {path: key for path, key in official_keys(model).items() if key.startswith("backbone.")}
+    keys = {path: key.removeprefix("backbone.") for path, key in every.items()}
+    ignored = [key for key in tensors if names.ignored_reason(key)]
+    return state_dict.read_backbone(tensors, model, keys, ignored)
+
+
+_METHODS = {"relu": "D-FINE with ReLU", "silu": "DEIM with SiLU"}
+
+
+def described(model: ModelConfig, origin: Origin) -> Config:
+    """The configuration of weights of another program.
+
+    Weights with SiLU are described as DEIM's, so that training them further is done in the same way. Hugging Face's
+    port says the activation in its configuration and has ReLU without one, published files have ReLU; for other files
+    it is what was asked for, or what ``guess_activation`` finds, with a warning.
+
+    Raises:
+      UserError: nothing tells the activation, or the file says another one than was asked for.
+    """
+    asked, stated = origin.activation, model.decoder_activation
+    if origin.is_stated and asked not in (None, stated):
+        raise UserError(f"{origin.source} says that the activation is {stated}, not {asked}; leave it out")
+    known = "relu" if origin.is_published or origin.format == "huggingface" else None
+    activation = stated if origin.is_stated else asked or known or _guessed(model, origin)
+    deim = activation == "silu"
+    return Config(
+        model=dataclasses.replace(model, decoder_activation=activation, mlp_activation=activation),
+        loss=LossConfig(class_loss="mal" if deim else "vfl"),
+        train=TrainConfig(method="deim" if deim else "dfine"),
+    )
+
+
+def _guessed(model: ModelConfig, origin: Origin) -> Activation:
+    found = guess_activation(origin.file, model)
+    if found is None:
+        raise UserError(
+            f"{origin.source} does not say which activation its decoder has, and with the wrong one it detects "
+            "nothing: give --activation relu (D-FINE) or silu (DEIM), to dfine convert first where a command has no "
+            "such option; in Python activation='relu'"
+        )
+    activation, reason = found
+    other = "relu" if activation == "silu" else "silu"
+    logger.warning(
+        "%s: %s assumed (%s); otherwise give --activation %s", origin.source, _METHODS[activation], reason, other
+    )
+    return activation
+
+
+def guess_activation(file_name: str, model: ModelConfig) -> tuple[Activation, str] | None:
+    """Activation of weights that do not state it, and why; it leaves no trace in the tensors. None: nothing says it.
+
+    DEIM's files carry its name, as D-FINE's do; of the variants whose backbone D-FINE trains with frozen batch norm (L,
+    X), DEIM trains them.
+    """
+    name = file_name.lower().replace("-", "").replace("_", "")
+    if "deim" in name:
+        return "silu", "by its name"
+    if VARIANTS[model.variant].backbone_frozen_bn and not model.backbone_frozen_bn:
+        return "silu", "its backbone was trained with its batch norms"
+    return ("relu", "by its name") if "dfine" in name else None
