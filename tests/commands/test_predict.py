@@ -223,7 +223,8 @@ def test_ctrl_c_leaves_complete_files(clip, tmp_path):
         import sys, time
         sys.path.insert(0, {str(TESTS)!r})
         import rectangles
-        from dfine_jax import cli, detector
+        from dfine_jax import cli
+        from dfine_jax.prediction import detector
 
         class Slow(rectangles.RectangleBackend):
             def predict(self, images):

@@ -29,7 +29,7 @@ EXPERIMENT = """
 from dfine_jax.config import Config, OptimConfig
 from dfine_jax.families.dfine.tables import published
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.weights import LoadedModel
+from dfine_jax.weights.load import LoadedModel
 
 def get_config():
     return Config(model_config("s"), LossConfig(), optim=OptimConfig(lr=0.5))

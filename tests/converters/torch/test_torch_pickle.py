@@ -301,7 +301,7 @@ ATTACKS = {
 
 MEASURE = """
 import resource, sys
-from converters import torch_pickle
+from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.errors import UserError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -114,7 +114,7 @@ WRITER = """
 import sys, numpy as np
 sys.path[:0] = {paths!r}
 from test_checkpoint import METADATA
-from dfine_jax.training import checkpoint
+from dfine_jax.training.run import checkpoint
 print("ready", flush=True)
 value = 0
 while True:
@@ -258,7 +258,7 @@ import resource, sys, numpy as np
 sys.path[:0] = {paths!r}
 from test_checkpoint import METADATA
 from dfine_jax.errors import UserError
-from dfine_jax.training import checkpoint
+from dfine_jax.training.run import checkpoint
 checkpoint.save_weights({target!r}, {{"params": {{"w": np.zeros(2000)}}}}, METADATA)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # larger files cannot be written, as on a full disk
 try:
