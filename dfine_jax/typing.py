@@ -86,6 +86,17 @@ class StageOutput:
     boxes_cxcywh: Float[Array, "s b q 4"]
     fdr: FDROutput | None = None  # of decoders that refine edge distributions
 
+    @property
+    def refined(self) -> FDROutput:
+        """``fdr`` of a decoder that has it.
+
+        Raises:
+          ValueError: it has not.
+        """
+        if self.fdr is None:
+            raise ValueError("these outputs are of a decoder without edge distributions")
+        return self.fdr
+
     def of_queries(self, part: slice) -> StageOutput:
         """The same for a part of the queries."""
         fdr = self.fdr and self.fdr.of_queries(part)

@@ -96,7 +96,7 @@ def loss_terms(
     values |= _distributions(training.matching, union_truth, num_union, _Distillation(sides, here_union), config, model)
     named |= _by_layer(values, [f"aux_{i}" for i in range(layers - 1)] + ["last"])
     for head, own, where in (
-        (training.matching.fdr.pre, pairs.outputs[layers], "pre"),
+        (training.matching.refined.pre, pairs.outputs[layers], "pre"),
         (training.encoder, pairs.outputs[layers + 1], "enc_0"),
     ):
         values = _classes(head, terms.gather_truth(targets, own), num_boxes, config)
@@ -146,7 +146,7 @@ def match_outputs(training: TrainingOutput, targets: Targets, config: LossConfig
     stages = matching_cost(training.matching.logits, training.matching.boxes_cxcywh, targets, config)
     heads = [
         matching_cost(head.logits, head.boxes_cxcywh, targets, config)[None]
-        for head in (training.matching.fdr.pre, training.encoder)
+        for head in (training.matching.refined.pre, training.encoder)
     ]
     return assign(jnp.concatenate([stages, *heads]), targets.valid, config.assignment)
 
@@ -166,8 +166,8 @@ def _denoising(
     values |= _distributions(stages, truth, normalizer, distillation, config, model, queries.exists)
     layers = stages.logits.shape[0]
     last_ddf = {f"ddf/dn_{layers - 1}": jnp.zeros_like(normalizer)}  # the teacher itself
-    pre = _classes(stages.fdr.pre, truth, normalizer, config, queries.exists)
-    pre |= _boxes(stages.fdr.pre, truth, normalizer, config)
+    pre = _classes(stages.refined.pre, truth, normalizer, config, queries.exists)
+    pre |= _boxes(stages.refined.pre, truth, normalizer, config)
     return _by_layer(values, [f"dn_{i}" for i in range(layers)]) | last_ddf | _named(pre, "dn_pre")
 
 
@@ -212,7 +212,7 @@ def _distributions(
     values = fdr_terms(
         stages.logits,
         stages.boxes_cxcywh,
-        stages.fdr,
+        stages.refined,
         truth,
         normalizer,
         EdgeBins(model.reg_max, model.up, model.reg_scale),
