@@ -27,6 +27,8 @@ def check_changes(options: argparse.Namespace) -> None:
     given = [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(options, name)]
     given += [text for text in options.overrides if text.partition("=")[0].strip() not in _CHANGEABLE]
     if given:
+        if (options.out / "last").is_dir():
+            override(_stored_config(options), options.overrides)  # what is no key at all is told as that
         raise UserError(
             f"--resume continues with the settings of the run; leave out {', '.join(given)} (a run can take other "
             f"values of {', '.join(_CHANGEABLE)})"
@@ -40,11 +42,8 @@ def resumed_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
       UserError: there is nothing to continue, it is of another variant, or a key or value is wrong.
     """
     from dfine_jax.families import recipe_name
-    from dfine_jax.training.run.checkpoint import load_metadata
-    from dfine_jax.training.run.setup import claim
 
-    claim(options.out, True)
-    stored = load_metadata(options.out / "last").config
+    stored = _stored_config(options)
     name = recipe_name(stored.model)
     if "." not in options.recipe and options.recipe not in (name, f"{stored.model.family}-{stored.model.variant}"):
         raise UserError(f"the run in {options.out} is of variant {name}, not {options.recipe}")
@@ -57,3 +56,11 @@ def resumed_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
             norm = f"; batch norm now sees {part} images at a time" if key == "train.accumulate" else ""
             notes.append(f"from here on {key}={new!r} (was {old!r}){norm}")
     return config, notes
+
+
+def _stored_config(options: argparse.Namespace) -> Config:
+    from dfine_jax.training.run.checkpoint import load_metadata
+    from dfine_jax.training.run.setup import claim
+
+    claim(options.out, True)
+    return load_metadata(options.out / "last").config
