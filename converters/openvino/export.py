@@ -95,7 +95,7 @@ def export_int8(onnx_file: Path | str, xml_file: Path | str, options: Quantizati
         import nncf
     except ImportError as error:
         raise UserError("int8 needs NNCF; pip install nncf") from error
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call also changes handlers that others added
     model, artefact = _read(onnx_file)
     samples = _calibration_inputs(model, artefact, options)
     ignored = nncf.IgnoredScope(names=[*decoder_operations(model), *stem_operations(model)], validate=False)

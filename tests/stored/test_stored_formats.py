@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny  # noqa: F401  the backbone of the stored model
 from flax import traverse_util
+from small_checkpoint import METADATA, small_state
 
 from dfine_jax.cli import main
 from dfine_jax.commands.train_plan import read_plan
@@ -235,8 +236,6 @@ def test_names_of_early_files(format1, tmp_path):
 
 def test_state_without_the_counters_of_the_average(tmp_path):
     """The first version stored the step alone."""
-    from test_checkpoint import METADATA, small_state
-
     state = small_state(0.5)
     checkpoint.save_training(tmp_path / "last", state, METADATA, checkpoint.Progress())
     arrays = checkpoint._restore(tmp_path / "last" / "training")

@@ -25,10 +25,9 @@ from dfine_jax.families.family import Matching, Norm
 from dfine_jax.losses import terms
 from dfine_jax.losses.fdr import fdr_terms
 from dfine_jax.losses.matcher import assign, matching_cost, union_match
+from dfine_jax.losses.named import Terms, box_terms, by_layer, layer_places, named_at, training_part
 from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, Targets, TrainingOutput
-
-Terms = dict[str, Float[Array, "*s"]]
 
 
 class Pairs(NamedTuple):
@@ -48,11 +47,7 @@ def match(
     Raises:
       ValueError: ``output`` has no training part, or ``denoising`` does not fit it.
     """
-    training = output.training
-    if training is None:
-        raise ValueError("the output has no training part; run the model with train=True")
-    if (training.denoising is None) != (denoising is None):
-        raise ValueError("denoising queries must be given to both the model and the loss, or to neither")
+    training = training_part(output, denoising)
     matches = match_outputs(training, targets, config)
     union = union_match(matches, targets.valid.shape[1])
     denoised = jnp.zeros((), jnp.int32) if denoising is None else jnp.sum(denoising.match >= 0)
@@ -92,15 +87,15 @@ def loss_terms(
     layers = training.matching.logits.shape[0]
     stage_truth = terms.gather_truth(targets, pairs.outputs[:layers])
     values = _classes(training.matching, stage_truth, num_boxes, config)
-    values |= _boxes(training.matching, union_truth, num_union, config)
+    values |= box_terms(training.matching, union_truth, num_union, config)
     values |= _distributions(training.matching, union_truth, num_union, _Distillation(sides, here_union), config, model)
-    named |= _by_layer(values, [f"aux_{i}" for i in range(layers - 1)] + ["last"])
+    named |= by_layer(values, layer_places(layers))
     for head, own, where in (
         (training.matching.refined.pre, pairs.outputs[layers], "pre"),
         (training.encoder, pairs.outputs[layers + 1], "enc_0"),
     ):
         values = _classes(head, terms.gather_truth(targets, own), num_boxes, config)
-        named |= _named(values | _boxes(head, union_truth, num_union, config), where)
+        named |= named_at(values | box_terms(head, union_truth, num_union, config), where)
     if denoising is not None and training.denoising is not None:
         distillation = _Distillation(sides, here_denoised)
         named |= _denoising(training.denoising, denoising, targets, num_boxes, distillation, config, model)
@@ -162,13 +157,13 @@ def _denoising(
 ) -> Terms:
     truth = terms.gather_truth(targets, queries.match)
     normalizer = jnp.maximum(num_boxes * queries.num_groups, 1.0)
-    values = _classes(stages, truth, normalizer, config, queries.exists) | _boxes(stages, truth, normalizer, config)
+    values = _classes(stages, truth, normalizer, config, queries.exists) | box_terms(stages, truth, normalizer, config)
     values |= _distributions(stages, truth, normalizer, distillation, config, model, queries.exists)
     layers = stages.logits.shape[0]
     last_ddf = {f"ddf/dn_{layers - 1}": jnp.zeros_like(normalizer)}  # the teacher itself
     pre = _classes(stages.refined.pre, truth, normalizer, config, queries.exists)
-    pre |= _boxes(stages.refined.pre, truth, normalizer, config)
-    return _by_layer(values, [f"dn_{i}" for i in range(layers)]) | last_ddf | _named(pre, "dn_pre")
+    pre |= box_terms(stages.refined.pre, truth, normalizer, config)
+    return by_layer(values, [f"dn_{i}" for i in range(layers)]) | last_ddf | named_at(pre, "dn_pre")
 
 
 def _classes(
@@ -188,15 +183,6 @@ def _classes(
         case "focal":
             value = terms.focal_loss(head.logits, truth, normalizer, alpha, gamma, exists)
     return {config.class_loss: config.weight_class * value}
-
-
-def _boxes(
-    head: HeadOutput | StageOutput, truth: terms.Truth, normalizer: Float[Array, ""], config: LossConfig
-) -> Terms:
-    return {
-        "bbox": config.weight_bbox * terms.l1_loss(head.boxes_cxcywh, truth, normalizer),
-        "giou": config.weight_giou * terms.giou_loss(head.boxes_cxcywh, truth, normalizer),
-    }
 
 
 def _distributions(
@@ -222,15 +208,3 @@ def _distributions(
         exists=exists,
     )
     return {"fgl": config.weight_fgl * values["fgl"], "ddf": config.weight_ddf * values["ddf"]}
-
-
-def _by_layer(values: Terms, places: list[str]) -> Terms:
-    """Split the layer axis; a term with fewer layers than places has none for the last ones."""
-    named = {}
-    for i, where in enumerate(places):
-        named |= _named({kind: value[i] for kind, value in values.items() if i < value.shape[0]}, where)
-    return named
-
-
-def _named(values: Terms, where: str) -> Terms:
-    return {f"{kind}/{where}": value for kind, value in values.items()}

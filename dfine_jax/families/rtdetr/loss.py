@@ -27,10 +27,9 @@ from dfine_jax.families.rtdetr.config import RTDetrConfig, RTDetrLossConfig
 from dfine_jax.losses import terms
 from dfine_jax.losses.fdr import fdr_terms
 from dfine_jax.losses.matcher import assign, matching_cost, union_match
+from dfine_jax.losses.named import Terms, box_terms, by_layer, layer_places, named_at, training_part
 from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.typing import DenoisingQueries, HeadOutput, ModelOutput, StageOutput, Targets, TrainingOutput
-
-Terms = dict[str, Float[Array, "*s"]]
 
 Pairs = Int[Array, "t b q"]
 """Ground-truth slot of every query, -1 for none: decoder layers, then the outputs of ``_single_heads``."""
@@ -52,11 +51,7 @@ def match(
     Raises:
       ValueError: ``output`` has no training part, or ``denoising`` does not fit it.
     """
-    training = output.training
-    if training is None:
-        raise ValueError("the output has no training part; run the model with train=True")
-    if (training.denoising is None) != (denoising is None):
-        raise ValueError("denoising queries must be given to both the model and the loss, or to neither")
+    training = training_part(output, denoising)
     heads = [jax.tree.map(lambda x: x[None], head) for head in _single_heads(training).values()]
     costs = [matching_cost(head.logits, head.boxes_cxcywh, targets, config) for head in (training.matching, *heads)]
     pairs = assign(jnp.concatenate(costs), targets.valid, config.assignment)
@@ -92,22 +87,22 @@ def loss_terms(
         distil = _Distillation(terms.ddf_sides(union.truth.matched, norm.here[1]), norm.here[1])
 
     own = _Goal(jax.tree.map(lambda x: x[:layers], truth), num_boxes)
-    values = _classes(stages, own, config) | _boxes(stages, union or own, config)
+    values = _classes(stages, own, config) | box_terms(stages, *(union or own), config)
     values |= _distributions(stages, union or own, distil, bins, config)
-    named = _by_layer(values, [f"aux_{i}" for i in range(layers - 1)] + ["last"])
+    named = by_layer(values, layer_places(layers))
     for i, (where, head) in enumerate(_single_heads(training).items()):
         own = _Goal(jax.tree.map(lambda x, i=i: x[layers + i], truth), num_boxes)
-        named |= _named(_classes(head, own, config) | _boxes(head, union or own, config), where)
+        named |= named_at(_classes(head, own, config) | box_terms(head, *(union or own), config), where)
     if denoising is not None:
         known = terms.gather_truth(targets, denoising.match)
         goal, stages = _Goal(known, jnp.maximum(num_boxes * denoising.num_groups, 1.0)), training.denoising
         distil = distil and distil._replace(num_matched=norm.here[2])
-        values = _classes(stages, goal, config, denoising.exists) | _boxes(stages, goal, config)
+        values = _classes(stages, goal, config, denoising.exists) | box_terms(stages, *goal, config)
         values |= _distributions(stages, goal, distil, bins, config, denoising.exists)
-        named |= _by_layer(values, [f"dn_{i}" for i in range(layers)])
+        named |= by_layer(values, [f"dn_{i}" for i in range(layers)])
         if stages.fdr is not None:
             pre = stages.fdr.pre
-            named |= _named(_classes(pre, goal, config, denoising.exists) | _boxes(pre, goal, config), "dn_pre")
+            named |= named_at(_classes(pre, goal, config, denoising.exists) | box_terms(pre, *goal, config), "dn_pre")
     return named
 
 
@@ -140,13 +135,6 @@ def _classes(
     return {config.class_loss: config.weight_class * value}
 
 
-def _boxes(head: HeadOutput | StageOutput, goal: _Goal, config: RTDetrLossConfig) -> Terms:
-    return {
-        "bbox": config.weight_bbox * terms.l1_loss(head.boxes_cxcywh, goal.truth, goal.normalizer),
-        "giou": config.weight_giou * terms.giou_loss(head.boxes_cxcywh, goal.truth, goal.normalizer),
-    }
-
-
 def _distributions(
     stages: StageOutput,
     goal: _Goal,
@@ -173,15 +161,3 @@ def _distributions(
     )
     weights = {"fgl": config.weight_fgl, "ddf": config.weight_ddf}
     return {kind: weights[kind] * value for kind, value in values.items()}
-
-
-def _by_layer(values: Terms, places: list[str]) -> Terms:
-    """Split the layer axis; a term with fewer layers than places has none for the last ones."""
-    named = {}
-    for i, where in enumerate(places):
-        named |= _named({kind: value[i] for kind, value in values.items() if i < value.shape[0]}, where)
-    return named
-
-
-def _named(values: Terms, where: str) -> Terms:
-    return {f"{kind}/{where}": value for kind, value in values.items()}
