@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dfine_jax.data.read.sources import read_dataset
     from dfine_jax.errors import UserError
     from dfine_jax.evaluation.plots import confusion_figure, threshold_figure, training_figure
+    from dfine_jax.nn.fdr_head import FDRHead
     from dfine_jax.prediction.detector import DetectionResult, Detector
     from dfine_jax.training.report.log import read_metrics
     from dfine_jax.weights.load import load, load_checkpoint
@@ -27,6 +28,7 @@ _HOME = {
     "Config": "config",
     "DetectionResult": "prediction.detector",
     "Detector": "prediction.detector",
+    "FDRHead": "nn.fdr_head",
     "UserError": "errors",
     "build": "api",
     "confusion_figure": "evaluation.plots",
@@ -46,6 +48,7 @@ __all__ = [
     "Config",
     "DetectionResult",
     "Detector",
+    "FDRHead",
     "UserError",
     "build",
     "confusion_figure",

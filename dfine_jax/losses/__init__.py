@@ -22,7 +22,7 @@ from dfine_jax.losses.terms import (
 )
 from dfine_jax.ops.boxes import cxcywh_to_xyxy, iou_and_giou, xyxy_to_cxcywh
 from dfine_jax.ops.fdr import EdgeBins, bin_targets, decode, encode, integral, weighting_function
-from dfine_jax.typing import FDROutput, Targets
+from dfine_jax.typing import FDROutput, HeadOutput, Targets
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EdgeBins",
     "FDROutput",
+    "HeadOutput",
     "Targets",
     "Truth",
     "assign",

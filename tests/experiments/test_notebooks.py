@@ -112,6 +112,20 @@ def test_loss_terms(data, checkpoint, capsys):
         np.testing.assert_allclose(pull, weight * expected, atol=1e-4)
 
 
+def test_fdr_in_your_decoder(capsys):
+    values = run("fdr_in_your_decoder.ipynb", {"STEPS": 120, "BATCH": 8})
+    assert capsys.readouterr().out.count("overlap") == 2
+    without, quality = values["parameters"]["without"], 2 * (20 * 64 + 64 + 64 + 1)
+    assert values["parameters"]["with quality heads"] == without + quality
+    for terms in values["curves"].values():
+        terms = {name: np.asarray(value) for name, value in terms.items()}
+        assert all(np.isfinite(value).all() for value in terms.values())
+        assert terms["iou"][-5:].mean() > 2 * terms["iou"][:5].mean()
+        assert all(terms[name][-5:].mean() < 0.6 * terms[name][:5].mean() for name in ("giou/layers", "giou/pre"))
+        assert terms["ddf"][0] < 1e-6 < terms["ddf"].max()
+    assert len(values["curves_figure"].axes) == 2
+
+
 @pytest.mark.slow
 def test_fine_tune(data, checkpoint, tmp_path, capsys):
     parameters = {"DATA": str(data), "WEIGHTS": str(checkpoint), "OUT": str(tmp_path / "run")}
