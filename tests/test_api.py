@@ -14,6 +14,7 @@ from tiny import tiny_config
 import dfine_jax
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.training.run.checkpoint import Metadata, save_weights
 
@@ -53,7 +54,9 @@ def test_evaluate(rectangles):
 
 def test_build_gives_what_load_gives(tmp_path):
     model, variables = dfine_jax.build("n", num_classes=3, seed=1)
-    save_weights(tmp_path / "n", variables, Metadata(dfine_jax.Config(model.config), tuple("abc"), (1, 2, 3)))
+    save_weights(
+        tmp_path / "n", variables, Metadata(dfine_jax.Config(model.config, LossConfig()), tuple("abc"), (1, 2, 3))
+    )
     loaded, same = dfine_jax.load(tmp_path / "n")
     assert loaded.config == model.config and model.config.num_classes == 3
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), variables, same))

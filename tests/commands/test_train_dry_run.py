@@ -13,6 +13,7 @@ from conftest import ROOT
 from dfine_jax.cli import main
 from dfine_jax.config import Config
 from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import DFine, init_variables
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.plan import on_card
@@ -38,7 +39,7 @@ def small_weights(data):
     """Weights of N for two classes of the data and one other."""
     model = model_config("n", num_classes=3)
     variables = zeros(init_variables, model, jax.random.key(0))
-    metadata = Metadata(Config(model), ("circle", "zebra", "Star"), (1, 2, 3), source_file="n.pth")
+    metadata = Metadata(Config(model, LossConfig()), ("circle", "zebra", "Star"), (1, 2, 3), source_file="n.pth")
     return LoadedModel(DFine(model), variables, metadata)
 
 

@@ -103,7 +103,7 @@ def test_a_plan_never_runs_what_it_names(configured, data, tmp_path, capsys, rec
     file = tmp_path / "plan.json"
     saved = configured("n", "--epochs", "5", save=file)[0]
     origin = {"recipe": recipe.format(script), "num_images": 40}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"origin": origin}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1, "origin": origin}))
     assert configured(str(file))[0] == saved
     where = ["--data", str(data), "--out", str(tmp_path / "run"), "--dry-run"]
     for flags in (["--epochs", "9"], ["--batch-size", "2"], ["--epochs", "9", "--batch-size", "2"]):
@@ -135,10 +135,10 @@ def test_plans_of_other_versions(configured, tmp_path, caplog):
     file = tmp_path / "plan.json"
     config = configured("n", "--epochs", "5", save=file)[0]
     values = json.loads(file.read_text())
-    assert values["format"] == 1
-    file.write_text(json.dumps(values | {"format": 2, "library_version": "99.0"}))
+    assert values["format"] == 2
+    file.write_text(json.dumps(values | {"format": 3, "library_version": "99.0"}))
     with pytest.raises(
-        UserError, match=r"plan.json was written by a newer dfine_jax \(99.0\): it is of format 2, .*upgrade"
+        UserError, match=r"plan.json was written by a newer dfine_jax \(99.0\): it is of format 3, .*upgrade"
     ):
         read_plan(str(file))
     newer = values | {"library_version": "99.0", "telemetry": 1}
@@ -197,7 +197,8 @@ def test_what_a_plan_or_a_file_sets_is_not_changed_by_weights(configured, tmp_pa
     plan_file, script = tmp_path / "plan.json", tmp_path / "mine.py"
     configured("s", "--method=deim", "model.reg_scale=8", save=plan_file)
     script.write_text(
-        "from dfine_jax.config import Config\nfrom dfine_jax.families.dfine.variants import model_config\n"
+        "from dfine_jax.config import Config\nfrom dfine_jax.families.dfine.config import LossConfig\n"
+        "from dfine_jax.families.dfine.variants import model_config\n"
         "def get_config():\n    return Config(model_config('s', reg_scale=8.0), LossConfig())\n"
     )
     for file in (plan_file, script):
