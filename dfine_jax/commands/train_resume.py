@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from dfine_jax.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig, hints_of, override
+from dfine_jax.config import Config, LogConfig, override
 from dfine_jax.errors import UserError
 
 # They change no number but by rounding, or only when the run ends; train.accumulate also what batch norm sees.
@@ -15,9 +15,6 @@ _CHANGEABLE = (
     *(f"train.{name}" for name in ("remat", "accumulate", "eval_batch_size", "log_every", "checkpoint_every")),
     *(f"train.{name}" for name in ("checkpoint_steps", "max_skipped_steps", "patience", "target_ap")),
 )
-_SHARED = {
-    "optim": hints_of(OptimConfig), "data": hints_of(DataConfig), "train": hints_of(TrainConfig)
-}  # fmt: skip
 _OPTIONS = ("weights", "activation", "backbone", "method", "size", "epochs", "batch_size", "augment")
 
 
@@ -28,19 +25,14 @@ def check_changes(options: argparse.Namespace) -> None:
       UserError: something else is; the message lists what can be.
     """
     given = [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(options, name)]
-    given += [text for text in options.overrides if _is_fixed(text.partition("=")[0].strip())]
+    given += [text for text in options.overrides if text.partition("=")[0].strip() not in _CHANGEABLE]
     if given:
+        if (options.out / "last").is_dir():
+            override(_stored_config(options), options.overrides)  # what is no key at all is told as that
         raise UserError(
             f"--resume continues with the settings of the run; leave out {', '.join(given)} (a run can take other "
             f"values of {', '.join(_CHANGEABLE)})"
         )
-
-
-def _is_fixed(key: str) -> bool:
-    """Whether a run keeps its value; keys that there are not come later."""
-    section, _, name = key.partition(".")
-    known = _SHARED.get(section)
-    return key not in _CHANGEABLE and (section in ("model", "loss") or (known is not None and name in known))
 
 
 def resumed_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
@@ -50,11 +42,8 @@ def resumed_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
       UserError: there is nothing to continue, it is of another variant, or a key or value is wrong.
     """
     from dfine_jax.families import recipe_name
-    from dfine_jax.training.run.checkpoint import load_metadata
-    from dfine_jax.training.run.setup import claim
 
-    claim(options.out, True)
-    stored = load_metadata(options.out / "last").config
+    stored = _stored_config(options)
     name = recipe_name(stored.model)
     if "." not in options.recipe and options.recipe not in (name, f"{stored.model.family}-{stored.model.variant}"):
         raise UserError(f"the run in {options.out} is of variant {name}, not {options.recipe}")
@@ -67,3 +56,11 @@ def resumed_config(options: argparse.Namespace) -> tuple[Config, list[str]]:
             norm = f"; batch norm now sees {part} images at a time" if key == "train.accumulate" else ""
             notes.append(f"from here on {key}={new!r} (was {old!r}){norm}")
     return config, notes
+
+
+def _stored_config(options: argparse.Namespace) -> Config:
+    from dfine_jax.training.run.checkpoint import load_metadata
+    from dfine_jax.training.run.setup import claim
+
+    claim(options.out, True)
+    return load_metadata(options.out / "last").config

@@ -209,5 +209,5 @@ def open_model(
         with waiting(f"loading {model}"):
             model = load_checkpoint(model)
     metadata = model.metadata
-    backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale)
+    backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale, model.grid_px)
     return OpenedModel(backend, metadata.classes, metadata.preprocess, None)

@@ -39,6 +39,12 @@ class LoadedModel:
     variables: dict[str, Any]
     metadata: Metadata
 
+    @property
+    def grid_px(self) -> int:
+        """Sides of the input are multiples of it."""
+        model = self.metadata.config.model
+        return of(model).grid_px(model)
+
 
 def load(source: str | os.PathLike[str], *, activation: Activation | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Model and variables for ``model.apply(variables, images, train=False)``.

@@ -62,7 +62,7 @@ def test_a_checked_file_with_its_report(checkpoint, data, tmp_path, capsys):
     arguments = ["--batch", "dynamic", "--size", "64x96", "--graph", "complete", "--input", "uint8", "--prune", "10,6"]
     assert main(["export", str(checkpoint), "--out", str(out), *arguments, "--data", str(data)]) == 0
     printed = capsys.readouterr().out
-    assert "PASSED" in printed and "operating point: prune [10, 6]; AP cost " in printed
+    assert "PASSED" in printed and "operating point: prune (10, 6); AP cost " in printed
     artefact = describe(out)
     assert artefact.class_names == tiny.META["class_names"] and artefact.category_ids == (1, 2, 7)
     assert (artefact.input.size_hw, artefact.input.batch, artefact.graph) == ((64, 96), None, "complete")

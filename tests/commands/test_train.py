@@ -27,6 +27,7 @@ from dfine_jax.weights.load import bound_fields, load_checkpoint
 
 EXPERIMENT = """
 from dfine_jax.config import Config, OptimConfig
+from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.tables import published
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.weights.load import LoadedModel

@@ -18,6 +18,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.system import stored
 from dfine_jax.training.run.checkpoint import Metadata
 from dfine_jax.weights.load import LoadedModel, bound_fields
 
@@ -135,10 +136,10 @@ def test_plans_of_other_versions(configured, tmp_path, caplog):
     file = tmp_path / "plan.json"
     config = configured("n", "--epochs", "5", save=file)[0]
     values = json.loads(file.read_text())
-    assert values["format"] == 2
-    file.write_text(json.dumps(values | {"format": 3, "library_version": "99.0"}))
+    assert values["format"] == stored.FORMAT
+    file.write_text(json.dumps(values | {"format": stored.FORMAT + 1, "library_version": "99.0"}))
     with pytest.raises(
-        UserError, match=r"plan.json was written by a newer dfine_jax \(99.0\): it is of format 3, .*upgrade"
+        UserError, match=r"plan.json was written by a newer dfine_jax \(99.0\): it is of format \d+, .*upgrade"
     ):
         read_plan(str(file))
     newer = values | {"library_version": "99.0", "telemetry": 1}

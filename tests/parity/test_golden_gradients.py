@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
-from golden_train import golden_targets
+from golden_train import golden_targets, reference_names
 
 from dfine_jax.config import OptimConfig
 from dfine_jax.families.dfine import huggingface
@@ -43,6 +43,7 @@ def test_losses_and_gradient_norms(golden, state):
     images = torch_step.golden_images(50)
     total, terms, grads = torch_step.backward(model, images, golden_targets(arrays, 15))
     np.testing.assert_allclose(total, want["total"], rtol=1e-6)
+    terms = reference_names(terms)
     assert set(terms) == set(want["losses"])
     for key, value in want["losses"].items():
         np.testing.assert_allclose(terms[key], value, rtol=1e-4, err_msg=key)

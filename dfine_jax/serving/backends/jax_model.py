@@ -10,15 +10,20 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dfine_jax.data.picture.images import unit_range
+from dfine_jax.errors import UserError
 from dfine_jax.ops.postprocess import Answer
 from dfine_jax.serving.backends.base import Backend
 from dfine_jax.system.waiting import waiting
 
 
 class JaxBackend(Backend):
-    """The model in JAX; compiled once for each shape of input."""
+    """The model in JAX; compiled once for each shape of input.
 
-    def __init__(self, model: Any, variables: Any, scale: float = 1 / 255) -> None:
+    Args:
+      grid_px: sides of the input are multiples of it; others are a UserError.
+    """
+
+    def __init__(self, model: Any, variables: Any, scale: float = 1 / 255, grid_px: int = 1) -> None:
         import jax
         import jax.numpy as jnp
 
@@ -27,6 +32,7 @@ class JaxBackend(Backend):
 
         self._variables = jax.device_put(variables)
         self._forward = jax.jit(forward)
+        self._grid_px = grid_px
         self._programs: dict[tuple[int, ...], Any] = {}  # by shape of the images
         self._compiling = threading.Lock()  # a second thread would compile the same once more
 
@@ -51,10 +57,15 @@ class JaxBackend(Backend):
                 kept = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
                 detail = "about a minute" + (f" the first time; kept in {kept}" if kept else "; it is not kept")
                 of_many = f", {batch} images at a time" if batch > 1 else ""
+                self._require_grid(height, width)
                 with waiting(f"compiling for {height}x{width}{of_many}", detail):
                     images = jax.ShapeDtypeStruct(shape, np.uint8)
                     self._programs[shape] = self._forward.lower(self._variables, images).compile()
         return self._programs[shape]
+
+    def _require_grid(self, height: int, width: int) -> None:
+        if height % self._grid_px or width % self._grid_px:
+            raise UserError(f"input size {height}x{width}: sides must be multiples of {self._grid_px}, such as 640x640")
 
     def describe(self) -> dict[str, Any]:
         """As ``Backend.describe``."""

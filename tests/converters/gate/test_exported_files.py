@@ -21,6 +21,7 @@ from dfine_jax.converters.tensorrt.export import EngineBuilder
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.family import Reduction
 from dfine_jax.serving.backends.jax_model import JaxBackend
 
 CLASSES = Classes(tiny.META["class_names"], tiny.META["category_ids"])
@@ -83,10 +84,10 @@ def test_the_changed_layer_is_named(wrong, model, reference):
 
 
 def test_a_reduced_operating_point_is_compared_with_the_model_reduced_alike(tmp_path, model):
-    network, variables = model
+    (network, variables), reduction = model, Reduction(num_queries=8, layers=1)
     path = tmp_path / "reduced.onnx"
-    save(export_onnx(network, variables, tiny.META, size_hw=tiny.SIZE_HW, num_queries=8, layers=1), path)
-    reduced = operating_point(network, variables, num_queries=8, layers=1)
+    save(export_onnx(network, variables, tiny.META, size_hw=tiny.SIZE_HW, reduction=reduction), path)
+    reduced = operating_point(network, variables, reduction)
     report = check_artefact(path, reduced, variables, operating_point={"num_queries": 8, "layers": 1})
     assert report.passed, report.table()
     assert "operating point: num_queries 8" in report.table()

@@ -499,10 +499,10 @@ def test_boxes_of_a_graph_that_resizes_are_fractions_of_the_picture(resize):
 
     def answer(images):
         seen.append(images.shape)
-        return np.zeros((1, 5, 3)), boxes
+        return Answer(np.zeros((1, 5, 3)), boxes)
 
     picture = np.zeros((1, 90, 40, 3), np.uint8)
-    _, found = gate.of_input(answer, from_json(json.dumps(values), "toy"))(picture)
+    found = gate.of_input(answer, from_json(json.dumps(values), "toy"))(picture).boxes_cxcywh
     assert seen == [(1, 48, 64, 3)]
     view_px = np.array([inside.view_px((40, 90))])
     np.testing.assert_allclose(in_view(found, np.array([[0, 0, 40, 90]])), in_view(boxes, view_px), atol=1e-4)

@@ -15,6 +15,7 @@ import onnx_models as tiny
 from dfine_jax.converters.onnx.export import export_onnx, operating_point
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
+from dfine_jax.families.family import Reduction
 from dfine_jax.ops.postprocess import select, to_pixels
 from dfine_jax.serving.artefact import KEY, from_json
 from dfine_jax.serving.backends.base import in_view
@@ -147,7 +148,8 @@ def test_shapes_of_inputs_and_outputs(fixed, dynamic):
 
 def test_the_file_describes_itself(model):
     meta = {**tiny.META, "source": {"file": "best", "sha256": "ab"}}
-    proto = export_onnx(*model, meta, size_hw=tiny.SIZE_HW, batch=None, input_dtype="uint8", num_queries=8)
+    given = {"batch": None, "input_dtype": "uint8", "reduction": Reduction(num_queries=8)}
+    proto = export_onnx(*model, meta, size_hw=tiny.SIZE_HW, **given)
     (entry,) = (p.value for p in proto.metadata_props if p.key == KEY)
     artefact = from_json(entry, "file")
     assert artefact.class_names == META_NAMES and artefact.category_ids == (1, 2, 7)
@@ -162,10 +164,10 @@ META_NAMES = tiny.META["class_names"]
 
 @pytest.mark.parametrize("point", [{"prune": (10, 5)}, {"layers": 1, "num_queries": 8}], ids=str)
 def test_operating_points(model, point):
-    reduced = operating_point(*model, **point)
+    reduced = operating_point(*model, Reduction(**point))
     want = tiny.answers(reduced, model[1], IMAGES)
     assert want[0].shape[1] == (5 if "prune" in point else 8)
-    proto = export_onnx(*model, tiny.META, size_hw=tiny.SIZE_HW, batch=None, **point)
+    proto = export_onnx(*model, tiny.META, size_hw=tiny.SIZE_HW, batch=None, reduction=Reduction(**point))
     check(tiny.run(proto, images=NCHW), want, 3)
 
 
@@ -182,15 +184,15 @@ def test_operating_points(model, point):
 )
 def test_impossible_operating_points(model, point, message):
     with pytest.raises(UserError, match=message):
-        operating_point(*model, **point)
+        operating_point(*model, Reduction(**point))
 
 
 def test_inner_heads_may_be_missing(model):
     decoder = {k: v for k, v in model[1]["params"]["decoder"].items() if k != "dec_score_head_0"}
     deployed = {**model[1], "params": {**model[1]["params"], "decoder": decoder}}
-    operating_point(model[0], deployed, num_queries=5)
+    operating_point(model[0], deployed, Reduction(num_queries=5))
     with pytest.raises(UserError, match="no heads for decoder layer 1"):
-        operating_point(model[0], deployed, layers=1)
+        operating_point(model[0], deployed, Reduction(layers=1))
 
 
 @pytest.mark.parametrize(("size_hw", "batch"), [((60, 64), 1), ((0, 64), 1), ((64, 64), 0)])

@@ -147,7 +147,7 @@ def test_without_union_every_layer_trains_its_own_pairs():
 
 @pytest.mark.parametrize("config", [TINY, BARE], ids=["quality", "bare"])
 def test_a_few_boxes_are_learned(config):
-    """The distributions too: fgl asks for the two bins around each edge."""
+    """By every layer, whose boxes are those of the distributions; fgl itself grows with the overlap, its weight."""
     variables = fresh(config)
     rule = optax.adam(2e-3)
 
@@ -168,8 +168,8 @@ def test_a_few_boxes_are_learned(config):
     parts = slice(10), slice(-10, None)
     early, late = (jax.tree.map(lambda x, part=part: float(x[part].mean()), named) for part in parts)
     print({name: (round(early[name], 4), round(late[name], 4)) for name in named})
-    for name in ("fgl/last", "fgl/aux_0", "giou/last", "giou/pre", "bbox/last", "vfl/last"):
-        assert late[name] < 0.7 * early[name], name
+    for name in ("giou/aux_0", "giou/last", "giou/pre", "bbox/aux_0", "bbox/last", "bbox/pre"):
+        assert late[name] < 0.2 * early[name], name
     assert late["giou/last"] < 0.2
 
 

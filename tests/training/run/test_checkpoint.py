@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 
 import dfine_jax
-from dfine_jax.config import Config, OptimConfig
+from dfine_jax.config import Config, OptimConfig, TrainConfig
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.config import LossConfig
@@ -30,7 +30,7 @@ from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
 
-CONFIG = Config(model=model_config("n", num_classes=2), loss=LossConfig())
+CONFIG = Config(model=model_config("n", num_classes=2), loss=LossConfig(), train=TrainConfig(method="dfine"))
 METADATA = Metadata(CONFIG, ("cat", "dog"), (3, 17), "dfine_n.pth", "ab" * 32, "Apache-2.0", epoch=4, ap=0.25)
 
 
@@ -166,7 +166,7 @@ def test_damage_is_reported_in_one_line(tmp_path):
         checkpoint.load_metadata(path)
     (path / "metadata.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(
-        UserError, match=r"written by a newer dfine_jax: it is of format 99, this version reads up to 1; upgrade"
+        UserError, match=r"written by a newer dfine_jax: it is of format 99, this version reads up to 2; upgrade"
     ):
         checkpoint.load_metadata(path)
 

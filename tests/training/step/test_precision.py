@@ -13,6 +13,7 @@ from tiny import SIZE_PX, random_batch, tiny_config
 from dfine_jax.converters.gate.gate import check_artefact
 from dfine_jax.families.dfine.model import DFine, init_variables
 from dfine_jax.ops.fdr import integral
+from dfine_jax.ops.postprocess import Answer
 from dfine_jax.ops.precision import EXACT
 from dfine_jax.serving.backends.jax_model import JaxBackend
 from dfine_jax.training.step.optimizer import make_optimizer
@@ -91,7 +92,7 @@ def test_the_gate_compares_with_products_in_float32(tmp_path, monkeypatch):
 
     def reference(images):
         seen.append(jax.config.jax_default_matmul_precision)
-        return np.zeros((len(images), 5, 3), np.float32), np.full((len(images), 5, 4), 0.5, np.float32)
+        return Answer(np.zeros((len(images), 5, 3), np.float32), np.full((len(images), 5, 4), 0.5, np.float32))
 
     toy = pytest.importorskip("toy_artefact")
     path = toy.write_toy(tmp_path / "toy.onnx", toy.toy_model()[1])
