@@ -97,7 +97,6 @@ class DataConfig:
     mixup_prob: float = 0.5  # of a batch, with augment=dense
     multi_scale_repeat: int = 0  # weight of the base size among 0.75 to 1.25 times it; 0 = base size only
     clip_boxes: bool = True  # False: lose objects at the right and bottom edge to rounding, as the reference does
-    mask_stride: int = 0  # masks at 1/stride of the input size travel with the boxes; 0 = no masks
     workers: int = -1  # processes that make batches; -1: one per core; 0: none, in the process that trains
     max_objects: int = 0  # slots per image; 0 = the largest count that the data and the augmentation can give
 
@@ -190,7 +189,7 @@ def check_shared(config: Config) -> None:
         "at least 1": ("height_px", "width_px"),
         "at least -1": ("workers",),
         "not negative": ("max_objects", "start_augment_epoch", "stop_mosaic_epoch", "stop_augment_epoch")
-        + ("mosaic_cache", "multi_scale_repeat", "mask_stride"),
+        + ("mosaic_cache", "multi_scale_repeat"),
         "between 0 and 1": ("photometric_prob", "zoom_out_prob", "iou_crop_prob", "flip_prob")
         + ("mosaic_prob", "mixup_prob"),
     }

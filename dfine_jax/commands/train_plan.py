@@ -121,7 +121,7 @@ def _recipe(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | No
             options.recipe,
             len(data.names),
             len(data),
-            method=options.method or (loaded.metadata.config.train.method if loaded else ""),
+            method=options.method or _method(options.recipe, loaded),
             batch_size=options.batch_size,
             epochs=options.epochs,
             size_px=size_px or (640, 640),
@@ -137,6 +137,15 @@ def _recipe(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | No
         input_of = dataclasses.replace(config.data, height_px=size_px[0], width_px=size_px[1])
         config = dataclasses.replace(config, data=input_of)
     return Recipe(config, table, headline(config, f"file {options.recipe}", len(data)), {}, source="file")
+
+
+def _method(recipe: str, loaded: LoadedModel | None) -> str:
+    """Whose recipe the weights were trained by, if they are of the recipe's family; else empty."""
+    from dfine_jax.families import of_recipe
+
+    if loaded is None or loaded.metadata.config.model.family != of_recipe(recipe)[0].name:
+        return ""
+    return loaded.metadata.config.train.method
 
 
 def _of_plan(options: argparse.Namespace) -> Config:

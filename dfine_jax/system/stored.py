@@ -92,6 +92,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:4])
 
 
+_GONE = {"mask_stride"}  # nothing was trained by it
 _AUGMENTS = {"dfine": "standard", "deim": "dense"}  # the first names were those of methods
 
 
@@ -109,8 +110,10 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
         loss, data = section.get("loss"), section.get("data")
         if isinstance(loss, dict) and "weight_vfl" in loss:
             section["loss"] = {"weight_class" if key == "weight_vfl" else key: value for key, value in loss.items()}
-        if isinstance(data, dict) and data.get("augment") in _AUGMENTS:
-            section["data"] = {**data, "augment": _AUGMENTS[data["augment"]]}
+        if isinstance(data, dict):
+            section["data"] = {
+                k: _AUGMENTS.get(v, v) if k == "augment" else v for k, v in data.items() if k not in _GONE
+            }
     values.pop("origin", None)  # of plans: what they were derived from
     return values
 

@@ -22,7 +22,7 @@ def check(data, tmp_path, *more):
 
 
 def test_a_good_dataset(data, tmp_path, capsys):
-    assert check(data, tmp_path, "data.augment=dense", "data.mask_stride=4") == 0
+    assert check(data, tmp_path, "data.augment=dense") == 0
     out = capsys.readouterr().out
     assert "images   12" in out and "all 15 pictures were decoded" in out and "circle" in out
     assert Image.open(tmp_path / "out" / "annotated.jpg").width > 64

@@ -16,16 +16,6 @@ class Batch(NamedTuple):
     valid: np.ndarray  # bool [b, g]
 
 
-class MaskBatch(NamedTuple):
-    """A batch with masks, which ``data.mask_stride`` asks for."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    boxes_cxcywh: np.ndarray
-    valid: np.ndarray
-    masks: np.ndarray  # bool [b, g, h / stride, w / stride]; empty where an object has no mask
-
-
 class EvalBatch(NamedTuple):
     """One host batch for evaluation. Rows that only fill the batch have ``image_id`` -1."""
 

@@ -18,17 +18,14 @@ from jaxtyping import Int64, UInt8
 
 from dfine_jax.data.load.shared import share
 from dfine_jax.data.read.dataset import Record
-from dfine_jax.data.read.masks import Polygons, RunLengths, Shape
 from dfine_jax.data.read.records import Records
-
-_NO_SHAPE, _POLYGONS, _RUN_LENGTHS = range(3)
 
 
 class RecordColumns:
     """Records by position; equal to those it was made from, in every process."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self._shared = share(_record_columns(records) | _shape_columns(records))
+        self._shared = share(_record_columns(records))
 
     def __len__(self) -> int:
         """Number of images."""
@@ -39,7 +36,7 @@ class RecordColumns:
         columns = self._shared.arrays
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        objects, shapes = _range(columns["objects"], index), _range(columns["shapes"], index)
+        objects = _range(columns["objects"], index)
         width, height = columns["size_px"][index].tolist()
         stored = columns["stored"][_range(columns["stored_bytes"], index)].tobytes()
         return Record(
@@ -51,22 +48,9 @@ class RecordColumns:
             labels=columns["labels"][objects],
             areas_px=columns["areas_px"][objects],
             annotation_ids=columns["annotation_ids"][objects],
-            shapes=tuple(self._shape(number) for number in range(shapes.start, shapes.stop)),
             stored=pickle.loads(stored) if stored else None,
             upright=bool(columns["upright"][index]),
         )
-
-    def _shape(self, number: int) -> Shape:
-        columns = self._shared.arrays
-        kind = columns["shape_kind"][number]
-        if kind == _RUN_LENGTHS:
-            height, width = columns["shape_size_px"][number].tolist()
-            return RunLengths(height, width, columns["runs"][_range(columns["run_bytes"], number)].tobytes())
-        if kind == _POLYGONS:
-            parts = _range(columns["parts"], number)
-            points, bounds = columns["points"], columns["part_points"][parts.start : parts.stop + 1].tolist()
-            return Polygons(tuple(points[start:stop] for start, stop in itertools.pairwise(bounds)))
-        return None
 
 
 def for_loading(records: Sequence[Record], workers: int) -> Sequence[Record] | RecordColumns:
@@ -92,25 +76,6 @@ def _record_columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
         "labels": _joined([record.labels for record in records], np.empty(0, np.int32)),
         "areas_px": _joined([record.areas_px for record in records], np.empty(0, np.float32)),
         "annotation_ids": _joined([record.annotation_ids for record in records], np.empty(0, np.int64)),
-    }
-
-
-def _shape_columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    shapes = [shape for record in records for shape in record.shapes]
-    polygons = [shape.parts if isinstance(shape, Polygons) else () for shape in shapes]
-    parts = [part for outline in polygons for part in outline]
-    kinds = [_POLYGONS if isinstance(s, Polygons) else _NO_SHAPE if s is None else _RUN_LENGTHS for s in shapes]
-    runs, run_bytes = _text([shape.counts if isinstance(shape, RunLengths) else b"" for shape in shapes])
-    sizes = [(s.height_px, s.width_px) if isinstance(s, RunLengths) else (0, 0) for s in shapes]
-    return {
-        "shapes": _bounds(len(record.shapes) for record in records),
-        "shape_kind": np.array(kinds, np.uint8),
-        "shape_size_px": np.array(sizes, np.int64).reshape(-1, 2),
-        "runs": runs,
-        "run_bytes": run_bytes,
-        "parts": _bounds(len(outline) for outline in polygons),
-        "part_points": _bounds(len(part) for part in parts),
-        "points": _joined(parts, np.empty((0, 2), np.float32)),
     }
 
 

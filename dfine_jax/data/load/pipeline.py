@@ -15,12 +15,11 @@ import numpy as np
 from dfine_jax.config import DataConfig
 from dfine_jax.data.augment.schedule import announced_sizes_px, batch_size_px
 from dfine_jax.data.load import workers
-from dfine_jax.data.load.batch import Batch, EvalBatch, MaskBatch
+from dfine_jax.data.load.batch import Batch, EvalBatch
 from dfine_jax.data.load.columns import for_loading
 from dfine_jax.data.load.plan import Sampling, most_objects, num_slots
 from dfine_jax.data.load.rows import EvalSource, RecentTiles, TrainSource
 from dfine_jax.data.picture.images import Preprocess
-from dfine_jax.data.read.coco import with_shapes
 from dfine_jax.data.read.dataset import Dataset, listed
 from dfine_jax.data.read.records import objects_and_images, objects_per_image, sizes_px, thin_objects
 from dfine_jax.errors import UserError
@@ -62,10 +61,6 @@ class TrainLoader:
             raise UserError(f"train.seed={seed} must not be negative")
         if batch_size % host_count:
             raise UserError(f"train.batch_size={batch_size} must be a multiple of the {host_count} hosts")
-        if config.mask_stride:
-            if height_px % config.mask_stride or width_px % config.mask_stride:
-                raise UserError(f"data.mask_stride={config.mask_stride} must divide the input {height_px}x{width_px}")
-            dataset = with_shapes(dataset)
         self._sampling = Sampling(len(dataset), batch_size, seed, config)
         most = most_objects(self._sampling, objects_per_image(dataset.records).tolist(), epochs)
         slots = num_slots(most, config.max_objects, str(dataset.annotation_file))
@@ -93,18 +88,15 @@ class TrainLoader:
         """Every size that ``size_px`` can give from epoch ``first`` to the end of so many epochs."""
         return announced_sizes_px(self._sampling.config, epochs, first)
 
-    def batches(self, start_step: int = 0) -> Generator[Batch | MaskBatch, None, None]:
+    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """Batches from global step ``start_step`` on, without end; closing the iterator ends its workers.
-
-        ``MaskBatch`` where ``data.mask_stride`` is set.
 
         Raises:
           UserError: an image cannot be read or a worker ended; the message names the file.
         """
-        kind = MaskBatch if self._sampling.config.mask_stride else Batch
         with contextlib.closing(workers.batches(self._source, itertools.count(start_step), self._workers)) as stream:
             while True:
-                yield kind(*next(stream))
+                yield Batch(*next(stream))
 
 
 class EvalLoader:

@@ -17,7 +17,6 @@ from dfine_jax.data.load import workers
 from dfine_jax.data.load.columns import RecordColumns
 from dfine_jax.data.load.plan import Sampling, epoch_plan
 from dfine_jax.data.picture.images import Preprocess
-from dfine_jax.data.read import masks as object_masks
 from dfine_jax.data.read.dataset import Record, open_record
 from dfine_jax.errors import UserError
 
@@ -65,15 +64,12 @@ class TrainSource:
 
     @property
     def layout(self) -> workers.Layout:
-        """Arrays of ``Batch`` or ``MaskBatch``; a last row for MixUp across hosts."""
+        """Arrays of ``Batch``; a last row for MixUp across hosts."""
         config, g = self.config, self.slots
         mixes = config.augment == "dense" and config.mixup_prob > 0
         b = self.rows + (mixes and self.host_count > 1)
         arrays = [((b, config.height_px, config.width_px, 3), "uint8"), ((b, g), "int32")]
         arrays += [((b, g, 4), "float32"), ((b, g), "bool")]
-        if config.mask_stride:
-            size = (config.height_px // config.mask_stride, config.width_px // config.mask_stride)
-            arrays.append(((b, g, *size), "bool"))
         return tuple(arrays)
 
     def fill(self, step: int, row: int, out: workers.Arrays) -> None:
@@ -82,7 +78,7 @@ class TrainSource:
         if row == self.rows and epoch_plan(self.sampling, epoch).mix_share[step % self.sampling.steps_per_epoch] == 1:
             return  # nobody looks at it
         sample = self.sample(step, row)
-        images, labels, boxes, valid, *masks = (array[row] for array in out)
+        images, labels, boxes, valid = (array[row] for array in out)
         count = len(sample.labels)
         if count > self.slots:
             raise UserError(f"{count} objects meet in {self.describe(step, row)}, but there are {self.slots} slots")
@@ -90,10 +86,6 @@ class TrainSource:
         labels[:count], labels[count:] = sample.labels, 0
         boxes[:count], boxes[count:] = transforms.normalised_cxcywh(sample), 0.0
         valid[:count], valid[count:] = True, False
-        if masks and sample.masks is not None:
-            _, height, width = masks[0].shape
-            masks[0][:count] = object_masks.rasterised(sample.masks, height, width, self.config.mask_stride)
-            masks[0][count:] = False
 
     def sample(self, step: int, row: int) -> Sample:
         """One augmented image or mosaic, before MixUp."""
@@ -141,9 +133,7 @@ class TrainSource:
 
     def _whole(self, index: int) -> Sample:
         record = self.records[index]
-        size = record.width_px, record.height_px
-        masks = object_masks.make_masks(record.shapes, size) if self.config.mask_stride else None
-        return transforms.make_sample(open_record(record), record.boxes_xyxy_px, record.labels, masks)
+        return transforms.make_sample(open_record(record), record.boxes_xyxy_px, record.labels)
 
     def _tile(self, index: int, step: int) -> Sample:
         made = self.tiles.get(index) or self._make_tile(self._whole(index))

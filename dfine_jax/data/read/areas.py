@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from pycocotools import mask as coco_mask
 
-from dfine_jax.data.read.masks import Polygons, RunLengths, parse_segmentation
+from dfine_jax.data.read.outlines import Polygons, RunLengths, parse_segmentation
 
 _ROUNDING = 1.01  # an area may exceed the picture by what annotation tools round
 

@@ -6,7 +6,6 @@ or changed is counted, and the counts are logged once.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from dfine_jax.data.picture.images import image_size
 from dfine_jax.data.read.annotations import plain_json
 from dfine_jax.data.read.dataset import Changes, Dataset, Stored, listed
 from dfine_jax.data.read.index import Columns, read_columns
-from dfine_jax.data.read.masks import parse_segmentation
 from dfine_jax.data.read.pictures import Places, find_pictures
 from dfine_jax.data.read.records import Records, all_names, find_usable, name_at, named_path, share_usable
 from dfine_jax.errors import RepairableError, UserError
@@ -145,13 +143,3 @@ def read_segmentations(dataset: Dataset) -> dict[int, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         entries = [(e["id"], e.get("segmentation")) for e in plain_json(text, file)["annotations"]]
     return {number: outline for number, outline in entries if outline and number in wanted}
-
-
-def with_shapes(dataset: Dataset) -> Dataset:
-    """The dataset with the masks of its objects."""
-    found = {number: parse_segmentation(value) for number, value in read_segmentations(dataset).items()}
-    records = [
-        dataclasses.replace(record, shapes=tuple(found.get(int(i)) for i in record.annotation_ids))
-        for record in dataset.records
-    ]
-    return dataclasses.replace(dataset, records=tuple(records))

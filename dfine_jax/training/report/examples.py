@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dfine_jax.data.load.batch import Batch, MaskBatch
+from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.load.grid import batch_grid
 from dfine_jax.data.load.pipeline import TrainLoader
 from dfine_jax.data.picture.draw import draw_boxes
@@ -23,15 +23,15 @@ _GAP_PX = 8
 _SHOWN_OF_BATCH = 16
 
 
-def augmented_batch(loader: TrainLoader, epoch: int) -> Batch | MaskBatch:
+def augmented_batch(loader: TrainLoader, epoch: int) -> Batch:
     """The first batch of the 0-based ``epoch``."""
     with closing(loader.batches(epoch * loader.steps_per_epoch)) as batches:
         return next(batches)
 
 
-def save_batch(batch: Batch | MaskBatch, names: Sequence[str], file: Path) -> None:
+def save_batch(batch: Batch, names: Sequence[str], file: Path) -> None:
     """Write the first rows of a training batch as one picture, with their objects."""
-    rows = type(batch)(*(values[:_SHOWN_OF_BATCH] for values in batch))
+    rows = Batch(*(values[:_SHOWN_OF_BATCH] for values in batch))
     save_picture(batch_grid([rows], names, _SHOWN_OF_BATCH), file, quality=90)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfine_jax.data.read.coco import with_shapes
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.errors import UserError
 
@@ -224,7 +223,7 @@ def test_labelme(tmp_path, caplog):
     }
     assert "2 points and lines, which have no area, were left out" in caplog.text
     assert "1 objects of several shapes with one group_id" in caplog.text
-    areas = with_shapes(read_dataset(tmp_path, "train")).records[0].areas_px
+    areas = read_dataset(tmp_path, "train").records[0].areas_px
     np.testing.assert_allclose(areas, [700, 32, np.pi * 100, 4, 26], rtol=2e-3)
 
 

@@ -7,13 +7,13 @@ import logging
 
 import numpy as np
 import pytest
+from outlines import outlines_of
 from PIL import Image
 
 from dfine_jax.data.edit.items import read_items
 from dfine_jax.data.formats.write import FORMATS, write
-from dfine_jax.data.read.coco import with_shapes
 from dfine_jax.data.read.dataset import open_record
-from dfine_jax.data.read.masks import Polygons, RunLengths
+from dfine_jax.data.read.outlines import Polygons, RunLengths
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
@@ -79,10 +79,10 @@ def test_there_and_back(coco, tmp_path, form, mode):
 @pytest.mark.parametrize("form", ["coco", "labelme", "cvat", "yolo", "via", "labelstudio"])
 def test_outlines_survive_where_the_format_holds_them(coco, tmp_path, form):
     notes = write(read_items(coco), form, tmp_path / "out", None)
-    ours, theirs = (with_shapes(read_dataset(root, "train")) for root in (tmp_path / "out", coco))
+    ours, theirs = (read_dataset(root, "train") for root in (tmp_path / "out", coco))
 
     def kinds(dataset, kind):
-        return sum(isinstance(shape, kind) for record in dataset.records for shape in record.shapes)
+        return sum(isinstance(outline, kind) for outline in outlines_of(dataset))
 
     assert kinds(ours, Polygons) == kinds(theirs, Polygons) > 0
     holds_masks = form in ("coco", "labelme", "cvat")
