@@ -235,7 +235,7 @@ def test_names_of_early_files(format1, tmp_path):
 
 def test_state_without_the_counters_of_the_average(tmp_path):
     """The first version stored the step alone."""
-    from test_checkpoint import METADATA, small_state
+    from training.run.test_checkpoint import METADATA, small_state
 
     state = small_state(0.5)
     checkpoint.save_training(tmp_path / "last", state, METADATA, checkpoint.Progress())
