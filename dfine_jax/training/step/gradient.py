@@ -13,9 +13,9 @@ from dfine_jax.config import Config
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.images import unit_range
 from dfine_jax.families import of
-from dfine_jax.families.family import Build, Norm
+from dfine_jax.families.family import Build
 from dfine_jax.ops.resize import resize_nearest
-from dfine_jax.typing import Targets
+from dfine_jax.typing import Norm, Targets
 
 PyTree = Any
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from golden_train import pad_targets, reference_names
 
-from dfine_jax.families.family import Norm
 from dfine_jax.families.rtdetr import huggingface, weights
 from dfine_jax.families.rtdetr.config import RTDetrLossConfig
 from dfine_jax.families.rtdetr.loss import loss_terms, match
 from dfine_jax.families.rtdetr.model import RTDetr
 from dfine_jax.families.rtdetr.variants import VARIANTS
+from dfine_jax.typing import Norm
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
