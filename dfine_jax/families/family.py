@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
 
     from dfine_jax.config import Activation, Config, OptimConfig
-    from dfine_jax.typing import ModelOutput, Targets
+    from dfine_jax.typing import Matching, ModelOutput, Norm, Targets
 
 Start = Literal["nothing", "backbone", "detector"]  # what is pretrained
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
@@ -47,20 +47,6 @@ class Queries(Protocol):
     def in_parts(self, parts: int) -> Any:
         """The same for consecutive parts of the images: all leaves [parts, ...]."""
         ...
-
-
-class Matching(NamedTuple, Generic[P]):
-    """Which prediction is responsible for which object."""
-
-    pairs: P
-    counts: Float[Array, " n"]  # what the terms are divided by, of these images; a family gives each a meaning
-
-
-class Norm(NamedTuple):
-    """Counts of a whole batch, as means over the parts it is computed in; not yet limited from below."""
-
-    over_devices: Float[Array, " n"]  # mean over devices too
-    here: Float[Array, " n"]  # of this device alone
 
 
 class Build(NamedTuple):
@@ -178,6 +164,6 @@ class Family(Generic[M, L, Q, P]):
     published: Mapping[str, Published]  # detectors, by name
     backbones: Mapping[str, Published]  # pretrained backbones, by ``backbone_of``
     backbone_anchors: tuple[Anchor, ...]
-    read_backbone: Callable[[Mapping[str, np.ndarray], M], Variables]  # of the backbone alone, without its name
+    official_keys: Callable[[M], Mapping[str, str]]  # name in official files of every leaf's path, in their order
     repositories: Mapping[str, Repository]  # of Hugging Face, by ``owner/name``
     backbone_of: Callable[[M], str]

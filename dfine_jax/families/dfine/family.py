@@ -7,15 +7,16 @@ from jaxtyping import Array, Key
 
 from dfine_jax.families.dfine import loss
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig, check
-from dfine_jax.families.dfine.model import STRIDE, DFine, init_variables
+from dfine_jax.families.dfine.model import DFine, init_variables
 from dfine_jax.families.dfine.published import BACKBONES, DETECTORS, REPOSITORIES
 from dfine_jax.families.dfine.recipes import recipe
 from dfine_jax.families.dfine.rules import rules
 from dfine_jax.families.dfine.variants import VARIANTS
-from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, FORMATS, described, read_backbone
+from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, FORMATS, described, official_keys
 from dfine_jax.families.family import Build, ClassLeaf, Family
 from dfine_jax.families.reduction import reduced
 from dfine_jax.nn.denoising import draw_denoising
+from dfine_jax.nn.detector import STRIDE
 from dfine_jax.typing import DenoisingQueries, Targets
 
 _FROZEN = ("backbone_frozen_stem", "backbone_frozen_bn")
@@ -65,6 +66,6 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, loss.Pairs] = Family(
     backbones=BACKBONES,
     backbone_of=lambda model: f"HGNetv2-{model.backbone}",
     backbone_anchors=BACKBONE_ANCHORS,
-    read_backbone=read_backbone,
+    official_keys=official_keys,
     repositories=REPOSITORIES,
 )

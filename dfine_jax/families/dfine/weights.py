@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dfine_jax.config import Activation, Config, TrainConfig
 from dfine_jax.errors import UserError
-from dfine_jax.families import state_dict
+from dfine_jax.families import official
 from dfine_jax.families.dfine import huggingface, names
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig
 from dfine_jax.families.dfine.variants import VARIANTS
 from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
 from dfine_jax.families.foreign import not_known
-from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
-from dfine_jax.families.state_dict import Tensor, check_fit, from_tree, leaf_shapes, to_tree
-from dfine_jax.ops.anchors import anchors
+from dfine_jax.families.state_dict import Tensor, from_tree, leaf_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ _PROJECTION = "decoder.decoder.layers.0.cross_attn.value_proj.weight"  # of dete
 
 def official_keys(model: ModelConfig) -> dict[str, str]:
     """Official key of each of our paths, in the order of the official file."""
-    keys = {path: names.to_official(path) for path in leaf_shapes(model)}
+    keys = {path: official.to_official(path) for path in leaf_shapes(model)}
     return dict(sorted(keys.items(), key=lambda item: names.order_key(item[1])))
 
 
@@ -89,12 +87,8 @@ def convert_state_dict(
     model = model or recognise(tensors)
     if model is None:
         raise UserError(not_known(tensors, "D-FINE"))
-    keys = official_keys(model)
-    what = f"D-FINE-{model.variant.upper()} with {model.num_classes} classes"
-    check_fit(tensors, leaf_shapes(model), keys, set(_constants(model)), what, _HINTS)
-    model = _with_scalars(model, tensors)
-    prefixes = [f"decoder.decoder.layers.{layer}.cross_attn." for layer in range(model.decoder_layers)]
-    return model, to_tree(fold_point_scale(tensors, prefixes, model.num_points, model.num_heads), keys)
+    model, variables = official.read(tensors, model, official_keys(model), constants(model), _HINTS)
+    return _with_scalars(model, tensors), variables
 
 
 def export_state_dict(
@@ -109,33 +103,19 @@ def export_state_dict(
       UserError: the variables are not those of this architecture.
     """
     out = from_tree(variables, model, official_keys(model))
-    out |= {key: make(*size_hw) for key, make in _constants(model).items()}
-    return {key: out[key] for key in names.in_official_order(out)}
+    out |= {key: make(*size_hw) for key, make in constants(model).items()}
+    return {key: out[key] for key in sorted(out, key=names.order_key)}
 
 
-def _constants(model: ModelConfig) -> dict[str, Callable[[int, int], np.ndarray]]:
-    """Entries of the official file that are not in our tree (names.IGNORED), as functions of the input size."""
+def constants(model: ModelConfig) -> official.Constants:
+    """Entries of the official file beside weights."""
     scalar = np.asarray([model.reg_scale], np.int64 if model.reg_scale == int(model.reg_scale) else np.float32)
-    entries: dict[str, Callable[[int, int], np.ndarray]] = {
-        "decoder.anchors": lambda h, w: anchors(_level_sizes(model, h, w))[0][None],
-        "decoder.valid_mask": lambda h, w: anchors(_level_sizes(model, h, w))[1][None, :, None],
-    }
+    strides = [4 * 2**stage for stage in model.return_stages]
+    entries = official.constants(model, strides, official_keys(model))
     for prefix in ("decoder.", "decoder.decoder."):
         entries[f"{prefix}up"] = lambda h, w: np.asarray([model.up], np.float32)
         entries[f"{prefix}reg_scale"] = lambda h, w: scalar
-    scale = point_scale(model.num_points)
-    for layer in range(model.decoder_layers):
-        entries[f"decoder.decoder.layers.{layer}.cross_attn.num_points_scale"] = lambda h, w: scale
-    for path in leaf_shapes(model):
-        if path.endswith("/mean") and not (model.backbone_frozen_bn and path.startswith("batch_stats/backbone/")):
-            key = names.to_official(path).removesuffix("running_mean") + "num_batches_tracked"
-            entries[key] = lambda h, w: np.zeros((), np.int64)
     return entries
-
-
-def _level_sizes(model: ModelConfig, height_px: int, width_px: int) -> list[tuple[int, int]]:
-    strides = [4 * 2**stage for stage in model.return_stages]
-    return [(-(-height_px // s), -(-width_px // s)) for s in strides]
 
 
 def _with_scalars(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> ModelConfig:
@@ -148,9 +128,6 @@ def _with_scalars(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Mode
         if found and found != {getattr(model, name)}:
             logger.info("%s is %g in the file (D-FINE-%s: %g)", name, *found, model.variant, getattr(model, name))
         values[name] = found.pop() if found else getattr(model, name)
-    points = points_per_level(tensors.get("decoder.decoder.layers.0.cross_attn.num_points_scale", ()))
-    if len(points) == len(model.num_points):
-        values["num_points"] = points
     return dataclasses.replace(model, **values)
 
 
@@ -203,20 +180,6 @@ FORMATS = (
 
 
 BACKBONE_ANCHORS = (Anchor(("stem", "stem1", "conv", "weight")),)  # of backbone files; with a detector, its backbone
-
-
-def read_backbone(tensors: Mapping[str, np.ndarray], model: ModelConfig) -> Variables:
-    """Variables of the backbone from HGNetv2 trained on ImageNet, as the official files hold it.
-
-    Raises:
-      UserError: it is another one.
-    """
-    every = {path: key for path, key in official_keys(model).items() if key.startswith("backbone.")}
-    keys = {path: key.removeprefix("backbone.") for path, key in every.items()}
-    ignored = [key for key in tensors if names.ignored_reason(key)]
-    return state_dict.read_backbone(tensors, model, keys, ignored)
-
-
 _METHODS = {"relu": "D-FINE with ReLU", "silu": "DEIM with SiLU"}
 
 

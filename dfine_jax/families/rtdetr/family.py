@@ -8,25 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 from jaxtyping import Array, Key
 
 from dfine_jax.config import Config, TrainConfig
 from dfine_jax.errors import UserError
-from dfine_jax.families import state_dict
 from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
-from dfine_jax.families.family import Anchor, Build, ClassLeaf, Family, Origin, Reduction, Variables
+from dfine_jax.families.family import Anchor, Build, ClassLeaf, Family, Origin, Reduction
 from dfine_jax.families.reduction import reduced
 from dfine_jax.families.rtdetr import loss
 from dfine_jax.families.rtdetr.config import RTDetrConfig, RTDetrLossConfig, check
-from dfine_jax.families.rtdetr.model import STRIDE, RTDetr, init_variables
-from dfine_jax.families.rtdetr.names import ignored_reason
+from dfine_jax.families.rtdetr.model import RTDetr, init_variables
 from dfine_jax.families.rtdetr.published import BACKBONES, DETECTORS
 from dfine_jax.families.rtdetr.recipes import deim_loss, recipe
 from dfine_jax.families.rtdetr.rules import rules
 from dfine_jax.families.rtdetr.variants import VARIANTS
 from dfine_jax.families.rtdetr.weights import FORMATS, official_keys
 from dfine_jax.nn.denoising import draw_denoising
+from dfine_jax.nn.detector import STRIDE
 from dfine_jax.typing import DenoisingQueries, Targets
 
 logger = logging.getLogger(__name__)
@@ -58,17 +56,6 @@ def _reduced(network: Any, variables: Mapping[str, Any], reduction: Reduction) -
     layers = reduction.layers or network.config.eval_layer + 1
     network = reduced(network, variables, reduction._replace(layers=layers))
     return network.clone(config=dataclasses.replace(network.config, eval_layer=layers - 1))
-
-
-def _read_backbone(tensors: Mapping[str, np.ndarray], model: RTDetrConfig) -> Variables:
-    """Variables of the backbone from a ResNet-vd or HGNetv2 trained on ImageNet, as the official files hold it.
-
-    Raises:
-      UserError: it is another one.
-    """
-    every = {path: key for path, key in official_keys(model).items() if key.startswith("backbone.")}
-    keys = {path: key.removeprefix("backbone.") for path, key in every.items()}
-    return state_dict.read_backbone(tensors, model, keys, [key for key in tensors if ignored_reason(key)])
 
 
 def _described(model: RTDetrConfig, origin: Origin) -> Config:
@@ -139,6 +126,6 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, loss.Pairs] = F
         Anchor(("conv1", "conv1_1", "conv", "weight")),
         Anchor(("stem", "stem1", "conv", "weight")),
     ),
-    read_backbone=_read_backbone,
+    official_keys=official_keys,
     repositories={},
 )

@@ -17,8 +17,7 @@ from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.converters.torch.importer import class_table, import_weights
 from dfine_jax.data.read.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
 from dfine_jax.errors import UserError
-from dfine_jax.families import state_dict
-from dfine_jax.families.dfine import names
+from dfine_jax.families import official, state_dict
 from dfine_jax.families.dfine.published import DETECTORS
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.families.dfine.weights import export_state_dict, guess_activation, recognise
@@ -110,7 +109,7 @@ def test_trained_batch_norms_in_the_backbone_of_large_variants_are_those_of_deim
     encoder = {"encoder.input_proj.0.norm.num_batches_tracked": np.zeros(())}
     backbone = {"backbone.stem.stem1.bn.num_batches_tracked": np.zeros(())}
     shapes = {
-        names.to_official(p): state_dict.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()
+        official.to_official(p): state_dict.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()
     }
     official = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()} | encoder
     trained = guess_activation("best.pth", recognise(official | backbone))

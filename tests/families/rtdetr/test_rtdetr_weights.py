@@ -16,7 +16,7 @@ from dfine_jax.families.rtdetr import names, weights
 from dfine_jax.families.rtdetr.family import RTDETR
 from dfine_jax.families.rtdetr.recipes import deim_model
 from dfine_jax.families.rtdetr.variants import VARIANTS
-from dfine_jax.families.state_dict import leaf_shapes, tensor_shape
+from dfine_jax.families.state_dict import leaf_shapes, read_backbone, tensor_shape
 
 OFFICIAL, _, HUGGINGFACE = weights.FORMATS
 SETTINGS = {"model_type": "rt_detr_v2", "decoder_layers": 3}
@@ -190,7 +190,7 @@ def test_backbones_are_read_alone(variant):
     config = VARIANTS[variant]
     whole = shapes(config)
     alone = {key.removeprefix("backbone."): value for key, value in whole.items() if key.startswith("backbone.")}
-    tree = RTDETR.read_backbone(alone, config)
+    tree = read_backbone(alone, config)
     wanted = rtdetr_golden.shapes_of(config)
     assert jax.tree.structure(tree["params"]) == jax.tree.structure(wanted["params"]["backbone"])
     assert RTDETR.backbone_of(config) in RTDETR.backbones
