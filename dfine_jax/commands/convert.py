@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
+from dfine_jax.families import ACTIVATION_HELP
 from dfine_jax.system.files import read_text, write_whole
 
 if TYPE_CHECKING:
@@ -38,9 +39,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--activation", choices=("relu", "silu"),
-        help="of decoder and heads, which other programs do not store: relu, or silu for DEIM (default: by the "
-        "name of the file, deim or dfine; silu for an L or X with trained batch norms in the backbone; else it must be "
-        "given)",
+        help=f"of decoder and heads, which other programs do not store: {ACTIVATION_HELP} (default: by the name of the "
+        "file or the batch norms of its backbone, else it must be given)",
     )  # fmt: skip
     parser.add_argument(
         "--class-names", metavar="FILE", type=Path,

@@ -11,6 +11,7 @@ from dfine_jax.commands.train_card import check_card
 from dfine_jax.commands.train_plan import is_file, is_plan, parse_size, plan, write_plan
 from dfine_jax.commands.train_resume import check_changes, resumed_config
 from dfine_jax.errors import UserError
+from dfine_jax.families import ACTIVATION_HELP, METHOD_HELP
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
@@ -50,7 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     run_options = parser.add_argument_group("run")
     run_options.add_argument(
-        "--method", metavar="NAME", help="whose recipe, such as deim (default: that of the weights, else the family's)"
+        "--method",
+        metavar="NAME",
+        help=f"whose recipe, {METHOD_HELP} (default: that of the weights, else the family's)",
     )
     run_options.add_argument(
         "--size", metavar="HxW", help="input size in pixels, multiples of 32 (default: that of --weights, else 640x640)"
@@ -101,7 +104,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--activation",
         choices=("relu", "silu"),
-        help="of the decoder of --weights, where the file does not say it: relu, or silu for DEIM",
+        help=f"of the decoder of --weights, where the file does not say it: {ACTIVATION_HELP}",
     )
     files.add_argument(
         "--backbone", metavar="W", help="pretrained backbone: an official file, or imagenet to download it"
@@ -230,11 +233,11 @@ def _rehearse(
 
 
 def _resume_command(options: argparse.Namespace) -> str:
-    words = ["dfine", "train", options.recipe, "--data", options.data, "--out", options.out, "--resume"]
+    words = [options.recipe, "--data", options.data, "--out", options.out, "--resume"]
     for name in ("coordinator", "processes", "process"):
         if getattr(options, name) is not None:
             words += [f"--{name}", getattr(options, name)]
-    return shlex.join(map(str, words))
+    return f"dfine train {shlex.join(map(str, words))}"
 
 
 def _val_data(options: argparse.Namespace, train_data: Dataset) -> tuple[Dataset | None, list[str]]:
