@@ -202,9 +202,8 @@ def _rehearse(
 
     from dfine_jax.families import of
     from dfine_jax.training.run.checkpoint import load_training
-    from dfine_jax.training.run.setup import check_same_data, claim, describe, make_loaders
-    from dfine_jax.training.step.optimizer import freeze_notes, make_optimizer
-    from dfine_jax.training.step.programs import sizes_notes
+    from dfine_jax.training.run.setup import check_same_data, claim, describe, make_loaders, opening_notes
+    from dfine_jax.training.step.optimizer import make_optimizer
     from dfine_jax.training.step.state import TrainState, create_state
 
     if options.out.exists() and not options.resume:
@@ -223,9 +222,8 @@ def _rehearse(
         state, stored, _ = load_training(options.out / "last", shapes)
         check_same_data(describe(config, train_data, None), stored, options.out)
         done = int(state.step) // loader.steps_per_epoch
-    notes += [*loader.notes, *freeze_notes(shapes.params, config.optim)]
     sizes_px = loader.sizes_px(config.train.epochs, done)
-    notes += sizes_notes(sizes_px)
+    notes += opening_notes(config, loader, shapes.params, sizes_px)
     if options.card:
         from dfine_jax.commands.train_card import card_notes
 

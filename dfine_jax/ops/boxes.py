@@ -60,11 +60,11 @@ def iou_and_giou(a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"]) -> tuple[Fl
     return overlap, overlap - (hull - union) / hull
 
 
-def inverse_sigmoid(x: Float[A, "*n"], eps: float = 1e-5) -> Float[A, "*n"]:
-    """log(x / (1 - x)) of x clipped to [0, 1], both parts at least ``eps``."""
+def inverse_sigmoid(x: Float[A, "*n"]) -> Float[A, "*n"]:
+    """log(x / (1 - x)) of x clipped to [0, 1], both parts at least 1e-5."""
     xp = _namespace(x)
     x = xp.clip(x, 0.0, 1.0)
-    return xp.log(xp.maximum(x, eps) / xp.maximum(1.0 - x, eps))
+    return xp.log(xp.maximum(x, 1e-5) / xp.maximum(1.0 - x, 1e-5))
 
 
 def _intersection_and_union(a_xyxy: AnyArray, b_xyxy: AnyArray) -> tuple[Any, Any]:

@@ -29,12 +29,13 @@ _HINTS = {
 }
 
 
-def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu") -> ModelConfig | None:
-    """Configuration of a state dict, from its shapes; scalars (reg_scale, up) keep the variant's values. None: others'.
+def recognise(tensors: Mapping[str, Tensor]) -> ModelConfig | None:
+    """Configuration of a state dict, from its shapes; None: it is of another model.
+
+    Scalars (reg_scale, up) and activations leave no trace and keep the variant's values.
 
     Args:
       tensors: official names.
-      activation: of decoder and heads. It leaves no trace in the file: D-FINE uses ``relu``, DEIM ``silu``.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     layers = _count(shapes, "decoder.decoder.layers.")
@@ -57,8 +58,6 @@ def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu")
         config,
         num_classes=num_classes,
         backbone_frozen_bn=frozen if counted else config.backbone_frozen_bn,
-        decoder_activation=activation,
-        mlp_activation=activation,
     )
 
 

@@ -23,14 +23,14 @@ from dfine_jax.families import of
 from dfine_jax.training.report.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.report.examples import augmented_batch, save_batch
 from dfine_jax.training.report.meter import Forecast, Meter
-from dfine_jax.training.run import checkpoint, hosts, stages
+from dfine_jax.training.run import checkpoint, hosts, setup, stages
 from dfine_jax.training.run.checkpoint import Metadata
-from dfine_jax.training.run.setup import STAGE1, StartWeights, check, check_same_data, claimed, describe, make_loaders
+from dfine_jax.training.run.setup import STAGE1, StartWeights, check_same_data, describe, make_loaders, opening_notes
 from dfine_jax.training.run.skipped import FOLDER as SKIPPED
 from dfine_jax.training.run.skipped import SkippedSteps, Taken
 from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.run.stop import Stop, stop_on_signals
-from dfine_jax.training.step.optimizer import freeze_notes, make_optimizer
+from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.step.schedule import make_schedule
 from dfine_jax.training.step.state import TrainState, create_state, ema_variables, with_ema_shift
@@ -78,8 +78,8 @@ def train(
         ran out of memory.
     """
     out_dir = Path(out_dir)
-    check(config, train_data, val_data)
-    with claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory():
+    setup.check(config, train_data, val_data)
+    with setup.claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory():
         return _Run(config, train_data, val_data, out_dir, start, stop).run(resume, notes)
 
 
@@ -115,11 +115,10 @@ class _Run:
     def run(self, resume: bool, notes: Sequence[str]) -> Result:
         """From the first or the next step to the last, or to a signal."""
         state = self._resumed() if resume else create_state(self.init_variables(self.init_key), self.tx, self.key)
-        notes = (*notes, *self.loader.notes, *freeze_notes(state.params, self.config.optim))
-        state, step = replicated(state), int(state.step)
-        self.first_step = self.recorded = step
-        self.meter = Meter(self.progress)
+        step = self.first_step = self.recorded = int(state.step)
         sizes = self.loader.sizes_px(self.config.train.epochs, step // self.steps)
+        notes = (*notes, *opening_notes(self.config, self.loader, state.params, sizes))
+        state, self.meter = replicated(state), Meter(self.progress)
         self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps)
         first = hosts.index() == 0
         log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"

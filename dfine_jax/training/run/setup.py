@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from dfine_jax.families import validate
 from dfine_jax.training.report.sinks import check_installed
 from dfine_jax.training.run import checkpoint, hosts
 from dfine_jax.training.run.checkpoint import Metadata
+from dfine_jax.training.step.optimizer import freeze_notes
+from dfine_jax.training.step.programs import sizes_notes
 from dfine_jax.training.step.schedule import make_schedule
 
 STAGE1 = "stage1"  # folder of the state that stage 2 starts from, in the run's
@@ -135,6 +137,15 @@ def make_loaders(
     rows = -(-train.eval_batch_size // jax.device_count()) * devices
     size = {"height_px": data.height_px, "width_px": data.width_px, "resize": data.resize}
     return loader, EvalLoader(val_data, **common, **size, batch_size=rows)
+
+
+def opening_notes(config: Config, loader: TrainLoader, params: Any, sizes_px: Sequence[tuple[int, int]]) -> list[str]:
+    """What a run, and its rehearsal, say before the first step is compiled.
+
+    Raises:
+      ConfigError: a pattern of ``optim.freeze`` matches nothing, or everything is held.
+    """
+    return [*loader.notes, *freeze_notes(params, config.optim), *sizes_notes(sizes_px)]
 
 
 def describe(config: Config, train_data: Dataset, start: StartWeights | None) -> Metadata:

@@ -69,8 +69,6 @@ class TrainPrograms:
             keep_freed_memory()
         started = time.perf_counter()
         needed = 0  # memory maps of a program
-        for note in sizes_notes(tuple(self._steps)):
-            say(note)
         largest_first = sorted(self._steps, key=math.prod, reverse=True)  # what does not fit is told early
         with tqdm(largest_first, unit="size", desc="compile", leave=False, disable=None) as bar:
             for size in bar:

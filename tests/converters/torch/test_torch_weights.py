@@ -232,10 +232,7 @@ def test_batch_norm_of_the_backbone():
     assert recognise(frozen).backbone_frozen_bn and not recognise(state_n()).backbone_frozen_bn
 
 
-def test_activation_and_depth():
-    assert recognise(state_n(), activation="silu") == model_config(
-        "n", decoder_activation="silu", mlp_activation="silu"
-    )
+def test_depth_and_classes():
     config = model_config("s", decoder_layers=2, num_classes=5)
     assert recognise(export_state_dict(config, random_variables(config))) == config
 
