@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Array, Float, Key
 
-    from dfine_jax.config import Activation, Config, OptimConfig
+    from dfine_jax.config import Activation, Config, DataConfig, OptimConfig
+    from dfine_jax.data.picture.images import Preprocess
     from dfine_jax.typing import Matching, ModelOutput, Norm, Targets
 
 Start = Literal["nothing", "backbone", "detector"]  # what is pretrained
@@ -140,6 +141,7 @@ class Family(Generic[M, L, Q, P]):
     # Architecture.
     check: Callable[[M, L], None]  # ConfigError names the key
     grid_px: Callable[[M], int]  # sides of the input are multiples of it
+    preprocess: Callable[[M, DataConfig], Preprocess]  # from a picture to the input
     build: Callable[[M, Build], nn.Module]
     first_conv: Callable[[M], tuple[str, ...]]  # path of the convolution of the images
     init: Callable[[M, Key[Array, ""]], Variables]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Key
 
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.families.dfine import loss
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig, check
 from dfine_jax.families.dfine.model import DFine, init_variables
@@ -43,6 +44,7 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, loss.Pairs] = Family(
     parts=("backbone", "encoder", "decoder"),
     check=check,
     grid_px=lambda model: STRIDE,
+    preprocess=lambda model, data: Preprocess(data.height_px, data.width_px, data.resize),
     build=_build,
     first_conv=lambda model: ("backbone", "stem", "stem1"),
     init=init_variables,

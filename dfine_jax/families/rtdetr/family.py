@@ -11,6 +11,7 @@ import flax.linen as nn
 from jaxtyping import Array, Key
 
 from dfine_jax.config import Config, TrainConfig
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.family import Anchor, Build, ClassLeaf, Family, Origin, Reduction
@@ -100,6 +101,7 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, loss.Pairs] = F
     parts=("backbone", "encoder", "decoder"),
     check=check,
     grid_px=lambda model: STRIDE,
+    preprocess=lambda model, data: Preprocess(data.height_px, data.width_px, data.resize),
     build=_build,
     first_conv=_first_conv,
     init=init_variables,

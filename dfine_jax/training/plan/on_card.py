@@ -132,7 +132,7 @@ def _lowered(question: Question, devices: Any) -> Any:
     images = rows(np.uint8, config.data.height_px, config.data.width_px, 3)
     if question.program == "predict":
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return make_eval_step(config.model, devices=devices).lower(variables, images)
+        return make_eval_step(config, devices=devices).lower(variables, images)
     slots = question.slots
     batch = Batch(images, rows(np.int32, slots), rows(np.float32, slots, 4), rows(np.bool_, slots))  # type: ignore[arg-type]
     return make_train_step(config, tx, devices=devices).lower(state, batch)

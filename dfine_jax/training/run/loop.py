@@ -79,7 +79,7 @@ def train(
     """
     out_dir = Path(out_dir)
     setup.check(config, train_data, val_data)
-    with setup.claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory():
+    with setup.claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory(config.model):
         return _Run(config, train_data, val_data, out_dir, start, stop).run(resume, notes)
 
 
@@ -104,7 +104,7 @@ class _Run:
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
-        self.eval_step = EvalProgram(make_eval_step(config.model))
+        self.eval_step = EvalProgram(make_eval_step(config))
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda key: start.variables if start else of(config.model).init(config.model, key)
         self.metadata = describe(config, train_data, start)

@@ -108,4 +108,5 @@ def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, in
         return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
 
     queries = None if queries is None else queries.in_parts(parts)
-    return Part(unit_range(rows(images), dtype), rows(targets), queries)
+    scale = of(config.model).preprocess(config.model, config.data).scale
+    return Part(unit_range(rows(images), dtype, scale), rows(targets), queries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,9 +15,10 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from dfine_jax.config import Config
+from dfine_jax.config import Config, ModelSection
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.errors import UserError
+from dfine_jax.families import of
 from dfine_jax.losses.matcher import is_cacheable
 from dfine_jax.system.host_memory import (
     collection_paused,
@@ -43,7 +45,7 @@ class TrainPrograms:
             size: make_train_step(config, tx, steps_per_epoch=steps, size_px=None if size == base else size)
             for size in sizes_px
         }
-        self._assignment = config.loss.assignment
+        self._assignment, self._model = config.loss.assignment, config.model
         self.peak_bytes = 0  # of a device, over all sizes; known after compile
 
     def __call__(self, size_px: Size, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -83,7 +85,7 @@ class TrainPrograms:
                 compiled = lowered.compile()
                 if size == largest_first[0]:
                     self.peak_bytes = peak_bytes(compiled)
-                    say(memory_line(self.peak_bytes, state))
+                    say(memory_line(self.peak_bytes, state, self._model))
                 self._steps[size] = compiled
                 after = memory_maps()
                 # Of the last size alone: beside the first ones the evaluation is compiled, whose maps count, too.
@@ -160,7 +162,12 @@ def peak_bytes(compiled: Any) -> int:
     return int(whole - stats.alias_size_in_bytes)
 
 
-def memory_line(peak: int, state: TrainState) -> str:
+def less_memory(model: ModelSection) -> str:
+    """Values of the configuration with which a step takes less memory and longer."""
+    return f"train.accumulate=2, or train.remat={json.dumps(of(model).parts, separators=(',', ':'))}"
+
+
+def memory_line(peak: int, state: TrainState, model: ModelSection) -> str:
     """The need of a device in words, with a warning and the cures when it exceeds what the device has."""
     held = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(dataclass_arrays(state)))
     text = f"memory of a train step: {peak / _GIB:.2f} GiB per device, {held / _GIB:.2f} of it weights and optimiser"
@@ -168,13 +175,13 @@ def memory_line(peak: int, state: TrainState) -> str:
     if limit and peak > limit:
         text += (
             f"; the device has {limit / _GIB:.2f} GiB, so this will not fit: take a smaller --batch-size, or "
-            'train.accumulate=2, or train.remat=["backbone","encoder","decoder"]'
+            + less_memory(model)
         )
     return text
 
 
 @contextmanager
-def told_out_of_memory() -> Iterator[None]:
+def told_out_of_memory(model: ModelSection) -> Iterator[None]:
     """Memory of the device that is used up becomes a UserError with the cures; all else stays what it is."""
     try:
         yield
@@ -184,7 +191,7 @@ def told_out_of_memory() -> Iterator[None]:
         first = str(error).splitlines()[0]
         raise UserError(
             f"the device ran out of memory ({first}); take a smaller --batch-size, or continue with --resume and "
-            'train.accumulate=2, train.remat=["backbone","encoder","decoder"] or a smaller train.eval_batch_size'
+            f"{less_memory(model)}, or a smaller train.eval_batch_size"
         ) from error
 
 

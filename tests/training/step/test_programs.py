@@ -130,8 +130,8 @@ def test_memory_that_is_used_up_is_told_with_the_cures():
     with pytest.raises(
         UserError, match=r"ran out of memory \(RESOURCE_EXHAUSTED: 9 bytes\); .*train.accumulate=2"
     ) as told:
-        with told_out_of_memory():
+        with told_out_of_memory(tiny_config().model):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes\nmore")
     assert "\n" not in str(told.value)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), told_out_of_memory():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), told_out_of_memory(tiny_config().model):
         raise jax.errors.JaxRuntimeError("INTERNAL: else")
