@@ -24,13 +24,13 @@ from dfine_jax.nn.layers import (
     LayerNorm,
     Linear,
     MultiHeadAttention,
+    Unit,
     activation,
     folded,
     upsample2x,
 )
 from dfine_jax.ops.conv import conv2d
 
-Unit = Callable[..., ConvNorm]
 Block = Callable[[Unit, str], Callable[..., Array]]
 """Makes a module from the convolution of this encoder and a name."""
 PositionOrder = Literal["transposed", "row_major"]

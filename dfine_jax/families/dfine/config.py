@@ -27,7 +27,7 @@ class ModelConfig:
     decoder_ffn: int
     decoder_layers: int
     num_points: tuple[int, ...]  # sampling points per level
-    reg_scale: float  # "a" of the weighting function W(n)
+    reg_scale: float  # curvature of the weighting function of bins; box sides are divided by it
     num_classes: int = 80
     num_queries: int = 300
     num_heads: int = 8

@@ -40,8 +40,8 @@ class RTDetrConfig:
     box_head: Literal["plain", "fdr"] = "plain"  # fdr: refines distributions of edges, as D-FINE does
     quality_head: bool = True  # fdr: class logits are corrected by how sharp the distributions are
     reg_max: int = 32  # fdr: one less than the bins of a distribution
-    up: float = 0.5  # fdr, with reg_scale: "a" of the weighting function W(n)
-    reg_scale: float = 4.0
+    up: float = 0.5  # fdr: half the reach of the outermost bins, in box sides
+    reg_scale: float = 4.0  # fdr: curvature of the weighting function of bins; box sides are divided by it
     family: Literal["rtdetrv2"] = "rtdetrv2"
 
 

@@ -169,7 +169,8 @@ def less_memory(model: ModelSection) -> str:
 
 def memory_line(peak: int, state: TrainState, model: ModelSection) -> str:
     """The need of a device in words, with a warning and the cures when it exceeds what the device has."""
-    held = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(dataclass_arrays(state)))
+    parts = (state.params, state.batch_stats, state.opt_state, state.ema_params, state.ema_batch_stats)
+    held = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(parts))
     text = f"memory of a train step: {peak / _GIB:.2f} GiB per device, {held / _GIB:.2f} of it weights and optimiser"
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     if limit and peak > limit:
@@ -193,8 +194,3 @@ def told_out_of_memory(model: ModelSection) -> Iterator[None]:
             f"the device ran out of memory ({first}); take a smaller --batch-size, or continue with --resume and "
             f"{less_memory(model)}, or a smaller train.eval_batch_size"
         ) from error
-
-
-def dataclass_arrays(state: TrainState) -> list[Any]:
-    """The large parts of the state."""
-    return [state.params, state.batch_stats, state.opt_state, state.ema_params, state.ema_batch_stats]
