@@ -16,6 +16,7 @@ from dfine_jax.families.dfine.variants import VARIANTS
 from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, FORMATS, described, official_keys
 from dfine_jax.families.family import Build, ClassLeaf, Family
 from dfine_jax.families.reduction import reduced
+from dfine_jax.losses.criterion import Pairs
 from dfine_jax.nn.denoising import draw_denoising
 from dfine_jax.nn.detector import STRIDE
 from dfine_jax.typing import DenoisingQueries, Targets
@@ -33,7 +34,7 @@ def _queries(key: Key[Array, ""], targets: Targets, model: ModelConfig, config: 
     )
 
 
-DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, loss.Pairs] = Family(
+DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     name="dfine",
     title="D-FINE",
     Model=ModelConfig,

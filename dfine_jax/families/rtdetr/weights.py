@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from dfine_jax.config import Config, TrainConfig
 from dfine_jax.errors import UserError
 from dfine_jax.families import official
 from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
-from dfine_jax.families.family import Anchor, Variables, WeightFormat
+from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
 from dfine_jax.families.rtdetr import huggingface, names
-from dfine_jax.families.rtdetr.config import RTDetrConfig
+from dfine_jax.families.rtdetr.config import RTDetrConfig, RTDetrLossConfig
 from dfine_jax.families.rtdetr.model import STAGES
+from dfine_jax.families.rtdetr.recipes import deim_loss
 from dfine_jax.families.rtdetr.variants import VARIANTS
 from dfine_jax.families.state_dict import Tensor, from_tree, leaf_shapes
+
+logger = logging.getLogger(__name__)
 
 _HINTS = {
     "conv.bias": "this looks like the deployed form with merged convolutions, give the training checkpoint",
@@ -164,3 +169,32 @@ FORMATS = (
 
 def _all_keys(model: RTDetrConfig) -> list[str]:
     return [*official_keys(model).values(), *constants(model)]
+
+
+BACKBONE_ANCHORS = (  # of backbone files; with a detector, its backbone
+    Anchor(("conv1", "conv1_1", "conv", "weight")),
+    Anchor(("stem", "stem1", "conv", "weight")),
+)
+
+
+def described(model: RTDetrConfig, origin: Origin) -> Config:
+    """The configuration of weights of another program.
+
+    Those whose query position head has three layers are DEIM's, with SiLU. What no tensor shows is discrete sampling;
+    the published files have it in their names.
+
+    Raises:
+      UserError: the file says another activation than was asked for.
+    """
+    stated = "silu" if model.query_position == "deep" else "relu"
+    if origin.activation not in (None, stated):
+        raise UserError(f"{origin.source} has the activation {stated}, not {origin.activation}; leave it out")
+    if "dsp" in origin.file.lower() and model.sampling != "discrete":
+        logger.warning("%s: discrete sampling assumed (by its name)", origin.source)
+        model = dataclasses.replace(model, sampling="discrete")
+    deim = stated == "silu"
+    return Config(
+        model=dataclasses.replace(model, decoder_activation=stated, mlp_activation=stated),
+        loss=deim_loss() if deim else RTDetrLossConfig(),
+        train=TrainConfig(method="deim" if deim else "rtdetrv2"),
+    )
