@@ -169,7 +169,7 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
     if options.dry_run:
         print("\n".join(notes))
         return False
-    start = None if options.resume else start_weights(config, options, loaded, train_data, notes)
+    start = None if options.resume else start_weights(config, loaded, options.backbone, train_data, notes)
     result = train(
         config,
         train_data,
@@ -212,7 +212,7 @@ def _rehearse(
     key = jax.random.key(config.train.seed)
 
     def first_state() -> TrainState:
-        start = None if options.resume else start_weights(config, options, loaded, train_data, notes)
+        start = None if options.resume else start_weights(config, loaded, options.backbone, train_data, notes)
         variables = start.variables if start else of(config.model).init(config.model, key)
         return create_state(variables, make_optimizer(config.model, config.optim), key)
 
@@ -290,9 +290,12 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def start_weights(
-    config: Config, options: argparse.Namespace, loaded: LoadedModel | None, data: Dataset, notes: list[str]
+    config: Config, loaded: LoadedModel | None, backbone: str | None, data: Dataset, notes: list[str]
 ) -> StartWeights | None:
     """The given weights, class-dependent rows matched by class name; what happened is added to ``notes``.
+
+    Args:
+      backbone: pretrained, a file or ``imagenet``, where there are no weights.
 
     Raises:
       UserError: frozen parts would start from nothing, or the weights cannot be had or do not fit.
@@ -300,7 +303,7 @@ def start_weights(
     from dfine_jax.families import of
 
     family = of(config.model)
-    if not loaded and not options.backbone:
+    if not loaded and not backbone:
         frozen = [name for name in family.frozen if getattr(config.model, name)]
         if frozen:
             raise UserError(
@@ -316,9 +319,9 @@ def start_weights(
     from dfine_jax.training.run.setup import StartWeights
     from dfine_jax.weights.load import transfer, with_backbone
 
-    key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+    fresh = family.init(config.model, jax.random.fold_in(jax.random.key(config.train.seed), 0))
     if loaded:
-        moved = transfer(loaded, family.init(config.model, key), data.names, config.model)
+        moved = transfer(loaded, fresh, data.names, config.model)
         known = sum(origin is not None for origin in moved.origins.values())
         origin = loaded.metadata.source_file or "the checkpoint"
         notes.append(f"weights from {origin}: {known} of {len(data.names)} classes known by name")
@@ -327,7 +330,8 @@ def start_weights(
     from dfine_jax.converters.torch.backbone import import_backbone
     from dfine_jax.weights.hub import fetch_backbone
 
-    file = fetch_backbone(config.model) if options.backbone == "imagenet" else Path(options.backbone)
-    backbone = import_backbone(file, config.model)
+    assert backbone is not None
+    file = fetch_backbone(config.model) if backbone == "imagenet" else Path(backbone)
+    variables = with_backbone(fresh, import_backbone(file, config.model))
     notes.append(f"backbone from {file.name}")
-    return StartWeights(with_backbone(family.init(config.model, key), backbone))
+    return StartWeights(variables)
