@@ -307,8 +307,9 @@ def start_weights(
                 "--backbone imagenet (what the published recipes start from), --backbone FILE or --weights, or set "
                 + " ".join(f"model.{name}=false" for name in frozen)
             )
-        better = f"--weights {config.model.family}-{config.model.variant}-coco or --backbone imagenet"
-        notes.append(f"all weights start from nothing; with {better} fewer epochs do")
+        published = f"{config.model.family}-{config.model.variant}-coco"
+        detector = f"--weights {published} or " if published in family.published else ""
+        notes.append(f"all weights start from nothing; with {detector}--backbone imagenet fewer epochs do")
         return None
     import jax
 

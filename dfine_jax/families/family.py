@@ -171,6 +171,7 @@ class Family(Generic[M, L, Q, P]):
     frozen: tuple[str, ...]  # fields of the model, bool: parts that are held, for pretrained backbones only
     of_method: frozenset[str]  # fields of the model that recipes of other methods change
     free: frozenset[str]  # fields of the model that a run may choose; all others come from the weights
+    adaptable: frozenset[str]  # of the others: those that a run may still set, because training adapts to them
     formats: tuple[WeightFormat[M], ...]
     # The configuration of weights of other programs: what tensors do not show (activations), and how they are trained
     # further. A guess is logged as a warning; UserError where nothing tells, or the file says otherwise than was asked.

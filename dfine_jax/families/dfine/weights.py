@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ _HINTS = {
     "mask": "these names are those of a D-FINE that segments, another architecture",
     "conv.bias": "this looks like the deployed form with merged convolutions, give the training checkpoint",
 }
+# RT-DETRv4 (arXiv 2510.25257) is this architecture with SiLU. A projection to its teacher's features serves training
+# alone.
+_PROJECTOR = ("encoder.feature_projector.0.weight", "encoder.feature_projector.0.bias")
 
 
 def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu") -> ModelConfig | None:
@@ -36,9 +40,11 @@ def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu")
 
     Args:
       tensors: official names.
-      activation: of decoder and heads. It leaves no trace in the file: D-FINE uses ``relu``, DEIM ``silu``.
+      activation: of decoder and heads, where the file has no trace of it: D-FINE uses ``relu``, DEIM ``silu``. Files
+        of RT-DETRv4 are known by the projection to its teacher.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    activation = "silu" if _PROJECTOR[0] in shapes else activation
     layers = _count(shapes, "decoder.decoder.layers.")
     traits = (
         _dimension(shapes, "backbone.stem.stem4.conv.weight"),
@@ -91,7 +97,7 @@ def convert_state_dict(
         raise UserError(not_known(tensors, "D-FINE"))
     keys = official_keys(model)
     what = f"D-FINE-{model.variant.upper()} with {model.num_classes} classes"
-    check_fit(tensors, leaf_shapes(model), keys, set(_constants(model)), what, _HINTS)
+    check_fit(tensors, leaf_shapes(model), keys, {*_constants(model), *_PROJECTOR}, what, _HINTS)
     model = _with_scalars(model, tensors)
     prefixes = [f"decoder.decoder.layers.{layer}.cross_attn." for layer in range(model.decoder_layers)]
     return model, to_tree(fold_point_scale(tensors, prefixes, model.num_points, model.num_heads), keys)
@@ -224,17 +230,18 @@ def described(model: ModelConfig, origin: Origin) -> Config:
     """The configuration of weights of another program.
 
     Weights with SiLU are described as DEIM's, so that training them further is done in the same way. Hugging Face's
-    port says the activation in its configuration and has ReLU without one, published files have ReLU; for other files
-    it is what was asked for, or what ``guess_activation`` finds, with a warning.
+    port says the activation in its configuration and has ReLU without one, published files have ReLU, RT-DETRv4's have
+    SiLU; for others it is what was asked for, or what ``guess_activation`` finds, with a warning.
 
     Raises:
       UserError: nothing tells the activation, or the file says another one than was asked for.
     """
     asked, stated = origin.activation, model.decoder_activation
-    if origin.is_stated and asked not in (None, stated):
+    is_stated = origin.is_stated or stated == "silu"
+    if is_stated and asked not in (None, stated):
         raise UserError(f"{origin.source} says that the activation is {stated}, not {asked}; leave it out")
     known = "relu" if origin.is_published or origin.format == "huggingface" else None
-    activation = stated if origin.is_stated else asked or known or _guessed(model, origin)
+    activation = stated if is_stated else asked or known or _guessed(model, origin)
     deim = activation == "silu"
     return Config(
         model=dataclasses.replace(model, decoder_activation=activation, mlp_activation=activation),
@@ -248,8 +255,8 @@ def _guessed(model: ModelConfig, origin: Origin) -> Activation:
     if found is None:
         raise UserError(
             f"{origin.source} does not say which activation its decoder has, and with the wrong one it detects "
-            "nothing: give --activation relu (D-FINE) or silu (DEIM), to dfine convert first where a command has no "
-            "such option; in Python activation='relu'"
+            "nothing: give --activation relu (D-FINE) or silu (DEIM, RT-DETRv4), to dfine convert first where a "
+            "command has no such option; in Python activation='relu'"
         )
     activation, reason = found
     other = "relu" if activation == "silu" else "silu"
@@ -262,11 +269,11 @@ def _guessed(model: ModelConfig, origin: Origin) -> Activation:
 def guess_activation(file_name: str, model: ModelConfig) -> tuple[Activation, str] | None:
     """Activation of weights that do not state it, and why; it leaves no trace in the tensors. None: nothing says it.
 
-    DEIM's files carry its name, as D-FINE's do; of the variants whose backbone D-FINE trains with frozen batch norm (L,
-    X), DEIM trains them.
+    Files of DEIM and RT-DETRv4 carry their names, as D-FINE's do; of the variants whose backbone D-FINE trains with
+    frozen batch norm (L, X), DEIM trains them.
     """
     name = file_name.lower().replace("-", "").replace("_", "")
-    if "deim" in name:
+    if "deim" in name or re.search("rt(detr)?v4", name):
         return "silu", "by its name"
     if VARIANTS[model.variant].backbone_frozen_bn and not model.backbone_frozen_bn:
         return "silu", "its backbone was trained with its batch norms"

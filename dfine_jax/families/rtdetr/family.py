@@ -130,6 +130,7 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, loss.Pairs] = F
     frozen=_FROZEN,
     of_method=frozenset(("decoder_activation", "mlp_activation", "query_position", "decoder_layers")),
     free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
+    adaptable=frozenset(("sampling",)),
     formats=FORMATS,
     described=_described,
     published=DETECTORS,

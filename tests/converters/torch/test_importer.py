@@ -96,6 +96,28 @@ def test_an_activation_that_nothing_says_must_be_given(tmp_path, state, caplog, 
     assert "to dfine convert first where a command has no such option" in capsys.readouterr().err
 
 
+def test_weights_of_rtdetrv4_are_known_by_the_projection_to_their_teacher(tmp_path, variables, state, caplog):
+    """Which serves training alone; weights without it are known by their name, or not at all."""
+    width = CONFIG.encoder_width
+    projection = {"weight": np.ones((768, width), np.float32), "bias": np.ones(768, np.float32)}
+    distilled = state | {f"encoder.feature_projector.0.{name}": value for name, value in projection.items()}
+    teacher = {"blocks.0.attn.qkv.weight": np.zeros((6, 2), np.float32)}
+    torch_pickle.save(tmp_path / "best.pth", {"ema": {"module": distilled}, "teacher_model": teacher})
+    found, metadata = import_weights(tmp_path / "best.pth")
+    assert_same(found, variables)
+    assert metadata.config.model.decoder_activation == metadata.config.model.mlp_activation == "silu"
+    assert metadata.config.train.method == "deim"
+    assert not any("assumed" in line for line in caplog.messages)
+    with pytest.raises(UserError, match="best.pth says that the activation is silu, not relu"):
+        import_weights(tmp_path / "best.pth", activation="relu")
+    torch_pickle.save(tmp_path / "RTv4-S-hgnet.pth", {"model": state})
+    assert import_weights(tmp_path / "RTv4-S-hgnet.pth")[1].config.model.decoder_activation == "silu"
+    assert "SiLU assumed (by its name)" in caplog.messages[-1]
+    torch_pickle.save(tmp_path / "a.pth", {"model": state | {"encoder.feature_projector.1.weight": np.ones(3)}})
+    with pytest.raises(UserError, match="1 unexpected: encoder.feature_projector.1.weight"):
+        import_weights(tmp_path / "a.pth", activation="silu")
+
+
 @pytest.mark.parametrize("name", ["dfine_n_mine.pth", "D-FINE-best.pth", "my_d_fine.pth"])
 def test_what_is_assumed_by_name_is_said(tmp_path, state, caplog, name):
     torch_pickle.save(tmp_path / name, {"model": state})
