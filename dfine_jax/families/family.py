@@ -12,7 +12,7 @@ keys, ``params`` and ``batch_stats``; either may be empty.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class WeightFormat(Generic[M]):
     read: Callable[[Mapping[str, np.ndarray], M], tuple[M, Variables]]
     # The inverse, for an input of (height, width); None where nothing writes the format.
     write: Callable[[M, Mapping[str, Any], tuple[int, int]], dict[str, np.ndarray]] | None = None
+    # The config.json beside what is written, from the names of the classes; None where the format has none.
+    settings: Callable[[M, Sequence[str]], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import dfine_jax
 from dfine_jax.cli import main
@@ -209,6 +209,8 @@ def test_command_there_and_back(tmp_path, variables, state, capsys):
     for name in ("b.pth", "b.safetensors"):
         assert main(["convert", str(tmp_path / "out"), str(tmp_path / name)]) == 0
         assert_same(import_weights(tmp_path / name, activation="relu")[0], variables)
+    written = load_file(tmp_path / "b.safetensors")
+    assert {key: value.shape for key, value in written.items()} == {key: value.shape for key, value in state.items()}
     torch_pickle.save(tmp_path / "same" / "b.pth", {"model": state})
     assert (tmp_path / "same" / "b.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
@@ -229,7 +231,15 @@ def test_command_errors(tmp_path, state, capsys):
         ("convert", str(tmp_path / "photos"), str(tmp_path / "out")): "is not a checkpoint",
         ("convert", "dfine-s-coca", str(tmp_path / "out")): "did you mean dfine-s-coco",
         ("convert", str(source), str(tmp_path / "photos")): "exists; choose another place or add --force",
-        ("convert", str(source), str(tmp_path / "photos"), "--force"): "is a folder but not a checkpoint",
+        ("convert", str(source), str(tmp_path / "photos"), "--force"): "is a folder without metadata.json",
+        (
+            "convert",
+            str(source),
+            str(tmp_path / "theirs"),
+            "--activation",
+            "relu",
+            "--huggingface",
+        ): "D-FINE are not written",
         (
             "convert",
             str(source),
