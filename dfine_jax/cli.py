@@ -23,7 +23,7 @@ from dfine_jax.system.host_memory import start_with_allocator
 
 COMMANDS = {
     "demo": "whole tour on a synthetic dataset in minutes: data, training, evaluation, pictures, report",
-    "train": "train on a folder of images with COCO annotations",
+    "train": "train a detector on a dataset",
     "evaluate": "COCO average precision of a model on a dataset",
     "predict": "detect objects in images, folders, videos and streams; pictures, videos, COCO results, crops",
     "convert": "official or Hugging Face weights to a checkpoint, and back",

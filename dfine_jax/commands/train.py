@@ -24,12 +24,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add ``train`` to the command line."""
     parser = subparsers.add_parser(
         "train",
-        help="train on a folder of images with COCO annotations",
+        help="train a detector on a dataset",
         description="Train a detector; the averaged weights are evaluated after each epoch and kept as DIR/best, the "
         "whole state as DIR/last. Values that follow from the data are printed before the first step.",
         epilog="examples:\n"
         "  dfine train n --data cells --out runs/cells --size 320x320 --epochs 60 --batch-size 8\n"
         "  dfine train s --data cells --out runs/cells --weights dfine-s-coco\n"
+        "  dfine train rtdetrv2-r18 --data cells --out runs/cells --weights rtdetrv2-r18-coco\n"
         "  dfine train s --method deim --data cells --out runs/cells --backbone imagenet\n"
         "  dfine train experiments/deim_coco.py:m --data coco --out runs/m --backbone imagenet\n"
         "  dfine train n --data cells --out runs/cells optim.lr=4e-4 data.augment=none\n"
@@ -39,8 +40,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
-        help="[FAMILY-]VARIANT, such as n, s, m, l, x; an experiment file with get_config(), as FILE.py or "
-        "FILE.py:VARIANT; a plan (.json)",
+        help="[FAMILY-]VARIANT, as in the examples (an unknown one is answered with all there are); an experiment file "
+        "with get_config(), as FILE.py or FILE.py:VARIANT; a plan (.json)",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration values, such as optim.lr=2e-4")
     _add_files(parser)
@@ -311,8 +312,9 @@ def start_weights(
                 "--backbone imagenet (what the published recipes start from), --backbone FILE or --weights, or set "
                 + " ".join(f"model.{name}=false" for name in frozen)
             )
-        better = f"--weights {config.model.family}-{config.model.variant}-coco or --backbone imagenet"
-        notes.append(f"all weights start from nothing; with {better} fewer epochs do")
+        published = f"{config.model.family}-{config.model.variant}-coco"
+        detector = f"--weights {published} or " if published in family.published else ""
+        notes.append(f"all weights start from nothing; with {detector}--backbone imagenet fewer epochs do")
         return None
     import jax
 

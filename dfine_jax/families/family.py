@@ -12,7 +12,7 @@ keys, ``params`` and ``batch_stats``; either may be empty.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ class WeightFormat(Generic[M]):
     read: Callable[[Mapping[str, np.ndarray], M], tuple[M, Variables]]
     # The inverse, for an input of (height, width); None where nothing writes the format.
     write: Callable[[M, Mapping[str, Any], tuple[int, int]], dict[str, np.ndarray]] | None = None
+    # The config.json beside what is written, from the names of the classes; None where the format has none.
+    settings: Callable[[M, Sequence[str]], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,7 @@ class Family(Generic[M, L, Q, P]):
     frozen: tuple[str, ...]  # fields of the model, bool: parts that are held, for pretrained backbones only
     of_method: frozenset[str]  # fields of the model that recipes of other methods change
     free: frozenset[str]  # fields of the model that a run may choose; all others come from the weights
+    adaptable: frozenset[str]  # of the others: those that a run may still set, because training adapts to them
     formats: tuple[WeightFormat[M], ...]
     # The configuration of weights of other programs: what tensors do not show (activations), and how they are trained
     # further. A guess is logged as a warning; UserError where nothing tells, or the file says otherwise than was asked.

@@ -63,6 +63,7 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     frozen=_FROZEN,
     of_method=frozenset(("decoder_activation", "mlp_activation")),
     free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
+    adaptable=frozenset(),
     formats=FORMATS,
     described=described,
     published=DETECTORS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,12 +28,16 @@ _HINTS = {
     "mask": "these names are those of a D-FINE that segments, another architecture",
     "conv.bias": "this looks like the deployed form with merged convolutions, give the training checkpoint",
 }
+# RT-DETRv4 (arXiv 2510.25257) is this architecture with SiLU. A projection to its teacher's features serves training
+# alone.
+_PROJECTOR = ("encoder.feature_projector.0.weight", "encoder.feature_projector.0.bias")
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> ModelConfig | None:
     """Configuration of a state dict, from its shapes; None: it is of another model.
 
-    Scalars (reg_scale, up) and activations leave no trace and keep the variant's values.
+    Scalars (reg_scale, up) leave no trace and keep the variant's values, as do activations but those of RT-DETRv4,
+    whose files are known by the projection to its teacher.
 
     Args:
       tensors: official names.
@@ -58,6 +63,8 @@ def recognise(tensors: Mapping[str, Tensor]) -> ModelConfig | None:
         config,
         num_classes=num_classes,
         backbone_frozen_bn=frozen if counted else config.backbone_frozen_bn,
+        decoder_activation="silu" if _PROJECTOR[0] in shapes else config.decoder_activation,
+        mlp_activation="silu" if _PROJECTOR[0] in shapes else config.mlp_activation,
     )
 
 
@@ -86,7 +93,8 @@ def convert_state_dict(
     model = model or recognise(tensors)
     if model is None:
         raise UserError(not_known(tensors, "D-FINE"))
-    model, variables = official.read(tensors, model, official_keys(model), constants(model), _HINTS)
+    known_besides = {*constants(model), *_PROJECTOR}
+    model, variables = official.read(tensors, model, official_keys(model), known_besides, _HINTS)
     return _with_scalars(model, tensors), variables
 
 
@@ -186,17 +194,18 @@ def described(model: ModelConfig, origin: Origin) -> Config:
     """The configuration of weights of another program.
 
     Weights with SiLU are described as DEIM's, so that training them further is done in the same way. Hugging Face's
-    port says the activation in its configuration and has ReLU without one, published files have ReLU; for other files
-    it is what was asked for, or what ``guess_activation`` finds, with a warning.
+    port says the activation in its configuration and has ReLU without one, published files have ReLU, RT-DETRv4's have
+    SiLU; for others it is what was asked for, or what ``guess_activation`` finds, with a warning.
 
     Raises:
       UserError: nothing tells the activation, or the file says another one than was asked for.
     """
     asked, stated = origin.activation, model.decoder_activation
-    if origin.is_stated and asked not in (None, stated):
+    is_stated = origin.is_stated or stated == "silu"
+    if is_stated and asked not in (None, stated):
         raise UserError(f"{origin.source} says that the activation is {stated}, not {asked}; leave it out")
     known = "relu" if origin.is_published or origin.format == "huggingface" else None
-    activation = stated if origin.is_stated else asked or known or _guessed(model, origin)
+    activation = stated if is_stated else asked or known or _guessed(model, origin)
     deim = activation == "silu"
     return Config(
         model=dataclasses.replace(model, decoder_activation=activation, mlp_activation=activation),
@@ -210,8 +219,8 @@ def _guessed(model: ModelConfig, origin: Origin) -> Activation:
     if found is None:
         raise UserError(
             f"{origin.source} does not say which activation its decoder has, and with the wrong one it detects "
-            "nothing: give --activation relu (D-FINE) or silu (DEIM), to dfine convert first where a command has no "
-            "such option; in Python activation='relu'"
+            "nothing: give --activation relu (D-FINE) or silu (DEIM, RT-DETRv4), to dfine convert first where a "
+            "command has no such option; in Python activation='relu'"
         )
     activation, reason = found
     other = "relu" if activation == "silu" else "silu"
@@ -224,11 +233,11 @@ def _guessed(model: ModelConfig, origin: Origin) -> Activation:
 def guess_activation(file_name: str, model: ModelConfig) -> tuple[Activation, str] | None:
     """Activation of weights that do not state it, and why; it leaves no trace in the tensors. None: nothing says it.
 
-    DEIM's files carry its name, as D-FINE's do; of the variants whose backbone D-FINE trains with frozen batch norm (L,
-    X), DEIM trains them.
+    Files of DEIM and RT-DETRv4 carry their names, as D-FINE's do; of the variants whose backbone D-FINE trains with
+    frozen batch norm (L, X), DEIM trains them.
     """
     name = file_name.lower().replace("-", "").replace("_", "")
-    if "deim" in name:
+    if "deim" in name or re.search("rt(detr)?v4", name):
         return "silu", "by its name"
     if VARIANTS[model.variant].backbone_frozen_bn and not model.backbone_frozen_bn:
         return "silu", "its backbone was trained with its batch norms"

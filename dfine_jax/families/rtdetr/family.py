@@ -92,6 +92,7 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, Pairs] = Family
     frozen=_FROZEN,
     of_method=frozenset(("decoder_activation", "mlp_activation", "query_position", "decoder_layers")),
     free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
+    adaptable=frozenset(("sampling",)),
     formats=FORMATS,
     described=described,
     published=DETECTORS,

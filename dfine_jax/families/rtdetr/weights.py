@@ -163,6 +163,7 @@ FORMATS = (
         _recognise_huggingface,
         lambda tensors, model: read_official(huggingface.to_official(tensors, _all_keys(model)), model),
         lambda model, variables, size_hw: huggingface.from_official(write_official(model, variables, size_hw)),
+        huggingface.settings,
     ),
 )
 

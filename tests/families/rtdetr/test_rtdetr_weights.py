@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import rtdetr_golden
 
+from dfine_jax.cli import main
+from dfine_jax.converters.torch import torch_pickle
+from dfine_jax.converters.torch.importer import import_weights
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Origin
 from dfine_jax.families.rtdetr import names, weights
@@ -117,6 +120,24 @@ def test_round_trip_through_transformers(state):
     back = OFFICIAL.write(again, tree, (640, 640))
     for key, value in state.items():
         np.testing.assert_array_equal(back[key], value, err_msg=key)
+
+
+def test_folders_for_transformers_by_the_command(tmp_path, state, capsys):
+    """Written, read, replaced where asked; nothing is left of what transformers cannot compute."""
+    torch_pickle.save(tmp_path / "r18.pth", {"model": state})
+    names_file, folder = tmp_path / "names.txt", tmp_path / "folder"
+    names_file.write_text("\n".join(f"kind {i}" for i in range(80)))
+    write = ["convert", str(tmp_path / "r18.pth"), str(folder), "--huggingface"]
+    assert main(write) == 0 and main(write) == 2
+    assert main([*write, "--class-names", str(names_file), "--force"]) == 0
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    tree, metadata = import_weights(folder)
+    assert metadata.class_names[79] == "kind 79" and metadata.config.model.position_order == "row_major"
+    jax.tree.map(np.testing.assert_array_equal, tree, OFFICIAL.read(state, VARIANTS["r18"])[1])
+    torch_pickle.save(tmp_path / "deim.pth", {"model": {k: v.copy() for k, v in shapes(deim_model("r18")).items()}})
+    assert main(["convert", str(tmp_path / "deim.pth"), str(tmp_path / "none"), "--huggingface"]) == 2
+    assert "has not SiLU in the decoder and not a query position head of three layers" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_names_of_modules_and_of_files_are_read(state):
