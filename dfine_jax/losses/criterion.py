@@ -103,13 +103,15 @@ def match(
     training = _training_part(output, denoising)
     heads = [jax.tree.map(lambda x: x[None], head) for head in _single_heads(training).values()]
     costs = [matching_cost(head.logits, head.boxes_cxcywh, targets, config) for head in (training.matching, *heads)]
-    pairs = Pairs(assign(jnp.concatenate(costs), targets.valid, config.assignment), None)
+    outputs, joined = assign(jnp.concatenate(costs), targets.valid, config.assignment), None
     counts = [jnp.sum(targets.valid)]
     if union and training.matching.fdr is not None:
-        pairs = pairs._replace(union=union_match(pairs.outputs, targets.valid.shape[1]))
+        joined = union_match(outputs, targets.valid.shape[1])
         denoised = jnp.zeros((), jnp.int32) if denoising is None else jnp.sum(denoising.match >= 0)
-        counts += [jnp.sum(pairs.union >= 0), denoised]
-    return Matching(pairs, jnp.stack(counts).astype(jnp.promote_types(output.logits.dtype, jnp.float32)))
+        counts += [jnp.sum(joined >= 0), denoised]
+    return Matching(
+        Pairs(outputs, joined), jnp.stack(counts).astype(jnp.promote_types(output.logits.dtype, jnp.float32))
+    )
 
 
 def loss_terms(
