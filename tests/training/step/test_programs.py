@@ -62,8 +62,8 @@ def test_the_largest_size_comes_first_and_tells_the_memory(compiled, state):
     made, lines = compile_all(state)
     assert compiled == [(96, 64), (64, 64), (32, 32)]
     assert made.peak_bytes == 96 * 64 << 18
-    assert "input sizes" in lines[0] and lines[1].startswith("memory of a train step: 1.50 GiB per device")
-    assert lines[2] == "compiled the train step in 0 s (32x32, 96x64, 64x64)" and len(lines) == 3
+    assert lines[0].startswith("memory of a train step: 1.50 GiB per device")
+    assert lines[1:] == ["compiled the train step in 0 s (32x32, 96x64, 64x64)"]
 
 
 def test_a_stop_is_looked_for_between_sizes(compiled, state):
