@@ -136,8 +136,9 @@ class QueryDecoder(nn.Module):
     ) -> StageOutput | ModelOutput:
         """Outputs of all layers; unless ``train``, only that of the evaluated one."""
         position, head = self.position(), self.box_head
-        last = self.num_layers - 1 if train else self.eval_layer
-        keep = () if train else self.keep_queries[:last]
+        whole = train or self.is_initializing()  # so that parameters depend on neither mode
+        last = self.num_layers - 1 if whole else self.eval_layer
+        keep = () if whole else self.keep_queries[:last]
         outputs, pre = [], None
         for i in range(last + 1):
             x = self.layer(f"layers_{i}")(
@@ -149,7 +150,7 @@ class QueryDecoder(nn.Module):
                 if train and pre_boxes is not None:
                     pre = HeadOutput(at_least_float32(score_head(x)), pre_boxes)
             boxes, corners, reference_cxcywh, state = head.step(state, x)
-            if train or i == last or i < len(keep):
+            if whole or i == last or i < len(keep):
                 outputs.append((head.scored(at_least_float32(score_head(x)), state), boxes, corners))
             if i < len(keep) and keep[i] < x.shape[1]:
                 _, best = jax.lax.top_k(outputs[-1][0].max(-1), keep[i])
