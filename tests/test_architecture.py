@@ -238,7 +238,7 @@ def test_the_detector_can_be_imported_without_jax(module):
 # Names of families and backbones; programs and users know the package, the command and its environment by the first.
 _NAMES = re.compile(r"d-?fine|deim|rt-?detr|rf-?detr|hgnet|resnet", re.IGNORECASE)
 _OWN = re.compile(
-    r"dfine[_-]jax|dfine_jax_\w+|DFINE_[A-Z]+|dfine-(batches|columns|annotations-)"
+    r"dfine[_-]jax|dfine_jax_\w+|DFINE_[A-Z]*|dfine-(batches|columns|annotations-)"
     r"|(?<![\w.-])dfine(?=[ :] ?)|(?<= )dfine$"
 )
 _OLD_WORDS = {"dfine_jax/system/stored.py": ["dfine", "deim"]}  # of old files: augmentations once had these names
