@@ -46,6 +46,7 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, loss.Pairs] = Family(
     first_conv=lambda model: ("backbone", "stem", "stem1"),
     init=init_variables,
     reduced=reduced,
+    mask_stride=lambda model: None,
     queries=_queries,
     match=loss.match,
     terms=loss.loss_terms,

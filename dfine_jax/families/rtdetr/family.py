@@ -117,6 +117,7 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, loss.Pairs] = F
     first_conv=_first_conv,
     init=init_variables,
     reduced=_reduced,
+    mask_stride=lambda model: None,
     queries=_queries,
     match=loss.match,
     terms=loss.loss_terms,
