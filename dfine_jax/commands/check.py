@@ -202,7 +202,8 @@ def _overfit(options: argparse.Namespace, dataset: Dataset) -> int:
         shutil.rmtree(out)
     repeats = -(-OVERFIT_STEPS * config.train.batch_size // len(few))  # an epoch of one step would be mostly reports
     print(f"\ntraining on {len(few)} images until AP {OVERFIT_AP}, at most {OVERFIT_EPOCHS * OVERFIT_STEPS} steps")
-    result = train(config, dataclasses.replace(few, records=tuple(few.records) * repeats), few, out)
+    repeated = dataclasses.replace(few, records=tuple(few.records) * repeats)
+    result = train(config, repeated, few, out, kept_programs=options.kept_programs)
     if not result.finished:
         raise KeyboardInterrupt
     if result.best_ap >= OVERFIT_AP:

@@ -176,6 +176,7 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
         start=start,
         notes=notes,
         max_hours=options.max_hours,
+        kept_programs=options.kept_programs,
     )
     if not result.finished:
         print(f"stopped; to continue: {_resume_command(options)}")

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dfine_jax.training.run.skipped import FOLDER as SKIPPED
 from dfine_jax.training.run.skipped import SkippedSteps, Taken
 from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.run.stop import Stop, stop_on_signals
+from dfine_jax.training.step.kept_programs import file_of
 from dfine_jax.training.step.optimizer import freeze_notes, make_optimizer
 from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.step.schedule import make_schedule
@@ -59,6 +61,7 @@ def train(
     start: StartWeights | None = None,
     notes: Sequence[str] = (),
     max_hours: float | None = None,
+    kept_programs: Path | None = None,
 ) -> Result:
     """Train, and keep ``last`` (all that resuming needs) and ``best`` (averaged weights of the best AP) in ``out_dir``.
 
@@ -72,6 +75,7 @@ def train(
       start: weights to start from instead of fresh ones.
       notes: lines for the log, such as how the configuration was chosen.
       max_hours: stop as by a signal after so much time.
+      kept_programs: folder of compiled programs for the next start (training/step/kept_programs.py); for commands.
 
     Raises:
       UserError: the folder holds a run (or, to resume, none); data, configuration and devices do not fit; the device
@@ -80,7 +84,7 @@ def train(
     out_dir = Path(out_dir)
     check(config, train_data, val_data)
     with claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory():
-        return _Run(config, train_data, val_data, out_dir, start, stop).run(resume, notes)
+        return _Run(config, train_data, val_data, out_dir, start, stop, kept_programs).run(resume, notes)
 
 
 class _StopError(Exception):
@@ -96,6 +100,7 @@ class _Run:
         out_dir: Path,
         start: StartWeights | None,
         stop: Stop,
+        kept: Path | None,
     ) -> None:
         self.config, self.out_dir, self.val_data, self.stop = config, out_dir, val_data, stop
         train = config.train
@@ -104,7 +109,10 @@ class _Run:
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
-        self.eval_step = EvalProgram(make_eval_step(config.model))
+        self.kept = kept if hosts.count() == 1 else None
+        self.eval_step = EvalProgram(
+            make_eval_step(config.model), partial(file_of, self.kept, "evaluate", config.model)
+        )
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda key: start.variables if start else of(config.model).init(config.model, key)
         self.metadata = describe(config, train_data, start)
@@ -120,7 +128,7 @@ class _Run:
         self.first_step = self.recorded = step
         self.meter = Meter(self.progress)
         sizes = self.loader.sizes_px(self.config.train.epochs, step // self.steps)
-        self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps)
+        self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps, self.kept)
         first = hosts.index() == 0
         log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
         self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data)

@@ -96,6 +96,10 @@ class TrainStep:
         with collection_paused():
             return LoweredStep(self._program.lower(packed.arrays, batch), self, packed.packing)
 
+    def with_program(self, program: Any, state: State) -> CompiledStep:
+        """The step with its program, which was compiled for such a state, by this process or another."""
+        return CompiledStep(program, self, self._packed(state).packing)
+
     def _packed(self, state: State) -> PackedState:
         if isinstance(state, PackedState):
             packing = state.packing
