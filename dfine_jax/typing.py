@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from dfine_jax.ops.boxes import AnyArray
 from dfine_jax.ops.postprocess import Answer
@@ -25,11 +25,18 @@ P = TypeVar("P")
 
 @flax.struct.dataclass
 class Targets:
-    """Ground truth of a batch, padded to ``g`` slots; slots where ``valid`` is False hold zeros."""
+    """Ground truth of a batch, padded to ``g`` slots; slots where ``valid`` is False hold zeros.
+
+    Masks are there for families that train them (``Family.mask_stride``). A mask counts quarters of each cell, so that
+    ``masks / 4`` is what bilinear resizing to this size makes of it. An object whose ``has_mask`` is False was
+    annotated without one; its mask holds zeros, as one of which nothing is left in view does.
+    """
 
     labels: Int[Array, "b g"]
     boxes_cxcywh: Float[Array, "b g 4"]
     valid: Bool[Array, "b g"]
+    masks: UInt8[Array, "b g h w"] | None = None  # 0 to 4
+    has_mask: Bool[Array, "b g"] | None = None
 
 
 @flax.struct.dataclass

@@ -176,7 +176,8 @@ def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
     save_picture(annotated_grid(shown, dataset.names), options.out / "annotated.jpg", quality=90)
 
     data = config.data
-    loader = TrainLoader(dataset, data, batch_size=NUM_SHOWN, seed=config.train.seed, workers=0)
+    stride = families.of(config.model).mask_stride(config.model)
+    loader = TrainLoader(dataset, data, batch_size=NUM_SHOWN, seed=config.train.seed, workers=0, mask_stride=stride)
     print()
     for note in loader.notes:
         print(note)

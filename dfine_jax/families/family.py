@@ -149,6 +149,7 @@ class Family(Generic[M, L, Q, P]):
     init: Callable[[M, Key[Array, ""]], Variables]
     reduced: Callable[[nn.Module, Variables, Reduction], nn.Module] | None
     # Training.
+    mask_stride: Callable[[M], int | None]  # of the masks it trains on to the input, divides ``grid_px``; None: none
     queries: Callable[[Key[Array, ""], Targets, M, L], Q | None]
     match: Callable[[ModelOutput, Targets, Q | None, L], Matching[P]]
     # Weighted terms by "kind/where", scalars.

@@ -50,6 +50,7 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     first_conv=lambda model: ("backbone", "stem", "stem1"),
     init=init_variables,
     reduced=reduced,
+    mask_stride=lambda model: None,
     queries=_queries,
     match=loss.match,
     terms=loss.loss_terms,

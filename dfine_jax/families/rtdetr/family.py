@@ -79,6 +79,7 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, Pairs] = Family
     first_conv=_first_conv,
     init=init_variables,
     reduced=_reduced,
+    mask_stride=lambda model: None,
     queries=_queries,
     match=loss.match,
     terms=loss.loss_terms,

@@ -17,7 +17,7 @@ from dfine_jax.data.load.workers import automatic_workers
 from dfine_jax.data.read.audit import why_nothing_to_learn
 from dfine_jax.data.read.dataset import Dataset, check_same_categories
 from dfine_jax.errors import UserError
-from dfine_jax.families import validate
+from dfine_jax.families import of, validate
 from dfine_jax.training.report.sinks import check_installed
 from dfine_jax.training.run import checkpoint, hosts
 from dfine_jax.training.run.checkpoint import Metadata
@@ -125,7 +125,7 @@ def make_loaders(
     workers = automatic_workers() if data.workers < 0 else data.workers
     common = {"workers": workers, "host_index": hosts.index(), "host_count": hosts.count()}
     run = {"batch_size": train.batch_size, "seed": train.seed, "epochs": train.epochs}
-    loader = TrainLoader(train_data, data, **common, **run)
+    loader = TrainLoader(train_data, data, **common, **run, mask_stride=of(config.model).mask_stride(config.model))
     if val_data is None:
         return loader, None
     if not val_data.max_objects:

@@ -254,7 +254,7 @@ def replicated(tree: PyTree) -> PyTree:
 def split_over_devices(batch: Batch) -> Batch:
     """A host batch [b, ...] as [d, b / d, ...], d = the host's devices."""
     devices = jax.local_device_count()
-    return type(batch)(*(array.reshape(devices, -1, *array.shape[1:]) for array in batch))
+    return batch.each(lambda array: array.reshape(devices, -1, *array.shape[1:]))
 
 
 def spread(batch: Batch) -> Batch:
