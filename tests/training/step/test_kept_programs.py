@@ -100,7 +100,7 @@ def test_a_run_with_kept_programs_takes_the_same_steps_and_traces_none(tmp_path,
         variables = of(config.model).init(config.model, jax.random.key(0))
         state = replicated(create_state(variables, tx, jax.random.key(1)))
         evaluation = EvalProgram(
-            make_eval_step(config.model), lambda *more: kept_programs.file_of(tmp_path, "evaluate", *more)
+            make_eval_step(config), lambda *more: kept_programs.file_of(tmp_path, "evaluate", *more)
         )
         evaluation.start({"params": state.params, "batch_stats": state.batch_stats}, (4, *size, 3))
         answer = evaluation({"params": state.params, "batch_stats": state.batch_stats}, batch.images)
