@@ -31,7 +31,7 @@ def shapes(config):
         key: np.broadcast_to(np.float32(0), tensor_shape(path, leaf_shapes(config)[path]))
         for path, key in weights.official_keys(config).items()
     }
-    return out | {key: make(640, 640) for key, make in weights._constants(config).items()}
+    return out | {key: make(640, 640) for key, make in weights.constants(config).items()}
 
 
 @pytest.fixture(scope="module")
