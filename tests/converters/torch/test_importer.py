@@ -17,11 +17,12 @@ from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.converters.torch.importer import class_table, import_weights
 from dfine_jax.data.read.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
 from dfine_jax.errors import UserError
-from dfine_jax.families import official, state_dict
+from dfine_jax.families import state_dict
 from dfine_jax.families.dfine.published import DETECTORS
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.families.dfine.weights import export_state_dict, guess_activation, recognise
 from dfine_jax.families.family import Published
+from dfine_jax.families.official import to_official
 from dfine_jax.families.state_dict import leaf_shapes
 from dfine_jax.training.run.checkpoint import load_weights
 from dfine_jax.weights.load import load_checkpoint
@@ -130,9 +131,7 @@ def test_what_is_assumed_by_name_is_said(tmp_path, state, caplog, name):
 def test_trained_batch_norms_in_the_backbone_of_large_variants_are_those_of_deim(variant):
     encoder = {"encoder.input_proj.0.norm.num_batches_tracked": np.zeros(())}
     backbone = {"backbone.stem.stem1.bn.num_batches_tracked": np.zeros(())}
-    shapes = {
-        official.to_official(p): state_dict.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()
-    }
+    shapes = {to_official(p): state_dict.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()}
     official = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()} | encoder
     trained = guess_activation("best.pth", recognise(official | backbone))
     assert trained == ("silu", "its backbone was trained with its batch norms")
