@@ -111,8 +111,10 @@ def _draw(
         return
     corner_px = np.array([x0, y0]) * stride
     size_px = (x1 - x0) * stride, (y1 - y0) * stride
-    draw = _filled if isinstance(outline, Polygons) else _warped
-    pixels = draw(outline, affine, corner_px, size_px)
+    if isinstance(outline, Polygons):
+        pixels = _filled(outline, affine, corner_px, size_px)
+    else:
+        pixels = _warped(outline, affine, corner_px, size_px)
     left, top, right, bottom = (visible - np.tile(corner_px, 2)).clip(0).tolist()
     pixels[:top], pixels[bottom:], pixels[:, :left], pixels[:, right:] = 0, 0, 0, 0
     blocks = pixels.reshape(y1 - y0, stride, x1 - x0, stride)

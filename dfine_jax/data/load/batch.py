@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
     def each(self, change: Callable[[np.ndarray], Any]) -> Batch:
         """The batch with every array that it has changed."""
-        return Batch(*(None if array is None else change(array) for array in self))
+        return self._replace(**{n: change(array) for n, array in self._asdict().items() if array is not None})
 
 
 def batch_layout(rows: int, height_px: int, width_px: int, slots: int, mask_stride: int | None) -> Layout:

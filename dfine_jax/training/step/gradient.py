@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, in
     """A device's rows as the model takes them, in parts [n, b / n, ...]."""
     parts = config.train.accumulate
     images, targets = _images_and_targets(batch, size_px)
-    targets = targets.replace(boxes_cxcywh=targets.boxes_cxcywh.astype(dtype))
+    targets = dataclasses.replace(targets, boxes_cxcywh=targets.boxes_cxcywh.astype(dtype))
     queries = of(config.model).queries(key, targets, config.model, config.loss)
 
     def rows(tree: Any) -> Any:
