@@ -14,6 +14,8 @@ from dfine_jax.data.load.batch import Batch
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES, BackboneSpec, StageSpec
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.rtdetr.config import RTDetrLossConfig
+from dfine_jax.families.rtdetr.variants import VARIANTS
 
 BACKBONE = BackboneSpec((4, 8), tuple(StageSpec(out, 4, 1, 1) for out in (8, 16, 16, 16)))
 SIZE_PX = 64
@@ -56,6 +58,26 @@ def tiny_config(**changes: Any) -> Config:
     )
     sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}
     return dataclasses.replace(config, **sections)
+
+
+def tiny_rtdetr(**changes: Any) -> Config:
+    """As ``tiny_config``, of RT-DETRv2 with the tiny backbone."""
+    model = dataclasses.replace(
+        VARIANTS["r18"],
+        backbone="tiny",
+        encoder_width=32,
+        encoder_ffn=32,
+        decoder_width=32,
+        decoder_ffn=32,
+        decoder_layers=2,
+        eval_layer=1,
+        num_points=(2, 2, 2),
+        num_queries=10,
+        num_heads=4,
+        num_classes=3,
+    )
+    loss = dataclasses.replace(RTDetrLossConfig(num_denoising=6), **changes.pop("loss", {}))
+    return dataclasses.replace(tiny_config(**changes), model=model, loss=loss)
 
 
 def random_batch(seed: int, devices: int, per_device: int, counts: list[int] | None = None) -> Batch:

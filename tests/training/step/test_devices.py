@@ -12,11 +12,11 @@ import pytest
 from conftest import ROOT
 
 
-def run(out, devices, steps, batch, mode, timeout_s):
+def run(out, devices, steps, batch, mode, timeout_s, family="dfine"):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("devices.py")), str(out), str(steps), str(batch), mode],
+        [sys.executable, str(Path(__file__).with_name("devices.py")), family, str(out), str(steps), str(batch), mode],
         env=environment,
         check=True,
         timeout=timeout_s,
@@ -24,9 +24,10 @@ def run(out, devices, steps, batch, mode, timeout_s):
     return np.load(out)
 
 
-def test_two_devices_take_the_step_of_one(tmp_path):
-    one = run(tmp_path / "one.npz", 1, 2, 4, "exact", 1200)
-    two = run(tmp_path / "two.npz", 2, 2, 4, "exact", 1200)
+@pytest.mark.parametrize("family", ["dfine", "rtdetrv2"])
+def test_two_devices_take_the_step_of_one(tmp_path, family):
+    one = run(tmp_path / "one.npz", 1, 2, 4, "exact", 1200, family)
+    two = run(tmp_path / "two.npz", 2, 2, 4, "exact", 1200, family)
     assert one["rows"][:, 2].all() and two["rows"][:, 2].all()
     np.testing.assert_allclose(two["rows"][:, 0], one["rows"][:, 0], rtol=1e-4)
     np.testing.assert_allclose(two["rows"][:, 1], one["rows"][:, 1], rtol=1e-3)
