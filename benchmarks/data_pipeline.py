@@ -1,11 +1,11 @@
 """Training images per second and core: this library's pipeline against the same operations one by one.
 
-    python benchmarks/data_pipeline.py --data DIR --size 640 --augment dfine
+    python benchmarks/data_pipeline.py --data DIR --size 640 --augment standard
 
 One process and one thread each, from JPEG files to a batch. ``pillow`` runs the reference's list of operations on
 Pillow images as torchvision v2 does, with none of torchvision's own overhead, and ends in float32 planes;
 ``torchvision`` is torchvision itself, where it is installed. Ours ends in bytes: the device divides by 255. The same
-images, other random numbers.
+images, other random numbers. ``--masks 4`` adds ours with masks at a quarter of the size.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ def _config(args: argparse.Namespace) -> DataConfig:
     return dataclasses.replace(base, mixup_prob=0.0, start_augment_epoch=0, stop_mosaic_epoch=10**6)
 
 
-def _ours(args: argparse.Namespace) -> Callable[[], object]:
+def _ours(args: argparse.Namespace, mask_stride: int | None = None) -> Callable[[], object]:
     from dfine_jax.data.load.pipeline import TrainLoader
 
     data = read_dataset(args.data, "train")
-    loader = TrainLoader(data, _config(args), batch_size=BATCH, seed=0, workers=0, epochs=20)
+    run = {"batch_size": BATCH, "seed": 0, "workers": 0, "epochs": 20, "mask_stride": mask_stride}
+    loader = TrainLoader(data, _config(args), **run)
     batches = loader.batches()
     return lambda: next(batches)
 
@@ -214,16 +215,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--runs", type=int, default=4, help=f"batches of {BATCH} images in a round")
     parser.add_argument("--torchvision", action="store_true", help="also torchvision itself (D-FINE's list)")
+    parser.add_argument("--masks", type=int, default=0, metavar="STRIDE", help="also ours with masks")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})  # of the workers
     if args.worker:
         setups = {"dfine_jax": _ours, "pillow": lambda a: Plain(a).batch, "torchvision": _torchvision}
+        setups["masks"] = lambda a: _ours(a, a.masks)
         interleave.serve(lambda: setups[args.worker](args))
         return
-    names = ["pillow", "dfine_jax", *(["torchvision"] if args.torchvision else [])]
+    names = ["pillow", "dfine_jax", *(["torchvision"] if args.torchvision else []), *(["masks"] if args.masks else [])]
     passed = ["--data", args.data, "--size", str(args.size), "--augment", args.augment, "--cache", str(args.cache)]
+    passed += ["--masks", str(args.masks)]
     title = f"{args.data}, {args.size} px, augment={args.augment}, batches of {BATCH}, one core"
     rows = interleave.compare(__file__, names, passed, args.rounds, args.runs, title)
     for row in rows:

@@ -59,7 +59,7 @@ def split(args: argparse.Namespace, folder: Path, assignment: str) -> dict[str, 
 
     from dfine_jax.data.load.pipeline import TrainLoader
     from dfine_jax.data.read.sources import read_dataset
-    from dfine_jax.families.dfine.loss import match_outputs
+    from dfine_jax.families.dfine.loss import match
     from dfine_jax.families.dfine.model import DFine, init_variables
     from dfine_jax.training.step.gradient import split_parts
     from dfine_jax.training.step.optimizer import make_optimizer
@@ -86,8 +86,8 @@ def split(args: argparse.Namespace, folder: Path, assignment: str) -> dict[str, 
             variables, images, queries, train=True, mutable=["batch_stats"]
         )[0]
     )
-    training = forward({"params": state.params, "batch_stats": state.batch_stats}, part.images, part.denoising).training
-    match = jax.jit(lambda training, targets: match_outputs(training, targets, config.loss))
+    output = forward({"params": state.params, "batch_stats": state.batch_stats}, part.images, part.queries)
+    pairs = jax.jit(lambda output, part: match(output, part.targets, part.queries, config.loss).pairs)
     update = jax.jit(make_update(config, tx))
     grads = jax.tree.map(lambda p: 1e-3 * p, state.params)
 
@@ -108,7 +108,7 @@ def split(args: argparse.Namespace, folder: Path, assignment: str) -> dict[str, 
         row = {
             "data wait": 1e3 * (time.perf_counter() - started),
             "step": timed(one_step),
-            "matching": timed(lambda: match(training, part.targets)),
+            "matching": timed(lambda: pairs(output, part)),
             "update": timed(lambda: update(state, np.float32(1), grads, state.batch_stats)),
         }
         if turn:  # the first compiles

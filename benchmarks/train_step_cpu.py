@@ -52,7 +52,7 @@ def _jax(args: argparse.Namespace, assignment: str = "scipy") -> Callable[[], ob
     labels, boxes = _targets(args.batch, args.objects)
     images = np.random.default_rng(1).integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
     batch = Batch(images, labels.astype(np.int32), boxes, np.ones(labels.shape, bool))
-    batch = Batch(*(field[None] for field in batch))
+    batch = batch.each(lambda array: array[None])
     compiled = step.lower(state, batch).compile()
     give_back_memory()
 

@@ -1,4 +1,4 @@
-"""D-FINE real-time object detection in JAX.
+"""Real-time object detection in JAX: D-FINE and RT-DETRv2.
 
 The names below and those of ``dfine_jax.losses`` are the public surface. They are imported on first use (PEP 562), so
 that ``import dfine_jax`` and ``dfine --help`` do not start JAX; this is the one place where the package defines

@@ -113,8 +113,7 @@ def train(
     if weights is not None and backbone:
         raise UserError("weights have a backbone of their own; leave out backbone")
     notes: list[str] = []
-    asked = argparse.Namespace(backbone=backbone)
-    start = None if resume else start_weights(config, asked, _loaded(weights), train_data, notes)
+    start = None if resume else start_weights(config, _loaded(weights), backbone, train_data, notes)
     return loop.train(config, train_data, val_data, out, resume=resume, start=start, notes=notes, max_hours=max_hours)
 
 

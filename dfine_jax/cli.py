@@ -13,6 +13,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -23,7 +24,7 @@ from dfine_jax.system.host_memory import start_with_allocator
 
 COMMANDS = {
     "demo": "whole tour on a synthetic dataset in minutes: data, training, evaluation, pictures, report",
-    "train": "train on a folder of images with COCO annotations",
+    "train": "train a detector on a dataset",
     "evaluate": "COCO average precision of a model on a dataset",
     "predict": "detect objects in images, folders, videos and streams; pictures, videos, COCO results, crops",
     "convert": "official or Hugging Face weights to a checkpoint, and back",
@@ -72,13 +73,14 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 2 for an error of the user, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None and arguments[:1] and arguments[0] in _COMPUTING:
+    alone = argv is None  # the program itself, not a call of one that may have changed this package
+    if alone and arguments[:1] and arguments[0] in _COMPUTING:
         start_with_allocator()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     _quiet_libraries()
     logging.getLogger("dfine_jax").setLevel(logging.INFO)
     try:
-        return _flushed(arguments)
+        return _flushed(arguments, alone)
     except UserError as error:
         print(f"dfine: error: {error}", file=sys.stderr)
         return _EXIT_USER_ERROR
@@ -110,10 +112,10 @@ def _quiet_libraries() -> None:
     )  # of XLA: its alarm about slow compiling is no error, errors are raised
 
 
-def _flushed(arguments: list[str]) -> int:
+def _flushed(arguments: list[str], alone: bool) -> int:
     """The command with all that it prints, so that what is wrong with the output is told like any other error."""
     try:
-        status = _run(arguments)
+        status = _run(arguments, alone)
     except SystemExit:  # of help, and of mistakes in options
         sys.stdout.flush()
         raise
@@ -126,7 +128,7 @@ def _give_up_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], alone: bool) -> int:
     overview = _overview()
     if not arguments:
         overview.print_help()
@@ -143,12 +145,13 @@ def _run(arguments: list[str]) -> int:
     chosen = commands.choices[name]
     # Options may stand between positional arguments, which argparse cannot do for commands of two words.
     options = (chosen.parse_args if chosen._subparsers else chosen.parse_intermixed_args)(arguments[1:])
-    _keep_compiled_programs()
+    folder = _keep_compiled_programs()
+    options.kept_programs = folder if alone else None
     return command.run(options)
 
 
-def _keep_compiled_programs() -> None:
-    """Let JAX store compiled programs for a quick next start; an empty JAX_COMPILATION_CACHE_DIR forbids it."""
+def _keep_compiled_programs() -> Path | None:
+    """Let JAX store compiled programs for a quick next start, where; an empty JAX_COMPILATION_CACHE_DIR forbids it."""
     from dfine_jax.system.cache import cache_dir
 
     # By host name, because homes are shared between machines whose processors differ.
@@ -158,6 +161,8 @@ def _keep_compiled_programs() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK | os.X_OK):
                 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    kept = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return Path(kept) / "steps" if kept else None
 
 
 def _overview() -> Parser:

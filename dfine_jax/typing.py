@@ -11,23 +11,32 @@ end in ``_logit`` (``logits`` alone is the class logits).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from dfine_jax.ops.boxes import AnyArray
 from dfine_jax.ops.postprocess import Answer
 
+P = TypeVar("P")
+
 
 @flax.struct.dataclass
 class Targets:
-    """Ground truth of a batch, padded to ``g`` slots; slots where ``valid`` is False hold zeros."""
+    """Ground truth of a batch, padded to ``g`` slots; slots where ``valid`` is False hold zeros.
+
+    Masks are there for families that train them (``Family.mask_stride``). A mask counts quarters of each cell, so that
+    ``masks / 4`` is what bilinear resizing to this size makes of it. An object whose ``has_mask`` is False was
+    annotated without one; its mask holds zeros, as one of which nothing is left in view does.
+    """
 
     labels: Int[Array, "b g"]
     boxes_cxcywh: Float[Array, "b g 4"]
     valid: Bool[Array, "b g"]
+    masks: UInt8[Array, "b g h w"] | None = None  # 0 to 4
+    has_mask: Bool[Array, "b g"] | None = None
 
 
 @flax.struct.dataclass
@@ -86,17 +95,6 @@ class StageOutput:
     boxes_cxcywh: Float[Array, "s b q 4"]
     fdr: FDROutput | None = None  # of decoders that refine edge distributions
 
-    @property
-    def refined(self) -> FDROutput:
-        """``fdr`` of a decoder that has it.
-
-        Raises:
-          ValueError: it has not.
-        """
-        if self.fdr is None:
-            raise ValueError("these outputs are of a decoder without edge distributions")
-        return self.fdr
-
     def of_queries(self, part: slice) -> StageOutput:
         """The same for a part of the queries."""
         fdr = self.fdr and self.fdr.of_queries(part)
@@ -129,3 +127,17 @@ class ModelOutput:
     def boxes_cxcywh(self) -> Float[AnyArray, "b q 4"]:
         """Boxes of the answer."""
         return self.answer.boxes_cxcywh
+
+
+class Matching(NamedTuple, Generic[P]):
+    """Which prediction is responsible for which object."""
+
+    pairs: P
+    counts: Float[Array, " n"]  # what the terms are divided by, of these images; a family gives each a meaning
+
+
+class Norm(NamedTuple):
+    """Counts of a whole batch, as means over the parts it is computed in; not yet limited from below."""
+
+    over_devices: Float[Array, " n"]  # mean over devices too
+    here: Float[Array, " n"]  # of this device alone

@@ -70,7 +70,7 @@ def test_a_configuration_and_a_run_start_from_weights(tmp_path, monkeypatch):
     save_weights(tmp_path / "w", variables, Metadata(source, ("star", "blob"), (0, 1)))
     config, lines = dfine_jax.default_config("n", data, weights=tmp_path / "w", epochs=3, values=["optim.lr=0.25"])
     assert (config.model.up, config.model.num_classes, config.train.epochs, config.optim.lr) == (0.25, 4, 3, 0.25)
-    assert any("optim.lr=0.25 (given)" in line for line in lines) and "N, 4 classes, 8 images" in lines[0]
+    assert any("optim.lr=0.25 (given)" in line for line in lines) and "D-FINE-N, 4 classes, 8 images" in lines[0]
 
     given = {}
     monkeypatch.setattr("dfine_jax.training.run.loop.train", lambda *_, **named: given.update(named))

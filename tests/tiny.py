@@ -71,4 +71,4 @@ def random_batch(seed: int, devices: int, per_device: int, counts: list[int] | N
         boxes_cxcywh=(boxes * valid[..., None]).astype(np.float32),
         valid=valid,
     )
-    return Batch(*(x.reshape(devices, per_device, *x.shape[1:]) for x in batch))
+    return batch.each(lambda array: array.reshape(devices, per_device, *array.shape[1:]))

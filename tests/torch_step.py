@@ -18,8 +18,8 @@ from hf_models import build, from_official
 
 from dfine_jax.families.dfine import huggingface
 from dfine_jax.families.dfine.config import LossConfig
-from dfine_jax.families.dfine.loss import detection_loss
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.losses import detection_loss
 from dfine_jax.ops.postprocess import Answer
 from dfine_jax.typing import FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
 
@@ -54,7 +54,7 @@ def loss_and_cotangents(heads, reference, targets):
     """((total, terms), gradient of each head output)."""
 
     def loss(heads):
-        return detection_loss(assemble(heads, reference), targets, None, LossConfig(), model_config("n"))
+        return detection_loss(assemble(heads, reference), targets, LossConfig(), model_config("n"))
 
     return jax.value_and_grad(loss, has_aux=True)(heads)
 

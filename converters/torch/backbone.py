@@ -9,6 +9,7 @@ from dfine_jax import families
 from dfine_jax.config import ModelSection
 from dfine_jax.converters.torch.tensor_files import read_tensors
 from dfine_jax.errors import UserError
+from dfine_jax.families.state_dict import read_backbone
 
 
 def import_backbone(source: str | Path, model: ModelSection) -> dict[str, Any]:
@@ -25,6 +26,6 @@ def import_backbone(source: str | Path, model: ModelSection) -> dict[str, Any]:
     if not source.is_file():
         raise UserError(f"{source} does not exist; give a backbone file, or the word imagenet to download it")
     try:
-        return family.read_backbone(read_tensors(source, family.backbone_anchors).tensors, model)
+        return read_backbone(read_tensors(source, family.backbone_anchors).tensors, model)
     except UserError as error:
         raise error if str(source) in str(error) else UserError(f"{source}: {error}") from error

@@ -176,7 +176,8 @@ def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
     save_picture(annotated_grid(shown, dataset.names), options.out / "annotated.jpg", quality=90)
 
     data = config.data
-    loader = TrainLoader(dataset, data, batch_size=NUM_SHOWN, seed=config.train.seed, workers=0)
+    stride = families.of(config.model).mask_stride(config.model)
+    loader = TrainLoader(dataset, data, batch_size=NUM_SHOWN, seed=config.train.seed, workers=0, mask_stride=stride)
     print()
     for note in loader.notes:
         print(note)
@@ -201,7 +202,8 @@ def _overfit(options: argparse.Namespace, dataset: Dataset) -> int:
         shutil.rmtree(out)
     repeats = -(-OVERFIT_STEPS * config.train.batch_size // len(few))  # an epoch of one step would be mostly reports
     print(f"\ntraining on {len(few)} images until AP {OVERFIT_AP}, at most {OVERFIT_EPOCHS * OVERFIT_STEPS} steps")
-    result = train(config, dataclasses.replace(few, records=tuple(few.records) * repeats), few, out)
+    repeated = dataclasses.replace(few, records=tuple(few.records) * repeats)
+    result = train(config, repeated, few, out, kept_programs=options.kept_programs)
     if not result.finished:
         raise KeyboardInterrupt
     if result.best_ap >= OVERFIT_AP:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
+from dfine_jax.families import ACTIVATION_HELP
 from dfine_jax.system.files import read_text, write_whole
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dfine_jax.training.run.checkpoint import Metadata
 
 _OFFICIAL_SUFFIXES = (".pth", ".safetensors")
@@ -21,12 +25,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "convert",
         help="official or Hugging Face weights to a checkpoint, and back",
         description="Official weights (.pth), Hugging Face folders, .safetensors and published names to a "
-        "checkpoint folder; or, when OUT ends in .pth or .safetensors, any weights to the official layout. Variant and "
-        "classes are recognised; a file that does not fit in every entry is refused.",
+        "checkpoint folder; or, when OUT ends in .pth or .safetensors, any weights to the official layout, with "
+        "--huggingface to a folder for transformers. Family, variant and classes are recognised; a file that does not "
+        "fit in every entry is refused.",
         epilog="examples:\n"
         "  dfine convert dfine_s_coco.pth weights/s\n"
         "  dfine convert dfine-s-coco weights/s\n"
-        "  dfine convert runs/cells/best cells.pth",
+        "  dfine convert runs/cells/best cells.pth\n"
+        "  dfine convert rtdetrv2-r18-coco r18 --huggingface",
     )
     parser.add_argument(
         "checkpoint",
@@ -38,10 +44,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--activation", choices=("relu", "silu"),
-        help="of decoder and heads, which other programs do not store: relu, or silu for DEIM (default: by the "
-        "name of the file, deim or dfine; silu for an L or X with trained batch norms in the backbone; else it must be "
-        "given)",
+        help=f"of decoder and heads, where the file does not say it: {ACTIVATION_HELP} (default: by the name of the "
+        "file or by its tensors, with a warning; else it must be given)",
     )  # fmt: skip
+    parser.add_argument(
+        "--huggingface",
+        action="store_true",
+        help="OUT is a folder with config.json and model.safetensors, of families whose architecture can be written so",
+    )
     parser.add_argument(
         "--class-names", metavar="FILE", type=Path,
         help="text file with one class name per line, in the order of the classes",
@@ -51,7 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert and say what was found."""
-    _check_place(options.out, options.force)
+    _check_place(options.out, options.force, "config.json" if options.huggingface else "metadata.json")
     names = _read_names(options.class_names) if options.class_names else None
     from dfine_jax import families
     from dfine_jax.weights.load import read
@@ -59,7 +69,9 @@ def run(options: argparse.Namespace) -> int:
     variables, metadata = read(options.checkpoint, activation=options.activation, class_names=names)
     model = metadata.config.model
     size = sum(leaf.size for leaf in _leaves(variables["params"]))
-    if options.out.suffix in _OFFICIAL_SUFFIXES:
+    if options.huggingface:
+        _write_huggingface(options.out, variables, metadata)
+    elif options.out.suffix in _OFFICIAL_SUFFIXES:
         _write_official(options.out, variables, metadata)
     else:
         from dfine_jax.training.run.checkpoint import save_weights
@@ -74,32 +86,53 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_place(out: Path, force: bool) -> None:
+def _check_place(out: Path, force: bool, described_by: str) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
         raise UserError(f"{out} exists; choose another place or add --force")
-    if out.is_dir() and (out.suffix in _OFFICIAL_SUFFIXES or not (out / "metadata.json").is_file()):
-        raise UserError(f"{out} is a folder but not a checkpoint, so it is not replaced; choose another place")
+    if out.is_dir() and (out.suffix in _OFFICIAL_SUFFIXES or not (out / described_by).is_file()):
+        raise UserError(f"{out} is a folder without {described_by}, so it is not replaced; choose another place")
 
 
-def _write_official(out: Path, variables: dict[str, Any], metadata: Metadata) -> None:
-    import numpy as np
-    from safetensors.numpy import save
-
+def _tensors(out: Path, layout: str, variables: dict[str, Any], metadata: Metadata) -> dict[str, np.ndarray]:
     from dfine_jax import families
-    from dfine_jax.converters.torch import torch_pickle
 
     model = metadata.config.model
     family = families.of(model)
-    write = next((form.write for form in family.formats if form.name == "official"), None)
+    write = next((form.write for form in family.formats if form.name == layout), None)
     if write is None:
-        raise UserError(f"{out}: weights of {family.title} are not written in other programs' formats")
-    tensors = write(model, variables, metadata.input_size_px)
+        raise UserError(f"{out}: weights of {family.title} are not written in the {layout} layout")
+    return write(model, variables, metadata.input_size_px)
+
+
+def _write_official(out: Path, variables: dict[str, Any], metadata: Metadata) -> None:
+    from dfine_jax.converters.torch import torch_pickle
+
+    tensors = _tensors(out, "official", variables, metadata)
     if out.suffix == ".pth":
         torch_pickle.save(out, {"model": tensors})
-        return
-    write_whole(out, save({key: np.ascontiguousarray(value) for key, value in tensors.items()}))
+    else:
+        write_whole(out, _safetensors(tensors, None))
+
+
+def _write_huggingface(out: Path, variables: dict[str, Any], metadata: Metadata) -> None:
+    from dfine_jax import families
+
+    model = metadata.config.model
+    tensors = _tensors(out, "huggingface", variables, metadata)
+    describe = next(form.settings for form in families.of(model).formats if form.name == "huggingface")
+    settings = {} if describe is None else describe(model, metadata.class_names)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "model.safetensors", _safetensors(tensors, {"format": "pt"}))
+    write_whole(out / "config.json", json.dumps(settings, indent=2) + "\n")
+
+
+def _safetensors(tensors: dict[str, np.ndarray], remarks: dict[str, str] | None) -> bytes:
+    import numpy as np
+    from safetensors.numpy import save
+
+    return save({key: np.asarray(value, order="C") for key, value in tensors.items()}, remarks)
 
 
 def _read_names(file: Path) -> list[str]:

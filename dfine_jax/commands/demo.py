@@ -142,7 +142,7 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
     loader = EvalLoader(
         val_data, height_px=data.height_px, width_px=data.width_px, batch_size=config.train.eval_batch_size
     )
-    predict = predict_function(make_eval_step(config.model), variables)
+    predict = predict_function(make_eval_step(config), variables)
     return evaluate(predict, loader, val_data, val_data.classes), result.metrics
 
 

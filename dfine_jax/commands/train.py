@@ -11,6 +11,7 @@ from dfine_jax.commands.train_card import check_card
 from dfine_jax.commands.train_plan import is_file, is_plan, parse_size, plan, write_plan
 from dfine_jax.commands.train_resume import check_changes, resumed_config
 from dfine_jax.errors import UserError
+from dfine_jax.families import ACTIVATION_HELP, METHOD_HELP
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
@@ -23,12 +24,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add ``train`` to the command line."""
     parser = subparsers.add_parser(
         "train",
-        help="train on a folder of images with COCO annotations",
+        help="train a detector on a dataset",
         description="Train a detector; the averaged weights are evaluated after each epoch and kept as DIR/best, the "
         "whole state as DIR/last. Values that follow from the data are printed before the first step.",
         epilog="examples:\n"
         "  dfine train n --data cells --out runs/cells --size 320x320 --epochs 60 --batch-size 8\n"
         "  dfine train s --data cells --out runs/cells --weights dfine-s-coco\n"
+        "  dfine train rtdetrv2-r18 --data cells --out runs/cells --weights rtdetrv2-r18-coco\n"
         "  dfine train s --method deim --data cells --out runs/cells --backbone imagenet\n"
         "  dfine train experiments/deim_coco.py:m --data coco --out runs/m --backbone imagenet\n"
         "  dfine train n --data cells --out runs/cells optim.lr=4e-4 data.augment=none\n"
@@ -38,8 +40,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
-        help="[FAMILY-]VARIANT, such as n, s, m, l, x; an experiment file with get_config(), as FILE.py or "
-        "FILE.py:VARIANT; a plan (.json)",
+        help="[FAMILY-]VARIANT, as in the examples (an unknown one is answered with all there are); an experiment file "
+        "with get_config(), as FILE.py or FILE.py:VARIANT; a plan (.json)",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration values, such as optim.lr=2e-4")
     _add_files(parser)
@@ -50,7 +52,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     run_options = parser.add_argument_group("run")
     run_options.add_argument(
-        "--method", metavar="NAME", help="whose recipe, such as deim (default: that of the weights, else the family's)"
+        "--method",
+        metavar="NAME",
+        help=f"whose recipe, {METHOD_HELP} (default: that of the weights, else the family's)",
     )
     run_options.add_argument(
         "--size", metavar="HxW", help="input size in pixels, multiples of 32 (default: that of --weights, else 640x640)"
@@ -101,7 +105,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--activation",
         choices=("relu", "silu"),
-        help="of the decoder of --weights, where the file does not say it: relu, or silu for DEIM",
+        help=f"of the decoder of --weights, where the file does not say it: {ACTIVATION_HELP}",
     )
     files.add_argument(
         "--backbone", metavar="W", help="pretrained backbone: an official file, or imagenet to download it"
@@ -166,7 +170,7 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
     if options.dry_run:
         print("\n".join(notes))
         return False
-    start = None if options.resume else start_weights(config, options, loaded, train_data, notes)
+    start = None if options.resume else start_weights(config, loaded, options.backbone, train_data, notes)
     result = train(
         config,
         train_data,
@@ -176,6 +180,7 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
         start=start,
         notes=notes,
         max_hours=options.max_hours,
+        kept_programs=options.kept_programs,
     )
     if not result.finished:
         print(f"stopped; to continue: {_resume_command(options)}")
@@ -199,9 +204,8 @@ def _rehearse(
 
     from dfine_jax.families import of
     from dfine_jax.training.run.checkpoint import load_training
-    from dfine_jax.training.run.setup import check_same_data, claim, describe, make_loaders
-    from dfine_jax.training.step.optimizer import freeze_notes, make_optimizer
-    from dfine_jax.training.step.programs import sizes_notes
+    from dfine_jax.training.run.setup import check_same_data, claim, describe, make_loaders, opening_notes
+    from dfine_jax.training.step.optimizer import make_optimizer
     from dfine_jax.training.step.state import TrainState, create_state
 
     if options.out.exists() and not options.resume:
@@ -210,7 +214,7 @@ def _rehearse(
     key = jax.random.key(config.train.seed)
 
     def first_state() -> TrainState:
-        start = None if options.resume else start_weights(config, options, loaded, train_data, notes)
+        start = None if options.resume else start_weights(config, loaded, options.backbone, train_data, notes)
         variables = start.variables if start else of(config.model).init(config.model, key)
         return create_state(variables, make_optimizer(config.model, config.optim), key)
 
@@ -220,9 +224,8 @@ def _rehearse(
         state, stored, _ = load_training(options.out / "last", shapes)
         check_same_data(describe(config, train_data, None), stored, options.out)
         done = int(state.step) // loader.steps_per_epoch
-    notes += [*loader.notes, *freeze_notes(shapes.params, config.optim)]
     sizes_px = loader.sizes_px(config.train.epochs, done)
-    notes += sizes_notes(sizes_px)
+    notes += opening_notes(config, loader, shapes.params, sizes_px)
     if options.card:
         from dfine_jax.commands.train_card import card_notes
 
@@ -230,11 +233,11 @@ def _rehearse(
 
 
 def _resume_command(options: argparse.Namespace) -> str:
-    words = ["dfine", "train", options.recipe, "--data", options.data, "--out", options.out, "--resume"]
+    words = [options.recipe, "--data", options.data, "--out", options.out, "--resume"]
     for name in ("coordinator", "processes", "process"):
         if getattr(options, name) is not None:
             words += [f"--{name}", getattr(options, name)]
-    return shlex.join(map(str, words))
+    return f"dfine train {shlex.join(map(str, words))}"
 
 
 def _val_data(options: argparse.Namespace, train_data: Dataset) -> tuple[Dataset | None, list[str]]:
@@ -289,9 +292,12 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def start_weights(
-    config: Config, options: argparse.Namespace, loaded: LoadedModel | None, data: Dataset, notes: list[str]
+    config: Config, loaded: LoadedModel | None, backbone: str | None, data: Dataset, notes: list[str]
 ) -> StartWeights | None:
     """The given weights, class-dependent rows matched by class name; what happened is added to ``notes``.
+
+    Args:
+      backbone: pretrained, a file or ``imagenet``, where there are no weights.
 
     Raises:
       UserError: frozen parts would start from nothing, or the weights cannot be had or do not fit.
@@ -299,7 +305,7 @@ def start_weights(
     from dfine_jax.families import of
 
     family = of(config.model)
-    if not loaded and not options.backbone:
+    if not loaded and not backbone:
         frozen = [name for name in family.frozen if getattr(config.model, name)]
         if frozen:
             raise UserError(
@@ -307,17 +313,18 @@ def start_weights(
                 "--backbone imagenet (what the published recipes start from), --backbone FILE or --weights, or set "
                 + " ".join(f"model.{name}=false" for name in frozen)
             )
-        better = f"--weights {config.model.family}-{config.model.variant}-coco or --backbone imagenet"
-        notes.append(f"all weights start from nothing; with {better} fewer epochs do")
+        published = f"{config.model.family}-{config.model.variant}-coco"
+        detector = f"--weights {published} or " if published in family.published else ""
+        notes.append(f"all weights start from nothing; with {detector}--backbone imagenet fewer epochs do")
         return None
     import jax
 
     from dfine_jax.training.run.setup import StartWeights
     from dfine_jax.weights.load import transfer, with_backbone
 
-    key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+    fresh = family.init(config.model, jax.random.fold_in(jax.random.key(config.train.seed), 0))
     if loaded:
-        moved = transfer(loaded, family.init(config.model, key), data.names, config.model)
+        moved = transfer(loaded, fresh, data.names, config.model)
         known = sum(origin is not None for origin in moved.origins.values())
         origin = loaded.metadata.source_file or "the checkpoint"
         notes.append(f"weights from {origin}: {known} of {len(data.names)} classes known by name")
@@ -326,7 +333,8 @@ def start_weights(
     from dfine_jax.converters.torch.backbone import import_backbone
     from dfine_jax.weights.hub import fetch_backbone
 
-    file = fetch_backbone(config.model) if options.backbone == "imagenet" else Path(options.backbone)
-    backbone = import_backbone(file, config.model)
+    assert backbone is not None
+    file = fetch_backbone(config.model) if backbone == "imagenet" else Path(backbone)
+    variables = with_backbone(fresh, import_backbone(file, config.model))
     notes.append(f"backbone from {file.name}")
-    return StartWeights(with_backbone(family.init(config.model, key), backbone))
+    return StartWeights(variables)

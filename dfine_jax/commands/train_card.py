@@ -34,6 +34,7 @@ def card_notes(config: Config, name: str, sizes_px: Sequence[tuple[int, int]], s
       UserError: the compiler for NVIDIA's cards is not installed, or it fails.
     """
     from dfine_jax.training.plan.on_card import Question, fits, measure
+    from dfine_jax.training.step.programs import less_memory
 
     height_px, width_px = max(sizes_px, key=math.prod)
     data = dataclasses.replace(config.data, height_px=height_px, width_px=width_px)
@@ -41,20 +42,15 @@ def card_notes(config: Config, name: str, sizes_px: Sequence[tuple[int, int]], s
     answer = measure(Question(dataclasses.replace(config, data=data), name, batch, slots))
     counts = answer.launches
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.kinds.items(), key=lambda item: -item[1]))
+    cures = f"it does not fit: take a smaller --batch-size, or {less_memory(config.model)}"
+    verdict = "it fits" if fits(answer) else cures
     lines = [
         f"compiled for one {find_card(name).title} in {answer.compile_seconds:.0f} s, nothing was run: {height_px}x"
         f"{width_px}, batch {batch}, {config.model.precision}, matching on the device",
         f"memory of a train step: {answer.peak_bytes / _GIB:.2f} of {answer.memory_bytes / _GIB:.1f} GiB, "
-        f"{answer.temporary_bytes / _GIB:.2f} of it for intermediate results; "
-        + ("it fits" if fits(answer) else _CURES),
+        f"{answer.temporary_bytes / _GIB:.2f} of it for intermediate results; " + verdict,
         f"launches of a train step: {counts.total:,} ({kinds})",
     ]
     if counts.float64 or counts.host:
         lines.append(f"{counts.float64} operations in float64 and {counts.host} that wait for the host, which are slow")
     return lines
-
-
-_CURES = (
-    "it does not fit: take a smaller --batch-size, or train.accumulate=2, or "
-    'train.remat=["backbone","encoder","decoder"]'
-)

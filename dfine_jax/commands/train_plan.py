@@ -186,10 +186,13 @@ def _as_in_weights(config: Config, options: argparse.Namespace, loaded: LoadedMo
 
     The input of other programs' files is 640x640; ``--size`` decides the size.
     """
+    from dfine_jax.families import of
     from dfine_jax.weights.load import bound_fields
 
-    of_weights = loaded.metadata.config
-    fields = bound_fields(of_weights.model)
+    of_weights, family = loaded.metadata.config, of(config.model)
+    table = family.variants.get(config.model.variant, config.model)
+    kept = {name for name in family.adaptable if getattr(config.model, name) != getattr(table, name)}
+    fields = {name: value for name, value in bound_fields(of_weights.model).items() if name not in kept}
     names = () if is_file(options.recipe) else ("resize",) if options.size else ("height_px", "width_px", "resize")
     config = dataclasses.replace(
         config,
@@ -221,10 +224,10 @@ def _check_weights(recipe: Config, options: argparse.Namespace, given: set[str],
         )
     table = family.variants.get(recipe.model.variant, recipe.model)
     for name, value in planned.items():
-        if value not in (stated[name], getattr(table, name)) and name not in family.of_method:
+        if value not in (stated[name], getattr(table, name)) and name not in family.of_method | family.adaptable:
             raise UserError(_contradiction(name, value, options.recipe, stated[name]))
     for name, value in bound_fields(override(recipe, options.overrides).model).items():
-        if f"model.{name}" in given and value != stated[name]:
+        if f"model.{name}" in given and value != stated[name] and name not in family.adaptable:
             raise UserError(_contradiction(name, value, "the command line", stated[name]))
 
 

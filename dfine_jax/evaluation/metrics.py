@@ -151,39 +151,34 @@ def detection_report(
     results: Detections | Iterable[Mapping[str, Any]],
     image_ids: Iterable[int],
     classes: Classes,
-    thresholds: Float[np.ndarray, " t"] = THRESHOLDS,
 ) -> DetectionReport:
     """Count the boxes of COCO ``results`` against COCO ``ground_truth`` on the images named.
 
     Args:
       classes: by label; annotations and results of others do not count.
-      thresholds: ascending scores at which to count.
     """
-    images = _Overlaps(ground_truth, results, image_ids, classes.ids, float(thresholds[0]))
-    counts = count(images, len(classes), thresholds)
+    images = Overlaps(ground_truth, results, image_ids, classes.ids, float(THRESHOLDS[0]))
+    counts = count(images, len(classes))
     index = counts.best_index()
     return DetectionReport(
         names=classes.names,
         counts=counts,
-        best_threshold=float(thresholds[index]),
+        best_threshold=float(THRESHOLDS[index]),
         best=counts.overall(index),
         per_class={name: counts.of_class(index, label) for label, name in enumerate(classes.names)},
-        confusion=confusion_matrix(images, len(classes), float(thresholds[index])),
+        confusion=confusion_matrix(images, len(classes), float(THRESHOLDS[index])),
     )
 
 
 def count(
-    images: Iterable[ImageOverlaps],
-    num_classes: int,
-    thresholds: Float[np.ndarray, " t"] = THRESHOLDS,
-    iou_threshold: float = IOU_THRESHOLD,
+    images: Iterable[ImageOverlaps], num_classes: int, thresholds: Float[np.ndarray, " t"] = THRESHOLDS
 ) -> Counts:
     """Count at each of the ascending ``thresholds``; predictions that score exactly a threshold count there."""
     steps = len(thresholds)
     right, counted = np.zeros((2, steps, num_classes), np.int64)
     iou_sum, objects = np.zeros((steps, num_classes)), np.zeros(num_classes, np.int64)
     for image in images:
-        partner = _pair(image, thresholds, iou_threshold)
+        partner = _pair(image, thresholds)
         alive = image.scores >= thresholds[:, None]  # [t, n]
         counts = alive & ~(image.in_crowd & (partner < 0))
         at, prediction = np.nonzero(counts)
@@ -198,13 +193,11 @@ def count(
     return Counts(np.asarray(thresholds, np.float64), right, counted - right, objects - right, iou_sum)
 
 
-def confusion_matrix(
-    images: Iterable[ImageOverlaps], num_classes: int, threshold: float, iou_threshold: float = IOU_THRESHOLD
-) -> Int[np.ndarray, "k+1 k+1"]:
+def confusion_matrix(images: Iterable[ImageOverlaps], num_classes: int, threshold: float) -> Int[np.ndarray, "k+1 k+1"]:
     """Objects (rows) by prediction (columns) at ``threshold``; the last row and column stand for none."""
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for image in images:
-        partner = _pair(image, np.array([threshold]), iou_threshold)[0]
+        partner = _pair(image, np.array([threshold]))[0]
         paired = partner >= 0
         np.add.at(matrix, (image.truth_labels[partner[paired]], image.labels[paired]), 1)
         free = (image.scores >= threshold) & ~paired & ~image.in_crowd
@@ -214,19 +207,14 @@ def confusion_matrix(
     return matrix
 
 
-def image_overlaps(
-    ground_truth: Objects | Mapping[str, Any],
-    results: Detections | Iterable[Mapping[str, Any]],
-    image_ids: Iterable[int],
-    category_ids: Sequence[int],
-    min_score: float = 0.0,
-) -> list[ImageOverlaps]:
-    """Box overlaps of COCO results that score at least ``min_score``, one entry for each image."""
-    return list(_Overlaps(ground_truth, results, image_ids, category_ids, min_score))
+class Overlaps:
+    """Box overlaps of COCO results, one entry for each image.
 
+    They are made anew in each pass: those of all images at once would need gigabytes.
 
-class _Overlaps:
-    """As ``image_overlaps``, made anew in each pass: those of all images at once would need gigabytes."""
+    Args:
+      min_score: results below it do not count.
+    """
 
     def __init__(
         self,
@@ -234,7 +222,7 @@ class _Overlaps:
         results: Detections | Iterable[Mapping[str, Any]],
         image_ids: Iterable[int],
         category_ids: Sequence[int],
-        min_score: float,
+        min_score: float = 0.0,
     ) -> None:
         is_coco = isinstance(ground_truth, Mapping)
         self._truth = Objects.of_coco(ground_truth["annotations"]) if is_coco else ground_truth
@@ -274,9 +262,9 @@ def _labels(ids: Int[np.ndarray, " n"], category_ids: Sequence[int]) -> Int[np.n
     return np.array([label_of.get(category, -1) for category in known.tolist()], np.int64)[which]
 
 
-def _pair(image: ImageOverlaps, thresholds: Float[np.ndarray, " t"], iou_threshold: float) -> Int[np.ndarray, "t n"]:
+def _pair(image: ImageOverlaps, thresholds: Float[np.ndarray, " t"]) -> Int[np.ndarray, "t n"]:
     """Object of each prediction at each threshold, -1 where it stays free."""
-    predictions, truths = np.nonzero(image.iou >= iou_threshold)
+    predictions, truths = np.nonzero(image.iou >= IOU_THRESHOLD)
     order = np.lexsort((truths, predictions, -image.scores[predictions], -image.iou[predictions, truths]))
     partner = np.full((len(thresholds), len(image.scores)), -1)
     free = np.ones((len(thresholds), len(image.truth_labels)), bool)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 NAMES = ("dfine", "rtdetrv2")
 FIRST = NAMES[0]  # its variants need no family before them; of files written when it was the only one
+# For the help of commands, which load no family.
+ACTIVATION_HELP = "relu, or silu for DEIM"
+METHOD_HELP = "such as deim"
 
 
 def named(name: str) -> Family[Any, Any, Any, Any]:

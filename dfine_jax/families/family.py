@@ -12,7 +12,7 @@ keys, ``params`` and ``batch_stats``; either may be empty.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Array, Float, Key
 
-    from dfine_jax.config import Activation, Config, OptimConfig
-    from dfine_jax.typing import ModelOutput, Targets
+    from dfine_jax.config import Activation, Config, DataConfig, OptimConfig
+    from dfine_jax.data.picture.images import Preprocess
+    from dfine_jax.typing import Matching, ModelOutput, Norm, Targets
 
 Start = Literal["nothing", "backbone", "detector"]  # what is pretrained
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
@@ -47,20 +48,6 @@ class Queries(Protocol):
     def in_parts(self, parts: int) -> Any:
         """The same for consecutive parts of the images: all leaves [parts, ...]."""
         ...
-
-
-class Matching(NamedTuple, Generic[P]):
-    """Which prediction is responsible for which object."""
-
-    pairs: P
-    counts: Float[Array, " n"]  # what the terms are divided by, of these images; a family gives each a meaning
-
-
-class Norm(NamedTuple):
-    """Counts of a whole batch, as means over the parts it is computed in; not yet limited from below."""
-
-    over_devices: Float[Array, " n"]  # mean over devices too
-    here: Float[Array, " n"]  # of this device alone
 
 
 class Build(NamedTuple):
@@ -137,6 +124,8 @@ class WeightFormat(Generic[M]):
     read: Callable[[Mapping[str, np.ndarray], M], tuple[M, Variables]]
     # The inverse, for an input of (height, width); None where nothing writes the format.
     write: Callable[[M, Mapping[str, Any], tuple[int, int]], dict[str, np.ndarray]] | None = None
+    # The config.json beside what is written, from the names of the classes; None where the format has none.
+    settings: Callable[[M, Sequence[str]], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +143,13 @@ class Family(Generic[M, L, Q, P]):
     # Architecture.
     check: Callable[[M, L], None]  # ConfigError names the key
     grid_px: Callable[[M], int]  # sides of the input are multiples of it
+    preprocess: Callable[[M, DataConfig], Preprocess]  # from a picture to the input
     build: Callable[[M, Build], nn.Module]
     first_conv: Callable[[M], tuple[str, ...]]  # path of the convolution of the images
     init: Callable[[M, Key[Array, ""]], Variables]
     reduced: Callable[[nn.Module, Variables, Reduction], nn.Module] | None
     # Training.
+    mask_stride: Callable[[M], int | None]  # of the masks it trains on to the input, divides ``grid_px``; None: none
     queries: Callable[[Key[Array, ""], Targets, M, L], Q | None]
     match: Callable[[ModelOutput, Targets, Q | None, L], Matching[P]]
     # Weighted terms by "kind/where", scalars.
@@ -171,6 +162,7 @@ class Family(Generic[M, L, Q, P]):
     frozen: tuple[str, ...]  # fields of the model, bool: parts that are held, for pretrained backbones only
     of_method: frozenset[str]  # fields of the model that recipes of other methods change
     free: frozenset[str]  # fields of the model that a run may choose; all others come from the weights
+    adaptable: frozenset[str]  # of the others: those that a run may still set, because training adapts to them
     formats: tuple[WeightFormat[M], ...]
     # The configuration of weights of other programs: what tensors do not show (activations), and how they are trained
     # further. A guess is logged as a warning; UserError where nothing tells, or the file says otherwise than was asked.
@@ -178,6 +170,6 @@ class Family(Generic[M, L, Q, P]):
     published: Mapping[str, Published]  # detectors, by name
     backbones: Mapping[str, Published]  # pretrained backbones, by ``backbone_of``
     backbone_anchors: tuple[Anchor, ...]
-    read_backbone: Callable[[Mapping[str, np.ndarray], M], Variables]  # of the backbone alone, without its name
+    official_keys: Callable[[M], Mapping[str, str]]  # name in official files of every leaf's path, in their order
     repositories: Mapping[str, Repository]  # of Hugging Face, by ``owner/name``
     backbone_of: Callable[[M], str]

@@ -140,20 +140,18 @@ def from_tree(variables: Mapping[str, Any], model: ModelSection, keys: Mapping[s
     return {keys[path]: np.ascontiguousarray(to_tensor(path, np.asarray(leaf))) for path, leaf in leaves.items()}
 
 
-def read_backbone(
-    tensors: Mapping[str, np.ndarray], model: ModelSection, keys: Mapping[str, str], optional: Collection[str]
-) -> Variables:
-    """``{"params", "batch_stats"}`` of a backbone alone.
-
-    Args:
-      keys: the tensor's name of each path of the model's backbone.
-      optional: names that may be there besides.
+def read_backbone(tensors: Mapping[str, np.ndarray], model: ModelSection) -> Variables:
+    """``{"params", "batch_stats"}`` of a backbone alone, whose names are those of a detector without its prefix.
 
     Raises:
       UserError: it is another backbone; the message lists what does not fit.
     """
-    what = f"{families.of(model).backbone_of(model)}, the backbone of {families.title(model)}"
-    check_fit(tensors, leaf_shapes(model), keys, optional, what)
+    family, prefix = families.of(model), "backbone."
+    every = family.official_keys(model).items()
+    keys = {path: key.removeprefix(prefix) for path, key in every if key.startswith(prefix)}
+    counters = [key for key in tensors if key.endswith("num_batches_tracked")]
+    what = f"{family.backbone_of(model)}, the backbone of {families.title(model)}"
+    check_fit(tensors, leaf_shapes(model), keys, counters, what)
     tree = to_tree(tensors, keys)
     return {name: tree[name].get("backbone", {}) for name in _COLLECTIONS}
 

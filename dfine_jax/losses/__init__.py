@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from dfine_jax.losses.fdr import fdr_terms
+from dfine_jax.losses.fdr import ddf_loss, fdr_terms, fgl_loss
 from dfine_jax.losses.matcher import assign, matching_cost, union_match
 from dfine_jax.losses.terms import (
     Truth,
-    ddf_loss,
-    fgl_loss,
     focal_loss,
     gather_truth,
     giou_loss,
@@ -22,7 +20,7 @@ from dfine_jax.losses.terms import (
 )
 from dfine_jax.ops.boxes import cxcywh_to_xyxy, iou_and_giou, xyxy_to_cxcywh
 from dfine_jax.ops.fdr import EdgeBins, bin_targets, decode, encode, integral, weighting_function
-from dfine_jax.typing import FDROutput, HeadOutput, Targets
+from dfine_jax.typing import FDROutput, HeadOutput, Norm, Targets
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -75,7 +73,6 @@ def detection_loss(
       ValueError: ``output`` has no training part, or ``queries`` do not fit it.
     """
     from dfine_jax.families import of
-    from dfine_jax.families.family import Norm
 
     family = of(model)
     matching = family.match(output, targets, queries, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,6 +28,20 @@ class Source(NamedTuple):
     sizes: tuple[tuple[int, int], ...]
     table: Float[Array, "b t m c"] | None = None
     maps: tuple[Float[Array, "b _ _ d"], ...] = ()
+
+
+def shared_values(maps: Sequence[Float[Array, "b _ _ d"]], num_heads: int) -> Source:
+    """The maps themselves, sampled by all layers."""
+    return Source(_sizes(maps), table=deformable.build_table(maps, num_heads))
+
+
+def own_values(maps: Sequence[Float[Array, "b _ _ d"]]) -> Source:
+    """The maps, of which every layer projects values of its own."""
+    return Source(_sizes(maps), maps=tuple(maps))
+
+
+def _sizes(maps: Sequence[Array]) -> tuple[tuple[int, int], ...]:
+    return tuple((x.shape[1], x.shape[2]) for x in maps)
 
 
 class DeformableAttention(nn.Module):

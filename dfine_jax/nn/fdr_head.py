@@ -19,7 +19,7 @@ that be: the sum of logits already carries the gradient of later layers to earli
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -48,11 +48,10 @@ class LocationQuality(nn.Module):
     """One number per query, added to its class logits, from the sharpness of its edge distributions."""
 
     activation: ActivationName
-    dtype: Any = None
 
     @nn.compact
     def __call__(self, corners_logit: Float[Array, "b n e r"]) -> Float[Array, "b n 1"]:
-        mlp = MLP(QUALITY_WIDTH, 1, 2, self.activation, zero_last=True, dtype=self.dtype, name="reg_conf")
+        mlp = MLP(QUALITY_WIDTH, 1, 2, self.activation, zero_last=True, name="reg_conf")
         return at_least_float32(mlp(sharpness(corners_logit)))
 
 

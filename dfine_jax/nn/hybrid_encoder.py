@@ -24,28 +24,26 @@ from dfine_jax.nn.layers import (
     LayerNorm,
     Linear,
     MultiHeadAttention,
+    Unit,
     activation,
     folded,
     upsample2x,
 )
 from dfine_jax.ops.conv import conv2d
 
-Unit = Callable[..., ConvNorm]
 Block = Callable[[Unit, str], Callable[..., Array]]
 """Makes a module from the convolution of this encoder and a name."""
 PositionOrder = Literal["transposed", "row_major"]
 
 
-def position_embedding(
-    height: int, width: int, d: int, order: PositionOrder = "transposed", temperature: float = 10000.0
-) -> np.ndarray:
+def position_embedding(height: int, width: int, d: int, order: PositionOrder = "transposed") -> np.ndarray:
     """Sines and cosines [height * width, d] added to the tokens of the coarsest map, float64.
 
     Tokens run row by row. ``row_major`` gives token p its row and column. ``transposed`` is what the official programs
     compute, whose grid runs column by column: token p receives (p // height, p mod height), for a square map the
     transposed embedding, for others a scrambled one. The order belongs to the weights.
     """
-    omega = temperature ** (-np.arange(d // 4) / (d // 4))
+    omega = 10000.0 ** (-np.arange(d // 4) / (d // 4))
     p = np.arange(height * width)
     side = height if order == "transposed" else width
     a, b = (p // side)[:, None] * omega, (p % side)[:, None] * omega
@@ -182,10 +180,10 @@ def depthwise_halving(width: int) -> Block:
     return lambda unit, name: Downsample(width, unit, name=f"{name}_0")
 
 
-def cross_stage(width: int, expansion: float, depth: float = 1.0) -> Block:
-    """Fusion by ``CrossStagePartial`` with merged bottlenecks."""
-    inner, bottlenecks = int(expansion * width), round(3 * depth)
-    return lambda unit, name: CrossStagePartial(inner, bottlenecks, unit, width, merged=True, name=name)
+def cross_stage(width: int, expansion: float) -> Block:
+    """Fusion by ``CrossStagePartial`` with three merged bottlenecks."""
+    inner = int(expansion * width)
+    return lambda unit, name: CrossStagePartial(inner, 3, unit, width, merged=True, name=name)
 
 
 def convolution_halving(width: int) -> Block:

@@ -114,9 +114,9 @@ def uniform_bias(fan_in: int) -> Initializer:
     return Uniform(lambda shape: 1 / math.sqrt(fan_in))
 
 
-def prior_bias(probability: float = 0.01) -> Initializer:
-    """Bias of class logits so that every class starts with ``probability``."""
-    return Constant(-math.log((1 - probability) / probability))
+def prior_bias() -> Initializer:
+    """Bias of class logits so that every class starts with a probability of 0.01."""
+    return Constant(-math.log((1 - 0.01) / 0.01))
 
 
 def sampling_offsets_bias(num_heads: int, num_points: tuple[int, ...]) -> Initializer:

@@ -250,6 +250,10 @@ class ConvNorm(nn.Module):
         return LearnableAffine(self.dtype, name="lab")(x) if self.lab else x
 
 
+Unit = Callable[..., ConvNorm]
+"""Makes a convolution of a network from its features, with what all of that network have in common."""
+
+
 def folded(unit: ConvNorm) -> tuple[Float[Array, "kh kw i o"], Float[Array, " o"]]:
     """Kernel and bias that compute convolution and batch norm with its stored statistics at once."""
     params, stats = unit.variables["params"], unit.variables["batch_stats"][unit.norm_name]

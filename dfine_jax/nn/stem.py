@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfine_jax.nn.layers import ConvNorm
-
-Unit = Callable[..., ConvNorm]
+from dfine_jax.nn.layers import Unit
 
 
 class Stem(nn.Module):

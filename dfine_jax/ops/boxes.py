@@ -60,11 +60,19 @@ def iou_and_giou(a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"]) -> tuple[Fl
     return overlap, overlap - (hull - union) / hull
 
 
-def inverse_sigmoid(x: Float[A, "*n"], eps: float = 1e-5) -> Float[A, "*n"]:
-    """log(x / (1 - x)) of x clipped to [0, 1], both parts at least ``eps``."""
+def mapped_boxes(boxes_xyxy: Float[np.ndarray, "g 4"], matrix: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "g 4"]:
+    """Extents of the corners under an affine map of the plane, float64; NumPy only."""
+    x0, y0, x1, y1 = boxes_xyxy.astype(np.float64).T
+    corners = np.stack([np.stack([x, y], -1) for x in (x0, x1) for y in (y0, y1)], 1)  # [g, 4, 2]
+    corners = corners @ matrix[:, :2].T + matrix[:, 2]
+    return np.concatenate([corners.min(1), corners.max(1)], 1)
+
+
+def inverse_sigmoid(x: Float[A, "*n"]) -> Float[A, "*n"]:
+    """log(x / (1 - x)) of x clipped to [0, 1], both parts at least 1e-5."""
     xp = _namespace(x)
     x = xp.clip(x, 0.0, 1.0)
-    return xp.log(xp.maximum(x, eps) / xp.maximum(1.0 - x, eps))
+    return xp.log(xp.maximum(x, 1e-5) / xp.maximum(1.0 - x, 1e-5))
 
 
 def _intersection_and_union(a_xyxy: AnyArray, b_xyxy: AnyArray) -> tuple[Any, Any]:

@@ -61,7 +61,6 @@ def build(
     """A dataclass from a part of a description.
 
     Args:
-      sections: of a configuration, as of ``from_dict``.
       version: ``library_version`` of the description, if it has one.
       sections: see ``config.from_dict``, for what holds a configuration.
 

@@ -107,7 +107,7 @@ def _commit_of(folder: Path, pinned: Repository | None) -> str:
     return pinned.commit if pinned else "main"
 
 
-def fetch_backbone(model: ModelSection, *, progress: bool | None = None) -> Path:
+def fetch_backbone(model: ModelSection) -> Path:
     """Path of a model's backbone trained on ImageNet, downloaded when not in the cache.
 
     Raises:
@@ -117,7 +117,7 @@ def fetch_backbone(model: ModelSection, *, progress: bool | None = None) -> Path
     name = family.backbone_of(model)
     if name not in family.backbones:
         raise UserError(f"no backbone {name!r} is published; there are {', '.join(family.backbones)}")
-    return _of_table(family.backbones[name], progress)
+    return _of_table(family.backbones[name], None)
 
 
 def _of_table(published: Published, progress: bool | None) -> Path:

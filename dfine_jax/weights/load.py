@@ -21,7 +21,7 @@ from jaxtyping import Array
 from dfine_jax.config import Activation, ModelSection
 from dfine_jax.data.read.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
 from dfine_jax.errors import UserError
-from dfine_jax.families import of, recipe_name
+from dfine_jax.families import of, title
 from dfine_jax.families.family import Build
 from dfine_jax.training.run.checkpoint import Metadata, load_weights, replaced_path
 
@@ -140,8 +140,9 @@ def check_same_architecture(weights: ModelSection, model: ModelSection) -> None:
     Raises:
       UserError: a field that weights decide differs; the message names it with both values.
     """
-    stored = bound_fields(weights)
-    differing = {name: value for name, value in bound_fields(model).items() if value != stored.get(name)}
+    stored, adaptable = bound_fields(weights), of(model).adaptable
+    fields = {name: value for name, value in bound_fields(model).items() if name not in adaptable}
+    differing = {name: value for name, value in fields.items() if value != stored.get(name)}
     wrong = [f"model.{name} is {stored.get(name)!r} in the weights, not {value!r}" for name, value in differing.items()]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -195,7 +196,7 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
     problems += [k for k in old.keys() & new.keys() if axes[k] is None and old[k].shape != new[k].shape]
     if problems:
         raise UserError(
-            f"the weights are of another architecture ({recipe_name(source.metadata.config.model).upper()}); "
+            f"the weights are of another architecture ({title(source.metadata.config.model)}); "
             f"{len(problems)} entries differ, such as {problems[0]}"
         )
     out = {k: old[k] if axis is None else _with_rows(axis, old[k], new[k], pairs) for k, axis in axes.items()}

@@ -64,7 +64,8 @@ def test_a_variant_is_adapted_to_the_data(data, planned, tmp_path, capsys):
     assert (config.train.epochs, config.train.batch_size, config.optim.lr) == (4, 2, 0.25)
     assert options["start"] is None and not options["resume"]
     notes = "\n".join(options["notes"])
-    assert notes.startswith("N, 4 classes, 5 images: 4 epochs of 2 steps of 2 images (table dfine_custom)\nrates: ")
+    shape = "4 epochs of 2 steps of 2 images"
+    assert notes.startswith(f"D-FINE-N, 4 classes, 5 images: {shape} (table dfine_custom)\nrates: ")
     for text in ("optim.lr=0.25 (given)", "data.augment=none (given)", "train.epochs=4 (given)", "size: "):
         assert text in notes
     assert "optim.weight_decay=0.0001," in notes and "data.width_px=96 (given)" in notes
@@ -219,7 +220,7 @@ def test_a_plan_is_printed_saved_and_taken_up_again(data, planned, tmp_path, cap
     command = ["train", "n", "optim.lr=0.25", "--epochs", "4", *where, "--save-plan", str(plan), "--dry-run"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "N, 4 classes, 5 images" in printed and "train.stage2_epoch=4 (derived; table: 200)" in printed
+    assert "D-FINE-N, 4 classes, 5 images" in printed and "train.stage2_epoch=4 (derived; table: 200)" in printed
     assert "optim.lr=0.25 (given)" in printed and not planned and not (tmp_path / "run").exists()
     assert main(["train", str(plan), *where]) == 0
     config = planned[0][0]

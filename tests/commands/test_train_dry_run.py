@@ -62,7 +62,7 @@ def dry(data, tmp_path, monkeypatch, capsys, small_weights):
 
 def test_it_says_what_the_log_of_the_run_will_say(dry):
     said = dry("n", "--weights", "n.pth", 'optim.freeze=["^backbone/"]', "--size", "64")
-    assert said.startswith("N, 4 classes, 5 images: ")
+    assert said.startswith("D-FINE-N, 4 classes, 5 images: ")
     assert "weights from n.pth: 2 of 4 classes known by name\nclasses taken over by name (1): circle\n" in said
     assert "classes taken over (1): star <- Star\n" in said and "classes that start anew (2): " in said
     assert " slots for objects per image: the fullest image has " in said and "optim.freeze holds " in said

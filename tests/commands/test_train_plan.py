@@ -15,12 +15,14 @@ from dfine_jax.config import Config
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
+from dfine_jax.families import of_recipe
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.family import Build
 from dfine_jax.system import stored
 from dfine_jax.training.run.checkpoint import Metadata
-from dfine_jax.weights.load import LoadedModel, bound_fields
+from dfine_jax.weights.load import LoadedModel, bound_fields, check_same_architecture
 
 OVERRIDES = ("optim.weight_decay=0.5", "train.patience=7")
 
@@ -207,6 +209,29 @@ def test_what_a_plan_or_a_file_sets_is_not_changed_by_weights(configured, tmp_pa
             configured(str(file), weights=loaded())
         assert f"model.reg_scale is 8.0 in {file}, but 4.0 in the weights" in str(caught.value)
         assert configured(str(file), weights=loaded(reg_scale=8.0))[0].model.reg_scale == 8.0
+
+
+def test_weights_are_trained_for_another_way_of_sampling(configured):
+    """Where somebody says so; a variant or a table that say nothing keep that of the weights."""
+    own = of_recipe("rtdetrv2-r18")[0]
+
+    def weights(sampling):
+        model = dataclasses.replace(own.variants["r18"], num_classes=4, sampling=sampling)
+        return LoadedModel(
+            own.build(model, Build()), {}, Metadata(Config(model, own.Loss()), tuple("abcd"), (1, 2, 3, 4))
+        )
+
+    plain, discrete = (f"{ROOT / 'experiments' / f'{name}.py'}:r18" for name in ("rtdetr_coco", "rtdetr_discrete_coco"))
+    for words, start, sampling in (
+        ([discrete], "bilinear", "discrete"),
+        (["rtdetrv2-r18", "model.sampling=discrete"], "bilinear", "discrete"),
+        (["rtdetrv2-r18"], "discrete", "discrete"),
+        ([plain], "discrete", "discrete"),
+        ([plain, "model.sampling=bilinear"], "discrete", "bilinear"),
+    ):
+        config = configured(*words, weights=weights(start))[0]
+        assert config.model.sampling == sampling
+        check_same_architecture(weights(start).metadata.config.model, config.model)
 
 
 def test_weights_of_another_variant(configured):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfine_jax.data.read.dataset import Classes
-from dfine_jax.evaluation.metrics import ImageOverlaps, confusion_matrix, count, detection_report, image_overlaps
+from dfine_jax.evaluation.metrics import ImageOverlaps, Overlaps, confusion_matrix, count, detection_report
 
 CLASSES = Classes(("cat", "dog", "bird"), (5, 2, 9))
 
@@ -210,7 +210,7 @@ def test_predictions_in_a_crowd_count_for_nothing():
     inside = {"image_id": 1, "category_id": 5, "bbox": [10, 10, 5, 5], "score": 0.9}
     half_out = {**inside, "bbox": [97.6, 10, 5, 5]}
     other = {**inside, "category_id": 2}
-    (overlaps,) = image_overlaps(truth, [inside, half_out, other], [1], CLASSES.ids)
+    (overlaps,) = Overlaps(truth, [inside, half_out, other], [1], CLASSES.ids)
     assert overlaps.in_crowd.tolist() == [True, False, False]
     assert at([overlaps]).false_positives == 2
     assert confusion_matrix([overlaps], 3, 0.5)[3].tolist() == [1, 1, 0, 0]

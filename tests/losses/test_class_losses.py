@@ -10,9 +10,8 @@ from golden_train import pad_targets
 from test_criterion import random_output, random_targets
 
 from dfine_jax.families.dfine.config import LossConfig
-from dfine_jax.families.dfine.loss import detection_loss
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.losses import terms
+from dfine_jax.losses import detection_loss, terms
 
 # Logit, overlap with the object (None: background), MAL, its derivative, VFL (reference code, gamma 1.5; 0.75 and 2).
 WORKED = [
@@ -83,7 +82,7 @@ def test_rows_that_do_not_exist_change_nothing(kind):
 @pytest.mark.parametrize("kind", ["vfl", "mal", "focal"])
 def test_the_criterion_takes_the_configured_loss(kind):
     loss = lambda output, targets: detection_loss(  # noqa: E731
-        output, targets, None, LossConfig(class_loss=kind), model_config("n")
+        output, targets, LossConfig(class_loss=kind), model_config("n")
     )
     terms = jax.eval_shape(loss, random_output(), random_targets([3, 1], 4))[1]
     names = {name for name in terms if name.split("/")[0] in ("vfl", "mal", "focal")}

@@ -13,12 +13,12 @@ import pytest
 from golden_train import golden_denoising, golden_targets, pad_targets, reference_names
 
 from dfine_jax.families.dfine.config import LossConfig
-from dfine_jax.families.dfine.loss import detection_loss, kinds, loss_terms, match
+from dfine_jax.families.dfine.loss import kinds, loss_terms, match
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.families.family import Norm
+from dfine_jax.losses import detection_loss
 from dfine_jax.nn.denoising import make_denoising_queries, sample_noise
 from dfine_jax.ops.postprocess import Answer
-from dfine_jax.typing import FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.typing import FDROutput, HeadOutput, ModelOutput, Norm, StageOutput, TrainingOutput
 
 CONFIG = LossConfig()
 
@@ -60,7 +60,7 @@ def draw(targets):
 
 @functools.partial(jax.jit, static_argnames="config")
 def evaluate(output, targets, denoising=None, config=CONFIG):
-    return detection_loss(output, targets, denoising, config, model_config("n"))
+    return detection_loss(output, targets, config, model_config("n"), denoising)
 
 
 @jax.jit
@@ -115,7 +115,7 @@ def test_number_and_names_of_terms(variant, count):
     layers = model_config(variant).decoder_layers
     targets = random_targets((2, 1), 3)
     run = jax.eval_shape(
-        lambda o, t, d: detection_loss(o, t, d, CONFIG, model_config(variant)),
+        lambda o, t, d: detection_loss(o, t, CONFIG, model_config(variant), d),
         random_output(layers=layers, slots=40),
         targets,
         draw(targets),
@@ -133,7 +133,7 @@ def test_total_is_the_sum_of_weighted_terms():
     total, named = evaluate(output, targets, denoising)
     np.testing.assert_allclose(total, sum(np.float64(v) for v in named.values()), rtol=1e-5)
     heavier = dataclasses.replace(CONFIG, weight_fgl=2 * CONFIG.weight_fgl, weight_ddf=0.0)
-    _, other = jax.jit(lambda o, t, d: detection_loss(o, t, d, heavier, model_config("n")))(output, targets, denoising)
+    _, other = jax.jit(lambda o, t, d: detection_loss(o, t, heavier, model_config("n"), d))(output, targets, denoising)
     for key, value in other.items():
         factor = {"fgl": 2.0, "ddf": 0.0}.get(key.split("/")[0], 1.0)
         np.testing.assert_allclose(value, factor * named[key], rtol=1e-5, err_msg=key)
@@ -224,7 +224,7 @@ def test_both_solvers_give_the_same_loss():
     targets = random_targets((4, 2), 5)
     output = random_output(seed=3)
     on_device = dataclasses.replace(CONFIG, assignment="device")
-    total, _ = jax.jit(lambda o, t: detection_loss(o, t, None, on_device, model_config("n")))(output, targets)
+    total, _ = jax.jit(lambda o, t: detection_loss(o, t, on_device, model_config("n")))(output, targets)
     np.testing.assert_allclose(total, evaluate(output, targets)[0], rtol=1e-6)
 
 
@@ -232,9 +232,9 @@ def test_misuse_is_named():
     targets = random_targets((1, 1), 2)
     output = random_output()
     with pytest.raises(ValueError, match="train=True"):
-        detection_loss(output.replace(training=None), targets, None, CONFIG, model_config("n"))
+        detection_loss(output.replace(training=None), targets, CONFIG, model_config("n"))
     with pytest.raises(ValueError, match="both"):
-        detection_loss(output, targets, draw(targets), CONFIG, model_config("n"))
+        detection_loss(output, targets, CONFIG, model_config("n"), draw(targets))
 
 
 def test_the_mean_of_the_parts_is_the_loss_of_the_whole():

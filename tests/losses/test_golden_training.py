@@ -19,10 +19,11 @@ import pytest
 from golden_train import golden_denoising, golden_targets, hash_noise, hash_targets, reference_names
 
 from dfine_jax.families.dfine.config import LossConfig
-from dfine_jax.families.dfine.loss import detection_loss, match_outputs
+from dfine_jax.families.dfine.family import DFINE
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.tables import deim_model
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.losses import detection_loss
 from dfine_jax.nn.denoising import make_denoising_queries
 
 
@@ -33,8 +34,8 @@ def training_step(config, variables, images, targets, denoising, losses=LossConf
     def loss(params):
         state = {"params": params, "batch_stats": variables["batch_stats"]}
         output, _ = model.apply(state, images, denoising, train=True, mutable=["batch_stats"])
-        total, named = detection_loss(output, targets, denoising, losses, config)
-        matches = match_outputs(output.training, targets, losses)
+        total, named = detection_loss(output, targets, losses, config, denoising)
+        matches = DFINE.match(output, targets, denoising, losses).pairs.outputs
         return total, (named, matches[config.decoder_layers - 1])
 
     (total, (named, match)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])

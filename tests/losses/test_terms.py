@@ -11,7 +11,7 @@ import pytest
 from golden_train import pad_targets
 from jax.test_util import check_grads
 
-from dfine_jax.losses import terms
+from dfine_jax.losses import fdr, terms
 from dfine_jax.ops.fdr import decode, integral, weighting_function
 
 A = 4.0
@@ -56,8 +56,8 @@ def compute(c, name, logits, boxes, corners):
     if name == "giou":
         return terms.giou_loss(boxes, truth, 3.0)
     if name == "fgl":
-        return terms.fgl_loss(corners, boxes, c["reference"], truth, PROJECT, A, 3.0)
-    return terms.ddf_loss(corners[:1], boxes[:1], corners[1], logits[1], truth, terms.ddf_sides(truth.matched))
+        return fdr.fgl_loss(corners, boxes, c["reference"], truth, PROJECT, A, 3.0)
+    return fdr.ddf_loss(corners[:1], boxes[:1], corners[1], logits[1], truth, fdr.ddf_sides(truth.matched))
 
 
 def torch_terms(c, logits, boxes, corners):
@@ -155,14 +155,14 @@ def test_gradients_equal_numerical_differences():
     """Where nothing is stopped: boxes for l1 and giou, corners for fgl and ddf, logits for vfl of exponent 0."""
     c = case(1)
     truth = terms.gather_truth(c["targets"], c["match"])
-    sides = terms.ddf_sides(truth.matched)
+    sides = fdr.ddf_sides(truth.matched)
     functions = [
         (lambda x: terms.l1_loss(x, truth, 3.0), c["boxes"][0]),
         (lambda x: terms.giou_loss(x, truth, 3.0), c["boxes"][0]),
         (lambda x: terms.vfl_loss(x, c["boxes"][0], truth, 3.0, gamma=0.0), c["logits"][0]),
-        (lambda x: terms.fgl_loss(x, c["boxes"][0], c["reference"], truth, PROJECT, A, 3.0), c["corners"][0]),
+        (lambda x: fdr.fgl_loss(x, c["boxes"][0], c["reference"], truth, PROJECT, A, 3.0), c["corners"][0]),
         (
-            lambda x: terms.ddf_loss(x, c["boxes"][0], c["corners"][1], c["logits"][1], truth, sides),
+            lambda x: fdr.ddf_loss(x, c["boxes"][0], c["corners"][1], c["logits"][1], truth, sides),
             c["corners"][0],
         ),
     ]
@@ -174,13 +174,13 @@ def test_gradients_equal_numerical_differences():
 def test_weights_teachers_and_targets_carry_no_gradient():
     c = case(2)
     truth = terms.gather_truth(c["targets"], c["match"])
-    sides = terms.ddf_sides(truth.matched)
+    sides = fdr.ddf_sides(truth.matched)
     boxes, corners, logits = c["boxes"][0], c["corners"], c["logits"]
     stopped = [
         jax.grad(lambda x: terms.vfl_loss(logits[0], x, truth, 1.0))(boxes),
-        jax.grad(lambda x: terms.fgl_loss(corners[0], x, c["reference"], truth, PROJECT, A, 1.0))(boxes),
-        jax.grad(lambda x: terms.fgl_loss(corners[0], boxes, x, truth, PROJECT, A, 1.0))(c["reference"]),
-        *jax.grad(lambda *x: terms.ddf_loss(corners[0], *x, truth, sides), (0, 1, 2))(boxes, corners[1], logits[1]),
+        jax.grad(lambda x: fdr.fgl_loss(corners[0], x, c["reference"], truth, PROJECT, A, 1.0))(boxes),
+        jax.grad(lambda x: fdr.fgl_loss(corners[0], boxes, x, truth, PROJECT, A, 1.0))(c["reference"]),
+        *jax.grad(lambda *x: fdr.ddf_loss(corners[0], *x, truth, sides), (0, 1, 2))(boxes, corners[1], logits[1]),
     ]
     assert all(not np.any(g) for g in stopped)
 
@@ -199,7 +199,7 @@ def test_unmatched_rows_never_reach_a_value_or_a_gradient(empty):
         for function, x in (
             (lambda x: terms.l1_loss(x, truth, 1.0), boxes),
             (lambda x: terms.giou_loss(x, truth, 1.0), boxes),
-            (lambda x, b=boxes, r=reference: terms.fgl_loss(x, b, r, truth, PROJECT, A, 1.0), corners),
+            (lambda x, b=boxes, r=reference: fdr.fgl_loss(x, b, r, truth, PROJECT, A, 1.0), corners),
             (lambda x, b=boxes: terms.vfl_loss(x, b, truth, 1.0), c["logits"][0]),
         ):
             value, grad = jax.jit(jax.value_and_grad(function))(x)
@@ -214,7 +214,7 @@ def test_rows_that_do_not_exist_never_reach_a_value_or_a_gradient():
     match = jnp.where(exists, c["match"], -1)
     truth = terms.gather_truth(c["targets"], match)
     short = terms.gather_truth(c["targets"], match[:, :4])
-    sides = terms.ddf_sides(truth.matched)
+    sides = fdr.ddf_sides(truth.matched)
     poison = lambda x: jnp.where(exists.reshape(-1, *[1] * (x.ndim - 2)), x, np.nan)  # noqa: E731
     boxes, logits, student, teacher = (
         poison(x) for x in (c["boxes"][0], c["logits"][0], c["corners"][0], c["corners"][1])
@@ -222,10 +222,10 @@ def test_rows_that_do_not_exist_never_reach_a_value_or_a_gradient():
     value, grad = jax.value_and_grad(lambda x: terms.vfl_loss(x, boxes, truth, 1.0, exists=exists))(logits)
     np.testing.assert_allclose(value, terms.vfl_loss(logits[:, :4], boxes[:, :4], short, 1.0), rtol=1e-12)
     assert np.isfinite(grad).all() and not grad[:, 4:].any()
-    value, grad = jax.value_and_grad(lambda x: terms.ddf_loss(x, boxes, teacher, logits, truth, sides, exists=exists))(
+    value, grad = jax.value_and_grad(lambda x: fdr.ddf_loss(x, boxes, teacher, logits, truth, sides, exists=exists))(
         student
     )
-    expected = terms.ddf_loss(student[:, :4], boxes[:, :4], teacher[:, :4], logits[:, :4], short, sides)
+    expected = fdr.ddf_loss(student[:, :4], boxes[:, :4], teacher[:, :4], logits[:, :4], short, sides)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     assert np.isfinite(grad).all() and not grad[:, 4:].any()
 
@@ -233,9 +233,9 @@ def test_rows_that_do_not_exist_never_reach_a_value_or_a_gradient():
 def test_distillation_into_itself_is_exactly_zero():
     c = case(5)
     truth = terms.gather_truth(c["targets"], c["match"])
-    sides = terms.ddf_sides(truth.matched)
+    sides = fdr.ddf_sides(truth.matched)
     corners = jnp.stack([c["corners"][1], c["corners"][0]])
-    function = lambda x: terms.ddf_loss(x, c["boxes"], c["corners"][1], c["logits"][1], truth, sides)  # noqa: E731
+    function = lambda x: fdr.ddf_loss(x, c["boxes"], c["corners"][1], c["logits"][1], truth, sides)  # noqa: E731
     value = function(corners)
     assert value[0] == 0 and value[1] > 0
     grad = jax.grad(lambda x: function(x).sum())(corners)
@@ -246,8 +246,8 @@ def test_distillation_without_matches_is_the_unmatched_mean():
     c = case(6)
     truth = terms.gather_truth(c["targets"], jnp.full_like(c["match"], -1))
     args = (c["boxes"][0], c["corners"][1], c["logits"][1], truth)
-    value = terms.ddf_loss(c["corners"][0], *args, terms.ddf_sides(truth.matched))
-    only = terms.ddf_loss(c["corners"][0], *args, (jnp.zeros(()), jnp.ones(())))
+    value = fdr.ddf_loss(c["corners"][0], *args, fdr.ddf_sides(truth.matched))
+    only = fdr.ddf_loss(c["corners"][0], *args, (jnp.zeros(()), jnp.ones(())))
     np.testing.assert_allclose(value, only, rtol=1e-12)
 
 
@@ -263,6 +263,6 @@ def test_no_object_slots_and_low_precision():
     for value in (
         terms.vfl_loss(low[0], low[1], truth, 1.0),
         terms.l1_loss(low[1], truth, 1.0),
-        terms.fgl_loss(low[2], low[1], c["reference"].astype(jnp.float32), truth, project, A, 1.0),
+        fdr.fgl_loss(low[2], low[1], c["reference"].astype(jnp.float32), truth, project, A, 1.0),
     ):
         assert value.dtype == jnp.float32

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfine_jax.families.dfine.decoder import Decoder
+from dfine_jax.families.dfine.decoder import decoder as make_decoder
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.nn.fdr_head import FDRHead, FDRState
 from dfine_jax.ops.fdr import EdgeBins
@@ -120,7 +120,7 @@ def test_the_decoder_is_these_steps():
     )
     rng = np.random.default_rng(0)
     features = [rng.standard_normal((2, h, w, WIDTH)) for h, w in ((4, 6), (2, 3))]
-    decoder = Decoder(config)
+    decoder = make_decoder(config)
     with jax.enable_x64(True):
         shapes = jax.eval_shape(lambda k: decoder.init(k, features, train=True), jax.random.key(0))
         params = randomized(jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float64), shapes))

@@ -150,7 +150,9 @@ def test_a_backbone_takes_the_place_of_the_fresh_one():
 def test_another_architecture_is_refused():
     fresh = variables(1, 0.0)
     fresh["params"]["backbone"]["conv"]["kernel"] = np.zeros((5, 5))
-    with pytest.raises(UserError, match="another architecture \\(N\\); 1 entries differ, such as params/backbone/conv"):
+    with pytest.raises(
+        UserError, match="another architecture \\(D-FINE-N\\); 1 entries differ, such as params/backbone/conv"
+    ):
         moved_rows(loaded(("cat",)), fresh, ("cat",))
 
 

@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
+from dfine_jax.data.augment import masks as object_masks
 from dfine_jax.data.augment.transforms import Sample, make_sample
+from dfine_jax.ops.boxes import mapped_boxes
 
 _ROTATION_DEG = 10.0
 _TRANSLATION = 0.1  # of the canvas
@@ -30,6 +32,7 @@ def tile(sample: Sample, short_side_px: int) -> Sample:
         sample.image.resize(size, Image.Resampling.BILINEAR),
         sample.boxes_xyxy_px * np.array(scale * 2, np.float32),
         sample.labels,
+        object_masks.moved(sample.masks, scale, (0, 0)),
     )
 
 
@@ -38,11 +41,17 @@ def mosaic(rng: np.random.Generator, tiles: Sequence[Sample]) -> Sample:
     cell_width, cell_height = (max(t.size_px[axis] for t in tiles) for axis in (0, 1))
     canvas = Image.new("RGB", (2 * cell_width, 2 * cell_height))
     corners = [(0, 0), (cell_width, 0), (0, cell_height), (cell_width, cell_height)]
-    boxes = []
+    placed, boxes = [], []
     for part, corner in zip(tiles, corners, strict=True):
         canvas.paste(part.image, corner)
         boxes.append(part.boxes_xyxy_px + np.array(corner * 2, np.float32))
-    sample = make_sample(canvas, np.concatenate(boxes), np.concatenate([part.labels for part in tiles]))
+        placed.append(object_masks.moved(part.masks, (1, 1), corner))
+    sample = make_sample(
+        canvas,
+        np.concatenate(boxes),
+        np.concatenate([part.labels for part in tiles]),
+        object_masks.concatenated(placed),
+    )
     return warped(sample, random_affine(rng, canvas.width, canvas.height))
 
 
@@ -68,15 +77,8 @@ def warped(sample: Sample, matrix: Float[np.ndarray, "2 3"]) -> Sample:
         sample.image.size, Image.Transform.AFFINE, tuple(inverse.ravel()), Image.Resampling.NEAREST
     )
     boxes = mapped_boxes(sample.boxes_xyxy_px, matrix).clip(0, [width, height] * 2)
-    return make_sample(image, boxes.astype(np.float32), sample.labels)
-
-
-def mapped_boxes(boxes_xyxy: Float[np.ndarray, "g 4"], matrix: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "g 4"]:
-    """Extents of the mapped corners, float64."""
-    x0, y0, x1, y1 = boxes_xyxy.astype(np.float64).T
-    corners = np.stack([np.stack([x, y], -1) for x in (x0, x1) for y in (y0, y1)], 1)  # [g, 4, 2]
-    corners = corners @ matrix[:, :2].T + matrix[:, 2]
-    return np.concatenate([corners.min(1), corners.max(1)], 1)
+    masks = object_masks.cut(object_masks.mapped(sample.masks, matrix), (width, height))
+    return make_sample(image, boxes.astype(np.float32), sample.labels, masks)
 
 
 def mix_pixels(

@@ -17,7 +17,9 @@ from jaxtyping import Bool, Float32, Int32
 from PIL import Image, ImageEnhance
 
 from dfine_jax.config import DataConfig
+from dfine_jax.data.augment import masks as object_masks
 from dfine_jax.data.augment.colour import adjust_brightness, adjust_contrast, mean_luma, shift_hue
+from dfine_jax.data.augment.masks import Masks
 from dfine_jax.data.augment.schedule import policy
 from dfine_jax.data.picture.images import inner_px
 from dfine_jax.ops.boxes import iou, xyxy_to_cxcywh
@@ -54,6 +56,7 @@ class Sample(NamedTuple):
     boxes_xyxy_px: Float32[np.ndarray, "g 4"]
     labels: Int32[np.ndarray, " g"]
     distortion: Distortion | None = None
+    masks: Masks | None = None  # relative to the window's corner, as the boxes; None: not asked for
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -66,9 +69,10 @@ def make_sample(
     image: Image.Image,
     boxes_xyxy_px: Float32[np.ndarray, "g 4"],
     labels: Int32[np.ndarray, " g"],
+    masks: Masks | None = None,
 ) -> Sample:
     """A sample that shows the whole image."""
-    return Sample(image, (0, 0, *image.size), boxes_xyxy_px, labels)
+    return Sample(image, (0, 0, *image.size), boxes_xyxy_px, labels, masks=masks)
 
 
 def augment(
@@ -148,7 +152,8 @@ def zoom_out(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
     boxes = sample.boxes_xyxy_px + np.array([left, top, left, top], np.float32)
     x, y = sample.window_px[:2]
     window = (x - left, y - top, x - left + canvas_width, y - top + canvas_height)
-    return sample._replace(window_px=window, boxes_xyxy_px=boxes)
+    masks = object_masks.moved(sample.masks, (1, 1), (left, top))
+    return sample._replace(window_px=window, boxes_xyxy_px=boxes, masks=masks)
 
 
 def iou_crop(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
@@ -206,6 +211,7 @@ def _cut(sample: Sample, crop: tuple[int, int, int, int], inside: Bool[np.ndarra
     return sample._replace(
         window_px=(left + x0, top + y0, left + x1, top + y1),
         boxes_xyxy_px=boxes,
+        masks=object_masks.cut(object_masks.moved(sample.masks, (1, 1), (-x0, -y0)), (x1 - x0, y1 - y0)),
     )
 
 
@@ -217,7 +223,8 @@ def sanitize(sample: Sample) -> Sample:
     keep = np.asarray((size >= _MIN_SIZE_PX).all(1) & inside)
     if keep.all():
         return sample
-    return sample._replace(boxes_xyxy_px=boxes[keep], labels=sample.labels[keep])
+    masks = object_masks.select(sample.masks, keep)
+    return sample._replace(boxes_xyxy_px=boxes[keep], labels=sample.labels[keep], masks=masks)
 
 
 def flip(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
@@ -233,6 +240,7 @@ def flip(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
         image=sample.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         window_px=(image_width - right, top, image_width - left, bottom),
         boxes_xyxy_px=boxes,
+        masks=object_masks.moved(sample.masks, (-1, 1), (width, 0)),
     )
 
 
@@ -257,7 +265,8 @@ def resize(sample: Sample, height_px: int, width_px: int, *, letterbox: bool = F
         picture = Image.new("RGB", (width_px, height_px))
         picture.paste(image, (left, top))
         image = picture
-    return Sample(image, (0, 0, width_px, height_px), boxes, sample.labels)
+    masks = object_masks.moved(sample.masks, scale, (left, top))
+    return Sample(image, (0, 0, width_px, height_px), boxes, sample.labels, masks=masks)
 
 
 def render(sample: Sample, height_px: int, width_px: int) -> Image.Image:

@@ -11,6 +11,7 @@ import numpy as np
 
 from dfine_jax.data.formats.picture import polygon_area
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.outlines import fills
 from dfine_jax.data.read.values import are_corners, flag
 
 WENT_WITH_IMAGES = "annotations of images that were left out went with them"
@@ -175,7 +176,7 @@ def _segmentation(value: Any, size_px: tuple[int, int]) -> Any:
         if size != [size_px[1], size_px[0]]:
             return None
         if isinstance(counts, str):
-            return value
+            return value if fills(counts.encode(), size_px[0] * size_px[1]) else None
         if isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts):
             return value if sum(counts) == size_px[0] * size_px[1] else None
     return None

@@ -18,14 +18,17 @@ from jaxtyping import Int64, UInt8
 
 from dfine_jax.data.load.shared import share
 from dfine_jax.data.read.dataset import Record
+from dfine_jax.data.read.outlines import Outline, Polygons, RunLengths
 from dfine_jax.data.read.records import Records
+
+_NO_OUTLINE, _POLYGONS, _RUN_LENGTHS = range(3)
 
 
 class RecordColumns:
     """Records by position; equal to those it was made from, in every process."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self._shared = share(_record_columns(records))
+        self._shared = share(_record_columns(records) | _outline_columns(records))
 
     def __len__(self) -> int:
         """Number of images."""
@@ -48,9 +51,29 @@ class RecordColumns:
             labels=columns["labels"][objects],
             areas_px=columns["areas_px"][objects],
             annotation_ids=columns["annotation_ids"][objects],
+            outlines=self._outlines(index),
             stored=pickle.loads(stored) if stored else None,
             upright=bool(columns["upright"][index]),
         )
+
+    def _outlines(self, index: int) -> tuple[Outline, ...]:
+        columns = self._shared.arrays
+        if "outlines" not in columns:
+            return ()
+        numbers = _range(columns["outlines"], index)
+        return tuple(self._outline(number) for number in range(numbers.start, numbers.stop))
+
+    def _outline(self, number: int) -> Outline:
+        columns = self._shared.arrays
+        kind = columns["outline_kind"][number]
+        if kind == _RUN_LENGTHS:
+            height, width = columns["outline_size_px"][number].tolist()
+            return RunLengths(height, width, columns["runs"][_range(columns["run_bytes"], number)].tobytes())
+        if kind == _POLYGONS:
+            parts = _range(columns["parts"], number)
+            points, bounds = columns["points"], columns["part_points"][parts.start : parts.stop + 1].tolist()
+            return Polygons(tuple(points[start:stop] for start, stop in itertools.pairwise(bounds)))
+        return None
 
 
 def for_loading(records: Sequence[Record], workers: int) -> Sequence[Record] | RecordColumns:
@@ -76,6 +99,31 @@ def _record_columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
         "labels": _joined([record.labels for record in records], np.empty(0, np.int32)),
         "areas_px": _joined([record.areas_px for record in records], np.empty(0, np.float32)),
         "annotation_ids": _joined([record.annotation_ids for record in records], np.empty(0, np.int64)),
+    }
+
+
+def _outline_columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Nothing where no record has outlines."""
+    outlines = [outline for record in records for outline in record.outlines]
+    if not outlines:
+        return {}
+    polygons = [outline.parts if isinstance(outline, Polygons) else () for outline in outlines]
+    parts = [part for several in polygons for part in several]
+    kinds = [
+        _POLYGONS if isinstance(o, Polygons) else _RUN_LENGTHS if isinstance(o, RunLengths) else _NO_OUTLINE
+        for o in outlines
+    ]
+    runs, run_bytes = _text([o.counts if isinstance(o, RunLengths) else b"" for o in outlines])
+    sizes = [(o.height_px, o.width_px) if isinstance(o, RunLengths) else (0, 0) for o in outlines]
+    return {
+        "outlines": _bounds(len(record.outlines) for record in records),
+        "outline_kind": np.array(kinds, np.uint8),
+        "outline_size_px": np.array(sizes, np.int64).reshape(-1, 2),
+        "runs": runs,
+        "run_bytes": run_bytes,
+        "parts": _bounds(len(several) for several in polygons),
+        "part_points": _bounds(len(part) for part in parts),
+        "points": _joined(parts, np.empty((0, 2), np.float64)),
     }
 
 

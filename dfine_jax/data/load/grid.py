@@ -1,4 +1,4 @@
-"""Pictures of what the model is given: a batch as one image, with its boxes drawn."""
+"""Pictures of what the model is given: a batch as one image, with its boxes and, where it has them, masks drawn."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from dfine_jax.data.load.batch import Batch
-from dfine_jax.data.picture.draw import draw_boxes
+from dfine_jax.data.picture.draw import class_colour, draw_boxes
 from dfine_jax.data.read.dataset import Record, open_record
 
 _GAP_PX = 6
+_MASK_SHARE = 0.45  # of the class colour over the picture
 
 
 def batch_grid(batches: Sequence[Batch], names: Sequence[str], count: int) -> Image.Image:
@@ -24,6 +26,8 @@ def batch_grid(batches: Sequence[Batch], names: Sequence[str], count: int) -> Im
             image, labels = Image.fromarray(batch.images[row]), batch.labels[row][valid]
             centre, half = np.split(batch.boxes_cxcywh[row][valid] * np.tile(image.size, 2), [2], axis=1)
             boxes = np.concatenate([centre - half / 2, centre + half / 2], axis=1)
+            if batch.masks is not None:
+                image = _tinted(image, batch.masks[row][valid], labels)
             shown = [names[int(label)] for label in labels]
             pictures.append(draw_boxes(image, boxes, labels, shown))
     return tiled(pictures[:count])
@@ -53,3 +57,11 @@ def tiled(pictures: Sequence[Image.Image]) -> Image.Image:
         left, top = _GAP_PX + column * (width + _GAP_PX), _GAP_PX + row * (height + _GAP_PX)
         sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
     return sheet
+
+
+def _tinted(image: Image.Image, masks: UInt8[np.ndarray, "g h w"], labels: Int32[np.ndarray, " g"]) -> Image.Image:
+    """The picture with masks, in quarters, as veils of the colours of their classes."""
+    for mask, label in zip(masks, labels, strict=True):
+        area = Image.fromarray((mask * (_MASK_SHARE * 255 / 4)).astype(np.uint8)).resize(image.size)
+        image.paste(class_colour(int(label)), (0, 0, *image.size), area)
+    return image

@@ -20,6 +20,7 @@ from dfine_jax.data.load.columns import for_loading
 from dfine_jax.data.load.plan import Sampling, most_objects, num_slots
 from dfine_jax.data.load.rows import EvalSource, RecentTiles, TrainSource
 from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.read.coco import with_outlines
 from dfine_jax.data.read.dataset import Dataset, listed
 from dfine_jax.data.read.records import objects_and_images, objects_per_image, sizes_px, thin_objects
 from dfine_jax.errors import UserError
@@ -38,9 +39,10 @@ class TrainLoader:
       config: size of the input, slots, augmentation; ``workers`` is given apart, as it is a matter of the machine.
       batch_size: over all hosts.
       epochs: length of the run, if known: the slots are counted for its mosaics and mixtures only.
+      mask_stride: of the masks to the input, which it must divide; None: outlines are not even read.
 
     Raises:
-      UserError: no images, too few slots, or values out of range.
+      UserError: no images, too few slots, masks that cannot be drawn, or values out of range.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class TrainLoader:
         epochs: int = _NO_LIMIT,
         host_index: int = 0,
         host_count: int = 1,
+        mask_stride: int | None = None,
     ) -> None:
         height_px, width_px = config.height_px, config.width_px
         _check(dataset, height_px, width_px, batch_size, workers, host_index, host_count)
@@ -65,8 +68,8 @@ class TrainLoader:
         most = most_objects(self._sampling, objects_per_image(dataset.records).tolist(), epochs)
         slots = num_slots(most, config.max_objects, str(dataset.annotation_file))
         tiles = RecentTiles(config.mosaic_cache)
-        records = for_loading(dataset.records, workers)
-        self._source = TrainSource(records, slots, self._sampling, host_index, host_count, tiles)
+        records = for_loading((with_outlines(dataset) if mask_stride else dataset).records, workers)
+        self._source = TrainSource(records, slots, self._sampling, host_index, host_count, tiles, mask_stride)
         self._workers = workers
         self.notes = _notes(dataset, config, batch_size, slots, most)  # for the log of the run
 

@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import Int
 
 from dfine_jax.config import DataConfig
+from dfine_jax.data.augment import masks as object_masks
 from dfine_jax.data.augment import transforms
 from dfine_jax.data.augment.mosaic import mix_pixels, mosaic, tile
 from dfine_jax.data.augment.schedule import policy
 from dfine_jax.data.augment.transforms import Sample
 from dfine_jax.data.load import workers
+from dfine_jax.data.load.batch import batch_layout
 from dfine_jax.data.load.columns import RecordColumns
 from dfine_jax.data.load.plan import Sampling, epoch_plan
 from dfine_jax.data.picture.images import Preprocess
@@ -51,6 +53,7 @@ class TrainSource:
     host_index: int
     host_count: int
     tiles: RecentTiles
+    mask_stride: int | None = None  # None: no masks
 
     @property
     def config(self) -> DataConfig:
@@ -65,12 +68,10 @@ class TrainSource:
     @property
     def layout(self) -> workers.Layout:
         """Arrays of ``Batch``; a last row for MixUp across hosts."""
-        config, g = self.config, self.slots
+        config = self.config
         mixes = config.augment == "dense" and config.mixup_prob > 0
-        b = self.rows + (mixes and self.host_count > 1)
-        arrays = [((b, config.height_px, config.width_px, 3), "uint8"), ((b, g), "int32")]
-        arrays += [((b, g, 4), "float32"), ((b, g), "bool")]
-        return tuple(arrays)
+        rows = self.rows + (mixes and self.host_count > 1)
+        return batch_layout(rows, config.height_px, config.width_px, self.slots, self.mask_stride)
 
     def fill(self, step: int, row: int, out: workers.Arrays) -> None:
         """Load, augment and write one image, or mosaic, with its objects."""
@@ -78,7 +79,7 @@ class TrainSource:
         if row == self.rows and epoch_plan(self.sampling, epoch).mix_share[step % self.sampling.steps_per_epoch] == 1:
             return  # nobody looks at it
         sample = self.sample(step, row)
-        images, labels, boxes, valid = (array[row] for array in out)
+        images, labels, boxes, valid, *masks = (array[row] for array in out)
         count = len(sample.labels)
         if count > self.slots:
             raise UserError(f"{count} objects meet in {self.describe(step, row)}, but there are {self.slots} slots")
@@ -86,6 +87,11 @@ class TrainSource:
         labels[:count], labels[count:] = sample.labels, 0
         boxes[:count], boxes[count:] = transforms.normalised_cxcywh(sample), 0.0
         valid[:count], valid[count:] = True, False
+        if self.mask_stride and sample.masks is not None:
+            cells, has_mask = masks
+            size_px = self.config.height_px, self.config.width_px
+            cells[:count], cells[count:] = object_masks.drawn(sample.masks, *size_px, self.mask_stride), 0
+            has_mask[:count], has_mask[count:] = sample.masks.exist, False
 
     def sample(self, step: int, row: int) -> Sample:
         """One augmented image or mosaic, before MixUp."""
@@ -133,7 +139,9 @@ class TrainSource:
 
     def _whole(self, index: int) -> Sample:
         record = self.records[index]
-        return transforms.make_sample(open_record(record), record.boxes_xyxy_px, record.labels)
+        size_px = record.width_px, record.height_px
+        masks = object_masks.make_masks(record.outlines, size_px) if self.mask_stride else None
+        return transforms.make_sample(open_record(record), record.boxes_xyxy_px, record.labels, masks)
 
     def _tile(self, index: int, step: int) -> Sample:
         made = self.tiles.get(index) or self._make_tile(self._whole(index))

@@ -57,7 +57,7 @@ def mask_area(segmentation: Any) -> float | None:
     try:
         shape = parse_segmentation(segmentation)
         if isinstance(shape, Polygons):
-            area = sum(_polygon_area(part.astype(np.float64)) for part in shape.parts)
+            area = sum(_polygon_area(part) for part in shape.parts)
         elif isinstance(shape, RunLengths):
             encoded: Any = {"size": [shape.height_px, shape.width_px], "counts": shape.counts}
             area = float(coco_mask.area(encoded))

@@ -6,6 +6,7 @@ or changed is counted, and the counts are logged once.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from jaxtyping import Int64
 
 from dfine_jax.data.picture.images import image_size
 from dfine_jax.data.read.annotations import plain_json
-from dfine_jax.data.read.dataset import Changes, Dataset, Stored, listed
+from dfine_jax.data.read.dataset import Changes, Dataset, Record, Stored, listed
 from dfine_jax.data.read.index import Columns, read_columns
+from dfine_jax.data.read.outlines import Outline, checked, parse_segmentation
 from dfine_jax.data.read.pictures import Places, find_pictures
 from dfine_jax.data.read.records import Records, all_names, find_usable, name_at, named_path, share_usable
 from dfine_jax.errors import RepairableError, UserError
@@ -143,3 +145,27 @@ def read_segmentations(dataset: Dataset) -> dict[int, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         entries = [(e["id"], e.get("segmentation")) for e in plain_json(text, file)["annotations"]]
     return {number: outline for number, outline in entries if outline and number in wanted}
+
+
+def with_outlines(dataset: Dataset) -> Dataset:
+    """The dataset with the outlines of its objects, for masks.
+
+    Raises:
+      UserError: as ``read_segmentations``, or an outline cannot be drawn.
+    """
+    found = read_segmentations(dataset)
+
+    def outline(number: int, record: Record) -> Outline:
+        try:
+            return checked(parse_segmentation(found.get(number)), record.width_px, record.height_px)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise RepairableError(
+                f"{dataset.annotation_file}: the mask of annotation {number} in {record.path.name} cannot be used "
+                f"({error})"
+            ) from error
+
+    records = tuple(
+        dataclasses.replace(record, outlines=tuple(outline(int(i), record) for i in record.annotation_ids))
+        for record in dataset.records
+    )
+    return dataclasses.replace(dataset, records=records)

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int32, Int64
 from PIL import Image
 
 from dfine_jax.data.picture.images import open_annotated
+from dfine_jax.data.read.outlines import Outline
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Record:
     labels: Int32[np.ndarray, " g"]
     areas_px: Float32[np.ndarray, " g"]  # as annotated: of the mask where there is one
     annotation_ids: Int64[np.ndarray, " g"]  # keys of ``coco.read_segmentations``
+    outlines: tuple[Outline, ...] = ()  # once ``coco.with_outlines`` has read them
     stored: Stored | None = None  # where the picture is when it is not a file; ``path`` then only names it
     upright: bool = False  # annotated as a viewer shows it, by its EXIF orientation; else as its pixels are stored
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float64, Int64
 from pycocotools import mask as coco_mask
 
 
 class Polygons(NamedTuple):
     """Outlines of the parts of one object, continuous pixel coordinates (a pixel covers [i, i + 1])."""
 
-    parts: tuple[Float[np.ndarray, "n 2"], ...]
+    parts: tuple[Float64[np.ndarray, "n 2"], ...]
 
 
 class RunLengths(NamedTuple):
@@ -23,13 +23,13 @@ class RunLengths(NamedTuple):
     counts: bytes
 
 
-Shape = Polygons | RunLengths | None  # None: an object without an outline
+Outline = Polygons | RunLengths | None  # None: an object without an outline
 
 
-def parse_segmentation(segmentation: Any) -> Shape:
+def parse_segmentation(segmentation: Any) -> Outline:
     """COCO's ``segmentation``: polygons, compressed or plain run lengths; None when there is nothing usable."""
     if isinstance(segmentation, list):
-        parts = [np.asarray(part, np.float32) for part in segmentation if isinstance(part, list)]
+        parts = [np.asarray(part, np.float64) for part in segmentation if isinstance(part, list)]
         parts = [part[: len(part) // 2 * 2].reshape(-1, 2) for part in parts if len(part) >= 6]
         return Polygons(tuple(parts)) if parts else None
     if isinstance(segmentation, dict) and "counts" in segmentation and "size" in segmentation:
@@ -40,3 +40,44 @@ def parse_segmentation(segmentation: Any) -> Shape:
             counts = coco_mask.frPyObjects(plain, height, width)["counts"]
         return RunLengths(int(height), int(width), counts.encode() if isinstance(counts, str) else bytes(counts))
     return None
+
+
+def checked(outline: Outline, width_px: int, height_px: int) -> Outline:
+    """An outline that can be drawn over its picture; points far outside are brought to a picture's size from it.
+
+    Raises:
+      ValueError: coordinates are not finite, or run lengths are of another size or do not fill it.
+    """
+    if isinstance(outline, Polygons):
+        size = np.array([width_px, height_px])
+        if not all(np.isfinite(part).all() for part in outline.parts):
+            raise ValueError("has coordinates that are not finite")
+        return Polygons(tuple(part.clip(-size, 2 * size) for part in outline.parts))
+    if isinstance(outline, RunLengths):
+        if (outline.width_px, outline.height_px) != (width_px, height_px):
+            raise ValueError(f"is {outline.width_px}x{outline.height_px}, its picture {width_px}x{height_px}")
+        if not fills(outline.counts, width_px * height_px):
+            raise ValueError(f"does not fill its picture of {width_px}x{height_px}")
+    return outline
+
+
+def fills(counts: bytes, area_px: int) -> bool:
+    """Whether COCO's compressed run lengths are of so many pixels; pycocotools draws others from arbitrary memory.
+
+    Each number is written in groups of five bits, the lowest first: characters from 48 on, 32 more where another
+    follows; the fifth bit of the last is the sign. From the fourth number on it is the difference to the one before
+    the last.
+    """
+    codes: Int64[np.ndarray, " n"] = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    last = (codes & 32) == 0
+    if not len(codes) or not last[-1] or codes.min() < 0 or codes.max() > 63:
+        return False
+    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    lengths = np.diff(starts, append=len(codes))
+    if lengths.max() > 7:  # 35 bits: more than a picture has pixels
+        return False
+    place = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((codes & 31) << place, starts)
+    runs -= ((codes[last] & 16) > 0) << (5 * lengths)
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    return bool(runs.min() >= 0 and runs.sum() == area_px)

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfine_jax.nn.layers import ConvNorm, called, without_gradient
-from dfine_jax.nn.stem import Stem, Unit
+from dfine_jax.nn.layers import ConvNorm, Unit, called, without_gradient
+from dfine_jax.nn.stem import Stem
 
 
 class StageSpec(NamedTuple):

@@ -6,17 +6,15 @@ Reference: rtdetrv2_pytorch/src/nn/backbone/presnet.py of lyuwenyu/RT-DETR, vari
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from dfine_jax.nn.layers import ConvNorm, called, without_gradient
+from dfine_jax.nn.layers import ConvNorm, Unit, called, without_gradient
 from dfine_jax.ops.pooling import average_pool2x2, max_pool3x3
 
-Unit = Callable[..., ConvNorm]
 STEM = 64  # channels that leave the stem
 WIDTHS = (64, 128, 256, 512)  # of the 3x3 convolutions of the four stages
 

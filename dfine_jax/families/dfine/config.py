@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from dfine_jax.config import Activation, ConfigError, Precision, check_ranges
+from dfine_jax.config import Activation, Precision, check_ranges
+from dfine_jax.families.ranges import check_loss, check_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ModelConfig:
     decoder_ffn: int
     decoder_layers: int
     num_points: tuple[int, ...]  # sampling points per level
-    reg_scale: float  # "a" of the weighting function W(n)
+    reg_scale: float  # curvature of the weighting function of bins; box sides are divided by it
     num_classes: int = 80
     num_queries: int = 300
     num_heads: int = 8
@@ -36,11 +37,6 @@ class ModelConfig:
     mlp_activation: Activation = "relu"  # box heads and query position head
     family: Literal["dfine"] = "dfine"
     precision: Precision = "float32"  # compute type; boxes, softmax, sampling coordinates and losses stay float32
-
-    @property
-    def num_bins(self) -> int:
-        """Bins of an edge distribution."""
-        return self.reg_max + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,23 +71,6 @@ def check(model: ModelConfig, loss: LossConfig) -> None:
     Raises:
       ConfigError: a value makes no sense; the message names the key.
     """
-    rules = {
-        "at least 1": ("encoder_width", "encoder_ffn", "decoder_width", "decoder_ffn", "decoder_layers", "num_points")
-        + ("num_heads", "reg_max"),
-        "not negative": ("return_stages",),
-        "above 0": ("reg_scale", "up", "encoder_expansion", "encoder_depth"),
-    }
-    check_ranges("model", model, rules)
-    for name in ("encoder_width", "decoder_width"):
-        if getattr(model, name) % model.num_heads:
-            raise ConfigError(f"model.{name}={getattr(model, name)} must be a multiple of model.num_heads")
-    if len(model.num_points) != len(model.return_stages):
-        raise ConfigError(f"model.num_points={model.num_points} must have one number per level ({model.return_stages})")
-    rules = {
-        "not negative": ("num_denoising", "box_noise_scale", "mal_gamma", "mal_alpha", "cost_class", "cost_bbox")
-        + ("cost_giou", "focal_gamma", "vfl_gamma", "weight_class", "weight_bbox", "weight_giou", "weight_fgl")
-        + ("weight_ddf",),
-        "between 0 and 1": ("label_noise_ratio", "focal_alpha", "vfl_alpha"),
-        "above 0": ("ddf_temperature",),
-    }
-    check_ranges("loss", loss, rules)
+    check_ranges("model", model, {"not negative": ("return_stages",), "above 0": ("encoder_depth",)})
+    check_model(model, len(model.return_stages))
+    check_loss(loss)

@@ -1,39 +1,26 @@
-"""D-FINE decoder: query selection, deformable decoder layers and refinement of edge distributions (arXiv 2410.13842).
+"""D-FINE's decoder layer, and the decoder made of it (arXiv 2410.13842; reference: src/zoo/dfine/dfine_decoder.py).
 
-Reference: src/zoo/dfine/dfine_decoder.py. Boxes, distributions, sampling coordinates and logits are at least float32
-whatever the compute type; gradients are stopped exactly where the reference detaches.
+All layers sample one table of values; boxes are refined as edge distributions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from dfine_jax.config import Activation
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.nn import initializers
-from dfine_jax.nn.deformable import DeformableAttention, Source
+from dfine_jax.nn.deformable import DeformableAttention, Source, shared_values
 from dfine_jax.nn.fdr_head import FDRHead
-from dfine_jax.nn.layers import MLP, ConvNorm, LayerNorm, Linear, MultiHeadAttention, activation
-from dfine_jax.nn.queries import (
-    ClassEmbedding,
-    Proposals,
-    TokenProjection,
-    attention_blocked,
-    propose,
-)
-from dfine_jax.ops import deformable
+from dfine_jax.nn.layers import MLP, LayerNorm, Linear, MultiHeadAttention, activation
+from dfine_jax.nn.query_decoder import QueryDecoder
 from dfine_jax.ops.fdr import EdgeBins
-from dfine_jax.ops.postprocess import Answer
-from dfine_jax.ops.tokens import gather_tokens, limited
-from dfine_jax.typing import DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+from dfine_jax.ops.tokens import limited
 
 POSITION_LIMIT = 10.0  # query position embeddings are clipped to this
 HALF_LIMIT = 65504.0  # largest float16; the reference clips feed-forward sums to it
@@ -84,138 +71,38 @@ class DecoderLayer(nn.Module):
         return LayerNorm(dtype=self.dtype, name="norm3")(limited(x, HALF_LIMIT))
 
 
-class Decoder(nn.Module):
-    """Encoder maps (finest first) to boxes and class logits.
+def decoder(
+    config: ModelConfig,
+    bn_axis_name: str | None = None,
+    dtype: Any = None,
+    keep_queries: tuple[int, ...] = (),
+    name: str | None = None,
+) -> QueryDecoder:
+    """The decoder of an architecture."""
 
-    ``keep_queries[i]`` is the number of queries that go on after layer i at inference, those with the highest class
-    logit of that layer's own heads; layers beyond the tuple keep all.
-    """
+    def layer(name: str) -> DecoderLayer:
+        shape = (config.decoder_ffn, config.num_heads, config.num_points)
+        return DecoderLayer(*shape, config.decoder_activation, dtype, name=name)
 
-    config: ModelConfig
-    bn_axis_name: str | None = None
-    dtype: Any = None
-    keep_queries: tuple[int, ...] = ()
+    def position() -> Callable[[Array], Array]:
+        width, xavier = config.decoder_width, initializers.xavier_uniform
+        head = MLP(2 * width, width, 2, config.mlp_activation, kernel_init=xavier, name="query_pos_head")
+        return lambda boxes_cxcywh: limited(head(boxes_cxcywh), POSITION_LIMIT)
 
-    @nn.compact
-    def __call__(
-        self,
-        features: Sequence[Float[Array, "b _ _ _"]],
-        denoising: DenoisingQueries | None = None,
-        *,
-        train: bool,
-    ) -> ModelOutput:
-        """Only the last layer's class and quality heads run when ``train`` is False; ``denoising`` needs ``train``."""
-        sizes = tuple((f.shape[1], f.shape[2]) for f in features)
-        maps = self._maps(features, train)
-        memory = jnp.concatenate([x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3]) for x in maps], 1)
-        proposals = self._proposals(memory, sizes)
-        content, boxes_logit = stop_gradient((proposals.content, proposals.boxes_logit))
-        num_queries = content.shape[1]
-        blocked = None
-        embed = ClassEmbedding(self.config.num_classes, memory.shape[-1], self.dtype, name="denoising_class_embed")
-        if denoising is not None:
-            content = jnp.concatenate([embed(denoising.labels), content], 1)
-            boxes_logit = jnp.concatenate([denoising.boxes_logit.astype(boxes_logit.dtype), boxes_logit], 1)
-            blocked = attention_blocked(denoising, num_queries)
-        elif self.is_initializing():
-            embed(jnp.zeros((1, 1), jnp.int32))
-
-        source = Source(sizes, table=deformable.build_table(maps, self.config.num_heads))
-        stages = self._refine(content, jax.nn.sigmoid(boxes_logit), proposals.index, source, blocked, train)
-        if isinstance(stages, ModelOutput):
-            return stages
-        matching = stages.of_queries(slice(-num_queries, None))
-        training = TrainingOutput(
-            matching=matching,
-            encoder=HeadOutput(proposals.logits, jax.nn.sigmoid(proposals.boxes_logit)),
-            denoising=None if denoising is None else stages.of_queries(slice(-num_queries)),
-        )
-        return ModelOutput(Answer(matching.logits[-1], matching.boxes_cxcywh[-1]), proposals.index, training=training)
-
-    def _maps(self, features: Sequence[Float[Array, "b _ _ _"]], train: bool) -> list[Float[Array, "b _ _ d"]]:
-        """All levels in the decoder's width."""
-        width, maps = self.config.decoder_width, []
-        for i, x in enumerate(features):
-            if x.shape[-1] != width:
-                project = ConvNorm(
-                    width,
-                    bn_axis_name=self.bn_axis_name,
-                    kernel_init=initializers.xavier_uniform,
-                    dtype=self.dtype,
-                    name=f"input_proj_{i}",
-                )
-                x = project(x, train=train)
-            maps.append(x)
-        return maps
-
-    def _proposals(self, memory: Float[Array, "b n d"], sizes: tuple[tuple[int, int], ...]) -> Proposals:
-        return propose(
-            memory,
-            sizes,
-            self.config.num_queries,
-            project=TokenProjection(self.dtype, name="enc_output"),
-            score=self._score_head("enc_score_head"),
-            # No compute type: eight bits of mantissa are pixels at the edge of a large box.
-            box=MLP(self.config.decoder_width, 4, 3, self.config.mlp_activation, zero_last=True, name="enc_bbox_head"),
-        )
-
-    def _refine(
-        self,
-        x: Float[Array, "b n d"],
-        reference_cxcywh: Float[Array, "b n 4"],
-        index: Int[Array, "b q"],
-        source: Source,
-        blocked: Bool[Array, "u n"] | None,
-        train: bool,
-    ) -> StageOutput | ModelOutput:
-        """Layers that all decode boxes from the same initial ones; unless ``train``, only the output of the last."""
-        config = self.config
-        bins = EdgeBins(config.reg_max, config.up, config.reg_scale)
-        head = FDRHead(bins, config.mlp_activation, quality=config.decoder_activation)
-        position_head = MLP(
-            2 * config.decoder_width,
-            config.decoder_width,
-            2,
-            config.mlp_activation,
-            kernel_init=initializers.xavier_uniform,
-            name="query_pos_head",
-        )
-        logits, boxes, corners = [], [], []
-        keep = () if train else self.keep_queries[: config.decoder_layers - 1]
-        for i in range(config.decoder_layers):
-            wanted = train or i == config.decoder_layers - 1 or i < len(keep) or self.is_initializing()
-            position = limited(position_head(reference_cxcywh), POSITION_LIMIT).astype(x.dtype)
-            x = self._layer(i)(x, position, reference_cxcywh, source, blocked, train=train)
-            score_head = self._score_head(f"dec_score_head_{i}")
-            if i == 0:
-                pre_boxes, state = head.init(x, reference_cxcywh)
-                pre = HeadOutput(score_head(x), pre_boxes) if wanted else None
-            refined = head.step(state, x)
-            reference_cxcywh, state = refined.reference_cxcywh, refined.state
-            if wanted:
-                logits.append(head.scored(score_head(x), state))
-                boxes.append(refined.boxes_cxcywh)
-                corners.append(refined.corners_logit)
-            if i < len(keep) and keep[i] < x.shape[1]:
-                _, best = jax.lax.top_k(logits[-1].max(-1), keep[i])
-                going_on = (x, reference_cxcywh, state, index)
-                x, reference_cxcywh, state, index = jax.tree.map(partial(gather_tokens, index=best), going_on)
-        if pre is None or not train:
-            return ModelOutput(Answer(logits[-1], boxes[-1]), index)
-        fdr = FDROutput(jnp.stack(corners), state.initial_cxcywh, pre)
-        return StageOutput(jnp.stack(logits), jnp.stack(boxes), fdr)
-
-    def _layer(self, i: int) -> DecoderLayer:
-        config = self.config
-        return DecoderLayer(
-            config.decoder_ffn,
-            config.num_heads,
-            config.num_points,
-            config.decoder_activation,
-            self.dtype,
-            name=f"layers_{i}",
-        )
-
-    def _score_head(self, name: str) -> Linear:
-        # No compute type: logits are float32 whatever the type of the input.
-        return Linear(self.config.num_classes, bias_init=initializers.prior_bias(), name=name)
+    bins = EdgeBins(config.reg_max, config.up, config.reg_scale)
+    return QueryDecoder(
+        num_classes=config.num_classes,
+        num_queries=config.num_queries,
+        width=config.decoder_width,
+        num_layers=config.decoder_layers,
+        eval_layer=config.decoder_layers - 1,
+        layer=layer,
+        position=position,
+        source=lambda maps: shared_values(maps, config.num_heads),
+        box_head=FDRHead(bins, config.mlp_activation, quality=config.decoder_activation),
+        activation=config.mlp_activation,
+        bn_axis_name=bn_axis_name,
+        dtype=dtype,
+        keep_queries=keep_queries,
+        name=name,
+    )

@@ -5,17 +5,20 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Key
 
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.families.dfine import loss
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig, check
-from dfine_jax.families.dfine.model import STRIDE, DFine, init_variables
+from dfine_jax.families.dfine.model import DFine, init_variables
 from dfine_jax.families.dfine.published import BACKBONES, DETECTORS, REPOSITORIES
 from dfine_jax.families.dfine.recipes import recipe
 from dfine_jax.families.dfine.rules import rules
 from dfine_jax.families.dfine.variants import VARIANTS
-from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, FORMATS, described, read_backbone
+from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, FORMATS, described, official_keys
 from dfine_jax.families.family import Build, ClassLeaf, Family
 from dfine_jax.families.reduction import reduced
+from dfine_jax.losses.criterion import Pairs
 from dfine_jax.nn.denoising import draw_denoising
+from dfine_jax.nn.detector import STRIDE
 from dfine_jax.typing import DenoisingQueries, Targets
 
 _FROZEN = ("backbone_frozen_stem", "backbone_frozen_bn")
@@ -31,7 +34,7 @@ def _queries(key: Key[Array, ""], targets: Targets, model: ModelConfig, config: 
     )
 
 
-DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, loss.Pairs] = Family(
+DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     name="dfine",
     title="D-FINE",
     Model=ModelConfig,
@@ -42,10 +45,12 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, loss.Pairs] = Family(
     parts=("backbone", "encoder", "decoder"),
     check=check,
     grid_px=lambda model: STRIDE,
+    preprocess=lambda model, data: Preprocess(data.height_px, data.width_px, data.resize),
     build=_build,
     first_conv=lambda model: ("backbone", "stem", "stem1"),
     init=init_variables,
     reduced=reduced,
+    mask_stride=lambda model: None,
     queries=_queries,
     match=loss.match,
     terms=loss.loss_terms,
@@ -59,12 +64,13 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, loss.Pairs] = Family(
     frozen=_FROZEN,
     of_method=frozenset(("decoder_activation", "mlp_activation")),
     free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
+    adaptable=frozenset(),
     formats=FORMATS,
     described=described,
     published=DETECTORS,
     backbones=BACKBONES,
     backbone_of=lambda model: f"HGNetv2-{model.backbone}",
     backbone_anchors=BACKBONE_ANCHORS,
-    read_backbone=read_backbone,
+    official_keys=official_keys,
     repositories=REPOSITORIES,
 )

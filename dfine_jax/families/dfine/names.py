@@ -1,27 +1,6 @@
-"""Names of the official state dict of our variables.
-
-A path is ``collection/module/.../leaf``, for example ``params/backbone/stem/stem1/conv/kernel`` for the official
-``backbone.stem.stem1.conv.weight``. Numbers are glued to the name before them (``layers.0`` -> ``layers_0``) and the
-doubled ``decoder.decoder.`` is written once. The order of keys is the order of the official file.
-"""
+"""The order of the official state dict (families/official.py has its names)."""
 
 from __future__ import annotations
-
-import re
-from collections.abc import Iterable
-
-NORMS = ("bn", "norm", "norm1", "norm2", "norm3")
-_INNER_DECODER = ("layers_", "lqe_layers_")  # modules of the official decoder.decoder
-
-# What the official file holds and our variables do not, by the end of the key, with the reason.
-IGNORED: dict[str, str] = {
-    "num_batches_tracked": "a counter nothing reads",
-    "decoder.anchors": "computed from the input size",
-    "decoder.valid_mask": "computed from the input size",
-    "decoder.up": "part of the configuration",
-    "decoder.reg_scale": "part of the configuration",
-    "cross_attn.num_points_scale": "the constant 1 / points per level; a drifted value is folded into sampling_offsets",
-}
 
 # Order in which the official modules declare their parts. norm1 stands before cross_attn in the decoder and, in the
 # encoder, between linear2 and norm2 (see order_key).
@@ -36,32 +15,9 @@ _ORDER = {name: rank for rank, name in enumerate(
 )}  # fmt: skip
 
 
-def ignored_reason(key: str) -> str | None:
-    """Why an official key has no place in our variables, or None when it must have one."""
-    return next((reason for end, reason in IGNORED.items() if key.endswith(end)), None)
-
-
-def to_official(path: str) -> str:
-    """Official key of one of our paths."""
-    collection, *modules, leaf = path.split("/")
-    if modules[0] == "decoder" and len(modules) > 1 and modules[1].startswith(_INNER_DECODER):
-        modules = ["decoder", *modules]
-    if collection == "batch_stats":
-        leaf = f"running_{leaf}"
-    elif leaf in ("kernel", "embedding") or (leaf == "scale" and modules[-1] in NORMS):
-        leaf = "weight"
-    key = re.sub(r"_(?=\d+(\.|_|$))", ".", ".".join([*modules, leaf]))
-    return key.replace(".in_proj.", ".in_proj_")
-
-
 def order_key(key: str) -> tuple[int, ...]:
     """Sort key that puts official keys into the order of the official file."""
     parts = key.split(".")
     if parts[0] == "encoder":
         parts = ["encoder_norm1" if p == "norm1" else p for p in parts]
     return tuple(int(p) if p.isdigit() else _ORDER[p] for p in parts)
-
-
-def in_official_order(keys: Iterable[str]) -> list[str]:
-    """Keys sorted as in the official file."""
-    return sorted(keys, key=order_key)

@@ -16,7 +16,7 @@ from dfine_jax.families.dfine.variants import VARIANTS, model_config
 NEVER = 500  # the reference's stop epoch of runs without a second stage
 
 
-class Row(NamedTuple):
+class RecipeRow(NamedTuple):
     """One line of the tables, in the reference's terms; epochs count from 0."""
 
     lr: float
@@ -45,53 +45,53 @@ _L, _X = (2.5e-4, 1.25e-5, 1.25e-4, 32), (2.5e-4, 2.5e-6, 1.25e-4, 32)
 _N, _M, _S64 = (8e-4, 4e-4, 1e-4, 128), (2.5e-4, 2.5e-5, 1.25e-4, 32), (4e-4, 2e-4, 1e-4, 64)
 _S = (2.5e-4, 1.25e-4, 1.25e-4, 32)
 
-DFINE: dict[str, dict[str, Row]] = {
+DFINE: dict[str, dict[str, RecipeRow]] = {
     "coco": {
-        "n": Row(*_N, 160, 148, 0),
-        "s": Row(2e-4, 1e-4, 1e-4, 32, 132, 120, 20),
-        "m": Row(2e-4, 2e-5, 1e-4, 32, 132, 120, 6),
-        "l": Row(*_L, 80, 72, 4),
-        "x": Row(*_X, 80, 72, 3, 0.9998),
+        "n": RecipeRow(*_N, 160, 148, 0),
+        "s": RecipeRow(2e-4, 1e-4, 1e-4, 32, 132, 120, 20),
+        "m": RecipeRow(2e-4, 2e-5, 1e-4, 32, 132, 120, 6),
+        "l": RecipeRow(*_L, 80, 72, 4),
+        "x": RecipeRow(*_X, 80, 72, 3, 0.9998),
     },
     "objects365": {
-        "n": Row(*_N, 48, NEVER, 0),
-        "s": Row(*_S, 36, NEVER, 20),
-        "m": Row(*_M, 36, NEVER, 6),
-        "l": Row(*_L, 24, NEVER, 4),
-        "x": Row(*_X, 24, NEVER, 3),
+        "n": RecipeRow(*_N, 48, NEVER, 0),
+        "s": RecipeRow(*_S, 36, NEVER, 20),
+        "m": RecipeRow(*_M, 36, NEVER, 6),
+        "l": RecipeRow(*_L, 24, NEVER, 4),
+        "x": RecipeRow(*_X, 24, NEVER, 3),
     },
     "obj2coco": {
-        "n": Row(*_N, 64, 56, 0, warmup=0, ema_warmup=0),
-        "s": Row(*_S, 64, 56, 10, warmup=0, ema_warmup=0),
-        "m": Row(*_M, 56, 48, 6, warmup=0, ema_warmup=0),
-        "l": Row(*_L, 36, 30, 4, warmup=0, ema_warmup=0),
-        "x": Row(*_X, 36, 30, 3, warmup=0, ema_warmup=0),
+        "n": RecipeRow(*_N, 64, 56, 0, warmup=0, ema_warmup=0),
+        "s": RecipeRow(*_S, 64, 56, 10, warmup=0, ema_warmup=0),
+        "m": RecipeRow(*_M, 56, 48, 6, warmup=0, ema_warmup=0),
+        "l": RecipeRow(*_L, 36, 30, 4, warmup=0, ema_warmup=0),
+        "x": RecipeRow(*_X, 36, 30, 3, warmup=0, ema_warmup=0),
     },
     "custom": {
-        "n": Row(*_N, 220, 200, 0),
-        "s": Row(*_S64, 220, 200, 20),
-        "m": Row(*_M, 132, 120, 6),
-        "l": Row(*_L, 80, 72, 4),
-        "x": Row(*_X, 80, 72, 3, 0.9998),
+        "n": RecipeRow(*_N, 220, 200, 0),
+        "s": RecipeRow(*_S64, 220, 200, 20),
+        "m": RecipeRow(*_M, 132, 120, 6),
+        "l": RecipeRow(*_L, 80, 72, 4),
+        "x": RecipeRow(*_X, 80, 72, 3, 0.9998),
     },
     "crowdhuman": {
-        "n": Row(*_N, 220, 200, 0),
-        "s": Row(*_S64, 220, 200, 20),
-        "m": Row(*_M, 220, 200, 6),
-        "l": Row(*_L, 140, 120, 4),
-        "x": Row(*_X, 140, 120, 3, 0.9998),
+        "n": RecipeRow(*_N, 220, 200, 0),
+        "s": RecipeRow(*_S64, 220, 200, 20),
+        "m": RecipeRow(*_M, 220, 200, 6),
+        "l": RecipeRow(*_L, 140, 120, 4),
+        "x": RecipeRow(*_X, 140, 120, 3, 0.9998),
     },
 }
-DEIM: dict[str, dict[str, tuple[Row, Dense]]] = {
+DEIM: dict[str, dict[str, tuple[RecipeRow, Dense]]] = {
     "coco": {
-        "n": (Row(*_N, 160, 148, 0, warmup=2000), Dense(1.0, 7800, 12, 4, 78)),
-        "s": (Row(4e-4, 2e-4, 1e-4, 32, 132, 120, 20, warmup=2000), Dense(0.5, 64, 12, 4, 64)),
-        "m": (Row(4e-4, 4e-5, 1e-4, 32, 102, 90, 6, warmup=2000), Dense(0.5, 49, 12, 4, 49)),
-        "l": (Row(5e-4, 2.5e-5, 1.25e-4, 32, 58, 50, 4, warmup=2000), Dense(0.5, 29, 8, 4, 29)),
-        "x": (Row(5e-4, 5e-6, 1.25e-4, 32, 58, 50, 3, 0.9998, warmup=2000), Dense(0.5, 29, 8, 4, 29)),
+        "n": (RecipeRow(*_N, 160, 148, 0, warmup=2000), Dense(1.0, 7800, 12, 4, 78)),
+        "s": (RecipeRow(4e-4, 2e-4, 1e-4, 32, 132, 120, 20, warmup=2000), Dense(0.5, 64, 12, 4, 64)),
+        "m": (RecipeRow(4e-4, 4e-5, 1e-4, 32, 102, 90, 6, warmup=2000), Dense(0.5, 49, 12, 4, 49)),
+        "l": (RecipeRow(5e-4, 2.5e-5, 1.25e-4, 32, 58, 50, 4, warmup=2000), Dense(0.5, 29, 8, 4, 29)),
+        "x": (RecipeRow(5e-4, 5e-6, 1.25e-4, 32, 58, 50, 3, 0.9998, warmup=2000), Dense(0.5, 29, 8, 4, 29)),
     },
     "obj2coco": {
-        "x": (Row(*_X, 24, 20, 3, warmup=0, ema_warmup=0), Dense(1.0, 12000, 4, 2, 12)),
+        "x": (RecipeRow(*_X, 24, 20, 3, warmup=0, ema_warmup=0), Dense(1.0, 12000, 4, 2, 12)),
     },
 }
 _CLASSES = {"coco": 80, "obj2coco": 80, "objects365": 366, "custom": 777, "crowdhuman": 1}
@@ -133,7 +133,7 @@ def deim_model(variant: str) -> ModelConfig:
     )
 
 
-def _dfine(row: Row, variant: str) -> Config:
+def _dfine(row: RecipeRow, variant: str) -> Config:
     return Config(
         model=VARIANTS[variant],
         loss=LossConfig(),
@@ -143,7 +143,7 @@ def _dfine(row: Row, variant: str) -> Config:
     )
 
 
-def _deim(row: Row, dense: Dense, variant: str, tuned: bool) -> Config:
+def _deim(row: RecipeRow, dense: Dense, variant: str, tuned: bool) -> Config:
     return Config(
         model=VARIANTS[variant] if tuned else deim_model(variant),  # tuned: the architecture of D-FINE's weights
         loss=LossConfig(class_loss="mal"),
@@ -167,7 +167,7 @@ def _deim(row: Row, dense: Dense, variant: str, tuned: bool) -> Config:
     )
 
 
-def _optim(row: Row, **rest: Any) -> OptimConfig:
+def _optim(row: RecipeRow, **rest: Any) -> OptimConfig:
     return OptimConfig(
         lr=row.lr,
         backbone_lr=row.backbone_lr,
@@ -179,7 +179,7 @@ def _optim(row: Row, **rest: Any) -> OptimConfig:
     )
 
 
-def _train(row: Row, method: Any) -> TrainConfig:
+def _train(row: RecipeRow, method: Any) -> TrainConfig:
     return TrainConfig(
         method=method,
         epochs=row.epochs,

@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dfine_jax.config import Activation, Config, TrainConfig
 from dfine_jax.errors import UserError
-from dfine_jax.families import state_dict
+from dfine_jax.families import official
 from dfine_jax.families.dfine import huggingface, names
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig
 from dfine_jax.families.dfine.variants import VARIANTS
 from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
 from dfine_jax.families.foreign import not_known
-from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
-from dfine_jax.families.state_dict import Tensor, check_fit, from_tree, leaf_shapes, to_tree
-from dfine_jax.ops.anchors import anchors
+from dfine_jax.families.state_dict import Tensor, from_tree, leaf_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +28,19 @@ _HINTS = {
     "mask": "these names are those of a D-FINE that segments, another architecture",
     "conv.bias": "this looks like the deployed form with merged convolutions, give the training checkpoint",
 }
+# RT-DETRv4 (arXiv 2510.25257) is this architecture with SiLU. A projection to its teacher's features serves training
+# alone.
+_PROJECTOR = ("encoder.feature_projector.0.weight", "encoder.feature_projector.0.bias")
 
 
-def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu") -> ModelConfig | None:
-    """Configuration of a state dict, from its shapes; scalars (reg_scale, up) keep the variant's values. None: others'.
+def recognise(tensors: Mapping[str, Tensor]) -> ModelConfig | None:
+    """Configuration of a state dict, from its shapes; None: it is of another model.
+
+    Scalars (reg_scale, up) leave no trace and keep the variant's values, as do activations but those of RT-DETRv4,
+    whose files are known by the projection to its teacher.
 
     Args:
       tensors: official names.
-      activation: of decoder and heads. It leaves no trace in the file: D-FINE uses ``relu``, DEIM ``silu``.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     layers = _count(shapes, "decoder.decoder.layers.")
@@ -59,8 +63,8 @@ def recognise(tensors: Mapping[str, Tensor], *, activation: Activation = "relu")
         config,
         num_classes=num_classes,
         backbone_frozen_bn=frozen if counted else config.backbone_frozen_bn,
-        decoder_activation=activation,
-        mlp_activation=activation,
+        decoder_activation="silu" if _PROJECTOR[0] in shapes else config.decoder_activation,
+        mlp_activation="silu" if _PROJECTOR[0] in shapes else config.mlp_activation,
     )
 
 
@@ -69,7 +73,7 @@ _PROJECTION = "decoder.decoder.layers.0.cross_attn.value_proj.weight"  # of dete
 
 def official_keys(model: ModelConfig) -> dict[str, str]:
     """Official key of each of our paths, in the order of the official file."""
-    keys = {path: names.to_official(path) for path in leaf_shapes(model)}
+    keys = {path: official.to_official(path) for path in leaf_shapes(model)}
     return dict(sorted(keys.items(), key=lambda item: names.order_key(item[1])))
 
 
@@ -89,12 +93,9 @@ def convert_state_dict(
     model = model or recognise(tensors)
     if model is None:
         raise UserError(not_known(tensors, "D-FINE"))
-    keys = official_keys(model)
-    what = f"D-FINE-{model.variant.upper()} with {model.num_classes} classes"
-    check_fit(tensors, leaf_shapes(model), keys, set(_constants(model)), what, _HINTS)
-    model = _with_scalars(model, tensors)
-    prefixes = [f"decoder.decoder.layers.{layer}.cross_attn." for layer in range(model.decoder_layers)]
-    return model, to_tree(fold_point_scale(tensors, prefixes, model.num_points, model.num_heads), keys)
+    known_besides = {*constants(model), *_PROJECTOR}
+    model, variables = official.read(tensors, model, official_keys(model), known_besides, _HINTS)
+    return _with_scalars(model, tensors), variables
 
 
 def export_state_dict(
@@ -109,33 +110,19 @@ def export_state_dict(
       UserError: the variables are not those of this architecture.
     """
     out = from_tree(variables, model, official_keys(model))
-    out |= {key: make(*size_hw) for key, make in _constants(model).items()}
-    return {key: out[key] for key in names.in_official_order(out)}
+    out |= {key: make(*size_hw) for key, make in constants(model).items()}
+    return {key: out[key] for key in sorted(out, key=names.order_key)}
 
 
-def _constants(model: ModelConfig) -> dict[str, Callable[[int, int], np.ndarray]]:
-    """Entries of the official file that are not in our tree (names.IGNORED), as functions of the input size."""
+def constants(model: ModelConfig) -> official.Constants:
+    """Entries of the official file beside weights."""
     scalar = np.asarray([model.reg_scale], np.int64 if model.reg_scale == int(model.reg_scale) else np.float32)
-    entries: dict[str, Callable[[int, int], np.ndarray]] = {
-        "decoder.anchors": lambda h, w: anchors(_level_sizes(model, h, w))[0][None],
-        "decoder.valid_mask": lambda h, w: anchors(_level_sizes(model, h, w))[1][None, :, None],
-    }
+    strides = [4 * 2**stage for stage in model.return_stages]
+    entries = official.constants(model, strides, official_keys(model))
     for prefix in ("decoder.", "decoder.decoder."):
         entries[f"{prefix}up"] = lambda h, w: np.asarray([model.up], np.float32)
         entries[f"{prefix}reg_scale"] = lambda h, w: scalar
-    scale = point_scale(model.num_points)
-    for layer in range(model.decoder_layers):
-        entries[f"decoder.decoder.layers.{layer}.cross_attn.num_points_scale"] = lambda h, w: scale
-    for path in leaf_shapes(model):
-        if path.endswith("/mean") and not (model.backbone_frozen_bn and path.startswith("batch_stats/backbone/")):
-            key = names.to_official(path).removesuffix("running_mean") + "num_batches_tracked"
-            entries[key] = lambda h, w: np.zeros((), np.int64)
     return entries
-
-
-def _level_sizes(model: ModelConfig, height_px: int, width_px: int) -> list[tuple[int, int]]:
-    strides = [4 * 2**stage for stage in model.return_stages]
-    return [(-(-height_px // s), -(-width_px // s)) for s in strides]
 
 
 def _with_scalars(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> ModelConfig:
@@ -148,9 +135,6 @@ def _with_scalars(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Mode
         if found and found != {getattr(model, name)}:
             logger.info("%s is %g in the file (D-FINE-%s: %g)", name, *found, model.variant, getattr(model, name))
         values[name] = found.pop() if found else getattr(model, name)
-    points = points_per_level(tensors.get("decoder.decoder.layers.0.cross_attn.num_points_scale", ()))
-    if len(points) == len(model.num_points):
-        values["num_points"] = points
     return dataclasses.replace(model, **values)
 
 
@@ -203,20 +187,6 @@ FORMATS = (
 
 
 BACKBONE_ANCHORS = (Anchor(("stem", "stem1", "conv", "weight")),)  # of backbone files; with a detector, its backbone
-
-
-def read_backbone(tensors: Mapping[str, np.ndarray], model: ModelConfig) -> Variables:
-    """Variables of the backbone from HGNetv2 trained on ImageNet, as the official files hold it.
-
-    Raises:
-      UserError: it is another one.
-    """
-    every = {path: key for path, key in official_keys(model).items() if key.startswith("backbone.")}
-    keys = {path: key.removeprefix("backbone.") for path, key in every.items()}
-    ignored = [key for key in tensors if names.ignored_reason(key)]
-    return state_dict.read_backbone(tensors, model, keys, ignored)
-
-
 _METHODS = {"relu": "D-FINE with ReLU", "silu": "DEIM with SiLU"}
 
 
@@ -224,17 +194,18 @@ def described(model: ModelConfig, origin: Origin) -> Config:
     """The configuration of weights of another program.
 
     Weights with SiLU are described as DEIM's, so that training them further is done in the same way. Hugging Face's
-    port says the activation in its configuration and has ReLU without one, published files have ReLU; for other files
-    it is what was asked for, or what ``guess_activation`` finds, with a warning.
+    port says the activation in its configuration and has ReLU without one, published files have ReLU, RT-DETRv4's have
+    SiLU; for others it is what was asked for, or what ``guess_activation`` finds, with a warning.
 
     Raises:
       UserError: nothing tells the activation, or the file says another one than was asked for.
     """
     asked, stated = origin.activation, model.decoder_activation
-    if origin.is_stated and asked not in (None, stated):
+    is_stated = origin.is_stated or stated == "silu"
+    if is_stated and asked not in (None, stated):
         raise UserError(f"{origin.source} says that the activation is {stated}, not {asked}; leave it out")
     known = "relu" if origin.is_published or origin.format == "huggingface" else None
-    activation = stated if origin.is_stated else asked or known or _guessed(model, origin)
+    activation = stated if is_stated else asked or known or _guessed(model, origin)
     deim = activation == "silu"
     return Config(
         model=dataclasses.replace(model, decoder_activation=activation, mlp_activation=activation),
@@ -248,8 +219,8 @@ def _guessed(model: ModelConfig, origin: Origin) -> Activation:
     if found is None:
         raise UserError(
             f"{origin.source} does not say which activation its decoder has, and with the wrong one it detects "
-            "nothing: give --activation relu (D-FINE) or silu (DEIM), to dfine convert first where a command has no "
-            "such option; in Python activation='relu'"
+            "nothing: give --activation relu (D-FINE) or silu (DEIM, RT-DETRv4), to dfine convert first where a "
+            "command has no such option; in Python activation='relu'"
         )
     activation, reason = found
     other = "relu" if activation == "silu" else "silu"
@@ -262,11 +233,11 @@ def _guessed(model: ModelConfig, origin: Origin) -> Activation:
 def guess_activation(file_name: str, model: ModelConfig) -> tuple[Activation, str] | None:
     """Activation of weights that do not state it, and why; it leaves no trace in the tensors. None: nothing says it.
 
-    DEIM's files carry its name, as D-FINE's do; of the variants whose backbone D-FINE trains with frozen batch norm (L,
-    X), DEIM trains them.
+    Files of DEIM and RT-DETRv4 carry their names, as D-FINE's do; of the variants whose backbone D-FINE trains with
+    frozen batch norm (L, X), DEIM trains them.
     """
     name = file_name.lower().replace("-", "").replace("_", "")
-    if "deim" in name:
+    if "deim" in name or re.search("rt(detr)?v4", name):
         return "silu", "by its name"
     if VARIANTS[model.variant].backbone_frozen_bn and not model.backbone_frozen_bn:
         return "silu", "its backbone was trained with its batch norms"

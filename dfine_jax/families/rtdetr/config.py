@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from dfine_jax.config import Activation, ConfigError, Precision, check_ranges
+from dfine_jax.families.ranges import check_loss, check_model
 
 LEVELS = 3  # maps of strides 8, 16 and 32
 
@@ -39,8 +40,8 @@ class RTDetrConfig:
     box_head: Literal["plain", "fdr"] = "plain"  # fdr: refines distributions of edges, as D-FINE does
     quality_head: bool = True  # fdr: class logits are corrected by how sharp the distributions are
     reg_max: int = 32  # fdr: one less than the bins of a distribution
-    up: float = 0.5  # fdr, with reg_scale: "a" of the weighting function W(n)
-    reg_scale: float = 4.0
+    up: float = 0.5  # fdr: half the reach of the outermost bins, in box sides
+    reg_scale: float = 4.0  # fdr: curvature of the weighting function of bins; box sides are divided by it
     family: Literal["rtdetrv2"] = "rtdetrv2"
 
 
@@ -81,27 +82,8 @@ def check(model: RTDetrConfig, loss: RTDetrLossConfig) -> None:
     Raises:
       ConfigError: a value makes no sense; the message names the key.
     """
-    ranges = {
-        "at least 1": ("encoder_width", "encoder_ffn", "encoder_layers", "decoder_width", "decoder_ffn")
-        + ("decoder_layers", "num_points", "num_heads"),
-        "not negative": ("eval_layer",),
-        "above 0": ("encoder_expansion", "up", "reg_scale"),
-    }
-    check_ranges("model", model, ranges)
-    for name in ("encoder_width", "decoder_width"):
-        if getattr(model, name) % model.num_heads:
-            raise ConfigError(f"model.{name}={getattr(model, name)} must be a multiple of model.num_heads")
+    check_ranges("model", model, {"at least 1": ("encoder_layers",), "not negative": ("eval_layer",)})
+    check_model(model, LEVELS)
     if model.eval_layer >= model.decoder_layers:
         raise ConfigError(f"model.eval_layer={model.eval_layer} must be below model.decoder_layers, counted from 0")
-    if model.reg_max < 4 or model.reg_max % 2:
-        raise ConfigError(f"model.reg_max={model.reg_max} must be even and at least 4")
-    if len(model.num_points) != LEVELS:
-        raise ConfigError(f"model.num_points={model.num_points} must have {LEVELS} numbers, one per level")
-    ranges = {
-        "not negative": ("num_denoising", "box_noise_scale", "mal_gamma", "mal_alpha", "cost_class", "cost_bbox")
-        + ("cost_giou", "focal_gamma", "vfl_gamma", "weight_class", "weight_bbox", "weight_giou")
-        + ("weight_fgl", "weight_ddf"),
-        "above 0": ("ddf_temperature",),
-        "between 0 and 1": ("label_noise_ratio", "focal_alpha", "vfl_alpha"),
-    }
-    check_ranges("loss", loss, ranges)
+    check_loss(loss)

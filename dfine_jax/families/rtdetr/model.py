@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dfine_jax.families.backbones.hgnetv2 import HGNetV2
 from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.backbones.resnet_vd import ResNetVD
 from dfine_jax.families.rtdetr.config import RTDetrConfig
-from dfine_jax.families.rtdetr.decoder import Decoder
+from dfine_jax.families.rtdetr.decoder import decoder
+from dfine_jax.nn import detector
 from dfine_jax.nn.hybrid_encoder import HybridEncoder, convolution_halving, cross_stage
-from dfine_jax.nn.initializers import draw_variables, fan_in_uniform
-from dfine_jax.nn.layers import called
-from dfine_jax.ops.precision import inference_products
+from dfine_jax.nn.initializers import fan_in_uniform
 from dfine_jax.typing import DenoisingQueries, ModelOutput
 
-STRIDE = 32  # of the coarsest map; image sides are multiples of it
 STAGES = (1, 2, 3)  # of the backbone, given to the encoder
 
 
@@ -40,21 +34,11 @@ class RTDetr(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"], denoising: DenoisingQueries | None = None, *, train: bool
     ) -> ModelOutput:
-        """Predict; ``train`` also returns what losses need and, with ``mutable=["batch_stats"]``, new statistics.
+        """As ``nn.detector.detect``."""
+        return detector.detect(self, self._parts, images, denoising, train=train)
 
-        Without ``train`` products of float32 numbers are float32 on every device, unless
-        ``jax.default_matmul_precision`` asks for less; with ``train`` they are what JAX does there (TF32 on GPUs).
-
-        Raises:
-          ValueError: image sides that are not multiples of 32, or denoising queries without ``train``.
-        """
+    def _parts(self, dtype: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
         config = self.config
-        if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % STRIDE or images.shape[2] % STRIDE:
-            raise ValueError(f"images must be [b, h, w, 3] with h and w multiples of {STRIDE}, not {images.shape}")
-        if denoising is not None and not train:
-            raise ValueError("denoising queries are for training; pass train=True or leave them out")
-        dtype = self.compute_dtype or (jnp.bfloat16 if config.precision == "bfloat16" else None)
-        backbone = self._backbone(dtype)
         encoder = HybridEncoder(
             config.encoder_width,
             config.encoder_ffn,
@@ -69,12 +53,8 @@ class RTDetr(nn.Module):
             dtype=dtype,
             name="encoder",
         )
-        decoder = Decoder(config, self.bn_axis_name, dtype, self.keep_queries, name="decoder")
-        again = {name: train and name in self.remat and not self.is_initializing() for name in ("encoder", "decoder")}
-        half = dtype is not None and jnp.dtype(dtype).itemsize < 4
-        with contextlib.nullcontext() if train or half else inference_products():
-            features = called(encoder, backbone(images, train=train), train=train, remat=again["encoder"])
-            return called(decoder, features, denoising, train=train, remat=again["decoder"])
+        decode = decoder(config, self.bn_axis_name, dtype, self.keep_queries, name="decoder")
+        return self._backbone(dtype), encoder, decode
 
     def _backbone(self, dtype: Any) -> ResNetVD | HGNetV2:
         config = self.config
@@ -91,23 +71,9 @@ class RTDetr(nn.Module):
 
 
 def init_variables(config: RTDetrConfig, key: Key[Array, ""]) -> dict[str, Any]:
-    """Fresh ``{"params", "batch_stats"}`` with the reference's initial values; nothing depends on the image size.
+    """Fresh variables, as of ``nn.detector.init_variables``.
 
-    Drawn on the host without compiling anything; equal keys give equal values on every device. The layers of the
-    encoder and those of the decoder start from identical values, as the reference copies one instance.
+    The layers of the encoder and those of the decoder start from identical values.
     """
-    images = np.zeros((1, 4 * STRIDE, 4 * STRIDE, 3), np.float32)
-
-    def init(key: Key[Array, ""]) -> dict[str, Any]:
-        return dict(RTDetr(config).init(key, images, train=True))
-
-    variables = draw_variables(init, key)
-    params = dict(variables["params"])
-    params["decoder"] = _first_copied(params["decoder"], config.decoder_layers)
-    encoder = params["encoder"]
-    params["encoder"] = {**encoder, "encoder_0": _first_copied(encoder["encoder_0"], config.encoder_layers)}
-    return jax.device_put({"params": params, "batch_stats": variables["batch_stats"]})
-
-
-def _first_copied(tree: dict[str, Any], layers: int) -> dict[str, Any]:
-    return {**tree, **{f"layers_{i}": tree["layers_0"] for i in range(1, layers)}}
+    copied = {"decoder": config.decoder_layers, "encoder/encoder_0": config.encoder_layers}
+    return detector.init_variables(RTDetr(config), key, copied)

@@ -1,14 +1,10 @@
-"""Names of the official state dict, and of transformers' rt_detr_v2, for our variables.
-
-A path is ``collection/module/.../leaf``, for example ``params/backbone/conv1/conv1_1/conv/kernel`` for the official
-``backbone.conv1.conv1_1.conv.weight``. Names are made from paths, never the other way round.
-"""
+"""Names of the official state dict, and of transformers' rt_detr_v2, for our variables."""
 
 from __future__ import annotations
 
 import re
 
-NORMS = ("bn", "norm", "norm1", "norm2", "norm3")
+from dfine_jax.families import official
 
 # Order in which the official modules declare their parts; ``order_key`` says what differs from place to place.
 _ORDER = {name: rank for rank, name in enumerate(
@@ -22,33 +18,10 @@ _ORDER = {name: rank for rank, name in enumerate(
     "weight bias running_mean running_var num_batches_tracked".split()
 )}  # fmt: skip
 
-# What state dicts hold and our variables do not, by the end of the key, with the reason.
-IGNORED: dict[str, str] = {
-    "num_batches_tracked": "a counter nothing reads",
-    "decoder.anchors": "computed from the input size",
-    "decoder.valid_mask": "computed from the input size",
-    "cross_attn.num_points_scale": "the constant 1 / points per level; a drifted value is folded into sampling_offsets",
-}
-
-
-def ignored_reason(key: str) -> str | None:
-    """Why an official key has no place in our variables, or None when it must have one."""
-    return next((reason for end, reason in IGNORED.items() if key.endswith(end)), None)
-
 
 def to_official(path: str) -> str:
-    """Official key of one of our paths."""
-    collection, *modules, leaf = path.split("/")
-    if modules[0] == "decoder" and modules[1].startswith("layers_"):
-        modules = ["decoder", *modules]
-    if collection == "batch_stats":
-        leaf = f"running_{leaf}"
-    elif leaf in ("kernel", "embedding", "scale"):
-        leaf = "weight"
-    if modules[-2:-1] == ["short"] and modules[1] != "res_layers_0":
-        modules = [*modules[:-1], "conv", modules[-1]]  # behind the pooling, which has no weights
-    parts = [name if name.startswith("conv1_") else re.sub(r"_(?=\d+$)", ".", name) for name in modules]
-    return ".".join([*parts, leaf]).replace(".in_proj.", ".in_proj_")
+    """Official key of one of our paths; a shortcut behind a pooling, which has no weights, is deeper there."""
+    return official.to_official(path if "/res_layers_0/" in path else path.replace("/short/", "/short/conv/"))
 
 
 def order_key(key: str, *, bottleneck: bool) -> tuple[int, ...]:

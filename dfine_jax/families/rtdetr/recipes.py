@@ -19,7 +19,7 @@ BATCH = 16
 SCALE_REPEAT = 3  # weight of 640 among the sizes from 480 to 800
 
 
-class Row(NamedTuple):
+class RecipeRow(NamedTuple):
     """One line of a table; epochs count from 0."""
 
     backbone_lr: float
@@ -36,22 +36,22 @@ class DenseRow(NamedTuple):
     no_aug: int
 
 
-COCO: dict[str, Row] = {
-    "r18": Row(1e-4, 120, 117),
-    "r34": Row(5e-5, 120, 117),
-    "r50m": Row(1e-5, 84, 81),
-    "r50": Row(1e-5, 72, 71),
-    "r101": Row(1e-6, 72, 71),
-    "l": Row(5e-6, 72, 71),
-    "x": Row(1e-6, 72, 71),
-    "h": Row(5e-6, 72, 71),
+COCO: dict[str, RecipeRow] = {
+    "r18": RecipeRow(1e-4, 120, 117),
+    "r34": RecipeRow(5e-5, 120, 117),
+    "r50m": RecipeRow(1e-5, 84, 81),
+    "r50": RecipeRow(1e-5, 72, 71),
+    "r101": RecipeRow(1e-6, 72, 71),
+    "l": RecipeRow(5e-6, 72, 71),
+    "x": RecipeRow(1e-6, 72, 71),
+    "h": RecipeRow(5e-6, 72, 71),
 }
 # Fine-tuning of the weights above with discrete sampling.
-DISCRETE: dict[str, Row] = {
-    "r18": Row(1e-4, 36, 33),
-    "r34": Row(5e-5, 12, 10),
-    "r50m": Row(1e-5, 36, 33),
-    "r50": Row(1e-5, 12, 10),
+DISCRETE: dict[str, RecipeRow] = {
+    "r18": RecipeRow(1e-4, 36, 33),
+    "r34": RecipeRow(5e-5, 12, 10),
+    "r50m": RecipeRow(1e-5, 36, 33),
+    "r50": RecipeRow(1e-5, 12, 10),
 }
 DEIM: dict[str, DenseRow] = {
     "r18": DenseRow(2e-4, 120, 64, 3),
@@ -116,7 +116,7 @@ def deim_loss() -> RTDetrLossConfig:
     return RTDetrLossConfig(class_loss="mal", unfold_boxes=True, denoise_without_objects=False)
 
 
-def _own(row: Row, variant: str) -> Config:
+def _own(row: RecipeRow, variant: str) -> Config:
     return Config(
         model=VARIANTS[variant],
         loss=RTDetrLossConfig(),

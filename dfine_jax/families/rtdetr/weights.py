@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from dfine_jax.config import Config, TrainConfig
 from dfine_jax.errors import UserError
+from dfine_jax.families import official
 from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
-from dfine_jax.families.family import Anchor, Variables, WeightFormat
-from dfine_jax.families.point_scale import fold_point_scale, point_scale, points_per_level
+from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
 from dfine_jax.families.rtdetr import huggingface, names
-from dfine_jax.families.rtdetr.config import RTDetrConfig
+from dfine_jax.families.rtdetr.config import RTDetrConfig, RTDetrLossConfig
 from dfine_jax.families.rtdetr.model import STAGES
+from dfine_jax.families.rtdetr.recipes import deim_loss
 from dfine_jax.families.rtdetr.variants import VARIANTS
-from dfine_jax.families.state_dict import Tensor, check_fit, from_tree, leaf_shapes, to_tree
-from dfine_jax.ops.anchors import anchors
+from dfine_jax.families.state_dict import Tensor, from_tree, leaf_shapes
+
+logger = logging.getLogger(__name__)
 
 _HINTS = {
     "conv.bias": "this looks like the deployed form with merged convolutions, give the training checkpoint",
@@ -103,14 +107,7 @@ def read_official(tensors: Mapping[str, np.ndarray], model: RTDetrConfig) -> tup
     Raises:
       UserError: it is not of this architecture; the message names the missing, unexpected and misshapen entries.
     """
-    keys = official_keys(model)
-    what = f"RT-DETRv2-{model.variant} with {model.num_classes} classes"
-    check_fit(tensors, leaf_shapes(model), keys, set(_constants(model)), what, _HINTS)
-    points = points_per_level(tensors.get(f"{_cross_attention(0)}num_points_scale", ()))
-    if len(points) == len(model.num_points):
-        model = dataclasses.replace(model, num_points=points)
-    prefixes = [_cross_attention(layer) for layer in range(model.decoder_layers)]
-    return model, to_tree(fold_point_scale(tensors, prefixes, model.num_points, model.num_heads), keys)
+    return official.read(tensors, model, official_keys(model), constants(model), _HINTS)
 
 
 def write_official(
@@ -127,33 +124,13 @@ def write_official(
     if model.box_head != "plain":
         raise UserError(f"the official code has no model.box_head={model.box_head}; keep the checkpoint, or export it")
     out = from_tree(variables, model, official_keys(model))
-    out |= {key: make(*size_hw) for key, make in _constants(model).items()}
+    out |= {key: make(*size_hw) for key, make in constants(model).items()}
     return {key: out[key] for key in sorted(out, key=lambda key: _order(model, key))}
 
 
-def _constants(model: RTDetrConfig) -> dict[str, Callable[[int, int], np.ndarray]]:
-    """Entries of the official file that are not in our tree (names.IGNORED), as functions of the input size."""
-    entries: dict[str, Callable[[int, int], np.ndarray]] = {
-        "decoder.anchors": lambda h, w: anchors(_level_sizes(h, w))[0][None],
-        "decoder.valid_mask": lambda h, w: anchors(_level_sizes(h, w))[1][None, :, None],
-    }
-    scale = point_scale(model.num_points)
-    for layer in range(model.decoder_layers):
-        entries[f"{_cross_attention(layer)}num_points_scale"] = lambda h, w: scale
-    for path in leaf_shapes(model):
-        if path.endswith("/mean") and not (model.backbone_frozen_bn and path.startswith("batch_stats/backbone/")):
-            key = names.to_official(path).removesuffix("running_mean") + "num_batches_tracked"
-            entries[key] = lambda h, w: np.zeros((), np.int64)
-    return entries
-
-
-def _cross_attention(layer: int) -> str:
-    return f"decoder.decoder.layers.{layer}.cross_attn."
-
-
-def _level_sizes(height_px: int, width_px: int) -> list[tuple[int, int]]:
-    strides = [4 * 2**stage for stage in STAGES]
-    return [(-(-height_px // s), -(-width_px // s)) for s in strides]
+def constants(model: RTDetrConfig) -> official.Constants:
+    """Entries of the official file beside weights."""
+    return official.constants(model, [4 * 2**stage for stage in STAGES], official_keys(model))
 
 
 def _recognise_official(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None) -> RTDetrConfig | None:
@@ -186,9 +163,39 @@ FORMATS = (
         _recognise_huggingface,
         lambda tensors, model: read_official(huggingface.to_official(tensors, _all_keys(model)), model),
         lambda model, variables, size_hw: huggingface.from_official(write_official(model, variables, size_hw)),
+        huggingface.settings,
     ),
 )
 
 
 def _all_keys(model: RTDetrConfig) -> list[str]:
-    return [*official_keys(model).values(), *_constants(model)]
+    return [*official_keys(model).values(), *constants(model)]
+
+
+BACKBONE_ANCHORS = (  # of backbone files; with a detector, its backbone
+    Anchor(("conv1", "conv1_1", "conv", "weight")),
+    Anchor(("stem", "stem1", "conv", "weight")),
+)
+
+
+def described(model: RTDetrConfig, origin: Origin) -> Config:
+    """The configuration of weights of another program.
+
+    Those whose query position head has three layers are DEIM's, with SiLU. What no tensor shows is discrete sampling;
+    the published files have it in their names.
+
+    Raises:
+      UserError: the file says another activation than was asked for.
+    """
+    stated = "silu" if model.query_position == "deep" else "relu"
+    if origin.activation not in (None, stated):
+        raise UserError(f"{origin.source} has the activation {stated}, not {origin.activation}; leave it out")
+    if "dsp" in origin.file.lower() and model.sampling != "discrete":
+        logger.warning("%s: discrete sampling assumed (by its name)", origin.source)
+        model = dataclasses.replace(model, sampling="discrete")
+    deim = stated == "silu"
+    return Config(
+        model=dataclasses.replace(model, decoder_activation=stated, mlp_activation=stated),
+        loss=deim_loss() if deim else RTDetrLossConfig(),
+        train=TrainConfig(method="deim" if deim else "rtdetrv2"),
+    )

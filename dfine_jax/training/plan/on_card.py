@@ -113,9 +113,8 @@ def _compile(question: Question) -> Answer:
 
 def _lowered(question: Question, devices: Any) -> Any:
     import jax
-    import numpy as np
 
-    from dfine_jax.data.load.batch import Batch
+    from dfine_jax.data.load.batch import Batch, batch_layout
     from dfine_jax.families import of
     from dfine_jax.training.step.optimizer import make_optimizer
     from dfine_jax.training.step.state import create_state
@@ -123,18 +122,15 @@ def _lowered(question: Question, devices: Any) -> Any:
 
     config = question.config
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, assignment="device"))
+    family, size_px = of(config.model), (config.data.height_px, config.data.width_px)
     tx, key = make_optimizer(config.model, config.optim), jax.random.key(0)
-    state = jax.eval_shape(lambda: create_state(of(config.model).init(config.model, key), tx, key))
-
-    def rows(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((question.devices, question.batch, *shape), dtype)
-
-    images = rows(np.uint8, config.data.height_px, config.data.width_px, 3)
+    state = jax.eval_shape(lambda: create_state(family.init(config.model, key), tx, key))
+    layout = batch_layout(question.batch, *size_px, question.slots, family.mask_stride(config.model))
+    arrays: Any = [jax.ShapeDtypeStruct((question.devices, *shape), dtype) for shape, dtype in layout]
+    batch = Batch(*arrays)
     if question.program == "predict":
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return make_eval_step(config.model, devices=devices).lower(variables, images)
-    slots = question.slots
-    batch = Batch(images, rows(np.int32, slots), rows(np.float32, slots, 4), rows(np.bool_, slots))  # type: ignore[arg-type]
+        return make_eval_step(config, devices=devices).lower(variables, batch.images)
     return make_train_step(config, tx, devices=devices).lower(state, batch)
 
 

@@ -10,6 +10,7 @@ from dfine_jax.config import Config
 from dfine_jax.training.plan.recipes import Recipe
 
 _WIDTH = 116
+# What a family does not have is left out.
 _LINES: dict[str, tuple[str, ...]] = {
     "rates": ("optim.lr", "optim.backbone_lr", "optim.weight_decay", "optim.clip_norm"),
     "schedule": ("train.epochs", "optim.schedule", "optim.flat_epochs", "optim.final_epochs", "optim.min_lr_ratio"),
@@ -40,7 +41,8 @@ def plan_lines(recipe: Recipe, given: Collection[str] = ()) -> list[str]:
     """
     config, lines = recipe.config, []
     for subject, names in _LINES.items():
-        meant = [name for name in names if name not in _ONLY_WITH or _means(config, *_ONLY_WITH[name])]
+        there = [name for name in names if _has(config, name)]
+        meant = [name for name in there if name not in _ONLY_WITH or _means(config, *_ONLY_WITH[name])]
         lines += _wrapped(subject, [_marked(name, recipe, given) for name in meant])
     shown = {name for names in _LINES.values() for name in names}
     others = (set(given) | differing(config, recipe.table)) - shown - _NEVER
@@ -80,6 +82,11 @@ def differing(config: Config, table: Config) -> set[str]:
         names = [field.name for field in dataclasses.fields(ours)]
         keys |= {f"{section.name}.{name}" for name in names if getattr(ours, name) != getattr(theirs, name)}
     return keys
+
+
+def _has(config: Config, name: str) -> bool:
+    section, key = name.split(".")
+    return hasattr(getattr(config, section), key)
 
 
 def _means(config: Config, name: str, value: str) -> bool:

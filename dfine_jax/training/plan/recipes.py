@@ -7,7 +7,7 @@ import dataclasses
 from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig
 from dfine_jax.data.load.plan import Sampling
 from dfine_jax.errors import UserError
-from dfine_jax.families import of_recipe, recipe_name
+from dfine_jax.families import of_recipe, title
 from dfine_jax.families.family import Start
 
 COCO_IMAGES = 118_287  # the tables are made for so many
@@ -221,5 +221,5 @@ def headline(config: Config, origin: str, num_images: int) -> str:
     """What the run is, in a line."""
     model, train = config.model, config.train
     steps = Sampling(num_images, train.batch_size, 0, config.data).steps_per_epoch
-    what = f"{recipe_name(model).upper()}, {model.num_classes} classes, {num_images} images"
+    what = f"{title(model)}, {model.num_classes} classes, {num_images} images"
     return f"{what}: {train.epochs} epochs of {steps} steps of {train.batch_size} images ({origin})"

@@ -12,14 +12,13 @@ from dfine_jax.evaluation.evaluate import METRIC_NAMES, Metrics
 from dfine_jax.evaluation.metrics import RATIO_NAMES
 from dfine_jax.families import of
 from dfine_jax.training.report.examples import Examples
-from dfine_jax.training.report.log import RunLog
+from dfine_jax.training.report.log import EpochRow, RunLog
 from dfine_jax.training.report.meter import Meter, by_kind
 from dfine_jax.training.report.sinks import open_sinks
 from dfine_jax.training.run import hosts
 from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.step.optimizer import parameter_rules
 
-Row = dict[str, float | int | None]
 Rates = Callable[[int], Mapping[str, float]]
 
 
@@ -57,10 +56,10 @@ def epoch_row(
     epoch: int,
     step: int,
     rates: Mapping[str, float],
-) -> Row:
+) -> EpochRow:
     """Numbers of the 1-based ``epoch``; ``metrics`` None: not evaluated."""
     means = by_kind(meter.means())
-    row: Row = {"epoch": epoch, "step": step, **rates}
+    row: dict[str, float | int | None] = {"epoch": epoch, "step": step, **rates}
     losses = ("loss", *(f"loss_{kind}" for kind in of(config.model).kinds(config.model, config.loss)), "grad_norm")
     row |= {name: means.get(name) for name in losses}
     row |= {"images_per_s": meter.images_per_second(), "data_wait": meter.wait_share()}

@@ -31,7 +31,7 @@ def augmented_batch(loader: TrainLoader, epoch: int) -> Batch:
 
 def save_batch(batch: Batch, names: Sequence[str], file: Path) -> None:
     """Write the first rows of a training batch as one picture, with their objects."""
-    rows = Batch(*(values[:_SHOWN_OF_BATCH] for values in batch))
+    rows = batch.each(lambda values: values[:_SHOWN_OF_BATCH])
     save_picture(batch_grid([rows], names, _SHOWN_OF_BATCH), file, quality=90)
 
 

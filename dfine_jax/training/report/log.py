@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dfine_jax.evaluation.evaluate import Metrics
     from dfine_jax.training.report.examples import Examples
 
-Row = Mapping[str, float | int | None]
+EpochRow = Mapping[str, float | int | None]  # numbers of an epoch by name, a line of the table
 
 _HEADER_EVERY = 20  # lines of the table
 # Heading, the row's value, format; between these the losses by kind.
@@ -99,7 +99,7 @@ class RunLog:
             self._window.clear()
             self._tell(lambda sink: sink.scalars(step, means))
 
-    def row(self, values: Row) -> None:
+    def row(self, values: EpochRow) -> None:
         """Add an epoch to the table, the CSV (its columns are those of the first row) and the sinks."""
         if self._table_lines % _HEADER_EVERY == 0:
             self.line(table_header(values))
@@ -181,17 +181,17 @@ class RunLog:
             write_whole(self._csv, text.getvalue())  # killed at any moment, a resumed run keeps its rows
 
 
-def _columns(row: Row) -> list[tuple[str, str, str]]:
+def _columns(row: EpochRow) -> list[tuple[str, str, str]]:
     kinds = [name.removeprefix(LOSS) for name in row if name.startswith(LOSS)]
     return [*_FIRST, *((kind, LOSS + kind, "6.2f") for kind in kinds), *_LAST]
 
 
-def table_header(values: Row) -> str:
+def table_header(values: EpochRow) -> str:
     """Headings of the table for an epoch like this."""
     return "  ".join(f"{heading:>{_width(form)}}" for heading, _, form in _columns(values))
 
 
-def table_line(values: Row) -> str:
+def table_line(values: EpochRow) -> str:
     """An epoch as a line of the table; a dash where there is no number."""
     cells = []
     for _, name, form in _columns(values):

@@ -35,7 +35,7 @@ from dfine_jax.config import Config
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
-from dfine_jax.families import sections
+from dfine_jax.families import of, sections
 from dfine_jax.system import stored
 from dfine_jax.system.files import read_json, sync_folder, sync_tree, telling, told, write_whole
 from dfine_jax.system.finite import not_finite
@@ -70,8 +70,8 @@ class Metadata:
     @property
     def preprocess(self) -> Preprocess:
         """How pictures become input."""
-        data = self.config.data
-        return self.preprocessing or Preprocess(data.height_px, data.width_px, data.resize)
+        model = self.config.model
+        return self.preprocessing or of(model).preprocess(model, self.config.data)
 
     @property
     def input_size_px(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,12 @@ from dfine_jax.families import of
 from dfine_jax.training.report.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.report.examples import augmented_batch, save_batch
 from dfine_jax.training.report.meter import Forecast, Meter
-from dfine_jax.training.run import checkpoint, hosts, stages
-from dfine_jax.training.run.checkpoint import Metadata
-from dfine_jax.training.run.setup import STAGE1, StartWeights, check, check_same_data, claimed, describe, make_loaders
-from dfine_jax.training.run.skipped import FOLDER as SKIPPED
-from dfine_jax.training.run.skipped import SkippedSteps, Taken
-from dfine_jax.training.run.stages import Progress
+from dfine_jax.training.run import checkpoint, hosts, setup, stages
+from dfine_jax.training.run.setup import STAGE1, StartWeights, check_same_data, describe, make_loaders, opening_notes
+from dfine_jax.training.run.skipped import FOLDER, SkippedSteps, Taken
 from dfine_jax.training.run.stop import Stop, stop_on_signals
-from dfine_jax.training.step.optimizer import freeze_notes, make_optimizer
+from dfine_jax.training.step.kept_programs import file_of
+from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.step.schedule import make_schedule
 from dfine_jax.training.step.state import TrainState, create_state, ema_variables, with_ema_shift
@@ -59,6 +58,7 @@ def train(
     start: StartWeights | None = None,
     notes: Sequence[str] = (),
     max_hours: float | None = None,
+    kept_programs: Path | None = None,
 ) -> Result:
     """Train, and keep ``last`` (all that resuming needs) and ``best`` (averaged weights of the best AP) in ``out_dir``.
 
@@ -72,15 +72,16 @@ def train(
       start: weights to start from instead of fresh ones.
       notes: lines for the log, such as how the configuration was chosen.
       max_hours: stop as by a signal after so much time.
+      kept_programs: folder of compiled programs for the next start (training/step/kept_programs.py); for commands.
 
     Raises:
       UserError: the folder holds a run (or, to resume, none); data, configuration and devices do not fit; the device
         ran out of memory.
     """
     out_dir = Path(out_dir)
-    check(config, train_data, val_data)
-    with claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory():
-        return _Run(config, train_data, val_data, out_dir, start, stop).run(resume, notes)
+    setup.check(config, train_data, val_data)
+    with setup.claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory(config.model):
+        return _Run(config, train_data, val_data, out_dir, start, stop, kept_programs).run(resume, notes)
 
 
 class _StopError(Exception):
@@ -96,6 +97,7 @@ class _Run:
         out_dir: Path,
         start: StartWeights | None,
         stop: Stop,
+        kept: Path | None,
     ) -> None:
         self.config, self.out_dir, self.val_data, self.stop = config, out_dir, val_data, stop
         train = config.train
@@ -104,23 +106,24 @@ class _Run:
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
-        self.eval_step = EvalProgram(make_eval_step(config.model))
+        self.kept = kept if hosts.count() == 1 else None
+        kept_as = partial(file_of, self.kept, "evaluate", config.model, config.data)
+        self.eval_step = EvalProgram(make_eval_step(config), kept_as)
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda key: start.variables if start else of(config.model).init(config.model, key)
         self.metadata = describe(config, train_data, start)
-        self.progress = Progress()
+        self.progress = stages.Progress()
         self.metrics: Metrics | None = None
         self.meter, self.forecast = Meter(), Forecast(0, self.total)
 
     def run(self, resume: bool, notes: Sequence[str]) -> Result:
         """From the first or the next step to the last, or to a signal."""
         state = self._resumed() if resume else create_state(self.init_variables(self.init_key), self.tx, self.key)
-        notes = (*notes, *self.loader.notes, *freeze_notes(state.params, self.config.optim))
-        state, step = replicated(state), int(state.step)
-        self.first_step = self.recorded = step
-        self.meter = Meter(self.progress)
+        step = self.first_step = self.recorded = int(state.step)
         sizes = self.loader.sizes_px(self.config.train.epochs, step // self.steps)
-        self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps)
+        notes = (*notes, *opening_notes(self.config, self.loader, state.params, sizes))
+        state, self.meter = replicated(state), Meter(self.progress)
+        self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps, self.kept)
         first = hosts.index() == 0
         log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
         self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data)
@@ -130,7 +133,7 @@ class _Run:
         if resume:
             self.log.line(f"resumed at step {step} of {self.total}, epoch {step // self.steps + 1}")
         else:
-            shutil.rmtree(log_dir / SKIPPED, ignore_errors=True)
+            shutil.rmtree(log_dir / FOLDER, ignore_errors=True)
         self.bar = tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True)
         with closing(self.log), self.bar, closing(self.loader.batches(step)) as batches:
             state, step = self._steps(state, step, batches)
@@ -208,7 +211,7 @@ class _Run:
             return self.stop.is_set()
         return step % _ASK_HOSTS_EVERY == 0 and self.stop.agreed()
 
-    def _load(self, name: str) -> tuple[TrainState, Metadata, Progress]:
+    def _load(self, name: str) -> tuple[TrainState, checkpoint.Metadata, stages.Progress]:
         shapes = jax.eval_shape(lambda key: create_state(self.init_variables(key), self.tx, self.key), self.init_key)
         return checkpoint.load_training(self.out_dir / name, shapes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from dfine_jax.data.load.workers import automatic_workers
 from dfine_jax.data.read.audit import why_nothing_to_learn
 from dfine_jax.data.read.dataset import Dataset, check_same_categories
 from dfine_jax.errors import UserError
-from dfine_jax.families import validate
+from dfine_jax.families import of, validate
 from dfine_jax.training.report.sinks import check_installed
 from dfine_jax.training.run import checkpoint, hosts
 from dfine_jax.training.run.checkpoint import Metadata
+from dfine_jax.training.step.optimizer import freeze_notes
+from dfine_jax.training.step.programs import sizes_notes
 from dfine_jax.training.step.schedule import make_schedule
 
 STAGE1 = "stage1"  # folder of the state that stage 2 starts from, in the run's
@@ -123,7 +125,7 @@ def make_loaders(
     workers = automatic_workers() if data.workers < 0 else data.workers
     common = {"workers": workers, "host_index": hosts.index(), "host_count": hosts.count()}
     run = {"batch_size": train.batch_size, "seed": train.seed, "epochs": train.epochs}
-    loader = TrainLoader(train_data, data, **common, **run)
+    loader = TrainLoader(train_data, data, **common, **run, mask_stride=of(config.model).mask_stride(config.model))
     if val_data is None:
         return loader, None
     if not val_data.max_objects:
@@ -135,6 +137,15 @@ def make_loaders(
     rows = -(-train.eval_batch_size // jax.device_count()) * devices
     size = {"height_px": data.height_px, "width_px": data.width_px, "resize": data.resize}
     return loader, EvalLoader(val_data, **common, **size, batch_size=rows)
+
+
+def opening_notes(config: Config, loader: TrainLoader, params: Any, sizes_px: Sequence[tuple[int, int]]) -> list[str]:
+    """What a run, and its rehearsal, say before the first step is compiled.
+
+    Raises:
+      ConfigError: a pattern of ``optim.freeze`` matches nothing, or everything is held.
+    """
+    return [*loader.notes, *freeze_notes(params, config.optim), *sizes_notes(sizes_px)]
 
 
 def describe(config: Config, train_data: Dataset, start: StartWeights | None) -> Metadata:

@@ -29,7 +29,7 @@ def keep_batch(out_dir: Path, step: int, size_px: tuple[int, int], batch: Batch)
     if len(list(folder.glob("*.npz"))) >= _KEPT:
         return None
     file = folder / f"step_{step:08d}.npz"
-    arrays: dict[str, Any] = {name: _flat(getattr(batch, name)) for name in Batch._fields}
+    arrays: dict[str, Any] = {name: value for name, value in batch.each(_flat)._asdict().items() if value is not None}
     with io.BytesIO() as stream:
         np.savez_compressed(stream, **arrays, step=np.array(step), size_px=np.array(size_px))
         write_whole(file, stream.getvalue())
@@ -101,7 +101,8 @@ def load_batch(file: Path | str) -> tuple[Batch, int, tuple[int, int]]:
     """
     try:
         with np.load(file) as content:
-            batch = Batch(*(content[name] for name in Batch._fields))
+            present = [name for name in Batch._fields if name in content or name not in Batch._field_defaults]
+            batch = Batch(**{name: content[name] for name in present})
             return batch, int(content["step"]), (int(content["size_px"][0]), int(content["size_px"][1]))
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{file} is not a batch kept by a run ({error})") from error

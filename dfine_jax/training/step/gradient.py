@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from dfine_jax.config import Config
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.images import unit_range
 from dfine_jax.families import of
-from dfine_jax.families.family import Build, Norm
+from dfine_jax.families.family import Build
 from dfine_jax.ops.resize import resize_nearest
-from dfine_jax.typing import Targets
+from dfine_jax.typing import Norm, Targets
 
 PyTree = Any
 
@@ -96,16 +97,27 @@ def make_gradient(
 def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, int] | None, dtype: Any) -> Part:
     """A device's rows as the model takes them, in parts [n, b / n, ...]."""
     parts = config.train.accumulate
-    images, labels, boxes_cxcywh, valid = map(
-        jnp.asarray, (batch.images, batch.labels, batch.boxes_cxcywh, batch.valid)
-    )
-    if size_px is not None:
-        images = resize_nearest(images, *size_px)
-    targets = Targets(labels, boxes_cxcywh.astype(dtype), valid)
+    images, targets = _images_and_targets(batch, size_px)
+    targets = dataclasses.replace(targets, boxes_cxcywh=targets.boxes_cxcywh.astype(dtype))
     queries = of(config.model).queries(key, targets, config.model, config.loss)
 
     def rows(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
 
     queries = None if queries is None else queries.in_parts(parts)
-    return Part(unit_range(rows(images), dtype), rows(targets), queries)
+    scale = of(config.model).preprocess(config.model, config.data).scale
+    return Part(unit_range(rows(images), dtype, scale), rows(targets), queries)
+
+
+def _images_and_targets(batch: Batch, size_px: tuple[int, int] | None) -> tuple[UInt8[Array, "b h w 3"], Targets]:
+    """Of a batch, for another size of the input: images by nearest neighbour, masks bilinear."""
+    fields = batch.each(jnp.asarray)._asdict()
+    images, masks = fields.pop("images"), fields.pop("masks")
+    if size_px is not None:
+        if masks is not None:
+            stride = images.shape[1] // masks.shape[2]
+            shape = (*masks.shape[:2], *(side // stride for side in size_px))
+            linear = jax.image.resize(masks.astype(jnp.float32), shape, "linear", antialias=False)
+            masks = jnp.round(linear).astype(masks.dtype)
+        images = resize_nearest(images, *size_px)
+    return images, Targets(masks=masks, **fields)

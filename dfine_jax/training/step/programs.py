@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +16,10 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from dfine_jax.config import Config
+from dfine_jax.config import Config, ModelSection
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.errors import UserError
+from dfine_jax.families import of
 from dfine_jax.losses.matcher import is_cacheable
 from dfine_jax.system.host_memory import (
     collection_paused,
@@ -26,6 +29,7 @@ from dfine_jax.system.host_memory import (
     require_maps,
 )
 from dfine_jax.training.run import hosts
+from dfine_jax.training.step import kept_programs
 from dfine_jax.training.step.state import TrainState
 from dfine_jax.training.step.step import StepMetrics, make_train_step, spread
 
@@ -37,13 +41,22 @@ _LONG_SECONDS = 20
 class TrainPrograms:
     """``programs(size_px, state, batch)`` takes a step at that size."""
 
-    def __init__(self, config: Config, tx: optax.GradientTransformation, sizes_px: Sequence[Size], steps: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tx: optax.GradientTransformation,
+        sizes_px: Sequence[Size],
+        steps: int,
+        kept: Path | None = None,
+    ) -> None:
         base = (config.data.height_px, config.data.width_px)
         self._steps: dict[Size, Any] = {
             size: make_train_step(config, tx, steps_per_epoch=steps, size_px=None if size == base else size)
             for size in sizes_px
         }
-        self._assignment = config.loss.assignment
+        self._assignment, self._model = config.loss.assignment, config.model
+        self._kept = kept if is_cacheable(self._assignment) else None
+        self._made_of = (kept_programs.of_config(config), steps)
         self.peak_bytes = 0  # of a device, over all sizes; known after compile
 
     def __call__(self, size_px: Size, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -69,8 +82,6 @@ class TrainPrograms:
             keep_freed_memory()
         started = time.perf_counter()
         needed = 0  # memory maps of a program
-        for note in sizes_notes(tuple(self._steps)):
-            say(note)
         largest_first = sorted(self._steps, key=math.prod, reverse=True)  # what does not fit is told early
         with tqdm(largest_first, unit="size", desc="compile", leave=False, disable=None) as bar:
             for size in bar:
@@ -79,14 +90,11 @@ class TrainPrograms:
                 bar.set_postfix_str(f"{size[0]}x{size[1]}")
                 require_maps(needed)
                 before = memory_maps()
-                lowered = self._steps[size].lower(state, batch)
-                if meanwhile and size == largest_first[0]:
-                    meanwhile()
-                compiled = lowered.compile()
-                if size == largest_first[0]:
-                    self.peak_bytes = peak_bytes(compiled)
-                    say(memory_line(self.peak_bytes, state))
-                self._steps[size] = compiled
+                first = size == largest_first[0]
+                peak = self._compile(size, state, batch, (meanwhile if first else None) or (lambda: None))
+                if first:
+                    self.peak_bytes = peak
+                    say(memory_line(self.peak_bytes, state, self._model))
                 after = memory_maps()
                 # Of the last size alone: beside the first ones the evaluation is compiled, whose maps count, too.
                 needed = after[0] - before[0] if before and after else 0
@@ -97,6 +105,26 @@ class TrainPrograms:
         if seconds > _LONG_SECONDS and not is_cacheable(self._assignment):
             advice = "; the next start compiles again, with loss.assignment=device it would not"
         say(f"compiled the train step in {seconds:.0f} s ({_names(self._steps)}){advice}")
+
+    def _compile(self, size: Size, state: TrainState, batch: Batch, meanwhile: Callable[[], None]) -> int:
+        """Compile for one size, or take what was kept; the memory it takes."""
+        step = self._steps[size]
+
+        def make() -> kept_programs.Program:
+            lowered = step.lower(state, batch)
+            meanwhile()
+            compiled = lowered.compile()
+            return kept_programs.Program(compiled.program, peak_bytes(compiled))
+
+        file = kept_programs.file_of(self._kept, "train", *self._made_of, size, kept_programs.of_arrays((state, batch)))
+        program = kept_programs.find(file)
+        if program:
+            meanwhile()
+        else:
+            program = make()
+            kept_programs.keep(file, program)
+        self._steps[size] = step.with_program(program.compiled, state)
+        return program.peak_bytes
 
 
 def sizes_notes(sizes_px: Sequence[Size]) -> list[str]:
@@ -114,10 +142,13 @@ class EvalProgram:
     """``program(variables, images)``: the evaluation step, compiled while the train step is; called before, it waits.
 
     On several hosts it compiles when first called.
+
+    Args:
+      kept: file in which the program is kept for the next start; given what it is made of (``kept_programs.file_of``).
     """
 
-    def __init__(self, eval_step: Any) -> None:
-        self._step = eval_step
+    def __init__(self, eval_step: Any, kept: Callable[..., Path | None] = lambda *made_of: None) -> None:
+        self._step, self._kept = eval_step, kept
         self._compiling: Future[tuple[Any, str]] | None = None
         self._note = ""
 
@@ -127,7 +158,7 @@ class EvalProgram:
             return
         given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), variables)
         worker = ThreadPoolExecutor(1, "compile-evaluation")
-        self._compiling = worker.submit(_compile_eval, self._step, given, shape)
+        self._compiling = worker.submit(_compile_eval, self._step, given, shape, self._kept)
         worker.shutdown(wait=jax.default_backend() != "cpu")  # the thread ends with its only task
 
     def tell(self, say: Callable[[str], None]) -> None:
@@ -142,15 +173,22 @@ class EvalProgram:
         return step(variables, images)
 
 
-def _compile_eval(eval_step: Any, variables: Any, shape: tuple[int, ...]) -> tuple[Any, str]:
+def _compile_eval(
+    eval_step: Any, variables: Any, shape: tuple[int, ...], kept: Callable[..., Path | None]
+) -> tuple[Any, str]:
     started = time.perf_counter()
     devices = jax.local_device_count()
     images = np.zeros((devices, shape[0] // devices, *shape[1:]), np.uint8)
-    with collection_paused():
-        lowered = eval_step.lower(variables, images)
-    compiled = lowered.compile()
-    seconds, peak = time.perf_counter() - started, peak_bytes(compiled)
-    return compiled, f"compiled the evaluation in {seconds:.0f} s; it takes {peak / _GIB:.2f} GiB per device"
+    file = kept(kept_programs.of_arrays((variables, images)))
+    program = kept_programs.find(file)
+    if program is None:
+        with collection_paused():
+            lowered = eval_step.lower(variables, images)
+        compiled = lowered.compile()
+        program = kept_programs.Program(compiled, peak_bytes(compiled))
+        kept_programs.keep(file, program)
+    seconds, gib = time.perf_counter() - started, program.peak_bytes / _GIB
+    return program.compiled, f"compiled the evaluation in {seconds:.0f} s; it takes {gib:.2f} GiB per device"
 
 
 def peak_bytes(compiled: Any) -> int:
@@ -162,21 +200,27 @@ def peak_bytes(compiled: Any) -> int:
     return int(whole - stats.alias_size_in_bytes)
 
 
-def memory_line(peak: int, state: TrainState) -> str:
+def less_memory(model: ModelSection) -> str:
+    """Values of the configuration with which a step takes less memory and longer."""
+    return f"train.accumulate=2, or train.remat={json.dumps(of(model).parts, separators=(',', ':'))}"
+
+
+def memory_line(peak: int, state: TrainState, model: ModelSection) -> str:
     """The need of a device in words, with a warning and the cures when it exceeds what the device has."""
-    held = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(dataclass_arrays(state)))
+    parts = (state.params, state.batch_stats, state.opt_state, state.ema_params, state.ema_batch_stats)
+    held = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(parts))
     text = f"memory of a train step: {peak / _GIB:.2f} GiB per device, {held / _GIB:.2f} of it weights and optimiser"
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     if limit and peak > limit:
         text += (
             f"; the device has {limit / _GIB:.2f} GiB, so this will not fit: take a smaller --batch-size, or "
-            'train.accumulate=2, or train.remat=["backbone","encoder","decoder"]'
+            + less_memory(model)
         )
     return text
 
 
 @contextmanager
-def told_out_of_memory() -> Iterator[None]:
+def told_out_of_memory(model: ModelSection) -> Iterator[None]:
     """Memory of the device that is used up becomes a UserError with the cures; all else stays what it is."""
     try:
         yield
@@ -186,10 +230,5 @@ def told_out_of_memory() -> Iterator[None]:
         first = str(error).splitlines()[0]
         raise UserError(
             f"the device ran out of memory ({first}); take a smaller --batch-size, or continue with --resume and "
-            'train.accumulate=2, train.remat=["backbone","encoder","decoder"] or a smaller train.eval_batch_size'
+            f"{less_memory(model)}, or a smaller train.eval_batch_size"
         ) from error
-
-
-def dataclass_arrays(state: TrainState) -> list[Any]:
-    """The large parts of the state."""
-    return [state.params, state.batch_stats, state.opt_state, state.ema_params, state.ema_batch_stats]

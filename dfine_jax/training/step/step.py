@@ -19,7 +19,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from dfine_jax.config import Config, ModelSection
+from dfine_jax.config import Config
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.images import unit_range
 from dfine_jax.evaluation.evaluate import Predict, Predictions
@@ -95,6 +95,10 @@ class TrainStep:
         packed = self._packed(state)
         with collection_paused():
             return LoweredStep(self._program.lower(packed.arrays, batch), self, packed.packing)
+
+    def with_program(self, program: Any, state: State) -> CompiledStep:
+        """The step with its program, which was compiled for such a state, by this process or another."""
+        return CompiledStep(program, self, self._packed(state).packing)
 
     def _packed(self, state: State) -> PackedState:
         if isinstance(state, PackedState):
@@ -197,19 +201,21 @@ def make_update(
 
 
 def make_eval_step(
-    model: ModelSection, devices: Sequence[Any] | None = None
+    config: Config, devices: Sequence[Any] | None = None
 ) -> Callable[[PyTree, Array], tuple[Float[Array, "d b n"], Int[Array, "d b n"], Float[Array, "d b n 4"]]]:
     """Scores, labels and boxes (cxcywh, best first) of images ``[d, b, h, w, 3]``, computed in float32.
 
     Args:
       devices: None: those of this host.
     """
-    apply: Callable[..., Any] = of(model).build(dataclasses.replace(model, precision="float32"), Build()).apply
+    family, model = of(config.model), dataclasses.replace(config.model, precision="float32")
+    apply: Callable[..., Any] = family.build(model, Build()).apply
+    scale = family.preprocess(model, config.data).scale
 
     def eval_step(variables: PyTree, images: Array) -> tuple[Array, Array, Array]:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         with exact_products():
-            output: ModelOutput = apply(variables, unit_range(images, dtype), train=False)
+            output: ModelOutput = apply(variables, unit_range(images, dtype, scale), train=False)
         scores, labels, boxes_cxcywh = map(jnp.asarray, select(output.answer))
         return scores, labels, boxes_cxcywh
 
@@ -248,7 +254,7 @@ def replicated(tree: PyTree) -> PyTree:
 def split_over_devices(batch: Batch) -> Batch:
     """A host batch [b, ...] as [d, b / d, ...], d = the host's devices."""
     devices = jax.local_device_count()
-    return type(batch)(*(array.reshape(devices, -1, *array.shape[1:]) for array in batch))
+    return batch.each(lambda array: array.reshape(devices, -1, *array.shape[1:]))
 
 
 def spread(batch: Batch) -> Batch:

@@ -9,8 +9,8 @@ from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.converters.torch.backbone import import_backbone
 from dfine_jax.errors import UserError
 from dfine_jax.families import state_dict
-from dfine_jax.families.dfine import names
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.official import to_official
 from dfine_jax.families.state_dict import leaf_shapes
 
 
@@ -19,7 +19,7 @@ def official(config):
     out = {}
     for number, (path, shape) in enumerate(sorted(leaf_shapes(config).items())):
         if path.split("/")[1] == "backbone":
-            key = names.to_official(path).removeprefix("backbone.")
+            key = to_official(path).removeprefix("backbone.")
             out[key] = np.full(state_dict.tensor_shape(path, shape), number, np.float32)
             if key.endswith("running_mean"):
                 out[key.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)

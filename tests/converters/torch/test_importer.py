@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import dfine_jax
 from dfine_jax.cli import main
@@ -18,11 +18,11 @@ from dfine_jax.converters.torch.importer import class_table, import_weights
 from dfine_jax.data.read.coco_names import COCO_CATEGORY_IDS, COCO_NAMES
 from dfine_jax.errors import UserError
 from dfine_jax.families import state_dict
-from dfine_jax.families.dfine import names
 from dfine_jax.families.dfine.published import DETECTORS
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.families.dfine.weights import export_state_dict, guess_activation, recognise
 from dfine_jax.families.family import Published
+from dfine_jax.families.official import to_official
 from dfine_jax.families.state_dict import leaf_shapes
 from dfine_jax.training.run.checkpoint import load_weights
 from dfine_jax.weights.load import load_checkpoint
@@ -96,6 +96,28 @@ def test_an_activation_that_nothing_says_must_be_given(tmp_path, state, caplog, 
     assert "to dfine convert first where a command has no such option" in capsys.readouterr().err
 
 
+def test_weights_of_rtdetrv4_are_known_by_the_projection_to_their_teacher(tmp_path, variables, state, caplog):
+    """Which serves training alone; weights without it are known by their name, or not at all."""
+    width = CONFIG.encoder_width
+    projection = {"weight": np.ones((768, width), np.float32), "bias": np.ones(768, np.float32)}
+    distilled = state | {f"encoder.feature_projector.0.{name}": value for name, value in projection.items()}
+    teacher = {"blocks.0.attn.qkv.weight": np.zeros((6, 2), np.float32)}
+    torch_pickle.save(tmp_path / "best.pth", {"ema": {"module": distilled}, "teacher_model": teacher})
+    found, metadata = import_weights(tmp_path / "best.pth")
+    assert_same(found, variables)
+    assert metadata.config.model.decoder_activation == metadata.config.model.mlp_activation == "silu"
+    assert metadata.config.train.method == "deim"
+    assert not any("assumed" in line for line in caplog.messages)
+    with pytest.raises(UserError, match="best.pth says that the activation is silu, not relu"):
+        import_weights(tmp_path / "best.pth", activation="relu")
+    torch_pickle.save(tmp_path / "RTv4-S-hgnet.pth", {"model": state})
+    assert import_weights(tmp_path / "RTv4-S-hgnet.pth")[1].config.model.decoder_activation == "silu"
+    assert "SiLU assumed (by its name)" in caplog.messages[-1]
+    torch_pickle.save(tmp_path / "a.pth", {"model": state | {"encoder.feature_projector.1.weight": np.ones(3)}})
+    with pytest.raises(UserError, match="1 unexpected: encoder.feature_projector.1.weight"):
+        import_weights(tmp_path / "a.pth", activation="silu")
+
+
 @pytest.mark.parametrize("name", ["dfine_n_mine.pth", "D-FINE-best.pth", "my_d_fine.pth"])
 def test_what_is_assumed_by_name_is_said(tmp_path, state, caplog, name):
     torch_pickle.save(tmp_path / name, {"model": state})
@@ -109,9 +131,7 @@ def test_what_is_assumed_by_name_is_said(tmp_path, state, caplog, name):
 def test_trained_batch_norms_in_the_backbone_of_large_variants_are_those_of_deim(variant):
     encoder = {"encoder.input_proj.0.norm.num_batches_tracked": np.zeros(())}
     backbone = {"backbone.stem.stem1.bn.num_batches_tracked": np.zeros(())}
-    shapes = {
-        names.to_official(p): state_dict.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()
-    }
+    shapes = {to_official(p): state_dict.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()}
     official = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()} | encoder
     trained = guess_activation("best.pth", recognise(official | backbone))
     assert trained == ("silu", "its backbone was trained with its batch norms")
@@ -187,6 +207,8 @@ def test_command_there_and_back(tmp_path, variables, state, capsys):
     for name in ("b.pth", "b.safetensors"):
         assert main(["convert", str(tmp_path / "out"), str(tmp_path / name)]) == 0
         assert_same(import_weights(tmp_path / name, activation="relu")[0], variables)
+    written = load_file(tmp_path / "b.safetensors")
+    assert {key: value.shape for key, value in written.items()} == {key: value.shape for key, value in state.items()}
     torch_pickle.save(tmp_path / "same" / "b.pth", {"model": state})
     assert (tmp_path / "same" / "b.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
@@ -207,7 +229,15 @@ def test_command_errors(tmp_path, state, capsys):
         ("convert", str(tmp_path / "photos"), str(tmp_path / "out")): "is not a checkpoint",
         ("convert", "dfine-s-coca", str(tmp_path / "out")): "did you mean dfine-s-coco",
         ("convert", str(source), str(tmp_path / "photos")): "exists; choose another place or add --force",
-        ("convert", str(source), str(tmp_path / "photos"), "--force"): "is a folder but not a checkpoint",
+        ("convert", str(source), str(tmp_path / "photos"), "--force"): "is a folder without metadata.json",
+        (
+            "convert",
+            str(source),
+            str(tmp_path / "theirs"),
+            "--activation",
+            "relu",
+            "--huggingface",
+        ): "D-FINE are not written",
         (
             "convert",
             str(source),

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from dfine_jax.families import state_dict
-from dfine_jax.families.dfine import names
+from dfine_jax.families import official, state_dict
 
 PAIRS = {
     "backbone.stages.1.blocks.0.layers.0.conv.weight": "params/backbone/stages_1/blocks_0/layers_0/conv/kernel",
@@ -26,7 +25,7 @@ PAIRS = {
 
 @pytest.mark.parametrize(("key", "path"), PAIRS.items())
 def test_pairs(key, path):
-    assert names.to_official(path) == key
+    assert official.to_official(path) == key
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 5, 5), (6, 4), (7,), (1,)])
@@ -41,9 +40,3 @@ def test_convolution_layout():
     tensor = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)  # O, I, h, w
     leaf = state_dict.to_leaf("params/a/kernel", tensor)
     assert leaf.shape == (4, 5, 3, 2) and leaf[1, 2, 0, 1] == tensor[1, 0, 1, 2]
-
-
-def test_every_ignored_name_has_a_reason():
-    for key in ("decoder.anchors", "decoder.decoder.up", "backbone.stem.stem1.bn.num_batches_tracked"):
-        assert names.ignored_reason(key)
-    assert names.ignored_reason("decoder.enc_output.proj.weight") is None

@@ -16,9 +16,10 @@ from dfine_jax.config import DataConfig
 from dfine_jax.data.load import workers
 from dfine_jax.data.load.columns import RecordColumns
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
-from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.coco import read_coco, with_outlines
 from dfine_jax.data.read.dataset import Record
 from dfine_jax.data.read.layout import find_split
+from dfine_jax.data.read.outlines import Polygons, RunLengths
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 
 
@@ -47,11 +48,25 @@ def record(number, count, **change):
     return Record(**(values | change))
 
 
+def outline(*points):
+    return np.array(points, np.float64)
+
+
+POLYGON = Polygons((outline((0, 0), (4, 0), (4, 3)), outline((5.5, 5), (6, 5), (6, 6.25), (5, 6))))
+RUNS = RunLengths(6, 8, b"0123:;<`\\\0")
+
 RECORDS = {
     "none": (),
     "boxes": (record(0, 3), record(1, 1)),
     "without objects": (record(0, 0), record(1, 2), record(2, 0)),
     "only without objects": (record(0, 0), record(1, 0)),
+    "masks": (
+        record(0, 3, outlines=(POLYGON, None, RUNS)),
+        record(1, 0),
+        record(2, 1, outlines=(RUNS,)),
+        record(3, 2, outlines=(None, POLYGON)),
+    ),
+    "masks of some": (record(0, 2), record(1, 1, outlines=(POLYGON,)), record(2, 1)),
     "names": (
         record(0, 1, path=Path("daten/Größe/猫 и кот.jpg")),
         record(1, 1, path=Path(os.fsdecode(b"/data/\xff\xfe.jpg"))),
@@ -69,6 +84,15 @@ def assert_equal(ours, theirs):
         if isinstance(one, np.ndarray):
             assert one.dtype == other.dtype and one.shape == other.shape, field.name
             np.testing.assert_array_equal(one, other)
+        elif field.name == "outlines":
+            assert list(map(type, one)) == list(map(type, other))
+            for a, b in zip(one, other, strict=True):
+                if isinstance(a, Polygons):
+                    assert len(a.parts) == len(b.parts)
+                    assert all(x.dtype == y.dtype for x, y in zip(a.parts, b.parts, strict=True))
+                    assert all(np.array_equal(x, y) for x, y in zip(a.parts, b.parts, strict=True))
+                else:
+                    assert a == b
         else:
             assert one == other, field.name
 
@@ -114,28 +138,31 @@ def test_records_are_equal_in_the_workers_and_in_a_second_pool():
         assert batch[0][:, 1].all() and os.getpid() not in batch[0][:, 0]
 
 
-def test_read_datasets_with_crowds(tmp_path):
+def test_read_datasets_with_crowds_and_masks(tmp_path):
     import json
 
     root = make_shapes_dataset(tmp_path, num_train=12, num_val=1, size_px=64, seed=0)
     annotations, images = find_split(root, "train")
     content = json.loads(annotations.read_text())
     content["annotations"][0]["iscrowd"] = 1
+    content["annotations"][1].pop("segmentation")
     annotations.write_text(json.dumps(content))
-    data = read_coco(annotations, images)
+    data = with_outlines(read_coco(annotations, images))
     assert data.changes.crowd == 1
+    kinds = {type(outline) for entry in data.records for outline in entry.outlines}
+    assert kinds == {Polygons, RunLengths, type(None)}
     columns = RecordColumns(data.records)
     for index, original in enumerate(data.records):
         assert_equal(columns[index], original)
 
 
-def test_batches_are_the_same_from_workers(tmp_path):
+def test_masks_are_the_same_from_workers(tmp_path):
     root = make_shapes_dataset(tmp_path, num_train=6, num_val=5, size_px=64, seed=0)
 
     def batches(count):
         data = read_coco(*find_split(root, "train"))
         config = DataConfig(height_px=32, width_px=32, augment="dense")
-        loader = TrainLoader(data, config, batch_size=3, seed=0, workers=count)
+        loader = TrainLoader(data, config, batch_size=3, seed=0, workers=count, mask_stride=4)
         stream = loader.batches()
         out = [next(stream) for _ in range(4)]
         stream.close()

@@ -59,10 +59,11 @@ def test_workers_and_resume_change_nothing(data, cache):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_get_the_rows_of_the_same_batches(data, hosts):
-    whole = take(loader(data[0]), 12)
-    parts = [take(loader(data[0], host_index=i, host_count=hosts), 12) for i in range(hosts)]
-    joined = [type(whole[0])(*map(np.concatenate, zip(*rows, strict=True))) for rows in zip(*parts, strict=True)]
+    whole = take(loader(data[0], mask_stride=4), 12)
+    parts = [take(loader(data[0], mask_stride=4, host_index=i, host_count=hosts), 12) for i in range(hosts)]
+    joined = [map(np.concatenate, zip(*rows, strict=True)) for rows in zip(*parts, strict=True)]
     assert_same(whole, joined)
+    assert all(batch.masks.any() for batch in whole)
     with pytest.raises(UserError, match="multiple of the 3 hosts"):
         loader(data[0], host_count=3)
     with pytest.raises(UserError, match="host_count=1"):

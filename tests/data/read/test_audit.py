@@ -122,14 +122,18 @@ def test_a_healthy_dataset_has_no_findings(tmp_path):
 # --- grids -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_batch_grid_draws_boxes_where_they_are():
+def test_the_batch_grid_draws_boxes_and_masks_where_they_are():
     images = np.zeros((3, 320, 320, 3), np.uint8)
     labels, valid = np.zeros((3, 2), np.int32), np.array([[True, False]] * 3)
     boxes = np.array([[[0.5, 0.5, 0.25, 0.5], [0, 0, 0, 0]]] * 3, np.float32)
+    masks = np.zeros((3, 2, 80, 80), np.uint8)
+    masks[:, 0, 30:50, 35:45] = 4
     plain = np.asarray(batch_grid([Batch(images, labels, boxes, valid)], ["cat"], 3))
+    tinted = np.asarray(batch_grid([Batch(images, labels, boxes, valid, masks, valid)], ["cat"], 3))
     assert plain.shape == (2 * 326 + 6, 2 * 326 + 6, 3)
     first = plain[6:326, 6:326]
     assert first[160, 120].any() and first[160, 200].any() and not first[160, 160].any()  # frame at 120 and 200
+    assert tinted[6:326, 6:326][160, 160].any() and not tinted[6:326, 6:326][100, 160].any()
     assert (plain[-20:, -20:] == 255).all()  # three pictures: the fourth cell stays white
 
 

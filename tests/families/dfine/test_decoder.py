@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dfine_jax.families.dfine.decoder import Decoder
+from dfine_jax.families.dfine.decoder import decoder as make_decoder
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.nn.fdr_head import sharpness
 from dfine_jax.nn.queries import ClassEmbedding, attention_blocked
@@ -37,7 +37,7 @@ def _features(dtype=np.float32):
 @pytest.fixture(scope="module")
 def params():
     """Random values everywhere, so that no head is degenerate."""
-    shapes = jax.eval_shape(lambda k: Decoder(CONFIG).init(k, _features(), train=True), jax.random.key(0))
+    shapes = jax.eval_shape(lambda k: make_decoder(CONFIG).init(k, _features(), train=True), jax.random.key(0))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32) * 0.3, shapes)
 
@@ -57,7 +57,7 @@ def _denoising(exists=(1, 1, 1, 1, 0, 0), labels=None) -> DenoisingQueries:
 
 @pytest.fixture(scope="module")
 def run():
-    return jax.jit(lambda p, f, d: Decoder(CONFIG).apply(p, f, d, train=True))
+    return jax.jit(lambda p, f, d: make_decoder(CONFIG).apply(p, f, d, train=True))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_evaluation_is_the_last_layer_and_needs_only_its_heads(params, alone):
         for k, v in params["params"].items()
         if k not in ("dec_score_head_0", "lqe_layers_0", "denoising_class_embed")
     }
-    out = jax.jit(lambda p: Decoder(CONFIG).apply(p, _features(), train=False))({"params": kept})
+    out = jax.jit(lambda p: make_decoder(CONFIG).apply(p, _features(), train=False))({"params": kept})
     assert out.training is None and out.answer.masks_logit is None
     np.testing.assert_allclose(out.logits, alone.logits, atol=2e-5)
     np.testing.assert_allclose(out.boxes_cxcywh, alone.boxes_cxcywh, atol=2e-6)
@@ -130,7 +130,7 @@ def test_evaluation_is_the_last_layer_and_needs_only_its_heads(params, alone):
 def test_queries_are_the_best_tokens_in_descending_order(params, alone):
     best = np.asarray(alone.training.encoder.logits).max(-1)
     assert np.all(np.diff(best) <= 0)
-    many = Decoder(dataclasses.replace(CONFIG, num_queries=300))
+    many = make_decoder(dataclasses.replace(CONFIG, num_queries=300))
     every = jax.jit(lambda p: many.apply(p, _features(), train=False))(params)
     assert every.logits.shape == (2, 30, 5)
     np.testing.assert_array_equal(every.topk_index[:, :9], alone.topk_index)
@@ -143,7 +143,7 @@ def _trained_modules(params, *parts) -> list[set[str]]:
     @jax.jit
     def gradients(p, f, chosen):
         def chosen_sum(p, f):
-            training = Decoder(CONFIG).apply(p, f, _denoising(), train=True).training
+            training = make_decoder(CONFIG).apply(p, f, _denoising(), train=True).training
             return chosen @ jnp.stack([part(training).sum() for part in parts])
 
         return jax.grad(chosen_sum, (0, 1))(p, f)
@@ -187,7 +187,7 @@ def test_padding_row_of_the_embedding_has_no_gradient(params):
 
 
 def test_half_precision_returns_float32_and_stays_close(params, run):
-    half = jax.jit(lambda p, f, d: Decoder(CONFIG, dtype=jnp.bfloat16).apply(p, f, d, train=True))
+    half = jax.jit(lambda p, f, d: make_decoder(CONFIG, dtype=jnp.bfloat16).apply(p, f, d, train=True))
     got, want = half(params, _features(), _denoising()), run(params, _features(), _denoising())
     assert {str(x.dtype) for x in jax.tree.leaves(got) if x.dtype != jnp.int32} == {"float32"}
     np.testing.assert_array_equal(got.topk_index[:, 0], want.topk_index[:, 0])
@@ -198,7 +198,7 @@ def test_half_precision_returns_float32_and_stays_close(params, run):
 def test_float64_all_the_way(params):
     with jax.enable_x64(True):
         double = jax.tree.map(lambda x: x.astype(np.float64), params)
-        evaluate = jax.jit(lambda p: Decoder(CONFIG).apply(p, _features(np.float64), train=False))
+        evaluate = jax.jit(lambda p: make_decoder(CONFIG).apply(p, _features(np.float64), train=False))
         out = evaluate(double)
         assert out.logits.dtype == out.boxes_cxcywh.dtype == jnp.float64
         change = np.abs(evaluate(jax.tree.map(lambda x: x * (1 + 1e-13), double)).logits - out.logits).max()
@@ -208,7 +208,7 @@ def test_float64_all_the_way(params):
 def test_wide_maps_are_projected():
     wide = dataclasses.replace(CONFIG, encoder_width=24)
     features = [np.zeros((1, h, w, 24), np.float32) for h, w in SIZES]
-    shapes = jax.eval_shape(lambda k: Decoder(wide).init(k, features, train=True), jax.random.key(0))
+    shapes = jax.eval_shape(lambda k: make_decoder(wide).init(k, features, train=True), jax.random.key(0))
     names = {"/".join(k) for k in flatten_dict(shapes) if "input_proj_1" in k}
     assert names == {
         "params/input_proj_1/conv/kernel",
@@ -221,7 +221,7 @@ def test_wide_maps_are_projected():
 
 def test_heads_compute_in_float32_whatever_the_precision(params):
     """A box head in bfloat16 moves the edges of large boxes by pixels."""
-    decoder = Decoder(CONFIG, dtype=jnp.bfloat16)
+    decoder = make_decoder(CONFIG, dtype=jnp.bfloat16)
     features = [jnp.asarray(x, jnp.bfloat16) for x in _features()]
 
     def heads(p):

@@ -14,12 +14,12 @@ import rtdetr_golden
 from golden_compare import query_order, reorder
 from golden_train import golden_denoising, golden_targets, pad_targets, reference_names
 
-from dfine_jax.families.family import Norm
 from dfine_jax.families.rtdetr.config import RTDetrLossConfig
 from dfine_jax.families.rtdetr.family import RTDETR
 from dfine_jax.families.rtdetr.loss import kinds, loss_terms, match
 from dfine_jax.families.rtdetr.model import RTDetr
 from dfine_jax.families.rtdetr.variants import VARIANTS
+from dfine_jax.typing import Norm
 
 CONFIG, LOSS = VARIANTS["r18"], RTDetrLossConfig()
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from golden_train import pad_targets, reference_names
 
-from dfine_jax.families.family import Norm
 from dfine_jax.families.rtdetr import huggingface, weights
 from dfine_jax.families.rtdetr.config import RTDetrLossConfig
 from dfine_jax.families.rtdetr.loss import loss_terms, match
 from dfine_jax.families.rtdetr.model import RTDetr
 from dfine_jax.families.rtdetr.variants import VARIANTS
+from dfine_jax.typing import Norm
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -148,17 +148,19 @@ def test_training_losses(variant):
 
 def test_a_written_folder_is_read_by_transformers(tmp_path):
     """Tensors and configuration of ours make transformers build and fill its model without a word."""
-    import json
-
-    from safetensors.numpy import save_file
     from transformers import RTDetrV2ForObjectDetection
+
+    from dfine_jax.cli import main
+    from dfine_jax.config import Config
+    from dfine_jax.training.run.checkpoint import Metadata, save_weights
 
     model = peer(VARIANTS["r18"], np.float32, num_denoising=100)
     config, variables = ours(model)
-    form = next(form for form in weights.FORMATS if form.name == "huggingface")
-    (tmp_path / "config.json").write_text(json.dumps(huggingface.settings(config, NAMES)))
-    save_file(form.write(config, variables, (640, 640)), tmp_path / "model.safetensors", {"format": "pt"})
-    again, report = RTDetrV2ForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    metadata = Metadata(Config(config, RTDetrLossConfig()), tuple(NAMES), tuple(range(80)))
+    save_weights(tmp_path / "ours", variables, metadata)
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "theirs"), "--huggingface"]) == 0
+    again, report = RTDetrV2ForObjectDetection.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert list(again.config.id2label.values()) == NAMES
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     stored = model.state_dict()
     for name, tensor in again.state_dict().items():

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import rtdetr_golden
 
+from dfine_jax.cli import main
+from dfine_jax.converters.torch import torch_pickle
+from dfine_jax.converters.torch.importer import import_weights
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Origin
 from dfine_jax.families.rtdetr import names, weights
 from dfine_jax.families.rtdetr.family import RTDETR
 from dfine_jax.families.rtdetr.recipes import deim_model
 from dfine_jax.families.rtdetr.variants import VARIANTS
-from dfine_jax.families.state_dict import leaf_shapes, tensor_shape
+from dfine_jax.families.state_dict import leaf_shapes, read_backbone, tensor_shape
 
 OFFICIAL, _, HUGGINGFACE = weights.FORMATS
 SETTINGS = {"model_type": "rt_detr_v2", "decoder_layers": 3}
@@ -28,7 +31,7 @@ def shapes(config):
         key: np.broadcast_to(np.float32(0), tensor_shape(path, leaf_shapes(config)[path]))
         for path, key in weights.official_keys(config).items()
     }
-    return out | {key: make(640, 640) for key, make in weights._constants(config).items()}
+    return out | {key: make(640, 640) for key, make in weights.constants(config).items()}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,24 @@ def test_round_trip_through_transformers(state):
         np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
+def test_folders_for_transformers_by_the_command(tmp_path, state, capsys):
+    """Written, read, replaced where asked; nothing is left of what transformers cannot compute."""
+    torch_pickle.save(tmp_path / "r18.pth", {"model": state})
+    names_file, folder = tmp_path / "names.txt", tmp_path / "folder"
+    names_file.write_text("\n".join(f"kind {i}" for i in range(80)))
+    write = ["convert", str(tmp_path / "r18.pth"), str(folder), "--huggingface"]
+    assert main(write) == 0 and main(write) == 2
+    assert main([*write, "--class-names", str(names_file), "--force"]) == 0
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    tree, metadata = import_weights(folder)
+    assert metadata.class_names[79] == "kind 79" and metadata.config.model.position_order == "row_major"
+    jax.tree.map(np.testing.assert_array_equal, tree, OFFICIAL.read(state, VARIANTS["r18"])[1])
+    torch_pickle.save(tmp_path / "deim.pth", {"model": {k: v.copy() for k, v in shapes(deim_model("r18")).items()}})
+    assert main(["convert", str(tmp_path / "deim.pth"), str(tmp_path / "none"), "--huggingface"]) == 2
+    assert "has not SiLU in the decoder and not a query position head of three layers" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_names_of_modules_and_of_files_are_read(state):
     config, variables = OFFICIAL.read(state, VARIANTS["r18"])
     file = HUGGINGFACE.write(config, variables, (640, 640))
@@ -190,7 +211,7 @@ def test_backbones_are_read_alone(variant):
     config = VARIANTS[variant]
     whole = shapes(config)
     alone = {key.removeprefix("backbone."): value for key, value in whole.items() if key.startswith("backbone.")}
-    tree = RTDETR.read_backbone(alone, config)
+    tree = read_backbone(alone, config)
     wanted = rtdetr_golden.shapes_of(config)
     assert jax.tree.structure(tree["params"]) == jax.tree.structure(wanted["params"]["backbone"])
     assert RTDETR.backbone_of(config) in RTDETR.backbones

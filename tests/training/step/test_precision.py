@@ -54,7 +54,7 @@ def test_evaluation_and_prediction_multiply_in_float32(model):
     images = np.zeros((1, SIZE_PX, SIZE_PX, 3), np.float32)
     found = {
         "the model": precisions(lambda v, x: DFine(config).apply(v, x, train=False), variables, images),
-        "evaluation": precisions(make_eval_step(config), variables, images[None]),
+        "evaluation": precisions(make_eval_step(tiny_config()), variables, images[None]),
         "prediction": precisions(JaxBackend(DFine(config), variables)._forward, variables, images.astype(np.uint8)),
     }
     for name, products in found.items():
@@ -67,7 +67,7 @@ def test_who_asks_for_less_gets_it_but_not_in_evaluation(model):
     images = np.zeros((1, SIZE_PX, SIZE_PX, 3), np.float32)
     with jax.default_matmul_precision("tensorfloat32"):
         asked = precisions(lambda v, x: DFine(config).apply(v, x, train=False), variables, images)
-        evaluated = precisions(make_eval_step(config), variables, images[None])
+        evaluated = precisions(make_eval_step(tiny_config()), variables, images[None])
     assert sum(sides == {EXACT} for sides in asked) < 5  # the integrals
     assert all(sides == {EXACT} for sides in evaluated)
 

@@ -37,7 +37,10 @@ def compiled(monkeypatch):
             area = self.size[0] * self.size[1]
             stats = SimpleNamespace(argument_size_in_bytes=0, output_size_in_bytes=0, alias_size_in_bytes=0)
             stats.temp_size_in_bytes = area << 18
-            return SimpleNamespace(memory_analysis=lambda: stats)
+            return SimpleNamespace(memory_analysis=lambda: stats, program=self)
+
+        def with_program(self, program, state):
+            return program
 
     monkeypatch.setattr(programs, "make_train_step", Step)
     return order
@@ -62,8 +65,8 @@ def test_the_largest_size_comes_first_and_tells_the_memory(compiled, state):
     made, lines = compile_all(state)
     assert compiled == [(96, 64), (64, 64), (32, 32)]
     assert made.peak_bytes == 96 * 64 << 18
-    assert "input sizes" in lines[0] and lines[1].startswith("memory of a train step: 1.50 GiB per device")
-    assert lines[2] == "compiled the train step in 0 s (32x32, 96x64, 64x64)" and len(lines) == 3
+    assert lines[0].startswith("memory of a train step: 1.50 GiB per device")
+    assert lines[1:] == ["compiled the train step in 0 s (32x32, 96x64, 64x64)"]
 
 
 def test_a_stop_is_looked_for_between_sizes(compiled, state):
@@ -130,8 +133,8 @@ def test_memory_that_is_used_up_is_told_with_the_cures():
     with pytest.raises(
         UserError, match=r"ran out of memory \(RESOURCE_EXHAUSTED: 9 bytes\); .*train.accumulate=2"
     ) as told:
-        with told_out_of_memory():
+        with told_out_of_memory(tiny_config().model):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes\nmore")
     assert "\n" not in str(told.value)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), told_out_of_memory():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), told_out_of_memory(tiny_config().model):
         raise jax.errors.JaxRuntimeError("INTERNAL: else")
