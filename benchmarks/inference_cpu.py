@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -34,7 +35,7 @@ def _jax(variant: str, size: int, how: str) -> Callable[[], object]:
     keep_freed_memory()  # as the commands do
     config = peers.model_config(variant)
     family = families.of(config)
-    model = family.build(config, Build())
+    model: Any = family.build(config, Build())
     variables = family.init(config, jax.random.key(0))
     forward = jax.jit(lambda v, x: (lambda o: (o.logits, o.boxes_cxcywh))(model.apply(v, x, train=False)))
     images = np.random.default_rng(0).random((1, size, size, 3), np.float32)

@@ -106,16 +106,16 @@ def difference(files: list[Path], size: int) -> str:
     from dfine_jax.converters.gate.compare import Rows, compare_image
     from dfine_jax.ops.postprocess import sigmoid
 
-    sides = []
+    sides: list[Rows] = []
     for file in files:
         logits, boxes = run_onnxruntime(file, 2)()
         sides.append(Rows(boxes[0], sigmoid(np.asarray(logits[0]))))
-    boxes_px, scores, _ = compare_image(*sides, (size, size))
+    boxes_px, scores, _ = compare_image(sides[0], sides[1], (size, size))
     boxes_px, scores = ([float(f(x)) for f in (np.median, np.max)] for x in (boxes_px, scores))
     return "boxes {:.1e} px (median), {:.1e} (worst), scores {:.1e}, {:.1e}".format(*boxes_px, *scores)
 
 
-def run_onnxruntime(file: Path, threads: int) -> Callable[[], object]:
+def run_onnxruntime(file: Path, threads: int) -> Callable[[], Any]:
     import numpy as np
     import onnxruntime as ort
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from dfine_jax import families
-from dfine_jax.config import ModelSection
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.families.family import Build
@@ -13,7 +12,7 @@ from dfine_jax.families.rtdetr import huggingface
 from dfine_jax.families.rtdetr.config import RTDetrConfig
 
 
-def model_config(recipe: str) -> ModelSection:
+def model_config(recipe: str) -> Any:
     """Architecture of ``[family-]variant``."""
     family, variant = families.of_recipe(recipe)
     return family.variants[variant]
