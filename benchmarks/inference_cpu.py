@@ -1,6 +1,7 @@
-"""Inference on the CPU, batch 1: this library against transformers' D-FINE in PyTorch, eager and torch.compile.
+"""Inference on the CPU, batch 1: this library against transformers' model in PyTorch, eager and torch.compile.
 
     python benchmarks/inference_cpu.py --variant n --size 640
+    python benchmarks/inference_cpu.py --variant rtdetrv2-r18 --size 640
 
 Random weights (time does not depend on them). Both sides get a float32 tensor and return logits and boxes. Of ours,
 "ahead of time" calls the compiled executable, and "cached" has been compiled before: its first run is tracing and
@@ -16,24 +17,26 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import interleave, peers
-from dfine_jax.families.dfine.variants import model_config
 
 
 def _jax(variant: str, size: int, how: str) -> Callable[[], object]:
     import jax
     import numpy as np
 
-    from dfine_jax.families.dfine.model import DFine, init_variables
+    from dfine_jax import families
+    from dfine_jax.families.family import Build
     from dfine_jax.system.host_memory import keep_freed_memory
 
     keep_freed_memory()  # as the commands do
-    config = model_config(variant)
-    model = DFine(config)
-    variables = init_variables(config, jax.random.key(0))
+    config = peers.model_config(variant)
+    family = families.of(config)
+    model: Any = family.build(config, Build())
+    variables = family.init(config, jax.random.key(0))
     forward = jax.jit(lambda v, x: (lambda o: (o.logits, o.boxes_cxcywh))(model.apply(v, x, train=False)))
     images = np.random.default_rng(0).random((1, size, size, 3), np.float32)
     if how == "ahead":
@@ -51,7 +54,7 @@ def _torch(variant: str, size: int, mode: str) -> Callable[[], object]:
     import torch
 
     torch.set_num_threads(2)
-    model = peers.transformers_model(model_config(variant)).eval()
+    model = peers.transformers_model(peers.model_config(variant)).eval()
     images = torch.rand(1, 3, size, size)
     if mode == "channels_last":
         model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)

@@ -1,10 +1,12 @@
-"""Exported graphs against transformers' D-FINE of the same variant exported by torch.onnx: nodes, size, time.
+"""Exported graphs against transformers' model of the same variant exported by torch.onnx: answers, nodes, size, time.
 
     python benchmarks/onnx_export.py --variant n
+    python benchmarks/onnx_export.py --variant rtdetrv2-r18
 
-Random weights (time does not depend on them). Both are raw graphs for one image: pixels in, logits and boxes out. The
-peer gets what its authors' own export does: convolutions that contain their normalisation, RepVGG branches merged,
-nothing of the training left; its file is simplified by ONNX Runtime's basic optimisations, ours is as exported.
+Equal random weights (time does not depend on them). Both are raw graphs for one image: pixels in, logits and boxes out,
+no selection of the best behind them. The peer gets what its authors' own export does: convolutions that contain their
+normalisation, RepVGG branches merged, nothing of the training left; its file is simplified by ONNX Runtime's basic
+optimisations, ours is as exported.
 """
 
 from __future__ import annotations
@@ -20,48 +22,41 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import interleave, peers
-from dfine_jax.families.dfine.variants import model_config
 
 COLUMNS = ("Conv", "MatMul", "Gemm", "LayerNormalization", "Gather", "GridSample", "Reshape", "Transpose", "Add", "Mul")
 
 
-def export_ours(variant: str, size: int, file: Path) -> None:
-    import jax
-    import numpy as np
+def random_peer(recipe: str) -> Any:
+    """transformers' model, all of whose parameters are random; the same for equal recipes."""
+    import torch
+
+    model = peers.transformers_model(peers.model_config(recipe)).eval()
+    with torch.no_grad():  # fresh heads are zeros, which would be stored once
+        for name, parameter in model.named_parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+            if name.endswith("stem1.lab.bias"):  # the dearer case: zeros behind the border can win the pooling
+                parameter.fill_(-0.1)
+    return model
+
+
+def export_ours(recipe: str, size: int, file: Path) -> None:
     import onnx
 
     from dfine_jax.converters.onnx.export import export_onnx
-    from dfine_jax.families.dfine.model import DFine
 
-    model = DFine(model_config(variant))
-    images = jax.ShapeDtypeStruct((1, 128, 128, 3), np.float32)
-    shapes = jax.eval_shape(lambda k, x: model.init(k, x, train=True), jax.random.key(0), images)
-    rng = np.random.default_rng(0)
-
-    def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = path[-1].key
-        noise = rng.standard_normal(leaf.shape).astype(np.float32)
-        if name in ("scale", "var"):
-            return 1 + 0.1 * np.abs(noise)
-        return noise * np.float32(np.sqrt(1 / np.prod(leaf.shape[:-1])) if name == "kernel" else 0.1)
-
-    variables = jax.tree_util.tree_map_with_path(fill, shapes)
-    if model.config.backbone_lab:  # the dearer case: zeros behind the border can win the pooling
-        variables["params"]["backbone"]["stem"]["stem1"]["lab"]["bias"] = np.float32([-0.1])
+    model, variables = peers.ours(random_peer(recipe))
     names = [f"class {i}" for i in range(model.config.num_classes)]
-    meta = {"class_names": names, "category_ids": range(len(names))}
-    proto = export_onnx(model, variables, meta, size_hw=(size, size))
+    proto = export_onnx(
+        model, variables, {"class_names": names, "category_ids": range(len(names))}, size_hw=(size, size)
+    )
     onnx.save(proto, file)
 
 
-def export_peer(variant: str, size: int, file: Path) -> None:
+def export_peer(recipe: str, size: int, file: Path) -> None:
     import torch
 
-    model = peers.transformers_model(model_config(variant)).eval()
-    with torch.no_grad():  # fresh heads are zeros, which would be stored once
-        for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    _merge_branches(model)
+    model = random_peer(recipe)
+    peers.merge_branches(model)
 
     class Raw(torch.nn.Module):
         def __init__(self) -> None:
@@ -85,24 +80,6 @@ def export_peer(variant: str, size: int, file: Path) -> None:
     _simplify(unsimplified, file)
 
 
-def _merge_branches(model: Any) -> None:
-    import torch
-
-    def fused(unit: Any) -> tuple:
-        factor = unit.norm.weight / torch.sqrt(unit.norm.running_var + unit.norm.eps)
-        return unit.conv.weight * factor[:, None, None, None], unit.norm.bias - unit.norm.running_mean * factor
-
-    with torch.no_grad():
-        for block in [m for m in model.modules() if type(m).__name__ == "DFineRepVggBlock"]:
-            (wide, bias), (narrow, more) = fused(block.conv1), fused(block.conv2)
-            conv = torch.nn.Conv2d(wide.shape[1], wide.shape[0], 3, padding=1)
-            wide[:, :, 1:2, 1:2] += narrow
-            conv.weight.copy_(wide)
-            conv.bias.copy_(bias + more)
-            block.merged = conv
-            block.forward = lambda x, block=block: block.activation(block.merged(x))
-
-
 def _simplify(source: Path, target: Path) -> None:
     import onnxruntime as ort
 
@@ -122,7 +99,23 @@ def describe(file: Path) -> str:
     return f"{nodes.total()} nodes, {file.stat().st_size / 1e6:.1f} MB ({counts})"
 
 
-def run_onnxruntime(file: Path, threads: int) -> Callable[[], object]:
+def difference(files: list[Path], size: int) -> str:
+    """How far the answers to one image are apart, rows paired."""
+    import numpy as np
+
+    from dfine_jax.converters.gate.compare import Rows, compare_image
+    from dfine_jax.ops.postprocess import sigmoid
+
+    sides: list[Rows] = []
+    for file in files:
+        logits, boxes = run_onnxruntime(file, 2)()
+        sides.append(Rows(boxes[0], sigmoid(np.asarray(logits[0]))))
+    boxes_px, scores, _ = compare_image(sides[0], sides[1], (size, size))
+    boxes_px, scores = ([float(f(x)) for f in (np.median, np.max)] for x in (boxes_px, scores))
+    return "boxes {:.1e} px (median), {:.1e} (worst), scores {:.1e}, {:.1e}".format(*boxes_px, *scores)
+
+
+def run_onnxruntime(file: Path, threads: int) -> Callable[[], Any]:
     import numpy as np
     import onnxruntime as ort
 
@@ -172,6 +165,7 @@ def main() -> None:
                 export(args.variant, args.size, file)
         for name, file in files.items():
             print(f"{name:8s} {describe(file)}", flush=True)
+        print(f"apart    {difference(list(files.values()), args.size)}", flush=True)
         for runtime in args.runtimes:
             names = [f"{runtime} {file}" for file in files.values()]
             title = f"{runtime}, {args.variant.upper()} {args.size} px, batch 1, {args.threads} threads"

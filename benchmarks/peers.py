@@ -1,11 +1,21 @@
-"""The PyTorch side of the comparisons: transformers' D-FINE with the configuration of one of our variants."""
+"""The PyTorch side of the comparisons: transformers' model of one of our variants, and its weights as ours."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from dfine_jax import families
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES
 from dfine_jax.families.dfine.config import ModelConfig
+from dfine_jax.families.family import Build
+from dfine_jax.families.rtdetr import huggingface
+from dfine_jax.families.rtdetr.config import RTDetrConfig
+
+
+def model_config(recipe: str) -> Any:
+    """Architecture of ``[family-]variant``."""
+    family, variant = families.of_recipe(recipe)
+    return family.variants[variant]
 
 
 def transformers_config(config: ModelConfig, **changes: Any) -> Any:
@@ -49,10 +59,49 @@ def transformers_config(config: ModelConfig, **changes: Any) -> Any:
     return DFineConfig(backbone_config=HGNetV2Config(**backbone), **{**detector, **changes})
 
 
-def transformers_model(model: ModelConfig, **changes: Any) -> Any:
-    """Randomly initialised ``DFineForObjectDetection``."""
+def transformers_model(config: ModelConfig | RTDetrConfig, **changes: Any) -> Any:
+    """Randomly initialised detector of the same architecture.
+
+    Raises:
+      UserError: transformers has no such model.
+    """
     import torch
-    from transformers import DFineForObjectDetection
+    import transformers
 
     torch.manual_seed(0)
-    return DFineForObjectDetection(transformers_config(model, **changes))
+    if isinstance(config, RTDetrConfig):
+        names = [f"class {i}" for i in range(config.num_classes)]
+        settings = {**huggingface.settings(config, names), **changes}
+        return transformers.RTDetrV2ForObjectDetection(transformers.RTDetrV2Config.from_dict(settings))
+    return transformers.DFineForObjectDetection(transformers_config(config, **changes))
+
+
+def ours(peer: Any) -> tuple[Any, dict[str, Any]]:
+    """Our network and variables with the weights of a model of transformers."""
+    tensors = {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
+    for family in families.every():
+        for form in family.formats:
+            config = form.recognise(tensors, peer.config.to_dict()) if form.name == "huggingface" else None
+            if config is not None:
+                config, variables = form.read(tensors, config)
+                return family.build(config, Build()), variables
+    raise ValueError(f"{type(peer).__name__} is not a model of ours")
+
+
+def merge_branches(peer: Any) -> None:
+    """RepVGG blocks become the one convolution that inference needs, as the authors' own exports have it."""
+    import torch
+
+    def fused(unit: Any) -> tuple:
+        factor = unit.norm.weight / torch.sqrt(unit.norm.running_var + unit.norm.eps)
+        return unit.conv.weight * factor[:, None, None, None], unit.norm.bias - unit.norm.running_mean * factor
+
+    with torch.no_grad():
+        for block in [m for m in peer.modules() if type(m).__name__.endswith("RepVggBlock")]:
+            (wide, bias), (narrow, more) = fused(block.conv1), fused(block.conv2)
+            conv = torch.nn.Conv2d(wide.shape[1], wide.shape[0], 3, padding=1)
+            wide[:, :, 1:2, 1:2] += narrow
+            conv.weight.copy_(wide)
+            conv.bias.copy_(bias + more)
+            block.merged = conv
+            block.forward = lambda x, block=block: block.activation(block.merged(x))

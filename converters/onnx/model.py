@@ -190,8 +190,8 @@ def _location_quality(module: fdr_head.LocationQuality, params: Mapping[str, Any
     kernel = np.asarray(first["kernel"]).reshape(4, fdr_head.TOP_BINS + 1, -1)
     kernel = (kernel[:, :-1] + kernel[:, -1:] / fdr_head.TOP_BINS).reshape(4 * fdr_head.TOP_BINS, -1)
     x = ops.reshape(top, top.shape[1], kernel.shape[0])
-    x = _activation(module.activation)(linear({**first, "kernel": kernel}, x, module.dtype))
-    return at_least_float32(linear(second, x, module.dtype))
+    x = _activation(module.activation)(linear({**first, "kernel": kernel}, x))
+    return at_least_float32(linear(second, x))
 
 
 def _decode(reference_cxcywh: Array, offsets: Array, reg_scale: float) -> Array:

@@ -68,7 +68,11 @@ def _constant(ctx: Any, array: np.ndarray) -> ir.Value:
 
 
 def _emit(
-    op: str, reference: Callable[..., Any], *inputs: Array, constants: Sequence[Any] = (), **attributes: Any
+    op: str,
+    reference: Callable[..., Any],
+    *inputs: Array | np.ndarray,
+    constants: Sequence[Any] = (),
+    **attributes: Any,
 ) -> list[Array]:
     """Outputs of one node; ``constants`` are inputs behind the others: None (absent) or (type, nested tuple)."""
     frozen = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in attributes.items())
@@ -139,17 +143,17 @@ def matmul(a: Array, b: Array) -> Array:
     return _emit("MatMul", jnp.matmul, a, jnp.asarray(b))[0]
 
 
-def add(a: Array, b: Array) -> Array:
+def add(a: Array, b: Array | np.ndarray) -> Array:
     """Sum with broadcasting; as ``multiply`` and ``minimum``, one node where jax2onnx adds one that expands."""
     return _emit("Add", jnp.add, a, b)[0]
 
 
-def multiply(a: Array, b: Array) -> Array:
+def multiply(a: Array, b: Array | np.ndarray) -> Array:
     """Product with broadcasting."""
     return _emit("Mul", jnp.multiply, a, b)[0]
 
 
-def minimum(a: Array, b: Array) -> Array:
+def minimum(a: Array, b: Array | np.ndarray) -> Array:
     """Smaller value with broadcasting."""
     return _emit("Min", jnp.minimum, a, b)[0]
 

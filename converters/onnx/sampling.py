@@ -4,8 +4,10 @@ Written so that every elementwise operation works on whole rows of contiguous va
 side on the last axis ([.., x of p points, y of p points]), and the four corners of the bilinear weights are joined only
 at the end. Coordinates and indices are float32 and int32 whatever the type of the features.
 
-A row of the table holds a pixel and its right neighbour, so that two rows make the window of a sample. Single pixels
-cost OpenVINO more gathers (N 2 to 5 % slower as a whole), whole windows a table that S is slower with in ONNX Runtime.
+A table that all layers share has a border of zeros, and a row of it holds a pixel and its right neighbour, so that two
+rows make the window of a sample. Single pixels cost OpenVINO more gathers (N 2 to 5 % slower as a whole), whole windows
+a table that S is slower with in ONNX Runtime. Where every layer has values of its own, their rows are gathered as the
+projection leaves them, single pixels without a border: making a table costs more than the gathers that it saves.
 """
 
 from __future__ import annotations
@@ -52,18 +54,25 @@ def deformable_attention(
     offsets = ops.reshape(offsets, query.shape[1], heads, 2 * points)
     weights = ops.softmax(ops.reshape(weights, query.shape[1], heads, points))
 
-    table = source.table
+    pairs = not module.project_values
     if module.project_values:
-        table = build_table([linear(params["value_proj"], x, module.dtype) for x in source.maps], heads)
-    assert table is not None
-    corners = _pixels if module.discrete else _corners
-    index, corner = corners(source, module.num_points, reference_cxcywh, offsets, weights)
+        tokens = [ops.reshape(x, x.shape[1] * x.shape[2], x.shape[3]) for x in source.maps]
+        values = linear(params["value_proj"], ops.concatenate(tokens, 1), module.dtype)
+        table = ops.reshape(values, values.shape[1], heads, values.shape[2] // heads)
+    else:
+        table = source.table
+        assert table is not None
+    if module.discrete:
+        index, corner = _pixels(source, module.num_points, reference_cxcywh, offsets, weights, pairs)
+    else:
+        corners = _corners_in_pairs if pairs else _corners
+        index, corner = corners(source, module.num_points, reference_cxcywh, offsets, weights)
     rows = ops.flatten_rows(table, table.shape[-1])
     first = ops.first_rows(table, table.shape[1] * heads)
     if first is not None:
         index = ops.add(index, ops.reshape(first, 1, 1, 1))
-    gathered = ops.take(rows, index, 0)  # [b, q, m, r, 2c]
-    channels, values = table.shape[-1] // 2, 2 * index.shape[-1]
+    gathered = ops.take(rows, index, 0)  # [b, q, m, r, c], of pairs 2c
+    channels, values = table.shape[-1] // (1 + pairs), (1 + pairs) * index.shape[-1]
     gathered = ops.reshape(gathered, query.shape[1], heads, values, channels)
     corner = ops.reshape(corner.astype(table.dtype), query.shape[1], heads, 1, values)
     x = ops.reshape(ops.matmul(corner, gathered), query.shape[1], heads * channels)
@@ -77,7 +86,7 @@ def linear(params: Mapping[str, Any], x: Array, dtype: Any = None) -> Array:
     return ops.add(ops.matmul(x.astype(dtype), kernel), bias)
 
 
-def _corners(
+def _corners_in_pairs(
     source: Source,
     num_points: Sequence[int],
     reference_cxcywh: Float[Array, "b q 4"],
@@ -92,7 +101,7 @@ def _corners(
     low = ops.minimum(jnp.floor(pixel), size - 1)
     high_weight = pixel - low
 
-    strides, index = _rows(source, num_points, heads, low)
+    strides, index = _rows(source, num_points, heads, low, border=1)
     indices = [index, ops.add(index, jnp.asarray(strides[points:]))]
 
     def column(x: Array) -> Array:
@@ -105,31 +114,62 @@ def _corners(
     return ops.concatenate(indices, 3), ops.concatenate(rows, 3)
 
 
+def _corners(
+    source: Source,
+    num_points: Sequence[int],
+    reference_cxcywh: Float[Array, "b q 4"],
+    offsets: Float[Array, "b q m _"],
+    weights: Float[Array, "b q m p"],
+) -> tuple[Int[Array, "b q m _"], Float[Array, "b q m _"]]:
+    """Rows to gather of a table without border, and their weights, corner by corner.
+
+    The two cells of an axis always lie inside the map, and one weighs what 1 less its distance leaves: nothing, where
+    the sample's own cell is outside.
+    """
+    size = _sizes(source, num_points, offsets.dtype)
+    pixel = _positions(size, num_points, reference_cxcywh, offsets, shift=-0.5)
+    low = ops.minimum(ops.clip(jnp.floor(pixel), 0.0, None), np.maximum(size - 2, 0))
+    past = pixel - low
+    # A map of one cell has no second one: far away it weighs nothing.
+    second = np.where(size > 1, 1, 1 << 20).astype(size.dtype)
+    near, far = (ops.relu(1.0 - jnp.abs(x)) for x in (past, ops.add(past, -second)))
+
+    strides, index = _rows(source, num_points, offsets.shape[2], low, border=0)
+    right, down = np.split(np.where(size > 1, strides, 0).astype(np.int32), 2)
+    below = ops.add(index, down)
+    indices = [index, below, ops.add(index, right), ops.add(below, right)]
+    (left_weight, upper), (right_weight, lower) = ops.split(near, 2), ops.split(far, 2)
+    rows = [weights * upper, weights * lower]
+    corners = [row * side for side in (left_weight, right_weight) for row in rows]
+    return ops.concatenate(indices, 3), ops.concatenate(corners, 3)
+
+
 def _pixels(
     source: Source,
     num_points: Sequence[int],
     reference_cxcywh: Float[Array, "b q 4"],
     offsets: Float[Array, "b q m _"],
     weights: Float[Array, "b q m p"],
-) -> tuple[Int[Array, "b q m p"], Float[Array, "b q m p 2"]]:
-    """Table rows of single pixels, whose right neighbours weigh nothing."""
+    pairs: bool,
+) -> tuple[Int[Array, "b q m p"], Float[Array, "b q m ..."]]:
+    """Rows of single pixels and their weights; in pairs, their right neighbours weigh nothing."""
     size = _sizes(source, num_points, offsets.dtype)
     heads, points = offsets.shape[2], weights.shape[3]
     pixel = ops.clip(jnp.floor(_positions(size, num_points, reference_cxcywh, offsets, shift=0.5)), 0.0, None)
-    _, index = _rows(source, num_points, heads, ops.minimum(pixel, size - 1))
+    _, index = _rows(source, num_points, heads, ops.minimum(pixel, size - 1), border=int(pairs))
+    if not pairs:
+        return index, weights
     column = ops.reshape(weights, weights.shape[1], heads, points, 1)
     return index, ops.multiply(column, jnp.asarray([1.0, 0.0], weights.dtype))
 
 
-def _sizes(source: Source, num_points: Sequence[int], dtype: Any) -> Float[Array, " 2*p"]:
+def _sizes(source: Source, num_points: Sequence[int], dtype: Any) -> Float[np.ndarray, " 2*p"]:
     """Width of the level of every point, then height."""
-    return jnp.asarray(
-        np.concatenate([np.repeat([s[axis] for s in source.sizes], num_points) for axis in (1, 0)]), dtype
-    )
+    return np.concatenate([np.repeat([s[axis] for s in source.sizes], num_points) for axis in (1, 0)]).astype(dtype)
 
 
 def _positions(
-    size: Float[Array, " 2*p"],
+    size: Float[np.ndarray, " 2*p"],
     num_points: Sequence[int],
     reference_cxcywh: Float[Array, "b q 4"],
     offsets: Float[Array, "b q m _"],
@@ -146,19 +186,19 @@ def _positions(
 
 
 def _rows(
-    source: Source, num_points: Sequence[int], heads: int, pixel: Float[Array, "b q m _"]
+    source: Source, num_points: Sequence[int], heads: int, pixel: Float[Array, "b q m _"], border: int
 ) -> tuple[np.ndarray, Int[Array, "b q m p"]]:
     """Steps in rows for one pixel to the right and down, and the row of each pixel."""
-    strides, first = _row_numbers(source, num_points, heads)
+    strides, first = _row_numbers(source, num_points, heads, border)
     x, y = ops.split(ops.multiply(pixel.astype(jnp.int32), jnp.asarray(strides)), 2)
     return strides, ops.add(x + y, jnp.asarray(first))
 
 
-def _row_numbers(source: Source, num_points: Sequence[int], heads: int) -> tuple[np.ndarray, np.ndarray]:
+def _row_numbers(source: Source, num_points: Sequence[int], heads: int, border: int) -> tuple[np.ndarray, np.ndarray]:
     """Steps [2p] in rows for one pixel to the right and down, and the rows [m, p] of pixel (0, 0)."""
-    areas = [(h + 2) * (w + 2) for h, w in source.sizes]
+    areas = [(h + 2 * border) * (w + 2 * border) for h, w in source.sizes]
     start = np.repeat(np.cumsum([0, *areas[:-1]]), num_points)
-    stride = np.repeat([w + 2 for _, w in source.sizes], num_points)
+    stride = np.repeat([w + 2 * border for _, w in source.sizes], num_points)
     strides = np.concatenate([np.ones_like(stride), stride]) * heads
-    first = (start + stride + 1) * heads + np.arange(heads)[:, None]  # inside the border
+    first = (start + border * (stride + 1)) * heads + np.arange(heads)[:, None]
     return strides.astype(np.int32), first.astype(np.int32)

@@ -1,10 +1,10 @@
 """ONNX to OpenVINO: IR with float16 weights, or int8 with a limit on what that may cost in AP.
 
-For int8 the decoder and the two branches of the stem stay in floating point from the start. The decoder's coordinates
-do not survive eight bits, and the graph without its quantisation nodes is the faster one. Eight bits are too few for
-the stem's first maps as well: of D-FINE-N on BCCD, AP 0.546, int8 has 0.547 without both, 0.422 without the decoder.
-Should AP still fall by more than the limit, NNCF's accuracy control searches for further operations to keep, which
-takes its time: each trial compiles the model.
+For int8 the decoder and the stem, up to its pooling or the end of both its branches, stay in floating point from the
+start. The decoder's coordinates do not survive eight bits, and the graph without its quantisation nodes is the faster
+one. Eight bits are too few for the stem's first maps as well: of D-FINE-N on BCCD, AP 0.546, int8 has 0.547 without
+both, 0.422 without the decoder. Should AP still fall by more than the limit, NNCF's accuracy control searches for
+further operations to keep, which takes its time: each trial compiles the model.
 """
 
 from __future__ import annotations
@@ -138,17 +138,19 @@ def decoder_operations(model: Any) -> list[str]:
 
 
 def stem_operations(model: Any) -> list[str]:
-    """Names of all operations up to where the stem joins its pooled and its convolved branch; none without branches."""
-    pooling = next((op for op in model.get_ordered_ops() if op.get_type_name() == "MaxPool"), None)
-    node = pooling
-    while node is not None and node.get_type_name() != "Concat":
-        targets = list(node.output(0).get_target_inputs())
-        node = targets[0].get_node() if targets else None
-        if node is not None and "Convolution" in node.get_type_name():  # a stem of one branch
-            return []
-    if node is None:
+    """Names of all operations up to the first pooling; where it is one of two branches, up to where they join."""
+    end = next((op for op in model.get_ordered_ops() if op.get_type_name() == "MaxPool"), None)
+    if end is None:
         return []
-    return _reached(node, lambda node: [port.get_source_output().get_node() for port in node.inputs()])
+    behind = end
+    while targets := list(behind.output(0).get_target_inputs()):
+        behind = targets[0].get_node()
+        if "Convolution" in behind.get_type_name():  # one branch, which has ended before
+            break
+        if behind.get_type_name() == "Concat":
+            end = behind
+            break
+    return _reached(end, lambda node: [port.get_source_output().get_node() for port in node.inputs()])
 
 
 def _reached(start: Any, neighbours: Callable[[Any], list[Any]]) -> list[str]:

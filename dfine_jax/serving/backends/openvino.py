@@ -61,9 +61,12 @@ class OpenVinoSession:
                 f"{path}: OpenVINO cannot run it on {self._device} ({_reason(error)}); here: {present}"
             ) from error
         self._requests = threading.local()  # of each thread its own: one that is busy refuses another run
-        self.input_dtypes = {port.get_any_name(): port.get_element_type().to_dtype() for port in self._compiled.inputs}
+        # Names are those of the file: a compiled port also has those of operations that compiling took away.
+        ports = zip(model.inputs, self._compiled.inputs, strict=True)
+        self.input_dtypes = {own.get_any_name(): port.get_element_type().to_dtype() for own, port in ports}
         self.max_batch: int | None = None
-        self._outputs = {port.get_any_name(): port for port in self._compiled.outputs}
+        ports = zip(model.outputs, self._compiled.outputs, strict=True)
+        self._outputs = {own.get_any_name(): port for own, port in ports}
         self._version = ov.get_version().split("-")[0]
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -53,7 +53,13 @@ def files(model, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "runtime"),
-    [("raw", "onnxruntime"), ("raw", "openvino"), ("half", "onnxruntime"), ("complete", "openvino")],
+    [
+        ("raw", "onnxruntime"),
+        ("raw", "openvino"),
+        ("half", "onnxruntime"),
+        ("half", "openvino"),
+        ("complete", "openvino"),
+    ],
 )
 def test_exported_graphs_pass_the_gate(files, model, reference, name, runtime):
     pytest.importorskip(runtime)

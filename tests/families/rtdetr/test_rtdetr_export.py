@@ -1,4 +1,4 @@
-"""A small RT-DETRv2 as an exported graph: the same answers, both ways of sampling, and no needless nodes."""
+"""RT-DETRv2 as an exported graph: the same answers, both ways of sampling, no needless nodes, gate, int8, engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("jax2onnx")
 import onnx_models
 
-from dfine_jax.converters.onnx.export import export_onnx
+from dfine_jax.converters.gate.gate import check_artefact
+from dfine_jax.converters.onnx.export import export_onnx, save
+from dfine_jax.converters.openvino.export import Quantization, export_int8, stem_operations
 
 SIZE_HW = (64, 96)
 TINY = dataclasses.replace(
@@ -62,6 +64,16 @@ def test_answers(sampling, batch):
     assert logits < 1e-3 and boxes < 1e-4
 
 
+@pytest.mark.parametrize("sampling", ["bilinear", "discrete"])
+def test_maps_of_one_row(sampling):
+    model, variables = RTDetr(dataclasses.replace(TINY, sampling=sampling)), lively(TINY)
+    images = np.random.default_rng(1).random((1, 32, 96, 3), np.float32)
+    proto = export_onnx(model, variables, onnx_models.META, size_hw=(32, 96))
+    want = onnx_models.answers(model, variables, images)
+    got = onnx_models.run(proto, images=np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    assert np.abs(got["logits"] - want.logits).max() < 1e-3 and np.abs(got["boxes"] - want.boxes_cxcywh).max() < 1e-4
+
+
 def test_a_map_with_as_many_cells_as_channels():
     """Its tokens and its transposed tokens have one shape."""
     model, variables = RTDetr(TINY), lively(TINY)
@@ -88,3 +100,53 @@ def test_bytes_are_scaled_in_the_first_convolution():
     images = np.random.default_rng(1).integers(0, 256, (1, *SIZE_HW, 3), np.uint8)
     want = onnx_models.answers(model, variables, images / np.float32(255))
     assert np.abs(onnx_models.run(proto, images=images)["logits"] - want.logits).max() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Small files for any batch."""
+    folder = tmp_path_factory.mktemp("graphs")
+    for precision in ("fp32", "fp16"):
+        proto = export_onnx(
+            RTDetr(TINY), lively(TINY), onnx_models.META, size_hw=SIZE_HW, batch=None, precision=precision
+        )
+        save(proto, folder / f"{precision}.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_gate(files, runtime, precision):
+    pytest.importorskip(runtime)
+    report = check_artefact(files / f"{precision}.onnx", RTDetr(TINY), lively(TINY), runtime=runtime)
+    assert report.passed, report.table()
+    assert [c.batch for c in report.comparisons] == [1, 2, 8]
+
+
+def test_int8_keeps_the_stem_in_floating_point(files, tmp_path):
+    ov = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(6):
+        noise = np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8)
+        Image.fromarray(noise).resize((96, 64)).save(pictures / f"{i}.png")
+    stem = set(stem_operations(ov.Core().read_model(files / "fp32.onnx")))
+    result = export_int8(files / "fp32.onnx", tmp_path / "int8.xml", Quantization(pictures))
+    int8 = ov.Core().read_model(tmp_path / "int8.xml").get_ops()
+    kinds = [op.get_type_name() for op in int8 if op.get_friendly_name() in stem]
+    assert kinds.count("Convolution") == 3 and kinds.count("MaxPool") == 1
+    quantizers = [op for op in int8 if op.get_type_name() == "FakeQuantize"]
+    fed = {port.get_node().get_friendly_name() for op in quantizers for port in op.output(0).get_target_inputs()}
+    assert len(quantizers) == result.quantizers > 40 and not stem & fed
+
+
+def test_tensorrt_builds_engines(files, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    from dfine_jax.converters.tensorrt.export import EngineBuilder
+
+    for precision in ("fp32", "fp16"):
+        engine = EngineBuilder("tensorrt_rtx", (1, 2, 8)).build(files / f"{precision}.onnx", tmp_path / "tiny.engine")
+        assert engine.stat().st_size > 100_000
