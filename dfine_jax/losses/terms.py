@@ -41,8 +41,9 @@ def gather_truth(targets: Targets, match: Int[Array, "*s b q"]) -> Truth:
         boxes = jnp.zeros((*match.shape, 4), targets.boxes_cxcywh.dtype)
     else:
         image = jnp.arange(match.shape[-2])[:, None]
-        labels = targets.labels[image, jnp.maximum(match, 0)]
-        boxes = targets.boxes_cxcywh[image, jnp.maximum(match, 0)]
+        labels, boxes = (  # arrays of NumPy do not take traced indices
+            jnp.asarray(x)[image, jnp.maximum(match, 0)] for x in (targets.labels, targets.boxes_cxcywh)
+        )
     whole = jnp.asarray(WHOLE_IMAGE, boxes.dtype)
     return Truth(jnp.where(matched, labels, 0), jnp.where(matched[..., None], boxes, whole), matched)
 
