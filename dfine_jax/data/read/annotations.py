@@ -76,6 +76,12 @@ class _Annotation(msgspec.Struct, gc=False):
     area: Any = _MISSING
 
 
+_DECODERS: dict[type, Any] = {
+    _Image: msgspec.json.Decoder(list[_Image]),
+    _Annotation: msgspec.json.Decoder(list[_Annotation]),
+}
+
+
 class _Piece(NamedTuple):
     """Some entries of a list, as objects of one type; ``plain`` gives them as JSON has them.
 
@@ -179,7 +185,7 @@ def _pieces(part: Any, kind: type[_Image] | type[_Annotation], source: Path) -> 
             values = part[start : start + _PIECE_ENTRIES]
             yield _Piece(_structured(values, kind), None, values)
         return
-    decoder, end = msgspec.json.Decoder(list[kind]), len(part) - 1
+    decoder, end = _DECODERS[kind], len(part) - 1
     start = 1
     while start < end:
         following, reach = start, _PIECE_BYTES
