@@ -104,7 +104,7 @@ def give_back_memory() -> None:
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """No collection of reference cycles inside: tracing makes millions of objects, all of which live until its end."""
+    """No collection of reference cycles inside: for work that makes millions of objects and no cycles among them."""
     enabled = gc.isenabled()
     gc.disable()
     try:

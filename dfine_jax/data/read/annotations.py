@@ -7,8 +7,6 @@ operation on an array, and only the first entry that fails one is looked at by i
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import itertools
 import json
 import mmap
@@ -36,6 +34,7 @@ from dfine_jax.data.read.values import (
 )
 from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.system.files import read_text
+from dfine_jax.system.host_memory import collection_paused
 
 _PIECE_BYTES = 1 << 22
 _PIECE_ENTRIES = 1 << 15
@@ -107,7 +106,8 @@ def decode(text: Any, source: Path) -> Decoded:
       UserError: not JSON, not COCO, or an entry is wrong (the message names entry, field and value).
     """
     lists = _lists(text, source)
-    with _no_collection():
+    # Millions of new objects, none of them in a cycle, would start the search for cycles again and again.
+    with collection_paused():
         images = _images(lists["images"], source)
         annotations, odd = _annotations(lists["annotations"], source, images, text)
     listed = lists["categories"]
@@ -131,18 +131,6 @@ def _give_back(text: Any) -> None:
     """Of a mapped file, the pages that were read: they would count as this process's memory until the end."""
     if isinstance(text, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         text.madvise(mmap.MADV_DONTNEED)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the search for cycles, which millions of new objects would start again and again, and which have none."""
-    active = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if active:
-            gc.enable()
 
 
 def _lists(text: Any, source: Path) -> dict[str, Any]:
