@@ -134,7 +134,7 @@ class Plain:
                     continue
                 boxes = (boxes - np.tile(crop[:2], 2)).clip(0, [width, height] * 2)
                 boxes[~inside] = 0
-                return image.crop(tuple(int(v) for v in crop)), boxes.astype(np.float32), labels
+                return image.crop((left, top, left + width, top + height)), boxes.astype(np.float32), labels
 
     def mosaic_of(self, index: int) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         rng, tiles = self.rng, []

@@ -62,12 +62,14 @@ class _Worker:
         self.start = self._read()
 
     def _read(self) -> dict:
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
         raise RuntimeError(f"worker {self.name} ended without an answer (exit code {self.process.wait()})")
 
     def block(self, runs: int) -> None:
+        assert self.process.stdin is not None
         self.process.stdin.write(f"{runs}\n")
         self.process.stdin.flush()
         answer = self._read()
@@ -82,6 +84,7 @@ class _Worker:
         return statistics.median(a[key] / b[key] for a, b in zip(self.blocks, other.blocks, strict=True))
 
     def close(self) -> None:
+        assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 

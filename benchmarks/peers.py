@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dfine_jax import families
+from dfine_jax.config import Config
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.families.family import Build
@@ -16,6 +17,13 @@ def model_config(recipe: str) -> Any:
     """Architecture of ``[family-]variant``."""
     family, variant = families.of_recipe(recipe)
     return family.variants[variant]
+
+
+def config(recipe: str, **sections: Any) -> Config:
+    """``model_config`` with the default losses; other ``sections``, and fields of ``loss``, as given."""
+    family, variant = families.of_recipe(recipe)
+    loss = family.Loss(**sections.pop("loss", {}))
+    return Config(family.variants[variant], loss, **sections)
 
 
 def transformers_config(config: ModelConfig, **changes: Any) -> Any:
@@ -100,6 +108,7 @@ def merge_branches(peer: Any) -> None:
         for block in [m for m in peer.modules() if type(m).__name__.endswith("RepVggBlock")]:
             (wide, bias), (narrow, more) = fused(block.conv1), fused(block.conv2)
             conv = torch.nn.Conv2d(wide.shape[1], wide.shape[0], 3, padding=1)
+            assert conv.bias is not None
             wide[:, :, 1:2, 1:2] += narrow
             conv.weight.copy_(wide)
             conv.bias.copy_(bias + more)

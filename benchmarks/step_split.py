@@ -23,9 +23,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfine_jax.config import Config, DataConfig, TrainConfig
-from dfine_jax.families.dfine.config import LossConfig
-from dfine_jax.families.dfine.variants import model_config
+from benchmarks import peers
+from dfine_jax import families
+from dfine_jax.config import DataConfig, TrainConfig
+from dfine_jax.families.family import Build
 from dfine_jax.system.host_memory import keep_freed_memory
 
 IMAGES, WIDTH_PX, HEIGHT_PX = 32, 640, 480
@@ -59,35 +60,32 @@ def split(args: argparse.Namespace, folder: Path, assignment: str) -> dict[str, 
 
     from dfine_jax.data.load.pipeline import TrainLoader
     from dfine_jax.data.read.sources import read_dataset
-    from dfine_jax.families.dfine.loss import match
-    from dfine_jax.families.dfine.model import DFine, init_variables
     from dfine_jax.training.step.gradient import split_parts
     from dfine_jax.training.step.optimizer import make_optimizer
     from dfine_jax.training.step.state import create_state
     from dfine_jax.training.step.step import make_train_step, make_update, replicated, split_over_devices
 
     data = DataConfig(height_px=args.size, width_px=args.size, augment="none", workers=args.workers)
-    config = Config(
-        model_config(args.variant),
-        loss=LossConfig(assignment=assignment),
-        data=data,
-        train=TrainConfig(batch_size=args.batch),
+    config = peers.config(
+        args.variant, loss={"assignment": assignment}, data=data, train=TrainConfig(batch_size=args.batch)
     )
+    family = families.of(config.model)
     loader = TrainLoader(read_dataset(folder, "train"), data, batch_size=args.batch, seed=0, workers=args.workers)
     tx = make_optimizer(config.model, config.optim)
-    state = replicated(create_state(init_variables(config.model, jax.random.key(0)), tx, jax.random.key(1)))
+    state = replicated(create_state(family.init(config.model, jax.random.key(0)), tx, jax.random.key(1)))
     step = make_train_step(config, tx)
     batches = loader.batches()
 
     first = next(batches)
     part = jax.tree.map(lambda x: x[0], split_parts(first, jax.random.key(2), config, None, np.float32))
+    network = family.build(config.model, Build())
     forward: Any = jax.jit(
-        lambda variables, images, queries: DFine(config.model).apply(
+        lambda variables, images, queries: network.apply(
             variables, images, queries, train=True, mutable=["batch_stats"]
         )[0]
     )
     output = forward({"params": state.params, "batch_stats": state.batch_stats}, part.images, part.queries)
-    pairs = jax.jit(lambda output, part: match(output, part.targets, part.queries, config.loss).pairs)
+    pairs = jax.jit(lambda output, part: family.match(output, part.targets, part.queries, config.loss).pairs)
     update = jax.jit(make_update(config, tx))
     grads = jax.tree.map(lambda p: 1e-3 * p, state.params)
 

@@ -1,11 +1,12 @@
-"""One training step on the CPU: this library against transformers' D-FINE in PyTorch (loss, backward, clip, AdamW).
+"""One training step on the CPU: this library against the same model of transformers in PyTorch.
 
     python benchmarks/train_step_cpu.py --variant n --size 320 --batch 8 --objects 10
 
-Random weights and images; ``--objects`` boxes per image. Both sides train in float32 with 100 denoising queries. Ours
-also keeps the average of the weights, as the recipe asks; PyTorch's side does not. Ours compiles in the process that is
-timed unless JAX_COMPILATION_CACHE_DIR names a folder: steps right after a cold start are what users get first. It has
-the allocator that ``dfine train`` preloads; "dfine_jax system allocator" is what a notebook has.
+A step is loss, backward, clip and AdamW. Random weights and images; ``--objects`` boxes per image. Both sides train in
+float32 with 100 denoising queries. Ours also keeps the average of the weights, as the recipe asks; PyTorch's side does
+not. Ours compiles in the process that is timed unless JAX_COMPILATION_CACHE_DIR names a folder: steps right after a
+cold start are what users get first. It has the allocator that ``dfine train`` preloads; "dfine_jax system allocator" is
+what a notebook has.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import interleave, peers
-from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.system.host_memory import with_allocator
 
 
@@ -35,20 +35,19 @@ def _targets(batch: int, objects: int) -> tuple[np.ndarray, np.ndarray]:
 def _jax(args: argparse.Namespace, assignment: str = "scipy") -> Callable[[], object]:
     import jax
 
-    from dfine_jax.config import Config
+    from dfine_jax import families
     from dfine_jax.data.load.batch import Batch
-    from dfine_jax.families.dfine.config import LossConfig
-    from dfine_jax.families.dfine.model import init_variables
     from dfine_jax.system.host_memory import give_back_memory, keep_freed_memory
     from dfine_jax.training.step.optimizer import make_optimizer
     from dfine_jax.training.step.state import create_state
     from dfine_jax.training.step.step import make_train_step, replicated
 
     keep_freed_memory()  # as `dfine train` does
-    config = Config(model_config(args.variant), LossConfig(assignment=assignment))
+    config = peers.config(args.variant, loss={"assignment": assignment})
+    variables = families.of(config.model).init(config.model, jax.random.key(0))
     tx = make_optimizer(config.model, config.optim)
     step = make_train_step(config, tx)
-    state = replicated(create_state(init_variables(config.model, jax.random.key(0)), tx, jax.random.key(1)))
+    state = replicated(create_state(variables, tx, jax.random.key(1)))
     labels, boxes = _targets(args.batch, args.objects)
     images = np.random.default_rng(1).integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
     batch = Batch(images, labels.astype(np.int32), boxes, np.ones(labels.shape, bool))
@@ -68,7 +67,7 @@ def _torch(args: argparse.Namespace, channels_last: bool) -> Callable[[], object
     import torch
 
     torch.set_num_threads(2)
-    model = peers.transformers_model(model_config(args.variant)).train()
+    model = peers.transformers_model(peers.model_config(args.variant)).train()
     labels, boxes = _targets(args.batch, args.objects)
     targets = [{"class_labels": torch.tensor(c), "boxes": torch.tensor(b)} for c, b in zip(labels, boxes, strict=True)]
     images = torch.rand(args.batch, 3, args.size, args.size)

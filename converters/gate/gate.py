@@ -290,5 +290,6 @@ class FunctionBackend(Backend):
 
     def predict(self, images: Images) -> Answer:
         """As ``Backend.predict``."""
-        found = self._function(images)
-        return Answer(*(None if x is None else np.asarray(x, np.float32) for x in found))
+        logits, boxes_cxcywh, masks = self._function(images)
+        masks = None if masks is None else np.asarray(masks, np.float32)
+        return Answer(np.asarray(logits, np.float32), np.asarray(boxes_cxcywh, np.float32), masks)

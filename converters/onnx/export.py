@@ -38,7 +38,7 @@ from dfine_jax.converters.onnx.resize import resizing
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.families import of, recipe_name
-from dfine_jax.families.family import Reduction
+from dfine_jax.families.family import Reduction, Variables
 from dfine_jax.ops.postprocess import Answer
 from dfine_jax.serving.artefact import GRAPHS, KEY, SIZES_INPUT, Artefact, InputSpec
 
@@ -53,7 +53,7 @@ NUM_TOP = 300
 
 def export_onnx(
     model: Any,
-    variables: Mapping[str, Any],
+    variables: Variables,
     meta: Mapping[str, Any],
     *,
     size_hw: tuple[int, int],
@@ -138,7 +138,7 @@ def check(model: ModelSection, size_hw: tuple[int, int], batch: int | None) -> N
         raise UserError(f"batch {batch} must be at least 1, or dynamic")
 
 
-def operating_point(model: Any, variables: Mapping[str, Any], reduction: Reduction) -> Any:
+def operating_point(model: Any, variables: Variables, reduction: Reduction) -> Any:
     """The network with less work, by the same weights.
 
     Queries of the first decoder layer, of the second and so on are pruned to those with the highest class logits of the

@@ -22,6 +22,7 @@ from jax.interpreters import mlir
 from jax2onnx.plugins.plugin_system import PrimitiveLeafPlugin, register_primitive
 from jaxtyping import Array
 
+from dfine_jax.ops.boxes import AnyArray
 from dfine_jax.ops.precision import at_least_float32
 
 _NAME = "dfine_jax.onnx"
@@ -143,12 +144,12 @@ def matmul(a: Array, b: Array) -> Array:
     return _emit("MatMul", jnp.matmul, a, jnp.asarray(b))[0]
 
 
-def add(a: Array, b: Array | np.ndarray) -> Array:
+def add(a: AnyArray, b: AnyArray) -> Array:
     """Sum with broadcasting; as ``multiply`` and ``minimum``, one node where jax2onnx adds one that expands."""
     return _emit("Add", jnp.add, a, b)[0]
 
 
-def multiply(a: Array, b: Array | np.ndarray) -> Array:
+def multiply(a: AnyArray, b: AnyArray) -> Array:
     """Product with broadcasting."""
     return _emit("Mul", jnp.multiply, a, b)[0]
 
@@ -198,7 +199,7 @@ def gelu(x: Array) -> Array:
     return _emit("Gelu", functools.partial(jax.nn.gelu, approximate=False), x)[0]
 
 
-def reshape(x: Array, *rest: int) -> Array:
+def reshape(x: AnyArray, *rest: int) -> Array:
     """``[b, *rest]``, or with a leading 0 ``[*rest]`` whose -1 is inferred; the batch may be symbolic."""
     return _emit(
         "Reshape",
@@ -208,13 +209,13 @@ def reshape(x: Array, *rest: int) -> Array:
     )[0]
 
 
-def _inferred(x: Array, rest: Sequence[int]) -> tuple[int, ...]:
+def _inferred(x: AnyArray, rest: Sequence[int]) -> tuple[int, ...]:
     known = int(np.prod([n for n in rest if n != -1]))
     total = int(np.prod(x.shape[1:]))
     return tuple(total // known if n == -1 else n for n in rest)
 
 
-def flatten_rows(x: Array, columns: int) -> Array:
+def flatten_rows(x: AnyArray, columns: int) -> Array:
     """All values as rows [n, columns]."""
     count = int(np.prod(x.shape[1:])) // columns
     return _emit("Reshape", lambda x: x.reshape(x.shape[0] * count, columns), x, constants=[("int64", (-1, columns))])[
@@ -244,14 +245,14 @@ def divide_integers(a: Array, b: int) -> Array:
     return _emit("Div", lambda a: a // b, a, constants=[("int32", b)])[0]
 
 
-def first_rows(x: Array, rows: int) -> Array | None:
+def first_rows(x: AnyArray, rows: int) -> Array | None:
     """First row of every image, int32 [b], when the images' rows lie one after another; None for a batch of one."""
     if isinstance(x.shape[0], int) and x.shape[0] == 1:
         return None
     return multiply(lax.iota(jnp.int32, x.shape[0]), jnp.int32(rows))
 
 
-def gather_rows(x: Array, index: Array) -> Array:
+def gather_rows(x: AnyArray, index: Array) -> Array:
     """Rows [b, q, ...] of ``x`` [b, n, ...] by index [b, q], which must be in range."""
     first, columns = first_rows(x, x.shape[1]), int(np.prod(x.shape[2:]))
     if first is not None:
