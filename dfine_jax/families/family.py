@@ -130,7 +130,7 @@ class WeightFormat(Generic[M]):
 
 @dataclasses.dataclass(frozen=True)
 class Family(Generic[M, L, Q, P]):
-    """One family. ``M`` and ``L`` are frozen dataclasses; ``M`` has the fields of ``config.ModelConfig``."""
+    """One family. ``M`` and ``L`` are frozen dataclasses; ``M`` has the fields of ``config.ModelSection``."""
 
     name: str  # before the variant in a recipe's name, and the value of ``model.family``
     title: str  # for people
