@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dfine_jax.errors import UserError
 from dfine_jax.families import ACTIVATION_HELP
-from dfine_jax.system.files import read_text, write_whole
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from dfine_jax.training.run.checkpoint import Metadata
+from dfine_jax.system.files import read_text
 
 _OFFICIAL_SUFFIXES = (".pth", ".safetensors")
 
@@ -69,10 +63,10 @@ def run(options: argparse.Namespace) -> int:
     variables, metadata = read(options.checkpoint, activation=options.activation, class_names=names)
     model = metadata.config.model
     size = sum(leaf.size for leaf in _leaves(variables["params"]))
-    if options.huggingface:
-        _write_huggingface(options.out, variables, metadata)
-    elif options.out.suffix in _OFFICIAL_SUFFIXES:
-        _write_official(options.out, variables, metadata)
+    if options.huggingface or options.out.suffix in _OFFICIAL_SUFFIXES:
+        from dfine_jax.converters.torch.exporter import export_weights
+
+        export_weights(options.out, "huggingface" if options.huggingface else "official", variables, metadata)
     else:
         from dfine_jax.training.run.checkpoint import save_weights
 
@@ -93,46 +87,6 @@ def _check_place(out: Path, force: bool, described_by: str) -> None:
         raise UserError(f"{out} exists; choose another place or add --force")
     if out.is_dir() and (out.suffix in _OFFICIAL_SUFFIXES or not (out / described_by).is_file()):
         raise UserError(f"{out} is a folder without {described_by}, so it is not replaced; choose another place")
-
-
-def _tensors(out: Path, layout: str, variables: dict[str, Any], metadata: Metadata) -> dict[str, np.ndarray]:
-    from dfine_jax import families
-
-    model = metadata.config.model
-    family = families.of(model)
-    write = next((form.write for form in family.formats if form.name == layout), None)
-    if write is None:
-        raise UserError(f"{out}: weights of {family.title} are not written in the {layout} layout")
-    return write(model, variables, metadata.input_size_px)
-
-
-def _write_official(out: Path, variables: dict[str, Any], metadata: Metadata) -> None:
-    from dfine_jax.converters.torch import torch_pickle
-
-    tensors = _tensors(out, "official", variables, metadata)
-    if out.suffix == ".pth":
-        torch_pickle.save(out, {"model": tensors})
-    else:
-        write_whole(out, _safetensors(tensors, None))
-
-
-def _write_huggingface(out: Path, variables: dict[str, Any], metadata: Metadata) -> None:
-    from dfine_jax import families
-
-    model = metadata.config.model
-    tensors = _tensors(out, "huggingface", variables, metadata)
-    describe = next(form.settings for form in families.of(model).formats if form.name == "huggingface")
-    settings = {} if describe is None else describe(model, metadata.class_names)
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "model.safetensors", _safetensors(tensors, {"format": "pt"}))
-    write_whole(out / "config.json", json.dumps(settings, indent=2) + "\n")
-
-
-def _safetensors(tensors: dict[str, np.ndarray], remarks: dict[str, str] | None) -> bytes:
-    import numpy as np
-    from safetensors.numpy import save
-
-    return save({key: np.asarray(value, order="C") for key, value in tensors.items()}, remarks)
 
 
 def _read_names(file: Path) -> list[str]:
