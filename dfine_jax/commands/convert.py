@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
 from dfine_jax.families import ACTIVATION_HELP
 from dfine_jax.system.files import read_text
+
+if TYPE_CHECKING:
+    from dfine_jax.training.run.checkpoint import Metadata
 
 _OFFICIAL_SUFFIXES = (".pth", ".safetensors")
 
@@ -37,6 +41,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "out", metavar="OUT", type=Path, help="checkpoint folder to write, or a .pth or .safetensors file"
     )
     parser.add_argument(
+        "overrides", metavar="model.key=value", nargs="*",
+        help="of the architecture, where neither the file nor its name says it, such as model.sampling=discrete",
+    )  # fmt: skip
+    parser.add_argument(
         "--activation", choices=("relu", "silu"),
         help=f"of decoder and heads, where the file does not say it: {ACTIVATION_HELP} (default: by the name of the "
         "file or by its tensors, with a warning; else it must be given)",
@@ -61,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
     from dfine_jax.weights.load import read
 
     variables, metadata = read(options.checkpoint, activation=options.activation, class_names=names)
+    metadata = _as_said(metadata, options.overrides)
     model = metadata.config.model
     size = sum(leaf.size for leaf in _leaves(variables["params"]))
     if options.huggingface or options.out.suffix in _OFFICIAL_SUFFIXES:
@@ -78,6 +87,24 @@ def run(options: argparse.Namespace) -> int:
         + (f", from {metadata.source_entry}" if metadata.source_entry else "")
     )
     return 0
+
+
+def _as_said(metadata: Metadata, overrides: list[str]) -> Metadata:
+    """The description with fields of the architecture that leave no trace in the weights."""
+    if not overrides:
+        return metadata
+    from dfine_jax import families
+    from dfine_jax.config import override
+    from dfine_jax.families.state_dict import leaf_shapes
+
+    for text in overrides:
+        if not text.startswith("model."):
+            raise UserError(f"{text}: only fields of the model can be given, such as model.sampling=discrete")
+    config = override(metadata.config, overrides)
+    families.validate(config)
+    if leaf_shapes(config.model) != leaf_shapes(metadata.config.model):
+        raise UserError(f"{', '.join(overrides)}: the weights are not of this shape; leave it out")
+    return dataclasses.replace(metadata, config=config)
 
 
 def _check_place(out: Path, force: bool, described_by: str) -> None:

@@ -114,7 +114,10 @@ def discrete(tmp_path_factory):
 def test_files_carry_what_the_layout_lacks(discrete, tmp_path, caplog, name):
     assert main(["convert", str(discrete / "best"), str(tmp_path / name)]) == 0
     (line,) = [line for line in caplog.messages if "layout" in line]
-    assert "does not hold model.num_queries=100 (taken for 300), model.sampling=discrete (taken for bilinear)" in line
+    assert (
+        "does not hold model.sampling=discrete (taken for bilinear), model.mlp_activation=silu (taken for relu), "
+        in line
+    )
     _, found = import_weights(tmp_path / name)
     own = load_metadata(discrete / "best")
     origin = {"source_file": name, "source_sha256": found.source_sha256, "source_entry": found.source_entry}
@@ -126,6 +129,22 @@ def test_files_carry_what_the_layout_lacks(discrete, tmp_path, caplog, name):
         import_weights(tmp_path / name, class_names=["a"] * 80)
     assert main(["convert", str(tmp_path / name), str(tmp_path / "back")]) == 0
     assert load_metadata(tmp_path / "back").config == own.config
+
+
+def test_what_a_foreign_file_does_not_say_can_be_said(discrete, tmp_path, capsys):
+    own = load_metadata(discrete / "best").config.model
+    torch_pickle.save(tmp_path / "best.pth", {"model": written(own)[2]})
+    convert = ["convert", str(tmp_path / "best.pth"), str(tmp_path / "out")]
+    said = ["model.sampling=discrete", "model.num_queries=100", "model.mlp_activation=silu"]
+    assert main([*convert, *said]) == 0 and load_metadata(tmp_path / "out").config.model == own
+    errors = {
+        "data.height_px=64": "only fields of the model",
+        "model.encoder_ffn=64": "not of this shape",
+        "model.x=1": "model.x",
+    }
+    for text, message in errors.items():
+        assert main([*convert, "--force", text]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_folder_is_followed_as_it_stands(tmp_path, caplog):
