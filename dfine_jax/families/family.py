@@ -172,6 +172,9 @@ class Family(Generic[M, L, Q, P]):
     of_method: frozenset[str]  # fields of the model that recipes of other methods change
     free: frozenset[str]  # fields of the model that a run may choose; all others come from the weights
     adaptable: frozenset[str] = frozenset()  # of the others: those that a run may set, because training adapts to them
+    # Leaves that start anew where a run has set adaptable fields otherwise than its weights (these come first), as a
+    # pattern of their paths; None: all are taken over.
+    renewed: Callable[[M, M], str | None] = lambda weights, model: None
     formats: tuple[WeightFormat[M], ...]
     # The configuration of weights of other programs: what tensors do not show (activations), and how they are trained
     # further. A guess is logged as a warning; UserError where nothing tells, or the file says otherwise than was asked.
