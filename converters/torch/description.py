@@ -3,7 +3,7 @@
 Official layouts hold tensors alone: the way of sampling, activations, numbers of queries and the names of the classes
 leave no trace there. Files written here carry the description of a checkpoint beside the tensors, where other programs
 overlook it: as one more entry of a ``.pth``, in the header of a ``.safetensors``. Programs that write such a file anew
-leave it out, so that it is never of other weights.
+leave it out, and one that contradicts the tensors is refused.
 """
 
 from __future__ import annotations
