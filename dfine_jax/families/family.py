@@ -138,7 +138,7 @@ def preprocess_as_configured(model: Any, data: DataConfig) -> Preprocess:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family(Generic[M, L, Q, P]):
-    """One family. ``M`` and ``L`` are frozen dataclasses; ``M`` has the fields of ``config.ModelConfig``."""
+    """One family. ``M`` and ``L`` are frozen dataclasses; ``M`` has the fields of ``config.ModelSection``."""
 
     name: str  # before the variant in a recipe's name, and the value of ``model.family``
     title: str  # for people
