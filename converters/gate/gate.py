@@ -290,6 +290,6 @@ class FunctionBackend(Backend):
 
     def predict(self, images: Images) -> Answer:
         """As ``Backend.predict``."""
-        logits, boxes_cxcywh, masks = self._function(images)
-        masks = None if masks is None else np.asarray(masks, np.float32)
-        return Answer(np.asarray(logits, np.float32), np.asarray(boxes_cxcywh, np.float32), masks)
+        found = Answer(*self._function(images))
+        masks_logit = None if found.masks_logit is None else np.asarray(found.masks_logit, np.float32)
+        return Answer(np.asarray(found.logits, np.float32), np.asarray(found.boxes_cxcywh, np.float32), masks_logit)

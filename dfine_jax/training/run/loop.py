@@ -20,6 +20,7 @@ from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.evaluate import Metrics, evaluate
 from dfine_jax.families import of
+from dfine_jax.losses.matcher import is_cacheable
 from dfine_jax.training.report.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.report.examples import augmented_batch, save_batch
 from dfine_jax.training.report.meter import Forecast, Meter
@@ -105,6 +106,7 @@ class _Run:
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
+        is_cacheable(config.loss.assignment)  # makes known the host's function, without which no program can be read
         self.kept = KeptPrograms(kept if hosts.count() == 1 else None, of_config(config), self.steps)
         self.eval_step = EvalProgram(make_eval_step(config), self.kept, (config.model, config.data))
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))

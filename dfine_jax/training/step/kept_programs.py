@@ -33,8 +33,8 @@ from dfine_jax.system.files import write_whole
 
 _MOST = 16  # programs in a folder; those not used for longest go first
 _BELOW = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
-_SETTINGS = ("XLA_", "JAX_", "TF_", "CUDA_", "NVIDIA_", "DFINE_")  # beginnings of environment variables
-_ELSEWHERE = ("JAX_COMPILATION_CACHE_DIR", "DFINE_CACHE")  # among them, but of no influence
+_SETTINGS = ("XLA_", "JAX_", "TF_", "CUDA_", "NVIDIA_")  # beginnings of environment variables
+_ELSEWHERE = ("JAX_COMPILATION_CACHE_DIR",)  # among them, but of no influence
 _CHECKSUM_BYTES = 32
 
 
