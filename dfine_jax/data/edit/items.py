@@ -17,6 +17,7 @@ from dfine_jax.data.picture.images import image_size, upright_size
 from dfine_jax.data.read import layout, tfds, yolo
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.values import size_of
 from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.system.files import read_json
 
@@ -174,10 +175,10 @@ def _paths(split: Split) -> dict[Any, Path]:
 
 def _item(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]], upright: bool) -> Item:
     size, orientation = upright_size(path), 1
-    written = (entry.get("width"), entry.get("height"))
+    written = size_of(entry.get("width"), entry.get("height"))
     if not upright:
         stored = image_size(path)
-        if written == stored or not all(isinstance(side, int) and side > 0 for side in written):
+        if written is None or written == stored:
             orientation = upright_orientation(path)
             annotations = [turned(annotation, stored, orientation) for annotation in annotations]
         elif written != size:

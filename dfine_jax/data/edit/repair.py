@@ -21,12 +21,13 @@ from dfine_jax.data.edit.repair_objects import (
     repaired_objects,
     whole_number,
 )
-from dfine_jax.data.formats.finder import Tails
 from dfine_jax.data.formats.placing import check_new, new_folder, relative, write_inside
 from dfine_jax.data.formats.turning import backwards, turned, upright_orientation
 from dfine_jax.data.formats.write_json import COCO_FILE
 from dfine_jax.data.picture.images import image_size, open_annotated, upright_size
 from dfine_jax.data.read.notes import REFUSED, Notes
+from dfine_jax.data.read.pictures import locate
+from dfine_jax.data.read.values import size_of
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import encoding_of, telling, write_whole
 
@@ -114,26 +115,29 @@ class Repair:
 
     def _images(self, entries: list[Any]) -> tuple[list[dict[str, Any]], dict[Any, int | None], dict[int, Path]]:
         """Images that exist, by new ids; the id by what annotations may call it (None: left out); paths by id."""
-        tails = Tails(self._split.folder)
-        kept: list[tuple[Any, dict[str, Any], Path]] = []
+        named: list[tuple[Any, dict[str, Any]]] = []
         dropped: list[Any] = []
         for position, entry in enumerate(entries):
-            where = f"image {position}: {str(entry)[:80]}"
             key = reference(entry.get("id")) if isinstance(entry, dict) else None
             name = entry.get("file_name") if isinstance(entry, dict) else None
-            path = None
             if key is None or not isinstance(name, str) or not name.strip():
+                where = f"image {position}: {str(entry)[:80]}"
                 self.changes.add("images without id or file_name were left out", where)
-            else:
-                path = tails.find(name.strip())
-                if path is None:
-                    self.changes.add("images that do not exist were left out", name)
-            if path is None:
+                dropped.append(key)
+                continue
+            if name != name.strip():
+                self.changes.add("names of pictures had blanks around them, which were removed", repr(name))
+            named.append((key, entry))
+        names = [entry["file_name"].strip() for _, entry in named]
+        places, absent = locate(names, self._split.folder)
+        lost = set(absent)
+        kept = []
+        for position, (key, entry) in enumerate(named):
+            if position in lost:
+                self.changes.add("images that do not exist were left out", entry["file_name"])
                 dropped.append(key)
             else:
-                if name != str(name).strip():
-                    self.changes.add("names of pictures had blanks around them, which were removed", repr(name))
-                kept.append((key, entry, path))
+                kept.append((key, entry, places.path(names[position]).absolute()))
         kept = self._distinct(kept, dropped)
         return self._numbered(kept, dropped)
 
@@ -188,8 +192,12 @@ class Repair:
 
     def _size(self, entry: dict[str, Any], path: Path) -> tuple[int, int]:
         written = entry.get("width"), entry.get("height")
-        if all(type(side) is int and side > 0 for side in written):
-            return written  # type: ignore[return-value] - both are int
+        if (size := size_of(*written)) is not None:
+            if not all(type(side) is int for side in written):
+                self.changes.add(
+                    "sizes of images were made whole numbers", f"{entry['file_name']}: {written} is {size}"
+                )
+            return size
         size = upright_size(path) if self._split.upright else image_size(path)
         self.changes.add("sizes of images were taken from the files", f"{entry['file_name']}: {written} is {size}")
         return size
@@ -252,14 +260,10 @@ def _trimmed(name: Any) -> str:
 
 
 def _same_tail(names: set[str]) -> bool:
-    """Whether all names may mean the same file: each ends the longest."""
-    longest = max(names, key=len)
-    parts = [part for part in longest.split("/") if part not in ("", ".", "..")]
-    for name in names:
-        own = [part for part in name.split("/") if part not in ("", ".", "..")]
-        if parts[len(parts) - len(own) :] != own:
-            return False
-    return True
+    """Whether all names mean the same file: each ends the longest, and none lacks its last folder."""
+    parts = [[part for part in name.split("/") if part not in ("", ".", "..")] for name in names]
+    longest = max(parts, key=len)
+    return all(own[-2:] == longest[-2:] and longest[len(longest) - len(own) :] == own for own in parts)
 
 
 def repair_dataset(data: Path | str, out: Path) -> tuple[dict[str, Repair], dict[str, Path]]:

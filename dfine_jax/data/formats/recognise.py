@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dfine_jax.data.formats import cvat, labelme, labelstudio, via, voc
-from dfine_jax.data.formats.finder import Finder
+from dfine_jax.data.formats.finder import Finder, is_general
 from dfine_jax.data.formats.parsing import read_xml
 from dfine_jax.data.formats.picture import Picture, content
 from dfine_jax.data.read.dataset import listed
@@ -132,7 +132,8 @@ def read(located: Located, notes: Notes) -> dict[str, dict[str, Any]]:
     """
     finder = Finder(located.root, notes)
     pictures, names = _reader(located.title).read(located.files, finder, notes)
-    finder.check_found()
+    elsewhere = finder.check_found()
+    pictures = [picture for picture in pictures if picture.where not in elsewhere]
     _note_others(pictures, finder, notes)
     used = {thing.name for picture in pictures for thing in picture.things}
     classes = [*(names or ()), *sorted(used - set(names or ()))]
@@ -172,11 +173,17 @@ def _note_others(pictures: Sequence[Picture], finder: Finder, notes: Notes) -> N
 
 
 def image_folder(file: Path, names: Sequence[str], root: Path) -> Path:
-    """Where the pictures of a COCO JSON file in no known layout are: the folder that has the first of them."""
-    folders = [file.parent, file.parent / "images", root, root / "images", *_nested(root / "images"), *_nested(root)]
+    """Where the pictures of a COCO JSON file in no known layout are: the folder that has the first of them.
+
+    Leading folders of the names may be missing there, but no folder stands for another one.
+    """
+    near = [file.parent, file.parent / "images", root, root / "images"]
     parts = [Path(name.replace("\\", "/")).parts for name in names[:_SAMPLED]]
-    for folder in dict.fromkeys(folders):
-        if parts and all(any((folder.joinpath(*p[i:])).is_file() for i in range(len(p))) for p in parts):
+    for folder in dict.fromkeys([*near, *_nested(root / "images"), *_nested(root)]):
+        may_miss = folder in near or is_general(folder.name)
+        if parts and all(
+            any(folder.joinpath(*p[i:]).is_file() for i in range(len(p) if may_miss else 1)) for p in parts
+        ):
             return folder
     return file.parent
 

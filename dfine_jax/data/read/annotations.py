@@ -30,6 +30,7 @@ from dfine_jax.data.read.values import (
     flag_column,
     id_column,
     shown,
+    size_of,
     whole_column,
 )
 from dfine_jax.errors import RepairableError, UserError
@@ -41,7 +42,6 @@ _PIECE_ENTRIES = 1 << 15
 _BETWEEN = re.compile(rb"}\s*,\s*{")
 _MISSING = msgspec.UNSET
 _LISTS = ("images", "annotations", "categories")
-_MOST_SIDE_PX = 2**31
 _NUM_EXAMPLES = 3
 
 
@@ -217,7 +217,7 @@ def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
             )
         ids.append(column)
         names += [text.encode("utf-8", "surrogatepass") for text in texts]
-        sizes += [_size(entry.width, entry.height) for entry in piece.entries]
+        sizes += [size_of(entry.width, entry.height) or (0, 0) for entry in piece.entries]
     image_id = np.concatenate([np.empty(0, np.int64), *ids])
     repeated = first_repeated(image_id)
     if repeated is not None:
@@ -229,12 +229,6 @@ def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
         "names": np.frombuffer(b"".join(names), np.uint8),
         "name_bounds": bounds,
     }
-
-
-def _size(width: Any, height: Any) -> tuple[int, int]:
-    if type(width) is int and type(height) is int and 0 < width < _MOST_SIDE_PX and 0 < height < _MOST_SIDE_PX:
-        return width, height
-    return 0, 0
 
 
 def _annotations(

@@ -13,6 +13,7 @@ from msgspec import UNSET
 REPAIR = "dfine check --data DIR --repair OUT"  # what findings name where it cures the matter
 
 _MOST_SHOWN = 80
+_MOST_SIDE_PX = 2**31
 _MANY = 0.2  # of the boxes reach beyond their pictures: no rounding, but another meaning
 _FLAGS = {
     **dict.fromkeys(("0", "0.0", "false", "no", "none", "null", ""), False),
@@ -30,6 +31,22 @@ def whole(value: Any) -> int | None:
     if is_id(value):
         return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() and is_id(int(value)) else None
+
+
+def size_of(width: Any, height: Any) -> tuple[int, int] | None:
+    """(width, height) in pixels, whole numbers of any type (640.0, "640"); None where a file does not say them."""
+    if type(width) is int and type(height) is int and 0 < width < _MOST_SIDE_PX and 0 < height < _MOST_SIDE_PX:
+        return width, height
+    sides = []
+    for value in (width, height):
+        try:
+            side = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        if isinstance(value, bool) or not 1 <= side < _MOST_SIDE_PX or side != int(side):
+            return None
+        sides.append(int(side))
+    return sides[0], sides[1]
 
 
 def finite(value: Any) -> bool:
