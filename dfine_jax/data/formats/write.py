@@ -10,8 +10,10 @@ from typing import Any
 from dfine_jax.data.edit.items import WHOLE, Item, Items
 from dfine_jax.data.formats.placing import Mode, Placement, new_folder
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.outlines import RunLengths, checked, parse_segmentation
 from dfine_jax.errors import UserError
 
+_DO_NOT_FIT = "outlines do not fit their boxes; the boxes are written"
 _ROUNDING_PX = 1.0  # boxes of whole pixels around outlines of fractions
 
 
@@ -59,19 +61,26 @@ class Target:
             segmentation = annotation.get("segmentation")
             polygons: list[list[float]] = []
             mask = None
+            lost = ""
             if isinstance(segmentation, list):
                 polygons = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
                 if len(polygons) > 1 and not parts:
-                    self.notes.add("polygons of several parts cannot be held; their boxes are written", where)
-                    polygons = []
-                elif polygons and not _fits(polygons, box):
-                    self.notes.add("outlines do not fit their boxes; the boxes are written", where)
-                    polygons = []
+                    lost = "polygons of several parts cannot be held; their boxes are written"
+                elif polygons and not _fits(_extent(polygons), box):
+                    lost = _DO_NOT_FIT
             elif isinstance(segmentation, dict):
-                if masks:
-                    mask = segmentation
+                extent = _mask_extent(segmentation, item.size_px)
+                if not masks:
+                    lost = "masks cannot be held; their boxes are written"
+                elif extent is None:
+                    lost = "masks are empty, damaged or of another size than their picture; their boxes are written"
+                elif not _fits(extent, box):
+                    lost = _DO_NOT_FIT
                 else:
-                    self.notes.add("masks cannot be held; their boxes are written", where)
+                    mask = segmentation
+            if lost:
+                self.notes.add(lost, where)
+                polygons = []
             out.append(
                 Shape(self.names[annotation["category_id"]], annotation["category_id"], box, polygons, mask, crowd)
             )
@@ -90,9 +99,27 @@ class Shape:
     crowd: bool
 
 
-def _fits(polygons: list[list[float]], box: tuple[float, float, float, float]) -> bool:
+def _extent(polygons: list[list[float]]) -> list[float]:
+    return [pick(pick(part[axis::2]) for part in polygons) for pick in (min, max) for axis in (0, 1)]
+
+
+def _mask_extent(mask: dict[str, Any], size_px: tuple[int, int]) -> list[float] | None:
+    """Corners around a mask; None where it is none of a picture of (width, height)."""
+    from pycocotools import mask as coco_mask
+
+    try:
+        outline = checked(parse_segmentation(mask), *size_px)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not isinstance(outline, RunLengths):
+        return None
+    encoded: Any = {"size": [outline.height_px, outline.width_px], "counts": outline.counts}
+    x, y, width, height = coco_mask.toBbox(encoded).tolist()
+    return [x, y, x + width, y + height] if width and height else None
+
+
+def _fits(extent: Sequence[float], box: tuple[float, float, float, float]) -> bool:
     """Whether the extent of an outline is its box, give or take rounding; most formats that hold one lack the other."""
-    extent = [pick(pick(part[axis::2]) for part in polygons) for pick in (min, max) for axis in (0, 1)]
     return all(abs(a - b) <= _ROUNDING_PX for a, b in zip(extent, box, strict=True))
 
 

@@ -127,20 +127,26 @@ def box_column(
 
 
 def are_corners(
-    boxes: Float64[np.ndarray, "n 4"], size_px: Float64[np.ndarray, "n 2"], tolerance_px: float = 1.0
+    boxes: Float64[np.ndarray, "n 4"],
+    size: Float64[np.ndarray, "#n 2"],
+    tolerance: float = 1.0,
+    *,
+    centred: bool = False,
 ) -> bool:
     """Whether boxes must be ``x1 y1 x2 y2``: as such all fit their pictures, as ``x y width height`` many do not.
 
     Args:
-      boxes: as the file has them, in pixels.
-      size_px: width and height of the picture of each.
-      tolerance_px: how far a box may reach beyond its picture.
+      boxes: as the file has them, in pixels or in fractions of the picture.
+      size: width and height of the picture of each, in the same unit.
+      tolerance: how far a box may reach beyond its picture, likewise.
+      centred: x and y are of the centre of a box, not of its corner.
     """
     if not len(boxes):
         return False
-    fits = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= -tolerance_px).all()
-    fits = fits and (boxes[:, 2:] <= size_px + tolerance_px).all()
-    beyond = (boxes[:, :2] + boxes[:, 2:] > size_px + tolerance_px).any(1)
+    fits = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= -tolerance).all()
+    fits = fits and (boxes[:, 2:] <= size + tolerance).all()
+    start = boxes[:, :2] - boxes[:, 2:] / 2 if centred else boxes[:, :2]
+    beyond = ((start < -tolerance) | (start + boxes[:, 2:] > size + tolerance)).any(1)
     return bool(fits and beyond.mean() >= _MANY)
 
 

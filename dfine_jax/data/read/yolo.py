@@ -18,14 +18,9 @@ from dfine_jax.data.picture.images import upright_size
 from dfine_jax.data.read.dataset import listed
 from dfine_jax.data.read.layout import FOLDERS
 from dfine_jax.data.read.notes import Notes
-from dfine_jax.data.read.yolo_labels import ORIENTED, Line, check_polygons, read_labels
-from dfine_jax.data.read.yolo_pictures import (
-    Place,
-    find_pictures,
-    label_candidates,
-    label_files,
-    note_labels_without_picture,
-)
+from dfine_jax.data.read.yolo_label_files import label_candidates, label_files, note_labels_without_picture
+from dfine_jax.data.read.yolo_labels import ORIENTED, Line, check_boxes, check_polygons, read_labels
+from dfine_jax.data.read.yolo_pictures import Place, find_pictures
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_text
 
@@ -97,7 +92,7 @@ def read_yolo(
             f"{pictures[0].name} in {places}"
         )
     lines = _lines(labels, _keypoints(settings, description), notes)
-    note_labels_without_picture(labels, notes)
+    note_labels_without_picture(pictures, labels, notes)
     if not drop_unlisted:
         _check_classes(lines, names, description, split)
     return _content(pictures, lines, names, notes)
@@ -107,6 +102,7 @@ def _lines(labels: dict[Path, Path], keypoints: tuple[int, int] | None, notes: N
     """Objects by picture."""
     read = {picture: read_labels(file, keypoints, notes) for picture, file in labels.items()}
     everything = [line for lines in read.values() for line in lines]
+    check_boxes(everything, notes)
     kept = check_polygons(everything, notes)
     for line in kept:
         if not line.is_box and len(line.values) + 1 != ORIENTED:  # those have a note of their own
