@@ -15,6 +15,7 @@ from dfine_jax.data.formats.placing import without_dots
 from dfine_jax.data.formats.turning import turned, upright_orientation
 from dfine_jax.data.picture.images import image_size, upright_size
 from dfine_jax.data.read import layout, tfds, yolo
+from dfine_jax.data.read.categories import trimmed
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.data.read.values import size_of
@@ -142,7 +143,7 @@ def _read_items(data: Path | str) -> Items:
             notes.places.setdefault(kind, [])
             notes.places[kind] += [place for place in places if place not in notes.places[kind]]
         paths = _paths(split)
-        own = split.content["categories"]
+        own = [{**category, "name": trimmed(category["name"])} for category in split.content["categories"]]
         if categories is None:
             categories, first = own, split.source
         elif [(c["id"], c["name"]) for c in categories] != [(c["id"], c["name"]) for c in own]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dfine_jax.data.edit.items import WHOLE, Item, Items
 from dfine_jax.data.formats.placing import Mode, Placement, new_folder
+from dfine_jax.data.picture.images import EXTENSIONS
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.data.read.outlines import RunLengths, checked, parse_segmentation
 from dfine_jax.errors import UserError
+from dfine_jax.system.files import is_housekeeping
 
 _DO_NOT_FIT = "outlines do not fit their boxes; the boxes are written"
+_SEARCHED = ("yolo", "voc", "labelme")  # whose pictures or files are found by searching a folder
 _ROUNDING_PX = 1.0  # boxes of whole pixels around outlines of fractions
 
 
@@ -160,14 +164,43 @@ def write(items: Items, form: str, out: Path, mode: Mode | None) -> Notes:
     if mode == "refer" and not can_refer:
         raise UserError(f"{form} needs its pictures in its own folders; link or copy them")
     chosen: Mode = mode or ("refer" if can_refer else "link")
-    pictures = {split: [item.path for item in own] for split, own in items.splits.items()}
     notes = Notes()
+    if form != "coco":
+        _check_names(items, form)
+        for split in [split for split, own in items.splits.items() if not own]:
+            notes.add("splits without pictures cannot be held", split)
+        items = dataclasses.replace(items, splits={split: own for split, own in items.splits.items() if own})
+    pictures = {split: [item.path for item in own] for split, own in items.splits.items()}
     with new_folder(out) as folder:
         placement = Placement(pictures, chosen, flat=flat)
+        _check_found_again(pictures, placement, form)
         for path in placement.renamed if chosen != "refer" else ():
             notes.add("pictures were renamed, because names without ending must differ", str(path))
         writer(Target(items, folder, placement, notes))
     return notes
+
+
+def _check_names(items: Items, form: str) -> None:
+    """UserError for class names that files of text cannot hold, or that reading would take for another."""
+    for category in items.categories:
+        name = category["name"]
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+            raise UserError(
+                f"class {name!r} has control characters, which {form} cannot hold; rename it (--to coco keeps it)"
+            )
+
+
+def _check_found_again(pictures: Mapping[str, Sequence[Path]], placement: Placement, form: str) -> None:
+    """UserError for pictures that a reader of the format would not find: hidden ones, and those without an ending."""
+    for split, own in pictures.items():
+        for path in own:
+            name = placement.name(split, path)
+            hidden = form in _SEARCHED and any(map(is_housekeeping, name.parts))
+            if hidden or (form in ("yolo", "voc") and name.suffix.lower() not in EXTENSIONS):
+                why = "is hidden" if hidden else "does not end like a picture's (.jpg, .png, ...)"
+                raise UserError(
+                    f"the name of {path} {why}, so that it would not be found as {form}; rename the picture"
+                )
 
 
 def used_names(splits: Mapping[str, Sequence[Item]]) -> set[Any]:
@@ -178,6 +211,8 @@ def used_names(splits: Mapping[str, Sequence[Item]]) -> set[Any]:
 def note_unused(target: Target) -> None:
     """Note classes without objects, for formats that know the classes by their objects only."""
     used = used_names(target.items.splits)
+    if not used.intersection(target.names):
+        raise UserError("no picture has an object; the format knows classes by their objects only: take coco or yolo")
     for number, name in target.names.items():
         if number not in used:
             target.notes.add("classes without objects cannot be held", name)

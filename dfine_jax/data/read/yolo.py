@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from dfine_jax.data.picture.images import upright_size
+from dfine_jax.data.read.categories import trimmed
 from dfine_jax.data.read.dataset import listed
 from dfine_jax.data.read.layout import FOLDERS
 from dfine_jax.data.read.notes import Notes
@@ -204,18 +205,18 @@ def _names(settings: dict[str, Any], description: Path, notes: Notes) -> dict[in
             swapped = "; write the number first, '0: cat'" if str(name).isdigit() else ""
             raise UserError(f"{malformed}; {key!r} is no number (0, 1, 2, ...){swapped}")
         number = int(key)
-        trimmed = " ".join(str(name).split()) if "\n" in str(name) else str(name).strip()
-        if trimmed != name:
+        plain = trimmed(str(name))
+        if plain != name:
             notes.add("class names had blanks around them, which were removed", f"{description}: {name!r}")
-        if not trimmed:
+        if not plain:
             raise UserError(f"{description}: class {number} of 'names' is empty; give it a name")
         if number in names:
             raise UserError(f"{description}: 'names' gives class {number} twice; give each class one name")
-        if trimmed in names.values():
+        if plain in names.values():
             raise UserError(
-                f"{description}: two classes are called {trimmed!r}; classes are told apart by name, rename one"
+                f"{description}: two classes are called {plain!r}; classes are told apart by name, rename one"
             )
-        names[number] = trimmed
+        names[number] = plain
     count = _text(settings.get("nc"))
     if count and count != str(len(names)):
         notes.add(
