@@ -18,7 +18,7 @@ from dfine_jax.data.read import layout, tfds, yolo
 from dfine_jax.data.read.categories import trimmed
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.notes import Notes
-from dfine_jax.data.read.values import size_of
+from dfine_jax.data.read.values import is_ignored, size_of
 from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.system.files import read_json
 
@@ -150,7 +150,10 @@ def _read_items(data: Path | str) -> Items:
             raise UserError(f"{first} and {split.source} list different categories; give both files the same")
         by_image: dict[Any, list[dict[str, Any]]] = {}
         for annotation in split.content["annotations"]:
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
+            crowd = int(is_ignored(annotation))  # by ``ignore`` and the like, too, in any type
+            same = type(annotation.get("iscrowd", 0)) is int and annotation.get("iscrowd", 0) == crowd
+            kept = annotation if same else {**annotation, "iscrowd": crowd}
+            by_image.setdefault(annotation["image_id"], []).append(kept)
         _check_once(paths, split)
         out[name] = [
             _item(paths[entry["id"]], entry, by_image.get(entry["id"], []), split.upright)

@@ -15,7 +15,8 @@ from dfine_jax.data.formats.picture import Picture, content
 from dfine_jax.data.read.dataset import listed
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
-from dfine_jax.system.files import find_files, read_json, read_text
+from dfine_jax.system.files import read_json, read_text
+from dfine_jax.system.search import find_files
 
 WHOLE = "all"  # the only split of a dataset that has none
 READERS = (voc, cvat, labelme, via, labelstudio)

@@ -14,7 +14,7 @@ from dfine_jax.data.picture.images import EXTENSIONS
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.data.read.outlines import RunLengths, checked, parse_segmentation
 from dfine_jax.errors import UserError
-from dfine_jax.system.files import is_housekeeping
+from dfine_jax.system.search import is_housekeeping
 
 _DO_NOT_FIT = "outlines do not fit their boxes; the boxes are written"
 _SEARCHED = ("yolo", "voc", "labelme")  # whose pictures or files are found by searching a folder

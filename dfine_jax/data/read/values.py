@@ -12,6 +12,8 @@ from msgspec import UNSET
 
 REPAIR = "dfine check --data DIR --repair OUT"  # what findings name where it cures the matter
 
+OTHER_FLAGS = ("ignore", "difficult")  # of objects that count like crowd regions: not trained on, no error to find
+
 _MOST_SHOWN = 80
 _MOST_SIDE_PX = 2**31
 _MANY = 0.2  # of the boxes reach beyond their pictures: no rounding, but another meaning
@@ -66,6 +68,11 @@ def flag(value: Any) -> bool | None:
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower())
     return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
+
+
+def is_ignored(entry: dict[str, Any]) -> bool:
+    """Whether an annotation is a crowd region, or an object that counts like one."""
+    return any(flag(entry.get(name)) for name in ("iscrowd", *OTHER_FLAGS))
 
 
 def shown(value: Any, most: int = _MOST_SHOWN) -> str:
@@ -170,10 +177,11 @@ def area_column(values: list[Any]) -> Float64[np.ndarray, " n"]:
             return np.where(np.isfinite(column), column, -1.0)
         except OverflowError:
             pass
-    return np.array([_area(value) for value in values], np.float64)
+    return np.array([area_of(value) for value in values], np.float64)
 
 
-def _area(value: Any) -> float:
+def area_of(value: Any) -> float:
+    """An area as given, as ``area_column``."""
     if value is None or value is UNSET:
         return float("nan")
     if isinstance(value, str):  # some tools write numbers as text

@@ -11,7 +11,8 @@ from dfine_jax.data.picture.images import EXTENSIONS
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.data.read.yolo_pictures import spellings
 from dfine_jax.errors import UserError
-from dfine_jax.system.files import find_files, read_text
+from dfine_jax.system.files import read_text
+from dfine_jax.system.search import find_files
 
 _OF_A_SPLIT = re.compile(r"(train|training|val|valid|validation|test|testing)\d*", re.IGNORECASE)
 
