@@ -180,8 +180,9 @@ def _columns(
     crowd, unclear = flag_column([entry.iscrowd for entry in entries])
     ignored = np.zeros(len(entries), bool)
     for name in OTHER_FLAGS:
-        if piece.text is None or b'"%s"' % name.encode() in piece.text:
-            here, unclear_here = flag_column([getattr(entry, name) for entry in entries])
+        values = [getattr(entry, name) for entry in entries]
+        if values.count(UNSET) < len(values):
+            here, unclear_here = flag_column(values)
             ignored, unclear = ignored | (here & ~crowd), unclear | unclear_here
     columns = {
         "annotation_id": ids,
