@@ -36,6 +36,7 @@ class Located:
     data: Path  # as given, folder or file
     root: Path  # folder that holds annotations and pictures
     files: tuple[Path, ...]  # annotation files
+    unreadable: tuple[str, ...] = ()  # what keeps others from being read, which may be annotation files as well
 
 
 def locate(data: Path) -> Located | None:
@@ -76,14 +77,17 @@ def locate(data: Path) -> Located | None:
         shown = " and ".join(f"{title} ({file.relative_to(data)})" for title, file in first.items())
         raise UserError(f"{data} holds {shown}; give a folder or file (--data) with one of them")
     (title,) = first
-    if title == COCO:
-        files = tuple(file for file in found if file.suffix == ".json" and _title_or_none(file) == COCO)
-        return Located(title, data, data, files)
-    reader = _reader(title)
-    files = tuple(file for file in found if file.suffix.lower() in reader.ENDINGS)
-    if reader in (via, cvat, labelstudio):
-        files = tuple(file for file in files if _title_or_none(file) == title)
-    return Located(title, data, data, files)
+    endings = (".json",) if title == COCO else _reader(title).ENDINGS
+    files = tuple(file for file in found if file.suffix.lower() in endings)
+    if title != COCO and _reader(title) not in (via, cvat, labelstudio):
+        return Located(title, data, data, files)  # whose files are looked at one by one
+    own, damaged = [], []
+    for file in files:
+        try:
+            own += [file] if _title(file) == title else []
+        except UserError as error:
+            damaged.append(str(error))
+    return Located(title, data, data, tuple(own), tuple(damaged))
 
 
 def _sample(files: Sequence[Path]) -> list[Path]:
@@ -96,14 +100,6 @@ def _sample(files: Sequence[Path]) -> list[Path]:
         if counts[key] <= _SAMPLED:
             out.append(file)
     return out[:_MOST_SAMPLED]
-
-
-def _title_or_none(file: Path) -> str | None:
-    """As ``_title``; None also for files that cannot be parsed, which may be anything."""
-    try:
-        return _title(file)
-    except UserError:
-        return None
 
 
 def _title(file: Path) -> str | None:
@@ -131,6 +127,8 @@ def read(located: Located, notes: Notes) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: files that cannot be used, or pictures that do not exist.
     """
+    for damaged in located.unreadable:
+        notes.refuse(damaged)
     finder = Finder(located.root, notes)
     pictures, names = _reader(located.title).read(located.files, finder, notes)
     elsewhere = finder.check_found()
@@ -197,8 +195,10 @@ def by_split(located: Located) -> dict[str, Path]:
     """COCO JSON files by the split that their names speak of; ``WHOLE`` where they speak of none.
 
     Raises:
-      UserError: several files for one split.
+      UserError: several files for one split, or one that cannot be read.
     """
+    if located.unreadable:
+        raise UserError(f"{located.unreadable[0]}; or name the file to read: --data {located.files[0]}")
     out: dict[str, Path] = {}
     finder = Finder(located.root, Notes())
     single = len(located.files) == 1

@@ -18,7 +18,7 @@ from dfine_jax.data.formats.parsing import number, read_xml
 from dfine_jax.data.formats.picture import Picture, Thing, box, class_name, outline
 from dfine_jax.data.picture.images import EXTENSIONS
 from dfine_jax.data.read.notes import Notes
-from dfine_jax.data.read.values import size_of
+from dfine_jax.data.read.values import OTHER_FLAGS, flag, size_of
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_text
 
@@ -72,10 +72,11 @@ def _picture(file: Path, root: ElementTree.Element, finder: Finder, notes: Notes
 
 def _thing(entry: ElementTree.Element, from_one: bool, where: str, notes: Notes) -> Thing:
     name = class_name(entry.findtext("name"), where)
-    difficult = (entry.findtext("difficult") or "0").strip().lower()
-    if difficult not in ("0", "1", "true", "false", "unspecified", ""):
-        raise UserError(f"{where} has difficult {difficult!r}; it must be 0 or 1")
-    crowd = difficult in ("1", "true")
+    marks = {key: (entry.findtext(key) or "0").strip() for key in OTHER_FLAGS}
+    for key, mark in marks.items():
+        if flag(mark) is None and mark.lower() != "unspecified":
+            raise UserError(f"{where} has {key} {mark!r}; it must be 0 or 1")
+    crowd = any(map(flag, marks.values()))
     if entry.find("bndbox") is None and entry.find("polygon") is not None:
         return outline(name, [_polygon(entry, where)])
     edges = [number(entry.findtext(f"bndbox/{key}"), key, where) for key in ("xmin", "ymin", "xmax", "ymax")]

@@ -14,8 +14,8 @@ from dfine_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("DFINE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def pictures(root, *names, **options):
@@ -125,3 +125,29 @@ def test_swapped_sizes_of_any_type_are_of_the_turned_picture(tmp_path, size):
     put(tmp_path / "data/train/_annotations.coco.json", coco("0.jpg", size=size))
     (item,) = read_items(tmp_path / "data").splits["train"]
     assert item.size_px == (48, 64) and item.annotations[0]["bbox"] == [10, 5, 21, 20]
+
+
+def cvat(name):
+    box = '<box label="cat" xtl="10" ytl="5" xbr="30" ybr="25"/>'
+    return f'<annotations><meta/><image id="0" name="{name}" width="64" height="48">{box}</image></annotations>'
+
+
+def labelstudio(name):
+    value = {"x": 10, "y": 10, "width": 20, "height": 30, "rectanglelabels": ["cat"]}
+    result = [{"type": "rectanglelabels", "value": value}]
+    return [{"id": 1, "data": {"image": name}, "annotations": [{"result": result}]}]
+
+
+@pytest.mark.parametrize(("make", "ending"), [(cvat, "xml"), (via, "json"), (labelstudio, "json"), (coco, "json")])
+def test_a_damaged_file_among_others_is_named(tmp_path, make, ending):
+    pictures(tmp_path, "0.png", "1.png")
+    put(tmp_path / f"a.{ending}", make("0.png"))
+    assert found(tmp_path) == {"0.png": 1}
+    whole = make("1.png") if isinstance(make("1.png"), str) else json.dumps(make("1.png"))
+    put(tmp_path / f"b.{ending}", whole[:-9])
+    with pytest.raises(UserError, match=rf"b.{ending} is not (XML|JSON) \(.*(line|column) 1"):
+        read_dataset(tmp_path, "train")
+    if make is not coco:
+        repairs, _ = repair_dataset(tmp_path, tmp_path / "out")
+        assert len(repairs["all"].content["images"]) == 1
+        assert f"b.{ending}" in str(repairs["all"].left)
