@@ -115,7 +115,7 @@ class ModelOutput:
     """Result of a network."""
 
     answer: Answer  # of the evaluated (training: last) layer
-    topk_index: Int[Array, "b q"]  # encoder tokens that became queries
+    topk_index: Int[Array, "b q"] | None = None  # encoder tokens that became queries, where they come from tokens
     training: Any = None  # what only the losses of the family need
 
     @property

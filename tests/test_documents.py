@@ -92,6 +92,20 @@ def test_files_in_documents_exist():
             assert (root / name).is_file() or (root / "dfine_jax" / name).is_file(), f"{document.name} names {name}"
 
 
+def test_functions_in_documents_exist():
+    """`room/file.py::name`, above all the index of formulas."""
+    root = DOCS.parent
+    found = 0
+    for document in [*DOCS.glob("*.md"), root / "README.md", root / "CONTRIBUTING.md"]:
+        for file, name in re.findall(r"`((?:\w+/)+\w+\.py)::(\w+)`", document.read_text()):
+            path = root / "dfine_jax" / file
+            path = path if path.is_file() else root / file
+            found += 1
+            pattern = rf"^(?:def|class) {name}\b"
+            assert re.search(pattern, path.read_text(), re.MULTILINE), f"{document.name}: {file} has no {name}"
+    assert found >= 40
+
+
 def test_python_in_documents_is_correct():
     for document in DOCS.glob("*.md"):
         for code in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):

@@ -130,7 +130,7 @@ class WeightFormat(Generic[M]):
 
 @dataclasses.dataclass(frozen=True)
 class Family(Generic[M, L, Q, P]):
-    """One family. ``M`` and ``L`` are frozen dataclasses; ``M`` has the fields of ``config.ModelConfig``."""
+    """One family. ``M`` and ``L`` are frozen dataclasses; ``M`` has the fields of ``config.ModelSection``."""
 
     name: str  # before the variant in a recipe's name, and the value of ``model.family``
     title: str  # for people
@@ -163,6 +163,9 @@ class Family(Generic[M, L, Q, P]):
     of_method: frozenset[str]  # fields of the model that recipes of other methods change
     free: frozenset[str]  # fields of the model that a run may choose; all others come from the weights
     adaptable: frozenset[str]  # of the others: those that a run may still set, because training adapts to them
+    # Leaves that start anew where a run has set adaptable fields otherwise than its weights (these come first), as a
+    # pattern of their paths; None: all are taken over.
+    renewed: Callable[[M, M], str | None]
     formats: tuple[WeightFormat[M], ...]
     # The configuration of weights of other programs: what tensors do not show (activations), and how they are trained
     # further. A guess is logged as a warning; UserError where nothing tells, or the file says otherwise than was asked.

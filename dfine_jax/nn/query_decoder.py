@@ -31,7 +31,7 @@ class BoxHead(Protocol):
     """What moves the boxes of all layers (nn/fdr_head.py says more); its state is a tree over the queries."""
 
     def init(self, hidden: Array, reference_cxcywh: Array) -> tuple[Any, Any]:
-        """Boxes before the first refinement or None, and the first state."""
+        """Boxes before the first refinement, which all layers move without gradient, or None; and the first state."""
         ...
 
     def step(self, state: Any, hidden: Array) -> tuple[Any, Any, Any, Any]:
@@ -100,9 +100,12 @@ class QueryDecoder(nn.Module):
             embed(jnp.zeros((1, 1), jnp.int32))
 
         source, reference_cxcywh = self.source(maps), jax.nn.sigmoid(boxes_logit)
-        stages = self._refine(content, reference_cxcywh, proposals.index, source, blocked, train)
-        if isinstance(stages, ModelOutput):
-            return stages
+        outputs, pre, index = self._refine(content, reference_cxcywh, proposals.index, source, blocked, train)
+        if not train:
+            return ModelOutput(Answer(*outputs[-1][:2]), index)
+        logits, boxes, corners = jax.tree.map(lambda *layers: jnp.stack(layers), *outputs)
+        fdr = None if pre is None else FDROutput(corners, stop_gradient(pre.boxes_cxcywh), pre)
+        stages = StageOutput(logits, boxes, fdr)
         matching = stages.of_queries(slice(-num_queries, None))
         training = TrainingOutput(
             matching=matching,
@@ -133,8 +136,11 @@ class QueryDecoder(nn.Module):
         source: Source,
         blocked: Bool[Array, "u n"] | None,
         train: bool,
-    ) -> StageOutput | ModelOutput:
-        """Outputs of all layers; unless ``train``, only that of the evaluated one."""
+    ) -> tuple[list[tuple[Array, Array, Array | None]], HeadOutput | None, Int[Array, "b k"]]:
+        """Logits, boxes and distributions by layer, what stands before the first, and the tokens of the queries left.
+
+        Unless ``train``, the evaluated layer is the last, and those before it that drop no queries are left out.
+        """
         position, head = self.position(), self.box_head
         whole = train or self.is_initializing()  # so that parameters depend on neither mode
         last = self.num_layers - 1 if whole else self.eval_layer
@@ -156,11 +162,7 @@ class QueryDecoder(nn.Module):
                 _, best = jax.lax.top_k(outputs[-1][0].max(-1), keep[i])
                 going_on = (x, reference_cxcywh, state, index)
                 x, reference_cxcywh, state, index = jax.tree.map(partial(gather_tokens, index=best), going_on)
-        if not train:
-            logits, boxes, _ = outputs[-1]
-            return ModelOutput(Answer(logits, boxes), index)
-        logits, boxes, corners = jax.tree.map(lambda *layers: jnp.stack(layers), *outputs)
-        return StageOutput(logits, boxes, None if pre is None else FDROutput(corners, state.initial_cxcywh, pre))
+        return outputs, pre, index
 
     def _score_head(self, name: str) -> Linear:
         # No compute type: logits are float32 whatever the type of the input.

@@ -49,12 +49,12 @@ def require_av() -> ModuleType:
     """
     try:
         import av
-        import av.logging
     except ImportError as error:
         raise UserError(
             f"videos, streams and cameras need PyAV ({error}); install it with pip install 'dfine-jax[video]'"
         ) from error
-    av.logging.set_level(av.logging.FATAL)  # damage is counted and reported once, not in a line for each packet
+    # FFmpeg's messages stay off, as PyAV has them: passed on to Python, a message of a thread of a codec waits for the
+    # interpreter, which the thread that closes the codec holds until that one ends.
     return av
 
 

@@ -154,10 +154,11 @@ def check_same_architecture(weights: ModelSection, model: ModelSection) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """What starting from other weights did to the class-dependent parts."""
+    """What starting from other weights did to the parts that are not simply taken over."""
 
     variables: dict[str, Any]
     origins: dict[str, str | None]  # new class -> class whose rows it takes over; None: it starts anew
+    renewed: tuple[str, ...] = ()  # paths of parameters that start anew
 
     def notes(self) -> list[str]:
         """Lines that say where each class comes from."""
@@ -166,6 +167,9 @@ class Transfer:
         fresh = [name for name, origin in self.origins.items() if origin is None]
         parts = (("taken over by name", same), ("taken over", renamed), ("that start anew", fresh))
         texts = [f"classes {kind} ({len(names)}): {', '.join(names)}" for kind, names in parts if names]
+        if self.renewed:
+            modules = dict.fromkeys("/".join(path.split("/")[1:3]) for path in self.renewed)
+            texts.append(f"parts that start anew, because this run builds them otherwise: {', '.join(modules)}")
         return [line for text in texts for line in textwrap.wrap(text, 116, subsequent_indent="  ")]
 
 
@@ -178,8 +182,8 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
     Args:
       fresh: initial variables of the new model, which keep the rows of new classes.
       class_names: classes of the new model, by label.
-      model: architecture of the new model. Fields outside the family's ``free`` must be those of the weights, also
-        where they leave no trace in shapes (sampling points, activations).
+      model: architecture of the new model. Fields outside the family's ``free`` and ``adaptable`` must be those of the
+        weights, also where they leave no trace in shapes (sampling points, activations).
 
     Raises:
       UserError: the models differ in more than what is free.
@@ -191,18 +195,23 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
     origin = {new: rows.get(name, rows.get(_key(name))) for new, name in enumerate(class_names)}
     pairs = [(new, row) for new, row in origin.items() if row is not None]
     old, new = _by_path(source.variables), _by_path(fresh)
-    problems = sorted(old.keys() ^ new.keys())
+    anew = of(model).renewed(source.metadata.config.model, model)
+    renewed = {key for key in old.keys() | new.keys() if anew is not None and re.search(anew, key)}
+    problems = sorted((old.keys() ^ new.keys()) - renewed)
     axes = {key: _class_axis(key, model) for key in new}
-    problems += [k for k in old.keys() & new.keys() if axes[k] is None and old[k].shape != new[k].shape]
+    shared = (old.keys() & new.keys()) - renewed
+    problems += [k for k in shared if axes[k] is None and old[k].shape != new[k].shape]
     if problems:
         raise UserError(
             f"the weights are of another architecture ({title(source.metadata.config.model)}); "
             f"{len(problems)} entries differ, such as {problems[0]}"
         )
-    out = {k: old[k] if axis is None else _with_rows(axis, old[k], new[k], pairs) for k, axis in axes.items()}
+    taken = {key: axis for key, axis in axes.items() if key not in renewed}
+    out = {k: old[k] if axis is None else _with_rows(axis, old[k], new[k], pairs) for k, axis in taken.items()}
+    out |= {key: new[key] for key in new if key in renewed}
     origins = {class_names[new]: None if row is None else names[row] for new, row in origin.items()}
     tree = {name: {} for name in source.variables} | traverse_util.unflatten_dict(out, sep="/")
-    return Transfer(tree, origins)
+    return Transfer(tree, origins, tuple(sorted(new.keys() & renewed)))
 
 
 def _class_axis(path: str, model: ModelSection) -> int | None:

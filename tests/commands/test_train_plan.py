@@ -234,6 +234,26 @@ def test_weights_are_trained_for_another_way_of_sampling(configured):
         check_same_architecture(weights(start).metadata.config.model, config.model)
 
 
+def test_weights_are_trained_further_with_another_box_head(configured):
+    own = of_recipe("rtdetrv2-r18")[0]
+
+    def weights(**fields):
+        model = dataclasses.replace(own.variants["r18"], num_classes=4, **fields)
+        return LoadedModel(
+            own.build(model, Build()), {}, Metadata(Config(model, own.Loss()), tuple("abcd"), (1, 2, 3, 4))
+        )
+
+    for words, start, head in (
+        (["model.box_head=fdr"], {}, ("fdr", True)),
+        (["model.box_head=fdr", "model.quality_head=false"], {}, ("fdr", False)),
+        ([], {"box_head": "fdr", "quality_head": False}, ("fdr", False)),
+        (["model.box_head=plain", "model.quality_head=true"], {"box_head": "fdr"}, ("plain", True)),
+    ):
+        config = configured("rtdetrv2-r18", *words, weights=weights(**start))[0]
+        assert (config.model.box_head, config.model.quality_head) == head
+        check_same_architecture(weights(**start).metadata.config.model, config.model)
+
+
 def test_weights_of_another_variant(configured):
     with pytest.raises(
         UserError, match="n is of variant n, the weights are of variant s; train s, or give weights of n"

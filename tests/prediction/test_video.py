@@ -83,6 +83,14 @@ def test_a_variable_frame_rate_is_kept_through_reading_and_writing(tmp_path):
         assert 3.0 < container.duration / 1e6 < 3.5
 
 
+def test_messages_of_ffmpeg_do_not_call_into_python(tmp_path):
+    """One of a codec's thread would wait for the interpreter while its owner, being closed, waits for the thread."""
+    write_video(tmp_path / "in.mp4", moving(2), [0.0, 0.1])
+    with VideoReader(str(tmp_path / "in.mp4")) as reader:
+        assert len(list(reader)) == 2
+    assert av.logging.get_level() is None
+
+
 # What the four quarters show after turning counter-clockwise and then mirroring, both as the file asks.
 @pytest.mark.parametrize(
     ("rotation", "mirror", "expected"),

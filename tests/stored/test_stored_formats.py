@@ -23,6 +23,7 @@ from dfine_jax.families import sections
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.prediction.detector import Detector
 from dfine_jax.serving import artefact
 from dfine_jax.system import stored
 from dfine_jax.training.report.log import read_metrics
@@ -102,6 +103,15 @@ def test_a_checkpoint_computes_what_it_computed(format1):
     expected = np.load(format1 / "expected.npz")
     np.testing.assert_allclose(answer.logits, expected["logits"], atol=2e-5)
     np.testing.assert_allclose(answer.boxes_cxcywh, expected["boxes_cxcywh"], atol=2e-6)
+
+
+def test_an_exported_file_answers_what_it_answered(tmp_path):
+    shutil.unpack_archive(Path(__file__).parent / "format1_export.zip", tmp_path)
+    picture = np.random.default_rng(2).integers(0, 256, (50, 80, 3), np.uint8)
+    answer, expected = Detector(tmp_path / "exported.onnx", threshold=0.0)(picture), np.load(tmp_path / "answer.npz")
+    assert list(answer.names) == expected["names"].tolist() and len(answer) == 40
+    np.testing.assert_allclose(answer.scores, expected["scores"], atol=1e-6)
+    np.testing.assert_allclose(answer.boxes_xyxy_px, expected["boxes_xyxy_px"], atol=1e-3)
 
 
 def test_its_description(format1):

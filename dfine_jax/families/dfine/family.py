@@ -65,6 +65,7 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     of_method=frozenset(("decoder_activation", "mlp_activation")),
     free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
     adaptable=frozenset(),
+    renewed=lambda weights, model: None,
     formats=FORMATS,
     described=described,
     published=DETECTORS,

@@ -76,6 +76,14 @@ class RTDetrLossConfig:
     assignment: Literal["scipy", "device"] = "scipy"
 
 
+# Fields of the box head. All but ``box_head`` need the value here where it is plain, which has no use for them.
+FDR_DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(RTDetrConfig)
+    if field.name in ("box_head", "quality_head", "reg_max", "up", "reg_scale")
+}
+
+
 def check(model: RTDetrConfig, loss: RTDetrLossConfig) -> None:
     """Check what types cannot.
 
@@ -86,4 +94,11 @@ def check(model: RTDetrConfig, loss: RTDetrLossConfig) -> None:
     check_model(model, LEVELS)
     if model.eval_layer >= model.decoder_layers:
         raise ConfigError(f"model.eval_layer={model.eval_layer} must be below model.decoder_layers, counted from 0")
+    unused = [name for name, default in FDR_DEFAULTS.items() if getattr(model, name) != default]
+    if model.box_head == "plain" and unused:
+        name, default = unused[0], FDR_DEFAULTS[unused[0]]
+        raise ConfigError(
+            f"model.{name}={getattr(model, name)} is of model.box_head=fdr and does nothing with plain; leave it at "
+            f"{default}"
+        )
     check_loss(loss)

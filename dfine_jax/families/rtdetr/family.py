@@ -14,7 +14,7 @@ from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.family import Build, ClassLeaf, Family, Reduction
 from dfine_jax.families.reduction import reduced
 from dfine_jax.families.rtdetr import loss
-from dfine_jax.families.rtdetr.config import RTDetrConfig, RTDetrLossConfig, check
+from dfine_jax.families.rtdetr.config import FDR_DEFAULTS, RTDetrConfig, RTDetrLossConfig, check
 from dfine_jax.families.rtdetr.model import RTDetr, init_variables
 from dfine_jax.families.rtdetr.published import BACKBONES, DETECTORS
 from dfine_jax.families.rtdetr.recipes import recipe
@@ -55,6 +55,14 @@ def _reduced(network: Any, variables: Mapping[str, Any], reduction: Reduction) -
     return network.clone(config=dataclasses.replace(network.config, eval_layer=layers - 1))
 
 
+def _renewed(weights: RTDetrConfig, model: RTDetrConfig) -> str | None:
+    """The box heads of all layers where they mean something else, or the quality heads alone."""
+    differing = {name for name in FDR_DEFAULTS if getattr(weights, name) != getattr(model, name)}
+    if "box_head" in differing or (model.box_head == "fdr" and differing - {"quality_head"}):
+        return r"/decoder/(pre_bbox_head|dec_bbox_head_\d+|lqe_layers_\d+)/"
+    return r"/decoder/lqe_layers_\d+/" if differing and model.box_head == "fdr" else None
+
+
 def _first_conv(model: RTDetrConfig) -> tuple[str, ...]:
     return ("backbone", "conv1", "conv1_1") if model.backbone in RESNETS else ("backbone", "stem", "stem1")
 
@@ -93,7 +101,8 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, Pairs] = Family
     frozen=_FROZEN,
     of_method=frozenset(("decoder_activation", "mlp_activation", "query_position", "decoder_layers")),
     free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
-    adaptable=frozenset(("sampling",)),
+    adaptable=frozenset(("sampling", *FDR_DEFAULTS)),
+    renewed=_renewed,
     formats=FORMATS,
     described=described,
     published=DETECTORS,

@@ -94,7 +94,7 @@ def _compile(question: Question) -> Answer:
 
     from jax.experimental import topologies
 
-    from dfine_jax.training.step.programs import peak_bytes
+    from dfine_jax.training.step.kept_programs import peak_bytes
 
     topology = topologies.get_topology_desc(
         "", "cuda", target_config=target_text(find_card(question.card)), topology=f"1x1x{question.devices}"

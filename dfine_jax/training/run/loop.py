@@ -6,7 +6,6 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from dfine_jax.training.run import checkpoint, hosts, setup, stages
 from dfine_jax.training.run.setup import STAGE1, StartWeights, check_same_data, describe, make_loaders, opening_notes
 from dfine_jax.training.run.skipped import FOLDER, SkippedSteps, Taken
 from dfine_jax.training.run.stop import Stop, stop_on_signals
-from dfine_jax.training.step.kept_programs import file_of
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.step.schedule import make_schedule
@@ -107,8 +105,7 @@ class _Run:
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
         self.kept = kept if hosts.count() == 1 else None
-        kept_as = partial(file_of, self.kept, "evaluate", config.model, config.data)
-        self.eval_step = EvalProgram(make_eval_step(config), kept_as)
+        self.eval_step = EvalProgram(make_eval_step(config), self.kept, (config.model, config.data))
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda key: start.variables if start else of(config.model).init(config.model, key)
         self.metadata = describe(config, train_data, start)

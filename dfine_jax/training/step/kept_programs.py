@@ -2,30 +2,35 @@
 
 JAX's own cache spares the compiler; to ask it, a program must be traced first, which takes Python seconds. Here a
 program is found by what it is made of: this package's source, the versions below it, the machine, the configuration and
-the shapes. For commands only: in a notebook, functions may be other than what the files say.
+the shapes. Where that has changed and the traced program has not, it is found by its text. For commands only: in a
+notebook, functions may be other than what the files say.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pickle
 import platform
 import sys
+import threading
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.monitoring
 from jax.experimental import serialize_executable
 
 from dfine_jax.config import Config, LogConfig
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import write_whole
 
-_MOST = 12  # programs in a folder; those not used for longest go first
+_MOST = 16  # programs in a folder; those not used for longest go first
 _BELOW = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 _SETTINGS = ("XLA_", "JAX_", "TF_", "CUDA_", "NVIDIA_", "DFINE_")  # beginnings of environment variables
 _ELSEWHERE = ("JAX_COMPILATION_CACHE_DIR", "DFINE_CACHE")  # among them, but of no influence
@@ -36,45 +41,115 @@ class Program(NamedTuple):
     """A compiled program and what only the one that was just compiled can tell."""
 
     compiled: Any
-    peak_bytes: int
+    peak_bytes: int  # largest memory of a device while it runs, in- and outputs included; 0 where nothing tells
 
 
-def file_of(folder: Path | None, *made_of: Any) -> Path | None:
-    """Where the program is kept, or is to be; None: ``folder`` is None, nothing is kept.
+def program(
+    folder: Path | None,
+    made_of: Sequence[Any],
+    lower: Callable[[], jax.stages.Lowered],
+    before_compiling: Callable[[], None] = lambda: None,
+) -> Program:
+    """What was kept, or what ``lower`` makes, compiled and kept for the next start.
 
     Args:
+      folder: where programs are kept; None: nowhere.
       made_of: what the program depends on beside the source of this package, the versions below it, settings and the
         devices; each with a ``repr`` that is complete and the same in every process.
+      lower: traces the program.
+      before_compiling: called when it has been traced or found.
     """
-    return folder / f"{_key(made_of)}.program" if folder else None
+    if folder is None:
+        lowered = lower()
+        before_compiling()
+        return _compile(lowered)
+    name = folder / f"{_digest(_source(), *made_of)}.name"
+    found = _load(_named(name))
+    if found:
+        before_compiling()
+        return found
+    lowered = lower()
+    before_compiling()
+    file = folder / f"{_digest(lowered.as_text(), str(lowered.in_tree), str(lowered.out_tree))}.program"
+    found = _load(file)
+    if found is None:
+        hits = _hits()
+        found = _compile(lowered)
+        if _hits() > hits:  # it is from JAX's cache: written again, it would lack its machine code
+            return found
+        _keep(file, found)
+    with contextlib.suppress(UserError):
+        write_whole(name, file.name, durable=False)
+    return found
 
 
-def find(file: Path | None) -> Program | None:
-    """The program that was kept there; None where there is none, or none that is whole."""
-    if file is None:
-        return None
+def _compile(lowered: jax.stages.Lowered) -> Program:
+    compiled = lowered.compile()
+    return Program(compiled, peak_bytes(compiled))
+
+
+def peak_bytes(compiled: Any) -> int:
+    """Largest memory of a device while the program runs, in- and outputs included; 0 when the backend does not tell."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return 0
+    whole = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return int(whole - stats.alias_size_in_bytes)
+
+
+class _Count(threading.local):
+    value = 0
+
+
+_from_cache = _Count()
+
+
+@functools.cache
+def _listen() -> None:
+    def count(event: str, **_: Any) -> None:
+        _from_cache.value += event == "/jax/compilation_cache/cache_hits"
+
+    jax.monitoring.register_event_listener(count)
+
+
+def _hits() -> int:
+    """How many programs this thread has had from JAX's cache."""
+    _listen()
+    return _from_cache.value
+
+
+def _named(name: Path) -> Path | None:
     try:
-        content = file.read_bytes()
+        return name.parent / name.read_text()
+    except (OSError, ValueError):
+        return None
+
+
+def _load(file: Path | None) -> Program | None:
+    """The program that was kept there; None where there is none, or none that is whole."""
+    try:
+        content = file.read_bytes() if file else b""
         if hashlib.sha256(content[_CHECKSUM_BYTES:]).digest() != content[:_CHECKSUM_BYTES]:
             return None
-        payload, in_tree, out_tree, peak_bytes = pickle.loads(content[_CHECKSUM_BYTES:])
+        payload, in_tree, out_tree, peak = pickle.loads(content[_CHECKSUM_BYTES:])
         compiled = serialize_executable.deserialize_and_load(payload, in_tree, out_tree)
-        os.utime(file)
+        os.utime(file or "")
     except (OSError, jax.errors.JaxRuntimeError):
         return None
-    return Program(compiled, peak_bytes)
+    return Program(compiled, peak)
 
 
-def keep(file: Path | None, program: Program) -> None:
+def _keep(file: Path, found: Program) -> None:
     """Keep the program for the next start, where the disk has room and the backend can write it."""
-    if file is None:
-        return
     with contextlib.suppress(UserError, ValueError, NotImplementedError):
-        content = pickle.dumps((*serialize_executable.serialize(program.compiled), program.peak_bytes))
+        content = pickle.dumps((*serialize_executable.serialize(found.compiled), found.peak_bytes))
         write_whole(file, hashlib.sha256(content).digest() + content, durable=False)
     with contextlib.suppress(OSError):  # another process does the same
         for old in sorted(file.parent.glob("*.program"), key=lambda x: -x.stat().st_mtime)[_MOST:]:
             old.unlink()
+        for name in file.parent.glob("*.name"):
+            if not (name.parent / name.read_text()).exists():
+                name.unlink()
 
 
 def of_config(config: Config) -> Config:
@@ -88,12 +163,11 @@ def of_arrays(tree: Any) -> str:
     return f"{structure} {[(x.shape, str(x.dtype), str(getattr(x, 'sharding', ''))) for x in leaves]}"
 
 
-def _key(made_of: tuple[Any, ...]) -> str:
+def _digest(*made_of: Any) -> str:
     devices = [(d.id, d.platform, d.device_kind, d.client.platform_version) for d in jax.devices()]
     settings = {k: v for k, v in os.environ.items() if k.startswith(_SETTINGS) and k not in _ELSEWHERE}
     of_jax = {k: v for k, v in jax.config.values.items() if k != "jax_compilation_cache_dir"}
     parts = (
-        _source(),
         sys.version,
         [(name, metadata.version(name)) for name in _BELOW],
         (platform.machine(), _instructions(), devices),

@@ -109,20 +109,8 @@ class TrainPrograms:
     def _compile(self, size: Size, state: TrainState, batch: Batch, meanwhile: Callable[[], None]) -> int:
         """Compile for one size, or take what was kept; the memory it takes."""
         step = self._steps[size]
-
-        def make() -> kept_programs.Program:
-            lowered = step.lower(state, batch)
-            meanwhile()
-            compiled = lowered.compile()
-            return kept_programs.Program(compiled.program, peak_bytes(compiled))
-
-        file = kept_programs.file_of(self._kept, "train", *self._made_of, size, kept_programs.of_arrays((state, batch)))
-        program = kept_programs.find(file)
-        if program:
-            meanwhile()
-        else:
-            program = make()
-            kept_programs.keep(file, program)
+        made_of = ("train", *self._made_of, size, kept_programs.of_arrays((state, batch)))
+        program = kept_programs.program(self._kept, made_of, lambda: step.lower(state, batch).lowered, meanwhile)
         self._steps[size] = step.with_program(program.compiled, state)
         return program.peak_bytes
 
@@ -144,11 +132,12 @@ class EvalProgram:
     On several hosts it compiles when first called.
 
     Args:
-      kept: file in which the program is kept for the next start; given what it is made of (``kept_programs.file_of``).
+      kept: folder of programs for the next start, or None.
+      made_of: what the step was made of (``kept_programs.program``).
     """
 
-    def __init__(self, eval_step: Any, kept: Callable[..., Path | None] = lambda *made_of: None) -> None:
-        self._step, self._kept = eval_step, kept
+    def __init__(self, eval_step: Any, kept: Path | None = None, made_of: Sequence[Any] = ()) -> None:
+        self._step, self._kept, self._made_of = eval_step, kept, made_of
         self._compiling: Future[tuple[Any, str]] | None = None
         self._note = ""
 
@@ -158,7 +147,7 @@ class EvalProgram:
             return
         given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), variables)
         worker = ThreadPoolExecutor(1, "compile-evaluation")
-        self._compiling = worker.submit(_compile_eval, self._step, given, shape, self._kept)
+        self._compiling = worker.submit(self._compile, given, shape)
         worker.shutdown(wait=jax.default_backend() != "cpu")  # the thread ends with its only task
 
     def tell(self, say: Callable[[str], None]) -> None:
@@ -172,32 +161,20 @@ class EvalProgram:
         step = self._compiling.result()[0] if self._compiling else self._step
         return step(variables, images)
 
+    def _compile(self, variables: Any, shape: tuple[int, ...]) -> tuple[Any, str]:
+        """The program and a line about it."""
+        started = time.perf_counter()
+        devices = jax.local_device_count()
+        images = np.zeros((devices, shape[0] // devices, *shape[1:]), np.uint8)
 
-def _compile_eval(
-    eval_step: Any, variables: Any, shape: tuple[int, ...], kept: Callable[..., Path | None]
-) -> tuple[Any, str]:
-    started = time.perf_counter()
-    devices = jax.local_device_count()
-    images = np.zeros((devices, shape[0] // devices, *shape[1:]), np.uint8)
-    file = kept(kept_programs.of_arrays((variables, images)))
-    program = kept_programs.find(file)
-    if program is None:
-        with collection_paused():
-            lowered = eval_step.lower(variables, images)
-        compiled = lowered.compile()
-        program = kept_programs.Program(compiled, peak_bytes(compiled))
-        kept_programs.keep(file, program)
-    seconds, gib = time.perf_counter() - started, program.peak_bytes / _GIB
-    return program.compiled, f"compiled the evaluation in {seconds:.0f} s; it takes {gib:.2f} GiB per device"
+        def lower() -> Any:
+            with collection_paused():
+                return self._step.lower(variables, images)
 
-
-def peak_bytes(compiled: Any) -> int:
-    """Largest memory of a device while the program runs, in- and outputs included; 0 when the backend does not tell."""
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return 0
-    whole = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
-    return int(whole - stats.alias_size_in_bytes)
+        made_of = ("evaluate", *self._made_of, kept_programs.of_arrays((variables, images)))
+        program = kept_programs.program(self._kept, made_of, lower)
+        seconds, gib = time.perf_counter() - started, program.peak_bytes / _GIB
+        return program.compiled, f"compiled the evaluation in {seconds:.0f} s; it takes {gib:.2f} GiB per device"
 
 
 def less_memory(model: ModelSection) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 from golden_train import pad_targets
 
-from dfine_jax.config import ConfigError
+from dfine_jax.config import Config, ConfigError
 from dfine_jax.errors import UserError
 from dfine_jax.families import of
 from dfine_jax.families.dfine.config import LossConfig
@@ -24,7 +26,9 @@ from dfine_jax.families.rtdetr.weights import write_official
 from dfine_jax.losses import detection_loss, fgl_loss, gather_truth
 from dfine_jax.nn.denoising import make_denoising_queries, sample_noise
 from dfine_jax.ops.fdr import EdgeBins
+from dfine_jax.training.run.checkpoint import Metadata
 from dfine_jax.typing import Norm
+from dfine_jax.weights.load import LoadedModel, transfer
 
 TINY = dataclasses.replace(
     VARIANTS["r18"],
@@ -180,6 +184,48 @@ def test_inference_with_fewer_queries_and_layers():
     best = np.argsort(-np.asarray(first.logits).max(-1), 1)[:, :7]
     np.testing.assert_array_equal(pruned.topk_index, np.take_along_axis(np.asarray(first.topk_index), best, 1))
     assert np.abs(run(TINY).boxes_cxcywh - first.boxes_cxcywh).max() > 1e-3
+
+
+def test_plain_weights_are_trained_further_with_edge_distributions_and_back():
+    """Box heads start anew, quality heads alone where only they are new; all else is taken over, and it is told."""
+
+    def weights(config):
+        variables = init_variables(config, jax.random.key(1))
+        variables = jax.tree.map(lambda x: x + np.float32(0.5), variables)
+        return LoadedModel(RTDetr(config), variables, Metadata(Config(config, LOSS), tuple("abcde"), (1, 2, 3, 4, 5)))
+
+    plain = dataclasses.replace(TINY, box_head="plain")
+    heads, quality = "pre_bbox_head|dec_bbox_head_0|dec_bbox_head_2|lqe_layers_1", "lqe_layers_0|lqe_layers_2"
+    cases = (
+        (plain, TINY, heads),
+        (TINY, plain, "dec_bbox_head_0|dec_bbox_head_1"),
+        (BARE, TINY, quality),
+        (TINY, dataclasses.replace(TINY, reg_scale=8.0), heads),
+        (TINY, BARE, None),
+        (plain, dataclasses.replace(plain, sampling="discrete"), None),
+    )
+    for before, after, anew in cases:
+        source, fresh = weights(before), init_variables(after, jax.random.key(0))
+        moved = transfer(source, fresh, tuple("abcde"), after)
+        assert jax.tree.structure(moved.variables) == jax.tree.structure(fresh)
+        flat, old, new = (traverse_util.flatten_dict(t, sep="/") for t in (moved.variables, source.variables, fresh))
+        renewed = {key for key, leaf in flat.items() if key not in old or not np.array_equal(leaf, old[key])}
+        renewed -= {"params/decoder/denoising_class_embed/embedding"}  # its row of "no class" is new with other classes
+        assert renewed == set(moved.renewed)
+        assert all(np.array_equal(flat[key], new[key]) for key in renewed)
+        if anew is None:
+            assert not renewed
+            continue
+        assert all(any(f"/decoder/{part}/" in key for key in renewed) for part in anew.split("|"))
+        assert all(re.search("pre_bbox|dec_bbox|lqe" if "bbox" in anew else "lqe", key) for key in renewed)
+        assert "start anew" in moved.notes()[-2] + moved.notes()[-1]
+    with pytest.raises(UserError, match=r"model\.decoder_ffn is 32 in the weights, not 64"):
+        transfer(weights(plain), {}, tuple("abcde"), dataclasses.replace(TINY, decoder_ffn=64))
+
+
+def test_options_of_the_head_need_it():
+    with pytest.raises(ConfigError, match=r"model\.quality_head=False .* does nothing with plain; leave it at True"):
+        check(dataclasses.replace(BARE, box_head="plain"), LOSS)
 
 
 def test_the_whole_model_and_its_files():

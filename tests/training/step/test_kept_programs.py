@@ -16,78 +16,133 @@ from dfine_jax.training.step.programs import EvalProgram, TrainPrograms
 from dfine_jax.training.step.state import create_state
 from dfine_jax.training.step.step import make_eval_step, replicated
 
-
-def double(x):
-    return {"twice": 2 * x, "shape": (x[:1],)}
+X = np.array([1.5, -2, 0], np.float32)
 
 
-def compiled_double():
-    return kept_programs.Program(jax.jit(double).lower(np.ones(3, np.float32)).compile(), 12)
+@pytest.fixture(autouse=True)
+def no_cache_of_jax():
+    """What its cache gives is not kept, and other tests may have filled it."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+def times(folder, factor, made_of=("times",), counted=None):
+    """A kept program that multiplies by a number, which is a part of its text and not of ``made_of``."""
+
+    def lower():
+        if counted is not None:
+            counted.append(factor)
+        return jax.jit(lambda x: {"times": factor * x, "part": (x[:1],)}).lower(X)
+
+    return kept_programs.program(folder, made_of, lower)
+
+
+def programs(folder):
+    return sorted(folder.glob("*.program"))
 
 
 def test_a_kept_program_answers_as_the_compiled_one(tmp_path):
-    file = kept_programs.file_of(tmp_path, "double")
-    assert kept_programs.find(file) is None
-    kept_programs.keep(file, compiled_double())
-    found = kept_programs.find(kept_programs.file_of(tmp_path, "double"))
-    x = np.array([1.5, -2, 0], np.float32)
-    assert found.peak_bytes == 12
-    jax.tree.map(np.testing.assert_array_equal, found.compiled(x), double(x))
+    first, traced = times(tmp_path, 2), []
+    found = times(tmp_path, 3, counted=traced)  # what is asked for by the same words is the program kept
+    assert not traced and found.peak_bytes == first.peak_bytes > 0
+    jax.tree.map(np.testing.assert_array_equal, found.compiled(X), {"times": 2 * X, "part": (X[:1],)})
+
+
+def test_the_same_text_is_not_compiled_again(tmp_path, monkeypatch):
+    """Another version of the package, or a field that does not matter to the program."""
+    times(tmp_path, 2)
+
+    def refuse(_):
+        raise AssertionError("compiled")
+
+    traced = []
+    with monkeypatch.context() as patched:
+        patched.setattr(kept_programs, "_compile", refuse)
+        for _ in range(2):
+            found = times(tmp_path, 2, ("times", "more"), traced)
+        np.testing.assert_array_equal(found.compiled(X)["times"], 2 * X)
+    assert traced == [2] and len(programs(tmp_path)) == 1
+    np.testing.assert_array_equal(times(tmp_path, 5, ("other",)).compiled(X)["times"], 5 * X)
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: c[:40] + b"?" + c[41:], lambda c: b""])
-def test_a_damaged_file_is_none(tmp_path, damage):
-    file = kept_programs.file_of(tmp_path, "double")
-    kept_programs.keep(file, compiled_double())
-    file.write_bytes(damage(file.read_bytes()))
-    assert kept_programs.find(file) is None
+def test_a_damaged_file_is_replaced(tmp_path, damage):
+    times(tmp_path, 2)
+    (file,) = programs(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    traced = []
+    for _ in range(2):
+        np.testing.assert_array_equal(times(tmp_path, 2, counted=traced).compiled(X)["times"], 2 * X)
+    assert traced == [2] and len(file.read_bytes()) == len(whole)
 
 
-def test_what_no_program_depends_on_and_what_it_does(tmp_path, monkeypatch):
+def test_a_program_of_the_other_cache_is_not_kept(tmp_path):
+    """Such a one has no machine code to write: the next process could not run it."""
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    try:
+        times(tmp_path, 7, ("first",))  # JAX keeps it, too
+        for file in programs(tmp_path):
+            file.unlink()
+        jax.clear_caches()
+        hits = kept_programs._hits()
+        found = times(tmp_path, 7, ("second",))
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    assert kept_programs._hits() == hits + 1 and not programs(tmp_path)
+    np.testing.assert_array_equal(found.compiled(X)["times"], 7 * X)
+
+
+def test_what_no_program_depends_on_and_what_it_does(monkeypatch):
     config = tiny_config()
 
-    def file(config, *more):
-        return kept_programs.file_of(tmp_path, kept_programs.of_config(config), *more)
+    def name(config, *more):
+        return kept_programs._digest(kept_programs._source(), kept_programs.of_config(config), *more)
 
-    first = file(config)
+    first = name(config)
     changes = {"log": {"pictures": 3}, "train": {"seed": 5}}
-    assert all(file(tiny_config(**{name: fields})) == first for name, fields in changes.items())
-    others = [file(tiny_config(**{name: {**fields}})) for name, fields in {
+    assert all(name(tiny_config(**{section: fields})) == first for section, fields in changes.items())
+    others = [name(tiny_config(**{section: {**fields}})) for section, fields in {
         "optim": {"lr": 2e-3}, "loss": {"num_denoising": 7}, "data": {"height_px": 96}, "train": {"epochs": 3},
     }.items()]  # fmt: skip
     others += [
-        file(config, kept_programs.of_arrays(np.zeros(n, kind))) for n, kind in ((2, "i4"), (3, "i4"), (3, "f4"))
+        name(config, kept_programs.of_arrays(np.zeros(n, kind))) for n, kind in ((2, "i4"), (3, "i4"), (3, "f4"))
     ]
-    others += [file(dataclasses.replace(config, model=dataclasses.replace(config.model, precision="bfloat16")))]
+    others += [name(dataclasses.replace(config, model=dataclasses.replace(config.model, precision="bfloat16")))]
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    others.append(file(config))
+    others.append(name(config))
     monkeypatch.setenv("XLA_FLAGS", "")
     with jax.default_matmul_precision("highest"):
-        others.append(file(config))
+        others.append(name(config))
     monkeypatch.setattr(kept_programs.metadata, "version", lambda name: "0")
-    others.append(file(config))
+    others.append(name(config))
     monkeypatch.undo()
     monkeypatch.setattr(kept_programs, "_source", lambda: "another")
-    others.append(file(config))
+    others.append(name(config))
     assert len({first, *others}) == 1 + len(others)
 
 
 def test_the_longest_unused_go(tmp_path, monkeypatch):
     monkeypatch.setattr(kept_programs, "_MOST", 2)
-    program = compiled_double()
-    files = [tmp_path / f"{name}.program" for name in "abc"]
-    for file in files[:2]:
-        kept_programs.keep(file, program)
-    assert kept_programs.find(files[0])  # used after b
-    kept_programs.keep(files[2], program)
-    assert [file.exists() for file in files] == [True, False, True]
+    for number in (1, 2):
+        times(tmp_path, number, (number,))
+    first, second = sorted(programs(tmp_path), key=lambda file: file.stat().st_mtime)
+    times(tmp_path, 1, (1,))  # used after the second
+    times(tmp_path, 3, (3,))
+    assert first.exists() and not second.exists() and len(programs(tmp_path)) == 2
+    assert len(list(tmp_path.glob("*.name"))) == 2
 
 
 def test_nowhere_and_a_full_disk(tmp_path):
-    kept_programs.keep(None, compiled_double())
-    assert kept_programs.find(None) is None and kept_programs.file_of(None, 1) is None
+    assert not times(None, 2).compiled(X)["times"][2]
     (tmp_path / "file").touch()
-    kept_programs.keep(tmp_path / "file" / "x.program", compiled_double())
+    np.testing.assert_array_equal(times(tmp_path / "file" / "x", 2).compiled(X)["times"], 2 * X)
 
 
 def test_a_run_with_kept_programs_takes_the_same_steps_and_traces_none(tmp_path, monkeypatch):
@@ -99,19 +154,17 @@ def test_a_run_with_kept_programs_takes_the_same_steps_and_traces_none(tmp_path,
         tx = make_optimizer(config.model, config.optim)
         variables = of(config.model).init(config.model, jax.random.key(0))
         state = replicated(create_state(variables, tx, jax.random.key(1)))
-        evaluation = EvalProgram(
-            make_eval_step(config), lambda *more: kept_programs.file_of(tmp_path, "evaluate", *more)
-        )
+        evaluation = EvalProgram(make_eval_step(config), tmp_path)
         evaluation.start({"params": state.params, "batch_stats": state.batch_stats}, (4, *size, 3))
         answer = evaluation({"params": state.params, "batch_stats": state.batch_stats}, batch.images)
-        programs = TrainPrograms(config, tx, [size], 3, tmp_path)
-        programs.compile(state, batch, lambda line: None)
+        run = TrainPrograms(config, tx, [size], 3, tmp_path)
+        run.compile(state, batch, lambda line: None)
         for _ in range(2):
-            state, metrics = programs(size, state, batch)
-        return jax.device_get((state.arrays.params, metrics, answer)), programs.peak_bytes
+            state, metrics = run(size, state, batch)
+        return jax.device_get((state.arrays.params, metrics, answer)), run.peak_bytes
 
     compiled, peak = start()
-    assert len(list(tmp_path.glob("*.program"))) == 2
+    assert len(programs(tmp_path)) == 2
 
     def refuse(*_):
         raise AssertionError("traced")

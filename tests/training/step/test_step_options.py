@@ -11,8 +11,9 @@ from tiny import random_batch, tiny_config
 
 from dfine_jax.families.dfine.model import DFine, init_variables
 from dfine_jax.ops.resize import nearest_index
+from dfine_jax.training.step.kept_programs import peak_bytes
 from dfine_jax.training.step.optimizer import make_optimizer
-from dfine_jax.training.step.programs import TrainPrograms, peak_bytes
+from dfine_jax.training.step.programs import TrainPrograms
 from dfine_jax.training.step.state import create_state
 from dfine_jax.training.step.step import make_train_step, replicated
 
