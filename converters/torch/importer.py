@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from dfine_jax import families
 from dfine_jax.config import Activation, ModelSection
+from dfine_jax.converters.torch.description import check_asked, is_current, read_described
 from dfine_jax.converters.torch.state_dicts import tell
 from dfine_jax.converters.torch.tensor_files import read_folder_tensors, read_tensors, weights_file
 from dfine_jax.data.read.coco_names import (
@@ -21,7 +23,7 @@ from dfine_jax.data.read.coco_names import (
     objects365_names,
 )
 from dfine_jax.errors import UserError
-from dfine_jax.families.family import Family, Origin, WeightFormat
+from dfine_jax.families.family import Family, Origin, Variables, WeightFormat
 from dfine_jax.families.foreign import not_known
 from dfine_jax.system.files import read_json, sha256, telling
 from dfine_jax.training.run.checkpoint import Metadata
@@ -37,6 +39,7 @@ class _Read(NamedTuple):
     file: Path  # that holds them, or their index
     place: str  # in the file
     settings: Mapping[str, Any] | None  # of a folder: its config.json
+    description: str  # of weights that this library wrote
 
 
 class Recognised(NamedTuple):
@@ -58,7 +61,8 @@ def import_weights(
 
     Class names come from the argument, else from a Hugging Face configuration; 80 or 366 classes without names are
     taken for those of COCO or Objects365, with a warning unless the file is a published one; others get ``class_0``,
-    ``class_1`` ... and the class index as category id.
+    ``class_1`` ... and the class index as category id. Files that this library wrote carry their description, which
+    says all of it (description.py).
 
     Args:
       source: official ``.pth``, ``.safetensors`` (official or Hugging Face names) or Hugging Face folder.
@@ -76,28 +80,37 @@ def import_weights(
         with telling(source):
             read = _read(source)
             digest = sha256(read.file)
-        family, form, model = recognise(read.tensors, read.settings)
-        model, variables = form.read(read.tensors, model)
-        published = hub.is_published_file(read.file.name, digest)
-        stated = source / "config.json" if read.settings is not None else source
-        origin = Origin(str(stated), read.file.name, form.name, published, activation, read.settings is not None)
-        names = class_names or (None if read.settings is None else settings_names(read.settings))
-        names, category_ids = class_table(source, model.num_classes, names, sure=published)
-        config = family.described(model, origin)
+        if read.description and is_current(read.description, read.settings):
+            variables, metadata = read_described(read.tensors, read.description)
+            check_asked(metadata, activation, class_names)
+        else:
+            variables, metadata = _undescribed(source, read, digest, activation, class_names)
     except UserError as error:
         if str(source) in str(error):
             raise
         raise UserError(f"{source}: {error}") from error
-    metadata = Metadata(
-        config=config,
-        class_names=names,
-        category_ids=category_ids,
+    return variables, dataclasses.replace(
+        metadata,
         source_file=read.file.name,
         source_entry=read.place,
         source_sha256=digest,
-        licence=licence,
+        licence=licence or metadata.licence,
     )
-    return variables, metadata
+
+
+def _undescribed(
+    source: Path, read: _Read, digest: str, activation: Activation | None, class_names: Sequence[str] | None
+) -> tuple[Variables, Metadata]:
+    if read.description:
+        logger.warning("%s: config.json was changed since it was written, so it alone is followed", source)
+    family, form, model = recognise(read.tensors, read.settings)
+    model, variables = form.read(read.tensors, model)
+    published = hub.is_published_file(read.file.name, digest)
+    stated = source / "config.json" if read.settings is not None else source
+    origin = Origin(str(stated), read.file.name, form.name, published, activation, read.settings is not None)
+    names = class_names or (None if read.settings is None else settings_names(read.settings))
+    names, category_ids = class_table(source, model.num_classes, names, sure=published)
+    return variables, Metadata(family.described(model, origin), names, category_ids)
 
 
 def recognise(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None) -> Recognised:
@@ -127,7 +140,7 @@ def _read(source: Path) -> _Read:
     if not source.is_dir():
         selected = read_tensors(source)
         tell(selected, source)
-        return _Read(selected.tensors, source, selected.place, None)
+        return _Read(selected.tensors, source, selected.place, None, selected.description)
     place = source / "config.json"
     if not place.is_file():
         raise UserError(f"{source}: no config.json; give a Hugging Face folder")
@@ -136,7 +149,7 @@ def _read(source: Path) -> _Read:
         raise UserError(f"{place} holds no configuration")
     selected = read_folder_tensors(source)
     tell(selected, source)
-    return _Read(selected.tensors, weights_file(source), "", settings)
+    return _Read(selected.tensors, weights_file(source), "", settings, selected.description)
 
 
 def settings_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:

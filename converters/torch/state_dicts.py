@@ -43,6 +43,7 @@ class Selected(NamedTuple, Generic[T]):
     place: str  # entries and prefix in the file, for example ema.module; empty: the file itself
     averaged: bool
     others: tuple[str, ...]  # places of the state dicts that were not taken
+    description: str = ""  # beside them, of weights that this library wrote (converters/torch/description.py)
 
 
 class _Candidate(NamedTuple, Generic[T]):

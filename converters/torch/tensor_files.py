@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from dfine_jax.converters.torch.state_dicts import Selected, select_state_dict
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Anchor
 from dfine_jax.system.files import read_json, telling
+
+DESCRIPTION = "dfine_jax"  # entry of a file, beside its tensors, with what this library knows of them
 
 # Tensors of one file may share data (tied weights), but not over and over.
 _TIMES_FILE = 8
@@ -38,7 +41,7 @@ def read_tensors(path: Path, anchors: Sequence[Anchor] | None = None) -> Selecte
       UserError: the file is missing, damaged or of another kind, or holds no weights.
     """
     if kind_of(path) == "safetensors":
-        return _named(path, read_safetensors(path), anchors)
+        return _named(path, read_safetensors(path), anchors)._replace(description=_remark(path))
     with torch_pickle.opened(path) as content:
         try:
             selected = select_state_dict(content, TensorRef, anchors)
@@ -46,7 +49,9 @@ def read_tensors(path: Path, anchors: Sequence[Anchor] | None = None) -> Selecte
             arrays = torch_pickle.materialise(selected.tensors, most)
         except UserError as error:
             raise _with_name(path, error) from error
-    return Selected(arrays, selected.place, selected.averaged, selected.others)
+    beside = content.get(DESCRIPTION) if isinstance(content, Mapping) else None
+    description = beside if isinstance(beside, str) else ""
+    return Selected(arrays, selected.place, selected.averaged, selected.others, description)
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -69,6 +74,13 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{path}: {name} has the number type {entry['dtype']}, which is not supported")
         out[name] = np.frombuffer(entry["data"], _SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return out
+
+
+def _remark(path: Path) -> str:
+    """The description in the header of a whole ``.safetensors`` file."""
+    with telling(path), path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header.get("__metadata__", {}).get(DESCRIPTION, "")
 
 
 def weights_file(folder: Path) -> Path:

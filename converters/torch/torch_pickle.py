@@ -68,13 +68,13 @@ def materialise(tensors: Mapping[str, TensorRef], most_bytes: int | None = None)
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write nested string-keyed mappings of arrays, such as ``{"model": state_dict}``, as ``torch.save`` would.
+    """Write nested string-keyed mappings of arrays and texts, ``{"model": state_dict}``, as ``torch.save`` would.
 
     The file appears under its name only when complete, and equal content gives equal bytes.
 
     Raises:
       UserError: the file cannot be written.
-      TypeError: a leaf is not an array of a number type PyTorch has.
+      TypeError: a leaf is no text and not an array of a number type PyTorch has.
     """
     arrays: list[np.ndarray] = []
     program = b"\x80\x02" + _emit(content, arrays) + b"."
@@ -92,6 +92,8 @@ def _emit(value: Any, arrays: list[np.ndarray]) -> bytes:
     if isinstance(value, Mapping):
         items = b"".join(_text(key) + _emit(item, arrays) for key, item in value.items())
         return b"}(" + items + b"u"
+    if isinstance(value, str):
+        return _text(value)
     array = np.asarray(value)
     if array.dtype not in _STORAGE_NAMES:
         raise TypeError(f"cannot be written to a PyTorch file: {type(value).__name__} of type {array.dtype}")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
 from dfine_jax.families import ACTIVATION_HELP
-from dfine_jax.system.files import read_text, write_whole
+from dfine_jax.system.files import read_text
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dfine_jax.training.run.checkpoint import Metadata
 
 _OFFICIAL_SUFFIXES = (".pth", ".safetensors")
@@ -43,6 +41,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "out", metavar="OUT", type=Path, help="checkpoint folder to write, or a .pth or .safetensors file"
     )
     parser.add_argument(
+        "overrides", metavar="model.key=value", nargs="*",
+        help="of the architecture, where neither the file nor its name says it, such as model.sampling=discrete",
+    )  # fmt: skip
+    parser.add_argument(
         "--activation", choices=("relu", "silu"),
         help=f"of decoder and heads, where the file does not say it: {ACTIVATION_HELP} (default: by the name of the "
         "file or by its tensors, with a warning; else it must be given)",
@@ -67,12 +69,13 @@ def run(options: argparse.Namespace) -> int:
     from dfine_jax.weights.load import read
 
     variables, metadata = read(options.checkpoint, activation=options.activation, class_names=names)
+    metadata = _as_said(metadata, options.overrides)
     model = metadata.config.model
     size = sum(leaf.size for leaf in _leaves(variables["params"]))
-    if options.huggingface:
-        _write_huggingface(options.out, variables, metadata)
-    elif options.out.suffix in _OFFICIAL_SUFFIXES:
-        _write_official(options.out, variables, metadata)
+    if options.huggingface or options.out.suffix in _OFFICIAL_SUFFIXES:
+        from dfine_jax.converters.torch.exporter import export_weights
+
+        export_weights(options.out, "huggingface" if options.huggingface else "official", variables, metadata)
     else:
         from dfine_jax.training.run.checkpoint import save_weights
 
@@ -86,6 +89,24 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _as_said(metadata: Metadata, overrides: list[str]) -> Metadata:
+    """The description with fields of the architecture that leave no trace in the weights."""
+    if not overrides:
+        return metadata
+    from dfine_jax import families
+    from dfine_jax.config import override
+    from dfine_jax.families.state_dict import leaf_shapes
+
+    for text in overrides:
+        if not text.startswith("model."):
+            raise UserError(f"{text}: only fields of the model can be given, such as model.sampling=discrete")
+    config = override(metadata.config, overrides)
+    families.validate(config)
+    if leaf_shapes(config.model) != leaf_shapes(metadata.config.model):
+        raise UserError(f"{', '.join(overrides)}: the weights are not of this shape; leave it out")
+    return dataclasses.replace(metadata, config=config)
+
+
 def _check_place(out: Path, force: bool, described_by: str) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -93,46 +114,6 @@ def _check_place(out: Path, force: bool, described_by: str) -> None:
         raise UserError(f"{out} exists; choose another place or add --force")
     if out.is_dir() and (out.suffix in _OFFICIAL_SUFFIXES or not (out / described_by).is_file()):
         raise UserError(f"{out} is a folder without {described_by}, so it is not replaced; choose another place")
-
-
-def _tensors(out: Path, layout: str, variables: dict[str, Any], metadata: Metadata) -> dict[str, np.ndarray]:
-    from dfine_jax import families
-
-    model = metadata.config.model
-    family = families.of(model)
-    write = next((form.write for form in family.formats if form.name == layout), None)
-    if write is None:
-        raise UserError(f"{out}: weights of {family.title} are not written in the {layout} layout")
-    return write(model, variables, metadata.input_size_px)
-
-
-def _write_official(out: Path, variables: dict[str, Any], metadata: Metadata) -> None:
-    from dfine_jax.converters.torch import torch_pickle
-
-    tensors = _tensors(out, "official", variables, metadata)
-    if out.suffix == ".pth":
-        torch_pickle.save(out, {"model": tensors})
-    else:
-        write_whole(out, _safetensors(tensors, None))
-
-
-def _write_huggingface(out: Path, variables: dict[str, Any], metadata: Metadata) -> None:
-    from dfine_jax import families
-
-    model = metadata.config.model
-    tensors = _tensors(out, "huggingface", variables, metadata)
-    describe = next(form.settings for form in families.of(model).formats if form.name == "huggingface")
-    settings = {} if describe is None else describe(model, metadata.class_names)
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "model.safetensors", _safetensors(tensors, {"format": "pt"}))
-    write_whole(out / "config.json", json.dumps(settings, indent=2) + "\n")
-
-
-def _safetensors(tensors: dict[str, np.ndarray], remarks: dict[str, str] | None) -> bytes:
-    import numpy as np
-    from safetensors.numpy import save
-
-    return save({key: np.asarray(value, order="C") for key, value in tensors.items()}, remarks)
 
 
 def _read_names(file: Path) -> list[str]:

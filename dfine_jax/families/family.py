@@ -128,7 +128,15 @@ class WeightFormat(Generic[M]):
     settings: Callable[[M, Sequence[str]], dict[str, Any]] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+def preprocess_as_configured(model: Any, data: DataConfig) -> Preprocess:
+    """Size and resizing as ``data`` has them, values in [0, 1]: whatever the model."""
+    from dfine_jax.data.picture.images import Preprocess
+
+    del model
+    return Preprocess(data.height_px, data.width_px, data.resize)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Family(Generic[M, L, Q, P]):
     """One family. ``M`` and ``L`` are frozen dataclasses; ``M`` has the fields of ``config.ModelSection``."""
 
@@ -143,13 +151,14 @@ class Family(Generic[M, L, Q, P]):
     # Architecture.
     check: Callable[[M, L], None]  # ConfigError names the key
     grid_px: Callable[[M], int]  # sides of the input are multiples of it
-    preprocess: Callable[[M, DataConfig], Preprocess]  # from a picture to the input
+    preprocess: Callable[[M, DataConfig], Preprocess] = preprocess_as_configured  # from a picture to the input
     build: Callable[[M, Build], nn.Module]
     first_conv: Callable[[M], tuple[str, ...]]  # path of the convolution of the images
     init: Callable[[M, Key[Array, ""]], Variables]
     reduced: Callable[[nn.Module, Variables, Reduction], nn.Module] | None
     # Training.
-    mask_stride: Callable[[M], int | None]  # of the masks it trains on to the input, divides ``grid_px``; None: none
+    # Of the masks it trains on to the input, divides ``grid_px``; None: none.
+    mask_stride: Callable[[M], int | None] = lambda model: None
     queries: Callable[[Key[Array, ""], Targets, M, L], Q | None]
     match: Callable[[ModelOutput, Targets, Q | None, L], Matching[P]]
     # Weighted terms by "kind/where", scalars.
@@ -162,10 +171,10 @@ class Family(Generic[M, L, Q, P]):
     frozen: tuple[str, ...]  # fields of the model, bool: parts that are held, for pretrained backbones only
     of_method: frozenset[str]  # fields of the model that recipes of other methods change
     free: frozenset[str]  # fields of the model that a run may choose; all others come from the weights
-    adaptable: frozenset[str]  # of the others: those that a run may still set, because training adapts to them
+    adaptable: frozenset[str] = frozenset()  # of the others: those that a run may set, because training adapts to them
     # Leaves that start anew where a run has set adaptable fields otherwise than its weights (these come first), as a
     # pattern of their paths; None: all are taken over.
-    renewed: Callable[[M, M], str | None]
+    renewed: Callable[[M, M], str | None] = lambda weights, model: None
     formats: tuple[WeightFormat[M], ...]
     # The configuration of weights of other programs: what tensors do not show (activations), and how they are trained
     # further. A guess is logged as a warning; UserError where nothing tells, or the file says otherwise than was asked.
@@ -174,5 +183,7 @@ class Family(Generic[M, L, Q, P]):
     backbones: Mapping[str, Published]  # pretrained backbones, by ``backbone_of``
     backbone_anchors: tuple[Anchor, ...]
     official_keys: Callable[[M], Mapping[str, str]]  # name in official files of every leaf's path, in their order
-    repositories: Mapping[str, Repository]  # of Hugging Face, by ``owner/name``
+    repositories: Mapping[str, Repository] = dataclasses.field(
+        default_factory=dict
+    )  # of Hugging Face, by ``owner/name``
     backbone_of: Callable[[M], str]

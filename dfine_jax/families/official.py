@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from dfine_jax import families
 from dfine_jax.config import ModelSection
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Variables
-from dfine_jax.families.state_dict import check_fit, leaf_shapes, to_tree
+from dfine_jax.families.state_dict import check_fit, from_tree, leaf_shapes, to_tree
 from dfine_jax.ops.anchors import anchors
 
 _NORMS = ("bn", "norm", "norm1", "norm2", "norm3")
@@ -37,6 +37,20 @@ def to_official(path: str) -> str:
     # The three convolutions of a stem, conv1_1 to conv1_3, are called so in the official files, too.
     key = re.sub(r"(?<!\bconv1)_(?=\d+(\.|_|$))", ".", ".".join([*modules, leaf]))
     return key.replace(".in_proj.", ".in_proj_")
+
+
+Order = Callable[[str], tuple[int, ...]]
+"""Sort key that puts official keys into the order of the official file."""
+
+
+def official_keys(model: ModelSection, name: Callable[[str], str], order: Order) -> dict[str, str]:
+    """Official key of each of our paths, in the order of the official file.
+
+    Args:
+      name: official key of a path.
+    """
+    keys = {path: name(path) for path in leaf_shapes(model)}
+    return dict(sorted(keys.items(), key=lambda item: order(item[1])))
 
 
 Constants = dict[str, Callable[[int, int], np.ndarray]]
@@ -84,14 +98,36 @@ def constants(model: Deformable, strides: Sequence[int], keys: Mapping[str, str]
 D = TypeVar("D", bound=Deformable)
 
 
+def with_sampling(model: D, tensors: Mapping[str, np.ndarray], name: Callable[[str], str] = lambda key: key) -> D:
+    """The architecture with the points per level and the heads that tensors show.
+
+    The scale of sampling points says how many there are, and so how many heads share the rows of attention weights.
+    Without it the heads are the model's, and points of another number are the same on all levels.
+
+    Args:
+      name: the name in the file of an official key.
+    """
+    scale = tensors.get(name(f"{_cross_attention(0)}num_points_scale"))
+    weights = tensors.get(name(f"{_cross_attention(0)}attention_weights.bias"))
+    rows = weights.shape[0] if weights is not None and weights.ndim else 0
+    if scale is None:
+        each, rest = divmod(rows, model.num_heads * len(model.num_points))
+        other = each > 0 and not rest and rows != model.num_heads * sum(model.num_points)
+        return dataclasses.replace(model, num_points=(each,) * len(model.num_points)) if other else model
+    points = points_per_level(scale)
+    if len(points) != len(model.num_points) or rows % sum(points) or not rows:
+        return model
+    return dataclasses.replace(model, num_points=points, num_heads=rows // sum(points))
+
+
 def read(
     tensors: Mapping[str, np.ndarray],
-    model: D,
+    model: Deformable,
     keys: Mapping[str, str],
     constants: Collection[str],
     hints: Mapping[str, str],
-) -> tuple[D, Variables]:
-    """A state dict as variables (float32 NumPy), and the architecture with its points per level.
+) -> Variables:
+    """A state dict as variables (float32 NumPy).
 
     Args:
       keys: official key of each path.
@@ -102,11 +138,32 @@ def read(
       UserError: it is not of this architecture; the message names the missing, unexpected and misshapen entries.
     """
     what = f"{families.title(model)} with {model.num_classes} classes"
+    points = points_per_level(tensors.get(f"{_cross_attention(0)}num_points_scale", np.zeros(0)))
+    if points and points != tuple(model.num_points):
+        raise UserError(f"the file has {points} sampling points per level, not {tuple(model.num_points)} as {what}")
     check_fit(tensors, leaf_shapes(model), keys, constants, what, hints)
-    points = points_per_level(tensors.get(f"{_cross_attention(0)}num_points_scale", ()))
-    if len(points) == len(model.num_points):
-        model = dataclasses.replace(model, num_points=points)
-    return model, to_tree(fold_point_scale(tensors, model), keys)
+    return to_tree(fold_point_scale(tensors, model), keys)
+
+
+def write(
+    variables: Mapping[str, Any],
+    model: ModelSection,
+    size_hw: tuple[int, int],
+    keys: Mapping[str, str],
+    constants: Constants,
+    order: Order,
+) -> dict[str, np.ndarray]:
+    """Variables as an official state dict: keys, their order, layouts and number types of the reference.
+
+    Args:
+      size_hw: evaluation height and width that the anchors are stored for.
+      keys: official key of each path.
+
+    Raises:
+      UserError: the variables are not those of this architecture.
+    """
+    out = from_tree(variables, model, keys) | {key: make(*size_hw) for key, make in constants.items()}
+    return {key: out[key] for key in sorted(out, key=order)}
 
 
 def _cross_attention(layer: int) -> str:
@@ -118,9 +175,9 @@ def point_scale(num_points: Sequence[int]) -> np.ndarray:
     return np.asarray([1 / n for n in num_points for _ in range(n)], np.float32)
 
 
-def points_per_level(scale: np.ndarray | tuple[()]) -> tuple[int, ...]:
+def points_per_level(scale: np.ndarray) -> tuple[int, ...]:
     """Read back from 1/3 1/3 1/3 1/6 ...; empty when the values are not of that form."""
-    rest, points = [float(value) for value in scale], []
+    rest, points = np.ravel(scale).astype(np.float32).tolist(), []
     while rest:
         count = round(1 / rest[0]) if rest[0] > 0 else 0
         if not np.allclose(rest[:count], 1 / max(count, 1), rtol=0.01) or not 0 < count <= len(rest):

@@ -195,6 +195,7 @@ def test_without_a_gpu_engines_are_not_even_built(checkpoint, tmp_path, capsys):
         (["--size", "60x64"], "multiples of 32"),
         (["--prune", "300>100"], "such as 300,100"),
         (["--queries", "400"], "has 10"),
+        (["--layers", "0"], "0 decoder layers: the model has 2"),
         (["--precision", "int8"], "--to openvino"),
         (["--precision", "int8", "--to", "openvino"], "--data"),
         (["--out", "model.engine"], "end in .onnx"),

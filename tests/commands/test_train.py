@@ -19,7 +19,7 @@ from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.tables import published
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.families.dfine.weights import export_state_dict
+from dfine_jax.families.dfine.weights import write_official
 from dfine_jax.families.state_dict import leaf_shapes
 from dfine_jax.training.run import loop
 from dfine_jax.training.run.checkpoint import Metadata, save_weights
@@ -197,7 +197,7 @@ def test_a_file_of_deim_continues_as_deim(data, tmp_path, capsys):
     config = model_config("n", num_classes=3)
     rng = np.random.default_rng(0)
     leaves = {path: rng.standard_normal(shape, np.float32) for path, shape in leaf_shapes(config).items()}
-    state = export_state_dict(config, traverse_util.unflatten_dict(leaves, sep="/"))
+    state = write_official(config, traverse_util.unflatten_dict(leaves, sep="/"))
     torch_pickle.save(tmp_path / "deim_n.pth", {"model": state})
     torch_pickle.save(tmp_path / "n.pth", {"model": state})
     file = tmp_path / "plan.json"

@@ -127,7 +127,7 @@ def test_stored_second_step(golden, state):
     coefficient = clip_coefficient(norm, OPTIM.clip_norm)
     updates, _ = tx.update(jax.tree.map(lambda g: g * coefficient, grads), tx.init(params), params)
     params = optax.apply_updates(params, updates)
-    exported = torch_weights.export_state_dict(config, {**variables, "params": params})
+    exported = torch_weights.write_official(config, {**variables, "params": params})
     torch_step.load(model, {**state, **exported})
     second, _, _ = torch_step.backward(model, torch_step.golden_images(51), targets)
     errors = [abs(first / stored["loss"][0] - 1), abs(norm / stored["grad_norm"][0] - 1)]

@@ -88,7 +88,7 @@ def test_four_steps(golden):
             assert error < limit
         assert errors[:, 0].max() < 1e-3
         for tree, want in ((train.params, params), (train.ema_params, average)):
-            exported = torch_weights.export_state_dict(
+            exported = torch_weights.write_official(
                 config.model, {"params": tree, "batch_stats": variables["batch_stats"]}
             )
             for key in KEYS:

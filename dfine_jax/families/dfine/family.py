@@ -5,7 +5,6 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Key
 
-from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.families.dfine import loss
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig, check
 from dfine_jax.families.dfine.model import DFine, init_variables
@@ -45,12 +44,10 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     parts=("backbone", "encoder", "decoder"),
     check=check,
     grid_px=lambda model: STRIDE,
-    preprocess=lambda model, data: Preprocess(data.height_px, data.width_px, data.resize),
     build=_build,
     first_conv=lambda model: ("backbone", "stem", "stem1"),
     init=init_variables,
     reduced=reduced,
-    mask_stride=lambda model: None,
     queries=_queries,
     match=loss.match,
     terms=loss.loss_terms,
@@ -64,8 +61,6 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     frozen=_FROZEN,
     of_method=frozenset(("decoder_activation", "mlp_activation")),
     free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
-    adaptable=frozenset(),
-    renewed=lambda weights, model: None,
     formats=FORMATS,
     described=described,
     published=DETECTORS,

@@ -18,8 +18,6 @@ from dfine_jax.families.dfine import huggingface, names
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig
 from dfine_jax.families.dfine.variants import VARIANTS
 from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
-from dfine_jax.families.foreign import not_known
-from dfine_jax.families.state_dict import Tensor, from_tree, leaf_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +31,16 @@ _HINTS = {
 _PROJECTOR = ("encoder.feature_projector.0.weight", "encoder.feature_projector.0.bias")
 
 
-def recognise(tensors: Mapping[str, Tensor]) -> ModelConfig | None:
-    """Configuration of a state dict, from its shapes; None: it is of another model.
+def recognise_official(
+    tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
+) -> ModelConfig | None:
+    """Configuration of an official state dict, from its shapes; None: it is of another model, or of a folder.
 
-    Scalars (reg_scale, up) leave no trace and keep the variant's values, as do activations but those of RT-DETRv4,
-    whose files are known by the projection to its teacher.
-
-    Args:
-      tensors: official names.
+    Activations leave no trace and keep the variant's values but in RT-DETRv4, whose files are known by the projection
+    to its teacher. Scalars (reg_scale, up) are the variant's, too, until ``read_official``.
     """
+    if settings is not None:
+        return None
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     layers = _count(shapes, "decoder.decoder.layers.")
     traits = (
@@ -59,13 +58,14 @@ def recognise(tensors: Mapping[str, Tensor]) -> ModelConfig | None:
         config = dataclasses.replace(config, decoder_layers=layers)
     counted = any(key.endswith("num_batches_tracked") for key in shapes)
     frozen = not any(key.startswith("backbone.") and key.endswith("num_batches_tracked") for key in shapes)
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         num_classes=num_classes,
         backbone_frozen_bn=frozen if counted else config.backbone_frozen_bn,
         decoder_activation="silu" if _PROJECTOR[0] in shapes else config.decoder_activation,
         mlp_activation="silu" if _PROJECTOR[0] in shapes else config.mlp_activation,
     )
+    return official.with_sampling(config, tensors)
 
 
 _PROJECTION = "decoder.decoder.layers.0.cross_attn.value_proj.weight"  # of detectors with the same backbone
@@ -73,45 +73,32 @@ _PROJECTION = "decoder.decoder.layers.0.cross_attn.value_proj.weight"  # of dete
 
 def official_keys(model: ModelConfig) -> dict[str, str]:
     """Official key of each of our paths, in the order of the official file."""
-    keys = {path: official.to_official(path) for path in leaf_shapes(model)}
-    return dict(sorted(keys.items(), key=lambda item: names.order_key(item[1])))
+    return official.official_keys(model, official.to_official, names.order_key)
 
 
-def convert_state_dict(
-    tensors: Mapping[str, np.ndarray], model: ModelConfig | None = None
-) -> tuple[ModelConfig, Variables]:
-    """Official state dict as variables (float32 NumPy), and the architecture with its scalars.
+def read_official(tensors: Mapping[str, np.ndarray], model: ModelConfig) -> tuple[ModelConfig, Variables]:
+    """Official state dict as variables (float32 NumPy), and the architecture with the file's scalars.
 
     Args:
       tensors: official names and layouts, any number type.
-      model: the architecture when it is known; otherwise it is recognised.
 
     Raises:
-      UserError: it is not D-FINE, or not of this architecture; the message names the missing, unexpected and misshapen
-        entries.
+      UserError: it is not of this architecture; the message names the missing, unexpected and misshapen entries.
     """
-    model = model or recognise(tensors)
-    if model is None:
-        raise UserError(not_known(tensors, "D-FINE"))
     known_besides = {*constants(model), *_PROJECTOR}
-    model, variables = official.read(tensors, model, official_keys(model), known_besides, _HINTS)
+    variables = official.read(tensors, model, official_keys(model), known_besides, _HINTS)
     return _with_scalars(model, tensors), variables
 
 
-def export_state_dict(
+def write_official(
     model: ModelConfig, variables: Mapping[str, Any], size_hw: tuple[int, int] = (640, 640)
 ) -> dict[str, np.ndarray]:
-    """Variables as an official state dict: keys, their order, layouts and number types of the reference.
-
-    Args:
-      size_hw: evaluation height and width that the anchors are stored for.
+    """As ``official.write``.
 
     Raises:
       UserError: the variables are not those of this architecture.
     """
-    out = from_tree(variables, model, official_keys(model))
-    out |= {key: make(*size_hw) for key, make in constants(model).items()}
-    return {key: out[key] for key in sorted(out, key=names.order_key)}
+    return official.write(variables, model, size_hw, official_keys(model), constants(model), names.order_key)
 
 
 def constants(model: ModelConfig) -> official.Constants:
@@ -126,15 +113,18 @@ def constants(model: ModelConfig) -> official.Constants:
 
 
 def _with_scalars(model: ModelConfig, tensors: Mapping[str, np.ndarray]) -> ModelConfig:
+    """The file's scalars in the fewest digits that are the same number there; the model's own where they are that."""
     values = {}
     for name in ("reg_scale", "up"):
         keys = [key for key in (f"decoder.{name}", f"decoder.decoder.{name}") if key in tensors]
-        found = {float(np.asarray(tensors[key], np.float64).reshape(-1)[0]) for key in keys}
-        if len(found) > 1 or not all(0 < value < 1e3 for value in found):
+        scalars = [scalar for key in keys for scalar in np.ravel(tensors[key])[:1]]
+        found, known = {float(str(scalar)) for scalar in scalars}, getattr(model, name)
+        if len(found) != min(len(keys), 1) or not all(0 < value < 1e3 for value in found):
             raise UserError(f"{' and '.join(keys)} hold {sorted(found)}; both must be the same positive number")
-        if found and found != {getattr(model, name)}:
-            logger.info("%s is %g in the file (D-FINE-%s: %g)", name, *found, model.variant, getattr(model, name))
-        values[name] = found.pop() if found else getattr(model, name)
+        if all(scalar == np.asarray(known, scalar.dtype) for scalar in scalars):
+            continue
+        values[name] = found.pop()
+        logger.info("%s is %g in the file (D-FINE-%s: %g)", name, values[name], model.variant, known)
     return dataclasses.replace(model, **values)
 
 
@@ -158,14 +148,13 @@ def _count(shapes: Mapping[str, Any], prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
 
 
-def _read_official(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None) -> ModelConfig | None:
-    return None if settings is not None else recognise(tensors)
-
-
-def _read_huggingface(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None) -> ModelConfig | None:
+def recognise_huggingface(
+    tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None = None
+) -> ModelConfig | None:
+    """Configuration of transformers' D-FINE, with what a config.json says; None: it is of another model."""
     if not huggingface.is_mine(tensors, settings):
         return None
-    found = recognise(huggingface.to_official(tensors))
+    found = recognise_official(huggingface.to_official(tensors))
     return found if found is None or settings is None else huggingface.as_configured(found, settings)
 
 
@@ -173,15 +162,15 @@ FORMATS = (
     WeightFormat(
         "official",
         Anchor(("backbone", "stem", "stem1", "conv", "weight")),
-        _read_official,
-        convert_state_dict,
-        export_state_dict,
+        recognise_official,
+        read_official,
+        write_official,
     ),
     WeightFormat(
         "huggingface",
         Anchor(("backbone", "model", "embedder", "stem1", "convolution", "weight"), outer="model"),
-        _read_huggingface,
-        lambda tensors, model: convert_state_dict(huggingface.to_official(tensors), model),
+        recognise_huggingface,
+        lambda tensors, model: read_official(huggingface.to_official(tensors), model),
     ),
 )
 

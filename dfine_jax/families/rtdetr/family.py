@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Key
 
-from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.families.backbones.resnet_vd import BACKBONES as RESNETS
 from dfine_jax.families.family import Build, ClassLeaf, Family, Reduction
 from dfine_jax.families.reduction import reduced
@@ -50,7 +49,7 @@ def _queries(
 
 def _reduced(network: Any, variables: Mapping[str, Any], reduction: Reduction) -> nn.Module:
     """As ``reduced``; without a number of layers those run that answer, whatever follows them."""
-    layers = reduction.layers or network.config.eval_layer + 1
+    layers = network.config.eval_layer + 1 if reduction.layers is None else reduction.layers
     network = reduced(network, variables, reduction._replace(layers=layers))
     return network.clone(config=dataclasses.replace(network.config, eval_layer=layers - 1))
 
@@ -82,12 +81,10 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, Pairs] = Family
     parts=("backbone", "encoder", "decoder"),
     check=check,
     grid_px=lambda model: STRIDE,
-    preprocess=lambda model, data: Preprocess(data.height_px, data.width_px, data.resize),
     build=_build,
     first_conv=_first_conv,
     init=init_variables,
     reduced=_reduced,
-    mask_stride=lambda model: None,
     queries=_queries,
     match=loss.match,
     terms=loss.loss_terms,
@@ -110,5 +107,4 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, Pairs] = Family
     backbone_of=_backbone_of,
     backbone_anchors=BACKBONE_ANCHORS,
     official_keys=official_keys,
-    repositories={},
 )

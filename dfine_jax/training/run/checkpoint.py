@@ -81,7 +81,7 @@ class Metadata:
 
 def save_weights(path: str | Path, variables: dict[str, PyTree], metadata: Metadata) -> None:
     """Write a checkpoint directory with weights only, replacing the one there."""
-    _write(Path(path), {"weights": variables}, _metadata_json(metadata))
+    _write(Path(path), {"weights": variables}, metadata_json(metadata))
 
 
 def save_training(path: str | Path, state: TrainState, metadata: Metadata, progress: Progress) -> None:
@@ -95,7 +95,7 @@ def save_training(path: str | Path, state: TrainState, metadata: Metadata, progr
         "ema_shift": state.ema_shift,
         "key": jax.random.key_data(state.key),
     }
-    text = _metadata_json(metadata, progress=dataclasses.asdict(progress))
+    text = metadata_json(metadata, progress=dataclasses.asdict(progress))
     _write(Path(path), {"weights": ema_variables(state), "training": training}, text)
 
 
@@ -255,7 +255,8 @@ def _restore(path: Path) -> dict[str, PyTree]:
         raise UserError(f"{path} cannot be read ({reason}); the checkpoint is damaged, take another one") from error
 
 
-def _metadata_json(metadata: Metadata, **extra: Any) -> str:
+def metadata_json(metadata: Metadata, **extra: Any) -> str:
+    """A description as it is stored, with other values beside it; ``metadata_from`` reads it."""
     values = {
         **stored.stamp(),
         **dataclasses.asdict(metadata),
@@ -274,11 +275,23 @@ def _read_metadata(path: Path) -> tuple[Metadata, dict[str, Any]]:
         content = read_json(file)
     except UserError as error:
         raise UserError(f"{file} cannot be read ({error}); the checkpoint is damaged, take another one") from error
-    raw = stored.current(content, file)
+    return metadata_from(content, file)
+
+
+def metadata_from(content: Any, where: object) -> tuple[Metadata, dict[str, Any]]:
+    """A description from what its JSON holds, and the whole of that in today's form.
+
+    Args:
+      where: it stands, for messages.
+
+    Raises:
+      UserError: it is damaged or of a later version.
+    """
+    raw = stored.current(content, where)
     # Beside the description stand values for other programs, which are in it already.
     fields = {field.name for field in dataclasses.fields(Metadata)}
     described = {k: v for k, v in raw.items() if k in fields}
-    metadata = stored.build(Metadata, described, file, stored.version_of(raw), sections)
+    metadata = stored.build(Metadata, described, where, stored.version_of(raw), sections)
     if metadata.preprocessing == dataclasses.replace(metadata, preprocessing=None).preprocess:
         metadata = dataclasses.replace(metadata, preprocessing=None)
     return metadata, raw

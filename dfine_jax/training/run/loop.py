@@ -27,6 +27,7 @@ from dfine_jax.training.run import checkpoint, hosts, setup, stages
 from dfine_jax.training.run.setup import STAGE1, StartWeights, check_same_data, describe, make_loaders, opening_notes
 from dfine_jax.training.run.skipped import FOLDER, SkippedSteps, Taken
 from dfine_jax.training.run.stop import Stop, stop_on_signals
+from dfine_jax.training.step.kept_programs import KeptPrograms, of_config
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.step.schedule import make_schedule
@@ -104,7 +105,7 @@ class _Run:
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
         self.rates = rates_of(config, make_schedule(config, self.steps))
-        self.kept = kept if hosts.count() == 1 else None
+        self.kept = KeptPrograms(kept if hosts.count() == 1 else None, of_config(config), self.steps)
         self.eval_step = EvalProgram(make_eval_step(config), self.kept, (config.model, config.data))
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda key: start.variables if start else of(config.model).init(config.model, key)

@@ -18,6 +18,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,43 +45,80 @@ class Program(NamedTuple):
     peak_bytes: int  # largest memory of a device while it runs, in- and outputs included; 0 where nothing tells
 
 
-def program(
-    folder: Path | None,
-    made_of: Sequence[Any],
-    lower: Callable[[], jax.stages.Lowered],
-    before_compiling: Callable[[], None] = lambda: None,
-) -> Program:
-    """What was kept, or what ``lower`` makes, compiled and kept for the next start.
+class KeptPrograms:
+    """The programs of a run: those that were kept, or new ones, kept for the next start.
+
+    Those that the last such run used are read by a thread from the beginning, while the run gets ready.
 
     Args:
-      folder: where programs are kept; None: nowhere.
-      made_of: what the program depends on beside the source of this package, the versions below it, settings and the
-        devices; each with a ``repr`` that is complete and the same in every process.
-      lower: traces the program.
-      before_compiling: called when it has been traced or found.
+      folder: where programs are kept; None: nowhere, all are compiled.
+      run: what the run is made of; each with a ``repr`` that is complete and the same in every process.
     """
-    if folder is None:
+
+    def __init__(self, folder: Path | None, *run: Any) -> None:
+        self._folder = folder
+        self._loading: dict[Path, Future[Program | None]] = {}
+        self._used: list[str] = []
+        if folder is None:
+            return
+        self._run = folder / f"{_digest(_source(), *run)}.run"
+        worker = ThreadPoolExecutor(1, "kept-programs")
+        for name in _text(self._run).split():
+            self._loading[folder / name] = worker.submit(_load, folder / name)
+        worker.shutdown(wait=False)  # the thread ends with its last task
+
+    def program(
+        self,
+        made_of: Sequence[Any],
+        lower: Callable[[], jax.stages.Lowered],
+        before_compiling: Callable[[], None] = lambda: None,
+    ) -> Program:
+        """What was kept, or what ``lower`` makes, compiled and kept.
+
+        Args:
+          made_of: what the program depends on beside the source of this package, the versions below it, settings and
+            the devices; each with a ``repr`` that is complete and the same in every process.
+          lower: traces the program.
+          before_compiling: called when it has been traced or found.
+        """
+        if self._folder is None:
+            lowered = lower()
+            before_compiling()
+            return _compile(lowered)
+        name = self._folder / f"{_digest(_source(), *made_of)}.name"
+        found = self._taken(_text(name))
+        if found:
+            before_compiling()
+            return found
         lowered = lower()
         before_compiling()
-        return _compile(lowered)
-    name = folder / f"{_digest(_source(), *made_of)}.name"
-    found = _load(_named(name))
-    if found:
-        before_compiling()
+        file = f"{_digest(lowered.as_text(), str(lowered.in_tree), str(lowered.out_tree))}.program"
+        found = self._taken(file)
+        if found is None:
+            hits = _hits()
+            found = _compile(lowered)
+            if _hits() > hits:  # it is from JAX's cache: written again, it would lack its machine code
+                return found
+            _keep(self._folder / file, found)
+            self._note(file)
+        with contextlib.suppress(UserError):
+            write_whole(name, file, durable=False)
         return found
-    lowered = lower()
-    before_compiling()
-    file = folder / f"{_digest(lowered.as_text(), str(lowered.in_tree), str(lowered.out_tree))}.program"
-    found = _load(file)
-    if found is None:
-        hits = _hits()
-        found = _compile(lowered)
-        if _hits() > hits:  # it is from JAX's cache: written again, it would lack its machine code
-            return found
-        _keep(file, found)
-    with contextlib.suppress(UserError):
-        write_whole(name, file.name, durable=False)
-    return found
+
+    def _taken(self, name: str) -> Program | None:
+        if self._folder is None or not name:
+            return None
+        loading = self._loading.pop(self._folder / name, None)
+        found = loading.result() if loading else _load(self._folder / name)
+        if found:
+            self._note(name)
+        return found
+
+    def _note(self, name: str) -> None:
+        """The next such run reads it from the beginning."""
+        self._used.append(name)
+        with contextlib.suppress(UserError):
+            write_whole(self._run, "\n".join(self._used), durable=False)
 
 
 def _compile(lowered: jax.stages.Lowered) -> Program:
@@ -118,22 +156,23 @@ def _hits() -> int:
     return _from_cache.value
 
 
-def _named(name: Path) -> Path | None:
+def _text(file: Path) -> str:
+    """What a small file holds; nothing where it cannot be read."""
     try:
-        return name.parent / name.read_text()
+        return file.read_text()
     except (OSError, ValueError):
-        return None
+        return ""
 
 
-def _load(file: Path | None) -> Program | None:
+def _load(file: Path) -> Program | None:
     """The program that was kept there; None where there is none, or none that is whole."""
     try:
-        content = file.read_bytes() if file else b""
+        content = file.read_bytes()
         if hashlib.sha256(content[_CHECKSUM_BYTES:]).digest() != content[:_CHECKSUM_BYTES]:
             return None
         payload, in_tree, out_tree, peak = pickle.loads(content[_CHECKSUM_BYTES:])
         compiled = serialize_executable.deserialize_and_load(payload, in_tree, out_tree)
-        os.utime(file or "")
+        os.utime(file)
     except (OSError, jax.errors.JaxRuntimeError):
         return None
     return Program(compiled, peak)
@@ -147,8 +186,8 @@ def _keep(file: Path, found: Program) -> None:
     with contextlib.suppress(OSError):  # another process does the same
         for old in sorted(file.parent.glob("*.program"), key=lambda x: -x.stat().st_mtime)[_MOST:]:
             old.unlink()
-        for name in file.parent.glob("*.name"):
-            if not (name.parent / name.read_text()).exists():
+        for name in [*file.parent.glob("*.name"), *file.parent.glob("*.run")]:
+            if not all((name.parent / program).exists() for program in name.read_text().split()):
                 name.unlink()
 
 

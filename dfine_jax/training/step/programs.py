@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from dfine_jax.system.host_memory import (
 )
 from dfine_jax.training.run import hosts
 from dfine_jax.training.step import kept_programs
+from dfine_jax.training.step.kept_programs import KeptPrograms
 from dfine_jax.training.step.state import TrainState
 from dfine_jax.training.step.step import StepMetrics, make_train_step, spread
 
@@ -47,7 +47,7 @@ class TrainPrograms:
         tx: optax.GradientTransformation,
         sizes_px: Sequence[Size],
         steps: int,
-        kept: Path | None = None,
+        kept: KeptPrograms | None = None,
     ) -> None:
         base = (config.data.height_px, config.data.width_px)
         self._steps: dict[Size, Any] = {
@@ -55,7 +55,7 @@ class TrainPrograms:
             for size in sizes_px
         }
         self._assignment, self._model = config.loss.assignment, config.model
-        self._kept = kept if is_cacheable(self._assignment) else None
+        self._kept = (kept if is_cacheable(self._assignment) else None) or KeptPrograms(None)
         self._made_of = (kept_programs.of_config(config), steps)
         self.peak_bytes = 0  # of a device, over all sizes; known after compile
 
@@ -110,7 +110,7 @@ class TrainPrograms:
         """Compile for one size, or take what was kept; the memory it takes."""
         step = self._steps[size]
         made_of = ("train", *self._made_of, size, kept_programs.of_arrays((state, batch)))
-        program = kept_programs.program(self._kept, made_of, lambda: step.lower(state, batch).lowered, meanwhile)
+        program = self._kept.program(made_of, lambda: step.lower(state, batch).lowered, meanwhile)
         self._steps[size] = step.with_program(program.compiled, state)
         return program.peak_bytes
 
@@ -132,12 +132,11 @@ class EvalProgram:
     On several hosts it compiles when first called.
 
     Args:
-      kept: folder of programs for the next start, or None.
-      made_of: what the step was made of (``kept_programs.program``).
+      made_of: what the step was made of (``KeptPrograms.program``).
     """
 
-    def __init__(self, eval_step: Any, kept: Path | None = None, made_of: Sequence[Any] = ()) -> None:
-        self._step, self._kept, self._made_of = eval_step, kept, made_of
+    def __init__(self, eval_step: Any, kept: KeptPrograms | None = None, made_of: Sequence[Any] = ()) -> None:
+        self._step, self._kept, self._made_of = eval_step, kept or KeptPrograms(None), made_of
         self._compiling: Future[tuple[Any, str]] | None = None
         self._note = ""
 
@@ -172,7 +171,7 @@ class EvalProgram:
                 return self._step.lower(variables, images)
 
         made_of = ("evaluate", *self._made_of, kept_programs.of_arrays((variables, images)))
-        program = kept_programs.program(self._kept, made_of, lower)
+        program = self._kept.program(made_of, lower)
         seconds, gib = time.perf_counter() - started, program.peak_bytes / _GIB
         return program.compiled, f"compiled the evaluation in {seconds:.0f} s; it takes {gib:.2f} GiB per device"
 

@@ -15,7 +15,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.families.dfine import huggingface
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.families.dfine.weights import convert_state_dict, export_state_dict
+from dfine_jax.families.dfine.weights import recognise_official, write_official
 
 PAIRS = {
     "model.backbone.model.embedder.stem2a.convolution.weight": "backbone.stem.stem2a.conv.weight",
@@ -155,8 +155,8 @@ def test_class_names_and_back(tmp_path):
     variables, metadata = import_weights(tmp_path)
     assert metadata.class_names == ("cat", "dog", "owl") and metadata.category_ids == (0, 1, 2)
     assert metadata.config.model == model_config("s", num_classes=3, num_queries=150)
-    official = export_state_dict(metadata.config.model, variables)
-    assert convert_state_dict(official)[0] == model_config("s", num_classes=3)
+    official = write_official(metadata.config.model, variables)
+    assert recognise_official(official) == model_config("s", num_classes=3)
     state = model.state_dict()
     back = from_official(official, state)
     for name, tensor in state.items():

@@ -20,7 +20,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.families import state_dict
 from dfine_jax.families.dfine.published import DETECTORS
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.families.dfine.weights import export_state_dict, guess_activation, recognise
+from dfine_jax.families.dfine.weights import guess_activation, recognise_official, write_official
 from dfine_jax.families.family import Published
 from dfine_jax.families.official import to_official
 from dfine_jax.families.state_dict import leaf_shapes
@@ -39,7 +39,7 @@ def variables():
 
 @pytest.fixture(scope="module")
 def state(variables):
-    return export_state_dict(CONFIG, variables)
+    return write_official(CONFIG, variables)
 
 
 def assert_same(found, expected):
@@ -96,6 +96,19 @@ def test_an_activation_that_nothing_says_must_be_given(tmp_path, state, caplog, 
     assert "to dfine convert first where a command has no such option" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("variant", ["s", "m", "l", "x"])
+def test_sizes_of_rtdetrv4(variant):
+    """By shapes: a projection from the encoder's width to that of the teacher's features."""
+    config = model_config(variant)
+    shapes = {to_official(p): state_dict.tensor_shape(p, s) for p, s in leaf_shapes(config).items()}
+    shapes["encoder.input_proj.0.norm.num_batches_tracked"] = ()  # counters of norms that are trained
+    if not config.backbone_frozen_bn:
+        shapes["backbone.stem.stem1.bn.num_batches_tracked"] = ()
+    shapes["encoder.feature_projector.0.weight"] = (768, config.encoder_width)
+    found = recognise_official({key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()})
+    assert found == model_config(variant, decoder_activation="silu", mlp_activation="silu")
+
+
 def test_weights_of_rtdetrv4_are_known_by_the_projection_to_their_teacher(tmp_path, variables, state, caplog):
     """Which serves training alone; weights without it are known by their name, or not at all."""
     width = CONFIG.encoder_width
@@ -133,9 +146,9 @@ def test_trained_batch_norms_in_the_backbone_of_large_variants_are_those_of_deim
     backbone = {"backbone.stem.stem1.bn.num_batches_tracked": np.zeros(())}
     shapes = {to_official(p): state_dict.tensor_shape(p, s) for p, s in leaf_shapes(model_config(variant)).items()}
     official = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()} | encoder
-    trained = guess_activation("best.pth", recognise(official | backbone))
+    trained = guess_activation("best.pth", recognise_official(official | backbone))
     assert trained == ("silu", "its backbone was trained with its batch norms")
-    assert guess_activation("best.pth", recognise(official)) is None
+    assert guess_activation("best.pth", recognise_official(official)) is None
     assert guess_activation("best.pth", model_config("s")) is None
 
 
@@ -145,7 +158,7 @@ def unnamed(tmp_path_factory):
     config = model_config("n")
     tree = traverse_util.unflatten_dict({p: np.zeros(s, np.float32) for p, s in leaf_shapes(config).items()}, sep="/")
     file = tmp_path_factory.mktemp("unnamed") / "a.pth"
-    torch_pickle.save(file, {"model": export_state_dict(config, tree)})
+    torch_pickle.save(file, {"model": write_official(config, tree)})
     return file
 
 
@@ -209,7 +222,8 @@ def test_command_there_and_back(tmp_path, variables, state, capsys):
         assert_same(import_weights(tmp_path / name, activation="relu")[0], variables)
     written = load_file(tmp_path / "b.safetensors")
     assert {key: value.shape for key, value in written.items()} == {key: value.shape for key, value in state.items()}
-    torch_pickle.save(tmp_path / "same" / "b.pth", {"model": state})
+    (tmp_path / "same").mkdir()
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "same" / "b.pth")]) == 0
     assert (tmp_path / "same" / "b.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 

@@ -13,7 +13,7 @@ from dfine_jax.converters.torch.importer import import_weights
 from dfine_jax.converters.torch.state_dicts import select_state_dict
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, export_state_dict
+from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, write_official
 from dfine_jax.families.state_dict import leaf_shapes
 
 STEM, ENCODER, DECODER = (
@@ -160,7 +160,7 @@ def test_what_was_taken_is_said_and_kept(tmp_path, caplog):
     caplog.set_level("INFO")
     config = model_config("n", num_classes=3)
     leaves = {path: np.full(shape, 0.5, np.float32) for path, shape in leaf_shapes(config).items()}
-    state = export_state_dict(config, traverse_util.unflatten_dict(leaves, sep="/"))
+    state = write_official(config, traverse_util.unflatten_dict(leaves, sep="/"))
     other = {key: value * 0 for key, value in state.items()}
     wrapped = {f"model._orig_mod.{key}": value for key, value in other.items()}
     wrapped |= {f"ema_model.module.{key}": value for key, value in state.items()}

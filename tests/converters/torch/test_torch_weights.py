@@ -10,10 +10,11 @@ import pytest
 from flax import traverse_util
 from golden_weights import golden_state_dict, hash_state_dict, variables_from_state_dict
 
+from dfine_jax.converters.torch.importer import recognise
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.families.dfine.variants import VARIANTS, model_config
-from dfine_jax.families.dfine.weights import constants, convert_state_dict, export_state_dict, recognise
+from dfine_jax.families.dfine.weights import constants, read_official, recognise_official, write_official
 from dfine_jax.families.state_dict import leaf_shapes
 from dfine_jax.ops.anchors import anchors
 
@@ -33,9 +34,13 @@ def random_variables(config, seed=0):
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
+def read(state):
+    return read_official(state, recognise(state).model)
+
+
 @functools.cache
 def state_n():
-    return export_state_dict(model_config("n"), random_variables(model_config("n")))
+    return write_official(model_config("n"), random_variables(model_config("n")))
 
 
 def assert_same(found, expected):
@@ -58,8 +63,8 @@ def assert_same(found, expected):
 def test_round_trip_is_exact_and_recognised(variant, num_classes):
     config = model_config(variant, num_classes=num_classes)
     variables = random_variables(config)
-    state = export_state_dict(config, variables)
-    found, back = convert_state_dict(state)
+    state = write_official(config, variables)
+    found, back = read(state)
     assert found == config
     assert_same(back, variables)
     listing = "\n".join(f"{key} {list(value.shape)} {value.dtype}" for key, value in state.items())
@@ -71,16 +76,16 @@ def test_round_trip_is_exact_and_recognised(variant, num_classes):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_variables_as_a_second_mapping(variant):
     state = hash_state_dict(variant)
-    _, variables = convert_state_dict(state)
+    _, variables = read(state)
     assert_same(variables, variables_from_state_dict(state))
 
 
 @pytest.mark.parametrize("variant", ["n", "s", "l"])
 def test_reference_weights(golden, variant):
     state = golden_state_dict(golden, variant)
-    config, variables = convert_state_dict(state)
+    config, variables = read(state)
     assert config == model_config(variant)
-    back = export_state_dict(config, variables)
+    back = write_official(config, variables)
     for key, value in state.items():
         np.testing.assert_array_equal(back[key], value, key)
 
@@ -94,7 +99,7 @@ def test_tree_is_the_one_of_training(variant):
 
 def test_regenerated_entries():
     config = model_config("x", num_classes=1)
-    state = export_state_dict(config, random_variables(config), (320, 480))
+    state = write_official(config, random_variables(config), (320, 480))
     expected, valid = anchors([(40, 60), (20, 30), (10, 15)])
     np.testing.assert_array_equal(state["decoder.anchors"], expected[None])
     np.testing.assert_array_equal(state["decoder.valid_mask"], valid[None, :, None])
@@ -112,7 +117,7 @@ def test_problems_are_reported_together():
     state["decoder.mask_head.weight"] = np.zeros((3, 3), np.float32)
     state["decoder.query_pos_head.layers.0.bias"] = np.zeros(5, np.float32)
     with pytest.raises(UserError) as caught:
-        convert_state_dict(state)
+        read(state)
     text = str(caught.value)
     assert "D-FINE-N with 80 classes" in text and "\n" not in text
     assert "2 missing: " in text and "decoder.enc_output.proj.weight" in text
@@ -124,7 +129,7 @@ def test_problems_are_reported_together():
 def test_long_lists_are_cut():
     state = {key: value for key, value in state_n().items() if "pan_blocks" not in key}
     with pytest.raises(UserError, match=r"\d\d missing: .* and \d+ more\)") as caught:
-        convert_state_dict(state)
+        read(state)
     assert len(str(caught.value)) < 1000
 
 
@@ -136,27 +141,27 @@ def test_every_entry_matters(key):
     for name in rng.choice(needed, 20, replace=False):
         without = {k: v for k, v in state.items() if k != name}
         with pytest.raises(UserError):
-            convert_state_dict(without)
+            read(without)
         with pytest.raises(UserError):
-            convert_state_dict({**without, f"{name}x": state[name]})
+            read({**without, f"{name}x": state[name]})
 
 
 def test_ignored_names_must_belong_to_something():
     state = {**state_n(), "backbone.stem.stem9.bn.num_batches_tracked": np.zeros((), np.int64)}
     with pytest.raises(UserError, match="1 unexpected: backbone.stem.stem9"):
-        convert_state_dict(state)
+        read(state)
 
 
 def test_files_without_the_computed_entries():
     state = {key: value for key, value in state_n().items() if key not in constants(model_config("n"))}
-    config, _ = convert_state_dict(state)
+    config, _ = read(state)
     assert config == model_config("n")
 
 
 def test_number_types_are_widened():
     state = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in state_n().items()}
     state = {k: state_n()[k] if k in constants(model_config("n")) else v for k, v in state.items()}
-    _, variables = convert_state_dict(state)
+    _, variables = read(state)
     leaf = variables["params"]["decoder"]["enc_output"]["proj"]["kernel"]
     assert leaf.dtype == np.float32
     np.testing.assert_array_equal(leaf.T, state["decoder.enc_output.proj.weight"].astype(np.float32))
@@ -167,9 +172,9 @@ def test_scalars_come_from_the_file():
     for prefix in ("decoder.", "decoder.decoder."):
         state[f"{prefix}reg_scale"] = np.asarray([5.5], np.float32)
         state[f"{prefix}up"] = np.asarray([0.25], np.float32)
-    config, variables = convert_state_dict(state)
+    config, variables = read(state)
     assert (config.reg_scale, config.up) == (5.5, 0.25)
-    np.testing.assert_array_equal(export_state_dict(config, variables)["decoder.reg_scale"], np.float32([5.5]))
+    np.testing.assert_array_equal(write_official(config, variables)["decoder.reg_scale"], np.float32([5.5]))
 
 
 @pytest.mark.parametrize("value", [5, 0, -4, np.nan])
@@ -178,15 +183,15 @@ def test_contradicting_or_senseless_scalars(value):
     if value != 5:
         state["decoder.decoder.reg_scale"] = state["decoder.reg_scale"]
     with pytest.raises(UserError, match="reg_scale"):
-        convert_state_dict(state)
+        read(state)
 
 
 def test_drifted_point_scale_moves_into_the_offsets():
     state, factor = dict(state_n()), np.float32(0.9998)
     prefix = "decoder.decoder.layers.1.cross_attn."
     state[f"{prefix}num_points_scale"] = state[f"{prefix}num_points_scale"] * factor
-    _, drifted = convert_state_dict(state)
-    _, plain = convert_state_dict(state_n())
+    _, drifted = read(state)
+    _, plain = read(state_n())
     for layer, expected in ((0, 1.0), (1, factor)):
         for name in ("kernel", "bias"):
             found, before = (
@@ -198,12 +203,12 @@ def test_drifted_point_scale_moves_into_the_offsets():
 
 def test_drift_of_single_points_reaches_the_right_rows():
     config = model_config("s")
-    state = export_state_dict(config, random_variables(config))
+    state = write_official(config, random_variables(config))
     prefix = "decoder.decoder.layers.0.cross_attn."
     scale = state[f"{prefix}num_points_scale"].copy()
     scale[4] *= 0.995
     before = state[f"{prefix}sampling_offsets.bias"].reshape(8, 12, 2)
-    _, variables = convert_state_dict({**state, f"{prefix}num_points_scale": scale})
+    _, variables = read({**state, f"{prefix}num_points_scale": scale})
     after = variables["params"]["decoder"]["layers_0"]["cross_attn"]["sampling_offsets"]["bias"].reshape(8, 12, 2)
     ratio = np.ones((12, 1), np.float32)
     ratio[4] = 0.995
@@ -215,12 +220,12 @@ def test_other_points_per_level_are_read_from_the_scale():
     for key in state:
         if key.endswith("num_points_scale"):
             state[key] = np.float32([1 / 4] * 4 + [1 / 8] * 8)
-    assert convert_state_dict(state)[0].num_points == (4, 8)
+    assert read(state)[0].num_points == (4, 8)
     for key in state:
         if key.endswith("num_points_scale"):
             state[key] = np.float32([0.3] * 12)
     with pytest.raises(UserError, match="num_points_scale"):
-        convert_state_dict(state)
+        read(state)
 
 
 def test_batch_norm_of_the_backbone():
@@ -229,32 +234,32 @@ def test_batch_norm_of_the_backbone():
         for key, value in state_n().items()
         if not (key.startswith("backbone") and key.endswith("num_batches_tracked"))
     }
-    assert recognise(frozen).backbone_frozen_bn and not recognise(state_n()).backbone_frozen_bn
+    assert recognise_official(frozen).backbone_frozen_bn and not recognise_official(state_n()).backbone_frozen_bn
 
 
 def test_depth_and_classes():
     config = model_config("s", decoder_layers=2, num_classes=5)
-    assert recognise(export_state_dict(config, random_variables(config))) == config
+    assert recognise_official(write_official(config, random_variables(config))) == config
 
 
 @pytest.mark.parametrize(
     ("keys", "hint"),
     [
         (["stem.stem1.conv.weight"], "backbone alone"),
-        (["model.backbone.model.embedder.stem1.convolution.weight"], "transformers' names"),
+        (["model.backbone.model.embedder.stem1.convolution.weight"], "another model of transformers"),
         (["conv1.weight", "fc.weight"], "conv1.weight"),
     ],
 )
 def test_other_models(keys, hint):
     with pytest.raises(UserError, match=f"not a state dict of D-FINE.*{hint}"):
-        convert_state_dict({key: np.zeros((2, 2), np.float32) for key in keys})
+        read({key: np.zeros((2, 2), np.float32) for key in keys})
 
 
 def test_export_refuses_foreign_variables():
     config = model_config("n")
     variables = random_variables(config)
     with pytest.raises(UserError, match="do not belong"):
-        export_state_dict(dataclasses.replace(config, num_classes=3), variables)
+        write_official(dataclasses.replace(config, num_classes=3), variables)
     del variables["params"]["decoder"]["enc_output"]
     with pytest.raises(UserError, match="enc_output"):
-        export_state_dict(config, variables)
+        write_official(config, variables)

@@ -16,7 +16,7 @@ from dfine_jax.converters.torch.importer import import_weights
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine import huggingface
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.families.dfine.weights import export_state_dict
+from dfine_jax.families.dfine.weights import write_official
 from dfine_jax.families.state_dict import leaf_shapes
 
 CONFIG = model_config("n", num_classes=3)
@@ -32,7 +32,7 @@ SETTINGS = {
 def state():
     rng = np.random.default_rng(0)
     leaves = {path: rng.standard_normal(shape, np.float32) for path, shape in leaf_shapes(CONFIG).items()}
-    return export_state_dict(CONFIG, traverse_util.unflatten_dict(leaves, sep="/"))
+    return write_official(CONFIG, traverse_util.unflatten_dict(leaves, sep="/"))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def to_hugging(key):
 
 
 def tree_equal(found, state):
-    expected = export_state_dict(CONFIG, found)
+    expected = write_official(CONFIG, found)
     return all(np.array_equal(expected[key], value) for key, value in state.items() if "num_batches" not in key)
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 import rtdetr_golden
+from flax import traverse_util
 
 from dfine_jax.cli import main
 from dfine_jax.converters.torch import torch_pickle
-from dfine_jax.converters.torch.importer import import_weights
+from dfine_jax.converters.torch.importer import import_weights, recognise
 from dfine_jax.errors import UserError
-from dfine_jax.families.family import Origin
+from dfine_jax.families.family import Origin, Reduction
 from dfine_jax.families.rtdetr import names, weights
 from dfine_jax.families.rtdetr.family import RTDETR
+from dfine_jax.families.rtdetr.model import RTDetr
 from dfine_jax.families.rtdetr.recipes import deim_model
 from dfine_jax.families.rtdetr.variants import VARIANTS
 from dfine_jax.families.state_dict import leaf_shapes, read_backbone, tensor_shape
@@ -67,6 +70,16 @@ def test_weights_of_deim_are_recognised(variant):
         RTDETR.described(found, Origin("x", "x.pth", "official", False, "relu", False))
 
 
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_an_activation_that_nothing_states_is_what_was_asked_for(activation):
+    described = RTDETR.described(VARIANTS["r18"], Origin("x", "x.pth", "official", False, activation, False))
+    model = dataclasses.replace(VARIANTS["r18"], decoder_activation=activation, mlp_activation=activation)
+    assert described.model == model and described.train.method == {"silu": "deim", "relu": "rtdetrv2"}[activation]
+    if activation == "silu":
+        with pytest.raises(UserError, match="the activation relu, not silu"):
+            RTDETR.described(VARIANTS["r18"], Origin("x", "x", "huggingface", False, activation, True))
+
+
 def test_what_tensors_do_not_show_comes_from_the_name():
     described = RTDETR.described(VARIANTS["r18"], Origin("x", "r18vd_dsp_3x.pth", "official", True, None, False))
     assert described.model.sampling == "discrete"
@@ -77,9 +90,42 @@ def test_other_architectures_are_not_recognised(state):
     assert OFFICIAL.recognise({"conv1.weight": np.zeros((64, 3, 7, 7))}, None) is None
 
 
-def test_fewer_points_and_other_widths_are_seen():
-    config = dataclasses.replace(VARIANTS["r18"], num_points=(2, 2, 2), num_classes=3, encoder_ffn=512)
+@pytest.mark.parametrize(
+    "changes", [{"num_points": (2, 2, 2), "encoder_ffn": 512}, {"num_heads": 4}, {"num_points": (2, 3, 2)}]
+)
+def test_points_heads_and_widths_are_seen(changes):
+    config = dataclasses.replace(VARIANTS["r18"], num_classes=3, **changes)
     assert OFFICIAL.recognise(shapes(config), None) == config
+    model, tree = OFFICIAL.read(shapes(config), config)
+    leaves = traverse_util.flatten_dict(tree, sep="/")
+    assert model == config and {path: leaf.shape for path, leaf in leaves.items()} == leaf_shapes(config)
+
+
+def test_points_without_their_scale_are_the_same_on_all_levels():
+    config = dataclasses.replace(VARIANTS["r18"], num_points=(2, 2, 2))
+    bare = {key: tensor for key, tensor in shapes(config).items() if not key.endswith("num_points_scale")}
+    assert OFFICIAL.recognise(bare, None) == config
+
+
+def test_points_that_are_not_those_of_the_architecture_are_refused():
+    with pytest.raises(UserError, match=r"the file has \(2, 3, 2\) sampling points per level, not \(4, 4, 4\)"):
+        OFFICIAL.read(shapes(dataclasses.replace(VARIANTS["r18"], num_points=(2, 3, 2))), VARIANTS["r18"])
+
+
+def test_the_first_version_is_called_what_it_is():
+    place = {"proj": "0", "norm": "1"}
+    files = {
+        re.sub(r"enc_output\.(\w+)", lambda m: f"enc_output.{place[m[1]]}", k): v
+        for k, v in shapes(VARIANTS["r18"]).items()
+    }
+    with pytest.raises(UserError, match="the names are those of RT-DETR's first version"):
+        recognise(files)
+
+
+def test_no_decoder_layers_are_refused():
+    network = RTDetr(VARIANTS["r18"])
+    with pytest.raises(UserError, match="0 decoder layers: the model has 3"):
+        RTDETR.reduced(network, {}, Reduction(layers=0))
 
 
 def test_reading_gives_the_variables_of_the_names(state):
@@ -132,7 +178,7 @@ def test_folders_for_transformers_by_the_command(tmp_path, state, capsys):
     assert main([*write, "--class-names", str(names_file), "--force"]) == 0
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
     tree, metadata = import_weights(folder)
-    assert metadata.class_names[79] == "kind 79" and metadata.config.model.position_order == "row_major"
+    assert metadata.class_names[79] == "kind 79" and metadata.config.model == VARIANTS["r18"]
     jax.tree.map(np.testing.assert_array_equal, tree, OFFICIAL.read(state, VARIANTS["r18"])[1])
     torch_pickle.save(tmp_path / "deim.pth", {"model": {k: v.copy() for k, v in shapes(deim_model("r18")).items()}})
     assert main(["convert", str(tmp_path / "deim.pth"), str(tmp_path / "none"), "--huggingface"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from tiny import random_batch, tiny_config
 
 from dfine_jax.families import of
 from dfine_jax.training.step import kept_programs
+from dfine_jax.training.step.kept_programs import KeptPrograms
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.programs import EvalProgram, TrainPrograms
 from dfine_jax.training.step.state import create_state
@@ -37,7 +39,7 @@ def times(folder, factor, made_of=("times",), counted=None):
             counted.append(factor)
         return jax.jit(lambda x: {"times": factor * x, "part": (x[:1],)}).lower(X)
 
-    return kept_programs.program(folder, made_of, lower)
+    return KeptPrograms(folder, "run").program(made_of, lower)
 
 
 def programs(folder):
@@ -128,6 +130,24 @@ def test_what_no_program_depends_on_and_what_it_does(monkeypatch):
     assert len({first, *others}) == 1 + len(others)
 
 
+def test_what_the_last_run_used_is_read_ahead(tmp_path, monkeypatch):
+    for number in (1, 2):
+        times(tmp_path, number, (number,))  # each a run of its own: the last used the second
+    loads, load = [], kept_programs._load
+    monkeypatch.setattr(
+        kept_programs, "_load", lambda file: loads.append(threading.current_thread().name) or load(file)
+    )
+    run = KeptPrograms(tmp_path, "run")
+    for number in (2, 1):
+        np.testing.assert_array_equal(run.program((number,), None).compiled(X)["times"], number * X)
+    assert [name.startswith("kept-programs") for name in loads] == [True, False]
+    both = KeptPrograms(tmp_path, "run")
+    assert len(both._loading) == 2 and not KeptPrograms(tmp_path, "another")._loading
+    programs(tmp_path)[0].write_bytes(b"")
+    for number in (2, 1):
+        np.testing.assert_array_equal(times(tmp_path, number, (number,)).compiled(X)["times"], number * X)
+
+
 def test_the_longest_unused_go(tmp_path, monkeypatch):
     monkeypatch.setattr(kept_programs, "_MOST", 2)
     for number in (1, 2):
@@ -154,10 +174,11 @@ def test_a_run_with_kept_programs_takes_the_same_steps_and_traces_none(tmp_path,
         tx = make_optimizer(config.model, config.optim)
         variables = of(config.model).init(config.model, jax.random.key(0))
         state = replicated(create_state(variables, tx, jax.random.key(1)))
-        evaluation = EvalProgram(make_eval_step(config), tmp_path)
+        kept = KeptPrograms(tmp_path, "run")
+        evaluation = EvalProgram(make_eval_step(config), kept)
         evaluation.start({"params": state.params, "batch_stats": state.batch_stats}, (4, *size, 3))
         answer = evaluation({"params": state.params, "batch_stats": state.batch_stats}, batch.images)
-        run = TrainPrograms(config, tx, [size], 3, tmp_path)
+        run = TrainPrograms(config, tx, [size], 3, kept)
         run.compile(state, batch, lambda line: None)
         for _ in range(2):
             state, metrics = run(size, state, batch)
