@@ -30,7 +30,10 @@ _MOST_MODELS = 64  # of one dictionary: sorting the names out takes time for eac
 _WRAPPERS = frozenset(
     ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_ddp_module")
 )
-_AVERAGED = re.compile(r"(^|[_.\d])(ema|swa|avg|averaged?|shadow|polyak)($|[_.\d])", re.IGNORECASE)
+_AVERAGED = re.compile(r"(^|[_.\d-])(ema|swa|avg|averaged?|shadow|polyak|teacher)($|[_.\d-])", re.IGNORECASE)
+_HUMP = re.compile(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # where words meet in emaModel and EMAModel
+_OF_A_LOSS = re.compile(r"^\w*(crit|loss)", re.IGNORECASE)  # may be beside a model in the state of a run
+_WEIGHTS = ("weight", "bias", "running_mean", "running_var")
 
 
 class Selected(NamedTuple, Generic[T]):
@@ -50,7 +53,7 @@ class _Candidate(NamedTuple, Generic[T]):
 
 
 def select_state_dict(content: Any, kind: type[T], anchors: Sequence[Anchor] | None = None) -> Selected[T]:
-    """The averaged weights of a file where it has any, else its weights, without wrappers.
+    """The averaged weights of a file where it has all of them, else its weights, without wrappers.
 
     Args:
       content: what the file holds.
@@ -72,10 +75,24 @@ def select_state_dict(content: Any, kind: type[T], anchors: Sequence[Anchor] | N
         items = nested[0] if whole is None else whole
         tensors = {str(key): value for key, value in items.items() if isinstance(value, kind)}
         return Selected(_without(tensors, _common_prefix(tensors)), "", False, ())
-    averaged = [candidate for candidate in found if candidate.averaged]
-    taken = (averaged or found)[0]
+    plain = [candidate for candidate in found if not candidate.averaged]
+    averaged = [one for one in found if one.averaged and (not plain or _has_all(one, plain[0]))]
+    taken = (averaged or plain)[0]
     others = tuple(_told(candidate.place) for candidate in found if candidate is not taken)
     return Selected(taken.tensors, _told(taken.place, empty=""), taken.averaged, others)
+
+
+def _has_all(averaged: _Candidate[Any], plain: _Candidate[Any]) -> bool:
+    """Whether averages are of all weights of a model, and not of a part of it, or of another that it learns from."""
+    return all(
+        name in averaged.tensors and _shape(averaged.tensors[name]) == _shape(value)
+        for name, value in plain.tensors.items()
+        if name.endswith(_WEIGHTS) and not _OF_A_LOSS.search(name)
+    )
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(tensor.shape)
 
 
 def tell(selected: Selected[Any], source: object) -> None:
@@ -136,7 +153,7 @@ def _models(
         if not prefix:
             mine.pop("n_averaged", None)
         where = (*place, *(part for part in prefix if part != "_orig_mod"))
-        averaged = bool(_AVERAGED.search(".".join(where))) or (counted and prefix[:1] == ("module",))
+        averaged = bool(_AVERAGED.search(_HUMP.sub("_", ".".join(where)))) or (counted and prefix[:1] == ("module",))
         yield _Candidate(mine, where, averaged)
 
 

@@ -113,7 +113,12 @@ def _divided(options: argparse.Namespace) -> Items:
         raise UserError(
             f"{options.data} has a test split, which stays as it is; leave out the share of test, or add --anew"
         )
-    pictures = [item for name, own in items.splits.items() if name not in kept for item in own]
+    listed = [item for name, own in items.splits.items() if name not in kept for item in own]
+    pictures = list({item.path: item for item in reversed(listed)}.values())[::-1]
+    if len(pictures) < len(listed):
+        print(
+            f"{len(listed) - len(pictures)} pictures are in several splits; they are taken once, as the first has them"
+        )
     if not pictures:
         raise UserError(f"{options.data} has no pictures to divide but its test split; --anew divides these")
     keys = group_keys(pictures, options.group) if options.group else [str(item.path) for item in pictures]

@@ -17,7 +17,8 @@ from jaxtyping import UInt8
 from dfine_jax.data.picture.images import EXTENSIONS, UNREADABLE_EXTENSIONS, read_image
 from dfine_jax.errors import UserError
 from dfine_jax.prediction import addresses, video
-from dfine_jax.system.files import find_files, read_json
+from dfine_jax.system.files import read_json
+from dfine_jax.system.search import find_files
 
 _SCHEME_OR_QUERY = re.compile(r"^[a-z][a-z0-9+.-]*://|[?#].*$", re.IGNORECASE)
 

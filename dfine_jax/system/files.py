@@ -1,7 +1,7 @@
-"""Files of the user's world: text in any usual encoding, writing whole or not at all, searching folders.
+"""Files of the user's world: text in any usual encoding, writing whole or not at all.
 
-Every part of the program that reads text, writes a file or searches a folder does it here, so that a byte order mark,
-a full disk or a hidden folder means the same everywhere.
+Every part of the program that reads text or writes a file does it here, so that a byte order mark or a full disk means
+the same everywhere.
 """
 
 from __future__ import annotations
@@ -16,16 +16,11 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from dfine_jax.errors import UserError
-
-# Folders that tools leave beside the user's files; whatever starts with a dot is left out as well.
-HOUSEKEEPING = frozenset(
-    ("__MACOSX", "__pycache__", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-)
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -141,11 +136,27 @@ def read_json(path: Path | str) -> Any:
       UserError: the file cannot be read or is not JSON (the message names file, line and column).
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=distinct_keys)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON ({error.msg}: line {error.lineno}, column {error.colno})") from None
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]}") from None
     except RecursionError:
         raise UserError(f"{path} is not usable JSON (nested too deeply)") from None
+
+
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, for ``object_pairs_hook``.
+
+    Raises:
+      KeyError: it has a key twice, of which Python's decoder would drop the first without a word.
+    """
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for position, key in enumerate(keys) if key in keys[:position])
+        raise KeyError(f"an object has the key {twice!r} twice; keep one of the two")
+    return out
 
 
 def write_whole(path: Path | str, content: str | bytes, *, durable: bool = True) -> None:
@@ -266,75 +277,3 @@ def sha256(path: Path | str | os.PathLike[str]) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class Found(NamedTuple):
-    """What a search of a folder gave."""
-
-    files: list[Path]  # sorted, below the folder as it was named
-    left_out: tuple[str, ...]  # hidden and housekeeping folders and files that hold what was searched for, below it
-    repeated: tuple[str, ...]  # folders that a link leads to a second time
-    dangling: tuple[str, ...] = ()  # links with a searched ending that lead nowhere
-
-    def note(self) -> str:
-        """What was left out, in one line; empty when nothing was."""
-        parts = []
-        if self.left_out:
-            parts.append(f"{len(self.left_out)} in hidden or housekeeping folders left out (first: {self.left_out[0]})")
-        if self.repeated:
-            parts.append(f"{len(self.repeated)} folders that links repeat read once (first: {self.repeated[0]})")
-        if self.dangling:
-            parts.append(f"{len(self.dangling)} links that lead nowhere left out (first: {self.dangling[0]})")
-        return ", ".join(parts)
-
-
-def find_files(root: Path | str, endings: Collection[str]) -> Found:
-    """Files below a folder with one of the endings (lower case, with the dot), links to folders followed.
-
-    Hidden files and folders (a leading dot) and those of operating systems and tools are left out and told; each real
-    folder is read once, so that a link to a parent ends. The folder itself may have any name.
-
-    Raises:
-      UserError: a folder cannot be read.
-    """
-    root = Path(root)
-    files: list[Path] = []
-    left_out: list[str] = []
-    repeated: list[str] = []
-    dangling: list[str] = []
-    # A link to a folder above the searched one would bring its siblings, such as another split.
-    seen = {_identity(folder) for folder in (root, *root.resolve().parents)}
-    pending = [(root, False)]
-    while pending:
-        folder, hidden = pending.pop()
-        with telling(folder):
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        for entry in entries:
-            path = folder / entry.name
-            out = hidden or is_housekeeping(entry.name)
-            if entry.is_dir():
-                identity = _identity(path)
-                if identity in seen:
-                    repeated.append(path.relative_to(root).as_posix())
-                else:
-                    seen.add(identity)
-                    pending.append((path, out))
-            elif path.suffix.lower() in endings:
-                if not entry.is_file():
-                    if entry.is_symlink() and not out:
-                        dangling.append(path.relative_to(root).as_posix())
-                elif out:
-                    left_out.append(path.relative_to(root).as_posix())
-                else:
-                    files.append(path)
-    return Found(sorted(files), tuple(sorted(left_out)), tuple(sorted(repeated)), tuple(sorted(dangling)))
-
-
-def is_housekeeping(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or a tool's own."""
-    return name.startswith(".") or name in HOUSEKEEPING
-
-
-def _identity(folder: Path) -> tuple[int, int] | str:
-    found = folder.stat()
-    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(folder)

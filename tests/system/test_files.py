@@ -8,7 +8,7 @@ import os
 import pytest
 
 from dfine_jax.errors import UserError
-from dfine_jax.system import files
+from dfine_jax.system import files, search
 
 TEXT = '{"name": "Zelle é 細胞"}\n'
 
@@ -106,7 +106,7 @@ def tree(root, *names):
 def test_hidden_and_housekeeping_files_are_left_out_and_counted(tmp_path):
     root = tmp_path / ".data"  # named by the user, so it counts
     tree(root, "a.jpg", "b/c.JPG", ".ipynb_checkpoints/a-checkpoint.jpg", "__MACOSX/b/._c.jpg", "._a.jpg", "x.txt")
-    found = files.find_files(root, (".jpg",))
+    found = search.find_files(root, (".jpg",))
     assert [p.relative_to(root).as_posix() for p in found.files] == ["a.jpg", "b/c.JPG"]
     assert found.left_out == ("._a.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "__MACOSX/b/._c.jpg")
     assert found.note().startswith("3 in hidden or housekeeping folders left out (first: ._a.jpg)")
@@ -119,7 +119,7 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path):
     (root / "more").symlink_to(tmp_path / "elsewhere")
     (root / "up").symlink_to(root)
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path)
-    found = files.find_files(root, (".jpg",))
+    found = search.find_files(root, (".jpg",))
     assert [p.relative_to(root).as_posix() for p in found.files] == ["a.jpg", "more/b.jpg", "more/deep/c.jpg"]
     assert "up" in found.repeated and "links repeat" in found.note()
 
@@ -127,5 +127,5 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path):
 def test_a_link_to_a_folder_above_brings_no_sibling(tmp_path):
     tree(tmp_path / "images", "train/a.jpg", "val/b.jpg")
     (tmp_path / "images" / "train" / "up").symlink_to("..")
-    found = files.find_files(tmp_path / "images" / "train", (".jpg",))
+    found = search.find_files(tmp_path / "images" / "train", (".jpg",))
     assert [path.name for path in found.files] == ["a.jpg"] and found.repeated == ("up",)

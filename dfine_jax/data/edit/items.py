@@ -15,8 +15,10 @@ from dfine_jax.data.formats.placing import without_dots
 from dfine_jax.data.formats.turning import turned, upright_orientation
 from dfine_jax.data.picture.images import image_size, upright_size
 from dfine_jax.data.read import layout, tfds, yolo
+from dfine_jax.data.read.categories import trimmed
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.values import is_ignored, size_of
 from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.system.files import read_json
 
@@ -141,14 +143,17 @@ def _read_items(data: Path | str) -> Items:
             notes.places.setdefault(kind, [])
             notes.places[kind] += [place for place in places if place not in notes.places[kind]]
         paths = _paths(split)
-        own = split.content["categories"]
+        own = [{**category, "name": trimmed(category["name"])} for category in split.content["categories"]]
         if categories is None:
             categories, first = own, split.source
         elif [(c["id"], c["name"]) for c in categories] != [(c["id"], c["name"]) for c in own]:
             raise UserError(f"{first} and {split.source} list different categories; give both files the same")
         by_image: dict[Any, list[dict[str, Any]]] = {}
         for annotation in split.content["annotations"]:
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
+            crowd = int(is_ignored(annotation))  # by ``ignore`` and the like, too, in any type
+            same = type(annotation.get("iscrowd", 0)) is int and annotation.get("iscrowd", 0) == crowd
+            kept = annotation if same else {**annotation, "iscrowd": crowd}
+            by_image.setdefault(annotation["image_id"], []).append(kept)
         _check_once(paths, split)
         out[name] = [
             _item(paths[entry["id"]], entry, by_image.get(entry["id"], []), split.upright)
@@ -174,10 +179,10 @@ def _paths(split: Split) -> dict[Any, Path]:
 
 def _item(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]], upright: bool) -> Item:
     size, orientation = upright_size(path), 1
-    written = (entry.get("width"), entry.get("height"))
+    written = size_of(entry.get("width"), entry.get("height"))
     if not upright:
         stored = image_size(path)
-        if written == stored or not all(isinstance(side, int) and side > 0 for side in written):
+        if written is None or written == stored:
             orientation = upright_orientation(path)
             annotations = [turned(annotation, stored, orientation) for annotation in annotations]
         elif written != size:

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from dfine_jax.data.edit.items import WHOLE, Split, read_splits
+from dfine_jax.data.edit.repair_classes import give_the_same_classes, repaired_categories
 from dfine_jax.data.edit.repair_objects import (
     WENT_WITH_IMAGES,
     are_written_as_corners,
     in_fractions,
     reference,
     repaired_objects,
-    whole_number,
 )
-from dfine_jax.data.formats.finder import Tails
 from dfine_jax.data.formats.placing import check_new, new_folder, relative, write_inside
 from dfine_jax.data.formats.turning import backwards, turned, upright_orientation
 from dfine_jax.data.formats.write_json import COCO_FILE
 from dfine_jax.data.picture.images import image_size, open_annotated, upright_size
 from dfine_jax.data.read.notes import REFUSED, Notes
+from dfine_jax.data.read.pictures import locate
+from dfine_jax.data.read.values import size_of
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import encoding_of, telling, write_whole
 
@@ -58,7 +59,7 @@ class Repair:
                 kind = "files in another encoding, or with a byte order mark, were written as UTF-8"
                 self.changes.add(kind, f"{split.source}: {encoding}")
         source = _lists(split)
-        categories, class_of = self._categories(source["categories"])
+        categories, class_of = repaired_categories(source["categories"], split.source, self.changes, self.left)
         images, image_of, paths = self._images(source["images"])
         annotations = repaired_objects(
             source["annotations"], images, image_of, class_of, paths, self.changes, self.left
@@ -76,64 +77,31 @@ class Repair:
             image["file_name"] = str(paths[image["id"]])
         self.content = {**rest, "images": images, "annotations": annotations, "categories": categories}
 
-    def _categories(self, entries: list[Any]) -> tuple[list[dict[str, Any]], dict[Any, int]]:
-        """Categories with ids and names of their own, and the id by what annotations may call it."""
-        out: list[dict[str, Any]] = []
-        ids: dict[Any, int] = {}
-        by_name: dict[str, int] = {}
-        for position, entry in enumerate(entries):
-            where = f"category {position}: {str(entry)[:60]}"
-            number = whole_number(entry.get("id")) if isinstance(entry, dict) else None
-            if number is None:
-                self.changes.add("categories without an id were left out", where)
-                continue
-            name = entry.get("name")
-            if number in ids and _trimmed(name) != _trimmed(next(c["name"] for c in out if c["id"] == ids[number])):
-                self.left.add("categories share an id with another; give each class its own id", where)
-                continue
-            if number != entry["id"] or isinstance(entry["id"], bool) or not isinstance(entry["id"], int):
-                self.changes.add("ids of categories were made whole numbers", where)
-            trimmed = _trimmed(name)
-            if not trimmed:
-                trimmed = f"class {number}"
-                self.changes.add("categories without a name were called by their id", where)
-            elif trimmed != name:
-                self.changes.add("names of categories were trimmed or made text", f"{name!r} is {trimmed!r}")
-            if trimmed in by_name:
-                if number != by_name[trimmed]:
-                    self.changes.add("categories of the same name were joined", f"{where} with id {by_name[trimmed]}")
-                else:
-                    self.changes.add("categories listed twice were listed once", where)
-                ids[number] = by_name[trimmed]
-                continue
-            ids[number] = by_name[trimmed] = number
-            out.append({**entry, "id": number, "name": trimmed})
-        if not out:
-            raise UserError(f"{self._split.source}: no usable categories; only a person can say what the classes are")
-        return out, ids
-
     def _images(self, entries: list[Any]) -> tuple[list[dict[str, Any]], dict[Any, int | None], dict[int, Path]]:
         """Images that exist, by new ids; the id by what annotations may call it (None: left out); paths by id."""
-        tails = Tails(self._split.folder)
-        kept: list[tuple[Any, dict[str, Any], Path]] = []
+        named: list[tuple[Any, dict[str, Any]]] = []
         dropped: list[Any] = []
         for position, entry in enumerate(entries):
-            where = f"image {position}: {str(entry)[:80]}"
             key = reference(entry.get("id")) if isinstance(entry, dict) else None
             name = entry.get("file_name") if isinstance(entry, dict) else None
-            path = None
             if key is None or not isinstance(name, str) or not name.strip():
+                where = f"image {position}: {str(entry)[:80]}"
                 self.changes.add("images without id or file_name were left out", where)
-            else:
-                path = tails.find(name.strip())
-                if path is None:
-                    self.changes.add("images that do not exist were left out", name)
-            if path is None:
+                dropped.append(key)
+                continue
+            if name != name.strip():
+                self.changes.add("names of pictures had blanks around them, which were removed", repr(name))
+            named.append((key, entry))
+        names = [entry["file_name"].strip() for _, entry in named]
+        places, absent = locate(names, self._split.folder)
+        lost = set(absent)
+        kept = []
+        for position, (key, entry) in enumerate(named):
+            if position in lost:
+                self.changes.add("images that do not exist were left out", entry["file_name"])
                 dropped.append(key)
             else:
-                if name != str(name).strip():
-                    self.changes.add("names of pictures had blanks around them, which were removed", repr(name))
-                kept.append((key, entry, path))
+                kept.append((key, entry, places.path(names[position]).absolute()))
         kept = self._distinct(kept, dropped)
         return self._numbered(kept, dropped)
 
@@ -188,8 +156,12 @@ class Repair:
 
     def _size(self, entry: dict[str, Any], path: Path) -> tuple[int, int]:
         written = entry.get("width"), entry.get("height")
-        if all(type(side) is int and side > 0 for side in written):
-            return written  # type: ignore[return-value] - both are int
+        if (size := size_of(*written)) is not None:
+            if not all(type(side) is int for side in written):
+                self.changes.add(
+                    "sizes of images were made whole numbers", f"{entry['file_name']}: {written} is {size}"
+                )
+            return size
         size = upright_size(path) if self._split.upright else image_size(path)
         self.changes.add("sizes of images were taken from the files", f"{entry['file_name']}: {written} is {size}")
         return size
@@ -245,21 +217,11 @@ def _lists(split: Split) -> dict[str, Any]:
     return copy.deepcopy(content)
 
 
-def _trimmed(name: Any) -> str:
-    if isinstance(name, str):
-        return " ".join(name.split()) if "\n" in name else name.strip()
-    return str(name) if type(name) in (int, float) else ""
-
-
 def _same_tail(names: set[str]) -> bool:
-    """Whether all names may mean the same file: each ends the longest."""
-    longest = max(names, key=len)
-    parts = [part for part in longest.split("/") if part not in ("", ".", "..")]
-    for name in names:
-        own = [part for part in name.split("/") if part not in ("", ".", "..")]
-        if parts[len(parts) - len(own) :] != own:
-            return False
-    return True
+    """Whether all names mean the same file: each ends the longest, and none lacks its last folder."""
+    parts = [[part for part in name.split("/") if part not in ("", ".", "..")] for name in names]
+    longest = max(parts, key=len)
+    return all(own[-2:] == longest[-2:] and longest[len(longest) - len(own) :] == own for own in parts)
 
 
 def repair_dataset(data: Path | str, out: Path) -> tuple[dict[str, Repair], dict[str, Path]]:
@@ -284,6 +246,8 @@ def repair_dataset(data: Path | str, out: Path) -> tuple[dict[str, Repair], dict
             f"--repair {out}: {data} has the splits {', '.join(splits)}; name a folder for them, not a file"
         )
     repairs = {name: Repair(split) for name, split in splits.items()}
+    if not any(repair.left.places for repair in repairs.values()):
+        give_the_same_classes([(repair.content, repair.changes) for repair in repairs.values()])
     if single:
         ((name, repair),) = repairs.items()
         out.parent.mkdir(parents=True, exist_ok=True)

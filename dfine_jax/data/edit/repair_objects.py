@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from dfine_jax.data.formats.picture import polygon_area
+from dfine_jax.data.read.areas import can_be
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.data.read.outlines import fills
-from dfine_jax.data.read.values import are_corners, flag
+from dfine_jax.data.read.values import OTHER_FLAGS, are_corners, area_of, flag, is_ignored
 
 WENT_WITH_IMAGES = "annotations of images that were left out went with them"
 _UNIT_PX = 8  # boxes within 0 to 1 are objects in no picture larger than this
 _BEYOND_PX = 0.5  # rounding of the annotation tool; not worth a note
-_MOST_AREA = 1.5  # of the box; a mask has at most its area, tools that round boxes a little more
 
 
 def repaired_objects(
@@ -69,7 +69,7 @@ def repaired_objects(
         if not _shape(repaired, sizes[image_id], where, changes):
             continue
         identity = _identity(repaired)
-        if identity in seen and not repaired.get("iscrowd"):
+        if identity in seen and not is_ignored(repaired):
             changes.add("annotations that repeat another exactly were left out", where)
             continue
         seen.add(identity)
@@ -98,18 +98,17 @@ def _numbered(entries: list[dict[str, Any]], changes: Notes) -> list[dict[str, A
 
 
 def _flag(entry: dict[str, Any], where: str, changes: Notes, left: Notes) -> None:
-    """``iscrowd`` as 0 or 1, whatever type says so."""
-    if "iscrowd" not in entry:
-        return
-    value = entry["iscrowd"]
-    if type(value) is int and value in (0, 1):
-        return
-    meant = flag(value)
-    if meant is None:
-        left.add("flags iscrowd mean nothing; write 0 or 1", f"{where}: {value!r}")
-        return
-    entry["iscrowd"] = int(meant)
-    changes.add("flags iscrowd were made 0 or 1", f"{where}: {value!r} is {int(meant)}")
+    """``iscrowd`` and the like as 0 or 1, whatever type says so."""
+    for name in ("iscrowd", *OTHER_FLAGS):
+        value = entry.get(name, 0)
+        if type(value) is int and value in (0, 1):
+            continue
+        meant = flag(value)
+        if meant is None:
+            left.add(f"flags {name} mean nothing; write 0 or 1", f"{where}: {value!r}")
+            continue
+        entry[name] = int(meant)
+        changes.add(f"flags {name} were made 0 or 1", f"{where}: {value!r} is {int(meant)}")
 
 
 def _shape(entry: dict[str, Any], size_px: tuple[int, int], where: str, changes: Notes) -> bool:
@@ -185,9 +184,12 @@ def _segmentation(value: Any, size_px: tuple[int, int]) -> Any:
 def _area(entry: dict[str, Any], segmentation: Any, is_cut: bool, where: str, changes: Notes) -> None:
     width, height = entry["bbox"][2:]
     written = entry.get("area")
-    most = _MOST_AREA * width * height + 1
-    usable = isinstance(written, (int, float)) and not isinstance(written, bool) and 0 < written <= most
+    given = area_of(written)
+    usable = bool(can_be(given, width * height))
     if usable and not (is_cut and not segmentation):
+        if isinstance(written, str):
+            changes.add("areas were made numbers", f"{where}: {written!r} is {given:g}")
+            entry["area"] = given
         return
     area = width * height
     if isinstance(segmentation, list):
@@ -226,7 +228,7 @@ def reference(value: Any) -> Any:
 
 def in_fractions(annotations: list[dict[str, Any]], images: list[dict[str, Any]]) -> str:
     """What is wrong when all boxes of a file are within 0 to 1; empty when they are not."""
-    boxes = [annotation["bbox"] for annotation in annotations if not annotation.get("iscrowd")]
+    boxes = [annotation["bbox"] for annotation in annotations if not is_ignored(annotation)]
     small = all(min(image["width"], image["height"]) > _UNIT_PX for image in images)
     if boxes and small and all(abs(value) <= 1 for box in boxes for value in box):
         return "fractions of the picture; multiply x and width by its width, y and height by its height"
@@ -240,7 +242,7 @@ def are_written_as_corners(entries: list[Any], images: list[dict[str, Any]], ima
     for entry in entries:
         number = image_of.get(reference(entry.get("image_id"))) if isinstance(entry, dict) else None
         box = _box(entry.get("bbox")) if number in sizes else None
-        if box is not None and not flag(entry.get("iscrowd")):
+        if box is not None and not is_ignored(entry):
             boxes.append(box)
             size_px.append(sizes[number])
     return are_corners(np.array(boxes, float).reshape(-1, 4), np.array(size_px, float).reshape(-1, 2))

@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 
 from dfine_jax.data.formats.finder import Finder, split_of
-from dfine_jax.data.formats.parsing import number, points, read_xml, size
+from dfine_jax.data.formats.parsing import number, points, read_xml
 from dfine_jax.data.formats.picture import ROTATED, Picture, Thing, box, class_name, ellipse, outline, rotated_box
 from dfine_jax.data.formats.turning import encode_mask
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.values import size_of
 from dfine_jax.errors import UserError
 
 TITLE = "CVAT for images"
@@ -66,7 +67,7 @@ def _picture(file: Path, entry: ElementTree.Element, position: int, finder: Find
     path = finder.find(name, file, where=where)
     if path is None:
         return None
-    shown = size(entry.get("width"), entry.get("height"))
+    shown = size_of(entry.get("width"), entry.get("height"))
     things = []
     for index, shape in enumerate(entry):
         if shape.tag in _IGNORED:

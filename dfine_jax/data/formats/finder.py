@@ -17,6 +17,12 @@ _SPLIT_OF = {name: split for split, names in FOLDERS.items() for name in names} 
     "training": "train",
     "testing": "test",
 }
+_GENERAL = ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data")
+
+
+def is_general(folder: str) -> bool:
+    """Whether a folder of this name holds all pictures, or those of a split, rather than some of several groups."""
+    return folder.lower() in _GENERAL or folder.lower() in _SPLIT_OF
 
 
 def split_of(name: str, *, of_all: bool = False) -> str:
@@ -51,6 +57,8 @@ class Finder:
         self._notes = notes
         self._absent: list[str] = []
         self._asked = 0
+        self._is_foldered = False  # some picture was found in the folder that its name has
+        self._flat: dict[str, str] = {}  # names found without it, by the place of their annotations
 
     @functools.cached_property
     def _files(self) -> list[Path]:
@@ -77,8 +85,9 @@ class Finder:
     def find(self, name: str, annotations: Path, *, where: str) -> Path | None:
         """The picture of a name, beside its annotation file or anywhere below the folder; None, and noted, without one.
 
-        Leading folders of the name may be missing here. Of several pictures that fit, the one in the folder of the
-        annotations or of the same split counts.
+        Leading folders of the name may be missing here, but no other folder stands for them (``_is_in``), and
+        the last one is missing in all names or in none (``check_found``). Of several pictures that fit, the one in the
+        folder of the annotations or of the same split counts.
 
         Raises:
           UserError: several pictures fit equally well.
@@ -87,14 +96,11 @@ class Finder:
         plain = PurePosixPath(name.strip().replace("\\", "/"))
         direct = annotations.parent / plain
         if plain.name and os.path.isfile(direct):
+            self._is_foldered |= plain.parent.name not in ("", "..")
             return direct
-        parts = tuple(_composed(part) for part in plain.parts if part not in ("/", ".", ".."))
-        candidates = self._of_split(self._by_name.get(parts[-1], []), annotations) if parts else []
-        for skipped in range(len(parts)):
-            tail = parts[skipped:]
-            fitting = [file for file in candidates if self._ends(file, tail)]
-            if fitting:
-                return self._nearest(fitting, annotations, name, where)
+        candidates = self._of_split(self._by_name.get(_composed(plain.name), []), annotations)
+        if fitting := self._below(_folders(plain), candidates, annotations, name, where):
+            return self._nearest(fitting, annotations, name, where)
         self._absent.append(f"{name} of {where}")
         return None
 
@@ -102,14 +108,29 @@ class Finder:
         """Whether a picture of this file name exists anywhere below the folder."""
         return _composed(name) in self._by_name
 
-    def beside(self, annotations: Path) -> Path | None:
-        """The picture with the stem of an annotation file; None when there is none or several are equally near."""
+    def beside(self, annotations: Path, name: str = "") -> Path | None:
+        """The picture with the stem of an annotation file; None when there is none or several are equally near.
+
+        Args:
+          annotations: the file.
+          name: of the picture as the file has it: its folders count as in ``find``, but not in the file's own folder.
+        """
         fitting = self._of_split(self._by_stem.get(_composed(annotations.stem), []), annotations)
         near = self._narrowed(fitting, annotations)
+        if len(near) == 1 and near[0].parent != annotations.parent:
+            near = self._below(
+                _folders(PurePosixPath(name.replace("\\", "/"))), near, annotations, name, str(annotations)
+            )
         return near[0] if len(near) == 1 else None
 
-    def check_found(self) -> None:
-        """Raises UserError where names led nowhere, unless the notes are lenient."""
+    def check_found(self) -> frozenset[str]:
+        """Places (``where``) whose pictures are not theirs after all: their names lost the folder that others kept.
+
+        Raises:
+          UserError: there are such, or names that led nowhere, unless the notes are lenient; then they are noted.
+        """
+        flat = self._flat if self._is_foldered else {}
+        self._absent += [f"{name} of {where}" for where, name in flat.items()]
         if self._absent and not self._notes.lenient:
             raise RepairableError(
                 f"{len(self._absent)} of {self._asked} annotated pictures are not below {self.root} (first: "
@@ -118,10 +139,38 @@ class Finder:
         for missing in self._absent:
             self._notes.add("annotated pictures that do not exist were left out", missing)
         self._absent = []
+        return frozenset(flat)
 
-    def _ends(self, file: Path, tail: tuple[str, ...]) -> bool:
-        parts = tuple(_composed(part) for part in file.relative_to(self.root).parts)
-        return parts[len(parts) - len(tail) :] == tail if len(tail) <= len(parts) else False
+    def _below(
+        self, folders: tuple[str, ...], files: list[Path], annotations: Path, name: str, where: str
+    ) -> list[Path]:
+        """Those of the files that lie in as many of the folders of a name as there are here."""
+        for skipped in range(len(folders) + 1):
+            tail = folders[skipped:]
+            fitting = [file for file in files if self._is_in(file, tail, annotations if skipped else None)]
+            if fitting:
+                if tail:
+                    self._is_foldered = True
+                elif folders:
+                    self._flat[where] = name
+                return fitting
+        return []
+
+    def _is_in(self, file: Path, tail: tuple[str, ...], annotations: Path | None) -> bool:
+        """Whether a file lies in these folders; with ``annotations``, whose name has more: in none in their place.
+
+        Then there are only folders on the way to the annotations before them, or such as hold all pictures. A file in
+        another one may be another picture.
+        """
+        parts = tuple(_composed(part) for part in file.parent.relative_to(self.root).parts)
+        if parts[len(parts) - len(tail) :] != tail or len(tail) > len(parts):
+            return False
+        if annotations is None:
+            return True
+        before = parts[: len(parts) - len(tail)]
+        way = annotations.parent.relative_to(self.root).parts if annotations.is_relative_to(self.root) else ()
+        shared = len(os.path.commonprefix([before, way]))
+        return all(is_general(folder) for folder in before[shared:])
 
     def _nearest(self, fitting: list[Path], annotations: Path, name: str, where: str) -> Path | None:
         near = self._narrowed(fitting, annotations)
@@ -167,28 +216,10 @@ class Finder:
         return split_of(below.as_posix() if ".." not in below.parts else file.name, of_all=of_all)
 
 
-class Tails:
-    """Pictures of a folder by names whose leading folders may be missing there; folders are listed once."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._listings: dict[Path, dict[str, str]] = {}
-
-    def find(self, name: str) -> Path | None:
-        """The absolute path of the picture, with as many of its leading folders as there are; None without one."""
-        parts = Path(name.replace("\\", "/")).parts
-        for start in range(len(parts)):
-            path = self._folder.joinpath(*parts[start:])
-            found = self._listing(path.parent).get(_composed(path.name))
-            if found is not None:
-                return (path.parent / found).absolute()
-        return None
-
-    def _listing(self, folder: Path) -> dict[str, str]:
-        if folder not in self._listings:
-            entries = os.scandir(folder) if os.path.isdir(folder) else ()
-            self._listings[folder] = {_composed(entry.name): entry.name for entry in entries if entry.is_file()}
-        return self._listings[folder]
+def _folders(name: PurePosixPath) -> tuple[str, ...]:
+    """The folders in a name, without drive."""
+    parts = [_composed(part) for part in name.parts[:-1] if part not in ("/", ".", "..")]
+    return tuple(parts[1:] if parts and parts[0].endswith(":") else parts)
 
 
 def _composed(text: str) -> str:

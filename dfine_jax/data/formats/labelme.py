@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dfine_jax.data.formats.finder import Finder
-from dfine_jax.data.formats.parsing import points, size
+from dfine_jax.data.formats.parsing import points
 from dfine_jax.data.formats.picture import Picture, Thing, box, class_name, ellipse, outline
 from dfine_jax.data.formats.turning import encode_mask
 from dfine_jax.data.picture.images import upright_size
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.values import size_of
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_json
 
@@ -55,11 +56,11 @@ def _picture(file: Path, parsed: dict[str, Any], finder: Finder, notes: Notes) -
     named = parsed["imagePath"]
     if not isinstance(named, str) or not named.strip():
         raise UserError(f"{file} has imagePath {named!r}; it must name the picture")
-    path = finder.beside(file) if Path(named.replace("\\", "/")).stem == file.stem else None
+    path = finder.beside(file, named) if Path(named.replace("\\", "/")).stem == file.stem else None
     path = path or finder.find(named, file, where=str(file))
     if path is None:
         return None
-    shown = size(parsed.get("imageWidth"), parsed.get("imageHeight"))
+    shown = size_of(parsed.get("imageWidth"), parsed.get("imageHeight"))
     groups: dict[tuple[str, str], list[Thing]] = {}
     for position, shape in enumerate(parsed["shapes"]):
         where = f"{file}, shape {position}"

@@ -14,6 +14,7 @@ from dfine_jax.data.formats.parsing import number, points
 from dfine_jax.data.formats.picture import ROTATED, Picture, Thing, box, class_name, ellipse, outline, rotated_box
 from dfine_jax.data.picture.images import EXTENSIONS, upright_size
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.values import flag, size_of
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_json
 
@@ -60,14 +61,54 @@ def _picture(task: Any, where: str, file: Path, finder: Finder, notes: Notes) ->
     path = _find(address, where, file, finder)
     if path is None:
         return None
-    width, height = upright_size(path)
+    shown = _size(results, where)
+    width, height = shown or upright_size(path)
     things = []
-    for position, result in enumerate(results):
+    for position, result in enumerate(_joined(results)):
         place = f"{where}, result {position}"
         with notes.leaving_out():
             thing = _thing(result, (width / 100, height / 100), place, notes)
             things += [thing] if thing else []
-    return Picture(path, where, None, things, finder.split_below(file, of_all=True))
+    return Picture(path, where, shown, things, finder.split_below(file, of_all=True))
+
+
+def _size(results: list[Any], where: str) -> tuple[int, int] | None:
+    """(width, height) of the picture that was annotated, None where no region says it.
+
+    Raises:
+      UserError: regions of several sizes, or of a picture that was turned: what their percents are of is not certain.
+    """
+    regions = [result for result in results if isinstance(result, dict)]
+    turned = next((region["image_rotation"] for region in regions if region.get("image_rotation")), 0)
+    if number(turned, "image_rotation", where) % 360:
+        raise UserError(
+            f"{where} was annotated on the picture turned by {turned} degrees (image_rotation), which is not read; "
+            "turn it back in Label Studio and export again, or turn the file and annotate that"
+        )
+    sizes = {size_of(region.get("original_width"), region.get("original_height")) for region in regions} - {None}
+    if len(sizes) > 1:
+        raise UserError(f"{where} has regions of pictures of {len(sizes)} sizes (original_width); export it again")
+    return next(iter(sizes), None)
+
+
+def _joined(results: list[Any]) -> list[Any]:
+    """Results with the labels of the controls ``Rectangle`` and ``Labels`` on one region, which are two of one id."""
+    labels = {one["id"]: one["value"]["labels"] for one in results if _has(one, "labels", "labels")}
+    out, used = [], set()
+    for one in results:
+        kind = f"{one.get('type')}labels" if isinstance(one, dict) else ""
+        if kind in _SHAPES and _has(one, one["type"]) and one["id"] in labels and kind not in one["value"]:
+            used.add(one["id"])
+            one = {**one, "value": {**one["value"], kind: labels[one["id"]]}}
+        out.append(one)
+    return [one for one in out if not (_has(one, "labels", "labels") and one["id"] in used)]
+
+
+def _has(result: Any, kind: str, key: str | None = None) -> bool:
+    """Whether a result is of a kind and has an id and a value, with a key if one is given."""
+    if not isinstance(result, dict) or result.get("type") != kind or not isinstance(result.get("id"), (str, int)):
+        return False
+    return isinstance(result.get("value"), dict) and (key is None or key in result["value"])
 
 
 def _results(task: dict[str, Any], where: str, notes: Notes) -> list[Any] | None:
@@ -81,17 +122,24 @@ def _results(task: dict[str, Any], where: str, notes: Notes) -> list[Any] | None
     annotations = task["annotations"]
     if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
         raise UserError(f"{where} has annotations that are no list; export the project again")
-    done = [one for one in annotations if not one.get("was_cancelled")]
+    done = [one for one in annotations if not _flag(one, "was_cancelled", where)]
     if not done:
         notes.add("tasks without annotation; they are left out", where)
         return None
     if len(done) > 1:
         notes.add("tasks with several annotations; the ground truth, else the last one is used", where)
-    marked = [one for one in done if one.get("ground_truth")]
+    marked = [one for one in done if _flag(one, "ground_truth", where)]
     results = (marked or sorted(done, key=lambda one: str(one.get("updated_at") or "")))[-1].get("result")
     if not isinstance(results, list):
         raise UserError(f"{where} has an annotation without result; export the project again")
     return results
+
+
+def _flag(annotation: dict[str, Any], key: str, where: str) -> bool:
+    value = flag(annotation.get(key))
+    if value is None:
+        raise UserError(f"{where} has {key} {annotation[key]!r}; it must be true or false")
+    return value
 
 
 def _are_regions(values: list[Any]) -> bool:
@@ -129,7 +177,7 @@ def _thing(result: Any, scale: tuple[float, float], where: str, notes: Notes) ->
     value = result["value"] if isinstance(result.get("value"), dict) else result
     kind = next((key for key in _SHAPES if key in value), None)
     if kind is None:
-        if result.get("type") in ("rectangle", "polygon", "ellipse"):
+        if result.get("type") in ("rectangle", "polygon", "ellipse", "brush"):
             raise UserError(f"{where} is a {result['type']} without label; label the region")
         notes.add("results that are no regions, such as choices and texts, were left out", where)
         return None

@@ -66,20 +66,6 @@ def number(value: Any, what: str, where: str) -> float:
     return out
 
 
-def size(width: Any, height: Any) -> tuple[int, int] | None:
-    """(width, height) as annotated, or None where the file does not say it (absent, zero, no whole number)."""
-    sides = []
-    for value in (width, height):
-        try:
-            side = float(value)
-        except (TypeError, ValueError, OverflowError):
-            return None
-        if not math.isfinite(side) or side < 1 or side != int(side):
-            return None
-        sides.append(int(side))
-    return sides[0], sides[1]
-
-
 def points(pairs: Any, where: str) -> list[float]:
     """x1 y1 x2 y2 ... from a list of pairs.
 

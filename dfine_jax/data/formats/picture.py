@@ -10,6 +10,7 @@ from typing import Any
 
 from dfine_jax.data.formats.turning import turned, upright_orientation
 from dfine_jax.data.picture.images import image_size, upright_size
+from dfine_jax.data.read.categories import trimmed
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
 
@@ -82,7 +83,7 @@ def polygon_area(part: Sequence[float]) -> float:
 
 def class_name(value: Any, where: str) -> str:
     """A class name without blanks around it; UserError when there is none."""
-    name = value.strip() if isinstance(value, str) else ""
+    name = trimmed(value) if isinstance(value, str) else ""
     if not name:
         raise UserError(f"{where} has no class name ({value!r}); name its class")
     return name

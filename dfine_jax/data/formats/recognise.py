@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dfine_jax.data.formats import cvat, labelme, labelstudio, via, voc
-from dfine_jax.data.formats.finder import Finder
+from dfine_jax.data.formats.finder import Finder, is_general
 from dfine_jax.data.formats.parsing import read_xml
 from dfine_jax.data.formats.picture import Picture, content
 from dfine_jax.data.read.dataset import listed
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
-from dfine_jax.system.files import find_files, read_json, read_text
+from dfine_jax.system.files import read_json, read_text
+from dfine_jax.system.search import find_files
 
 WHOLE = "all"  # the only split of a dataset that has none
 READERS = (voc, cvat, labelme, via, labelstudio)
@@ -35,6 +36,7 @@ class Located:
     data: Path  # as given, folder or file
     root: Path  # folder that holds annotations and pictures
     files: tuple[Path, ...]  # annotation files
+    unreadable: tuple[str, ...] = ()  # what keeps others from being read, which may be annotation files as well
 
 
 def locate(data: Path) -> Located | None:
@@ -75,14 +77,17 @@ def locate(data: Path) -> Located | None:
         shown = " and ".join(f"{title} ({file.relative_to(data)})" for title, file in first.items())
         raise UserError(f"{data} holds {shown}; give a folder or file (--data) with one of them")
     (title,) = first
-    if title == COCO:
-        files = tuple(file for file in found if file.suffix == ".json" and _title_or_none(file) == COCO)
-        return Located(title, data, data, files)
-    reader = _reader(title)
-    files = tuple(file for file in found if file.suffix.lower() in reader.ENDINGS)
-    if reader in (via, cvat, labelstudio):
-        files = tuple(file for file in files if _title_or_none(file) == title)
-    return Located(title, data, data, files)
+    endings = (".json",) if title == COCO else _reader(title).ENDINGS
+    files = tuple(file for file in found if file.suffix.lower() in endings)
+    if title != COCO and _reader(title) not in (via, cvat, labelstudio):
+        return Located(title, data, data, files)  # whose files are looked at one by one
+    own, damaged = [], []
+    for file in files:
+        try:
+            own += [file] if _title(file) == title else []
+        except UserError as error:
+            damaged.append(str(error))
+    return Located(title, data, data, tuple(own), tuple(damaged))
 
 
 def _sample(files: Sequence[Path]) -> list[Path]:
@@ -95,14 +100,6 @@ def _sample(files: Sequence[Path]) -> list[Path]:
         if counts[key] <= _SAMPLED:
             out.append(file)
     return out[:_MOST_SAMPLED]
-
-
-def _title_or_none(file: Path) -> str | None:
-    """As ``_title``; None also for files that cannot be parsed, which may be anything."""
-    try:
-        return _title(file)
-    except UserError:
-        return None
 
 
 def _title(file: Path) -> str | None:
@@ -130,9 +127,12 @@ def read(located: Located, notes: Notes) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: files that cannot be used, or pictures that do not exist.
     """
+    for damaged in located.unreadable:
+        notes.refuse(damaged)
     finder = Finder(located.root, notes)
     pictures, names = _reader(located.title).read(located.files, finder, notes)
-    finder.check_found()
+    elsewhere = finder.check_found()
+    pictures = [picture for picture in pictures if picture.where not in elsewhere]
     _note_others(pictures, finder, notes)
     used = {thing.name for picture in pictures for thing in picture.things}
     classes = [*(names or ()), *sorted(used - set(names or ()))]
@@ -172,11 +172,17 @@ def _note_others(pictures: Sequence[Picture], finder: Finder, notes: Notes) -> N
 
 
 def image_folder(file: Path, names: Sequence[str], root: Path) -> Path:
-    """Where the pictures of a COCO JSON file in no known layout are: the folder that has the first of them."""
-    folders = [file.parent, file.parent / "images", root, root / "images", *_nested(root / "images"), *_nested(root)]
+    """Where the pictures of a COCO JSON file in no known layout are: the folder that has the first of them.
+
+    Leading folders of the names may be missing there, but no folder stands for another one.
+    """
+    near = [file.parent, file.parent / "images", root, root / "images"]
     parts = [Path(name.replace("\\", "/")).parts for name in names[:_SAMPLED]]
-    for folder in dict.fromkeys(folders):
-        if parts and all(any((folder.joinpath(*p[i:])).is_file() for i in range(len(p))) for p in parts):
+    for folder in dict.fromkeys([*near, *_nested(root / "images"), *_nested(root)]):
+        may_miss = folder in near or is_general(folder.name)
+        if parts and all(
+            any(folder.joinpath(*p[i:]).is_file() for i in range(len(p) if may_miss else 1)) for p in parts
+        ):
             return folder
     return file.parent
 
@@ -189,8 +195,10 @@ def by_split(located: Located) -> dict[str, Path]:
     """COCO JSON files by the split that their names speak of; ``WHOLE`` where they speak of none.
 
     Raises:
-      UserError: several files for one split.
+      UserError: several files for one split, or one that cannot be read.
     """
+    if located.unreadable:
+        raise UserError(f"{located.unreadable[0]}; or name the file to read: --data {located.files[0]}")
     out: dict[str, Path] = {}
     finder = Finder(located.root, Notes())
     single = len(located.files) == 1

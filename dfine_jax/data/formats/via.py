@@ -14,6 +14,7 @@ from dfine_jax.data.formats.finder import Finder
 from dfine_jax.data.formats.parsing import number
 from dfine_jax.data.formats.picture import Picture, Thing, box, class_name, ellipse, outline
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.values import flag
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_json, read_text
 
@@ -157,7 +158,7 @@ def _thing(
 def _value(value: Any, where: str) -> Any:
     """A class name; of check boxes the only one that is ticked."""
     if isinstance(value, dict):
-        ticked = [key for key, on in value.items() if on is True or str(on).lower() == "true"]
+        ticked = [key for key, on in value.items() if flag(on)]
         if len(ticked) != 1:
             raise UserError(f"{where} has {len(ticked)} classes ticked; an object has one")
         return ticked[0]

@@ -14,10 +14,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 from dfine_jax.data.formats.finder import Finder
-from dfine_jax.data.formats.parsing import number, read_xml, size
+from dfine_jax.data.formats.parsing import number, read_xml
 from dfine_jax.data.formats.picture import Picture, Thing, box, class_name, outline
 from dfine_jax.data.picture.images import EXTENSIONS
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.values import OTHER_FLAGS, flag, size_of
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_text
 
@@ -49,7 +50,8 @@ def read(files: Sequence[Path], finder: Finder, notes: Notes) -> tuple[list[Pict
 
 def _picture(file: Path, root: ElementTree.Element, finder: Finder, notes: Notes) -> Picture | None:
     written = (root.findtext("filename") or "").strip()
-    path = finder.beside(file)
+    is_own = Path(written.replace("\\", "/")).stem == file.stem
+    path = finder.beside(file, written if is_own else "")
     if path is None:
         path = finder.find(written or file.stem, file, where=str(file))
     elif written and Path(written.replace("\\", "/")).stem != path.stem:
@@ -64,16 +66,17 @@ def _picture(file: Path, root: ElementTree.Element, finder: Finder, notes: Notes
             things.append(_thing(entry, from_one, where, notes))
             if things[-1].crowd:
                 notes.add("difficult objects; not trained on, ignored when evaluating", where)
-    shown = size(root.findtext("size/width"), root.findtext("size/height"))
+    shown = size_of(root.findtext("size/width"), root.findtext("size/height"))
     return Picture(path, str(file), shown, things, finder.split_below(file))
 
 
 def _thing(entry: ElementTree.Element, from_one: bool, where: str, notes: Notes) -> Thing:
     name = class_name(entry.findtext("name"), where)
-    difficult = (entry.findtext("difficult") or "0").strip().lower()
-    if difficult not in ("0", "1", "true", "false", "unspecified", ""):
-        raise UserError(f"{where} has difficult {difficult!r}; it must be 0 or 1")
-    crowd = difficult in ("1", "true")
+    marks = {key: (entry.findtext(key) or "0").strip() for key in OTHER_FLAGS}
+    for key, mark in marks.items():
+        if flag(mark) is None and mark.lower() != "unspecified":
+            raise UserError(f"{where} has {key} {mark!r}; it must be 0 or 1")
+    crowd = any(map(flag, marks.values()))
     if entry.find("bndbox") is None and entry.find("polygon") is not None:
         return outline(name, [_polygon(entry, where)])
     edges = [number(entry.findtext(f"bndbox/{key}"), key, where) for key in ("xmin", "ymin", "xmax", "ymax")]

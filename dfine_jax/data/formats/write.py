@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dfine_jax.data.edit.items import WHOLE, Item, Items
 from dfine_jax.data.formats.placing import Mode, Placement, new_folder
+from dfine_jax.data.picture.images import EXTENSIONS
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.outlines import RunLengths, checked, parse_segmentation
 from dfine_jax.errors import UserError
+from dfine_jax.system.search import is_housekeeping
 
+_DO_NOT_FIT = "outlines do not fit their boxes; the boxes are written"
+_SEARCHED = ("yolo", "voc", "labelme")  # whose pictures or files are found by searching a folder
 _ROUNDING_PX = 1.0  # boxes of whole pixels around outlines of fractions
 
 
@@ -59,19 +65,26 @@ class Target:
             segmentation = annotation.get("segmentation")
             polygons: list[list[float]] = []
             mask = None
+            lost = ""
             if isinstance(segmentation, list):
                 polygons = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
                 if len(polygons) > 1 and not parts:
-                    self.notes.add("polygons of several parts cannot be held; their boxes are written", where)
-                    polygons = []
-                elif polygons and not _fits(polygons, box):
-                    self.notes.add("outlines do not fit their boxes; the boxes are written", where)
-                    polygons = []
+                    lost = "polygons of several parts cannot be held; their boxes are written"
+                elif polygons and not _fits(_extent(polygons), box):
+                    lost = _DO_NOT_FIT
             elif isinstance(segmentation, dict):
-                if masks:
-                    mask = segmentation
+                extent = _mask_extent(segmentation, item.size_px)
+                if not masks:
+                    lost = "masks cannot be held; their boxes are written"
+                elif extent is None:
+                    lost = "masks are empty, damaged or of another size than their picture; their boxes are written"
+                elif not _fits(extent, box):
+                    lost = _DO_NOT_FIT
                 else:
-                    self.notes.add("masks cannot be held; their boxes are written", where)
+                    mask = segmentation
+            if lost:
+                self.notes.add(lost, where)
+                polygons = []
             out.append(
                 Shape(self.names[annotation["category_id"]], annotation["category_id"], box, polygons, mask, crowd)
             )
@@ -90,9 +103,27 @@ class Shape:
     crowd: bool
 
 
-def _fits(polygons: list[list[float]], box: tuple[float, float, float, float]) -> bool:
+def _extent(polygons: list[list[float]]) -> list[float]:
+    return [pick(pick(part[axis::2]) for part in polygons) for pick in (min, max) for axis in (0, 1)]
+
+
+def _mask_extent(mask: dict[str, Any], size_px: tuple[int, int]) -> list[float] | None:
+    """Corners around a mask; None where it is none of a picture of (width, height)."""
+    from pycocotools import mask as coco_mask
+
+    try:
+        outline = checked(parse_segmentation(mask), *size_px)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not isinstance(outline, RunLengths):
+        return None
+    encoded: Any = {"size": [outline.height_px, outline.width_px], "counts": outline.counts}
+    x, y, width, height = coco_mask.toBbox(encoded).tolist()
+    return [x, y, x + width, y + height] if width and height else None
+
+
+def _fits(extent: Sequence[float], box: tuple[float, float, float, float]) -> bool:
     """Whether the extent of an outline is its box, give or take rounding; most formats that hold one lack the other."""
-    extent = [pick(pick(part[axis::2]) for part in polygons) for pick in (min, max) for axis in (0, 1)]
     return all(abs(a - b) <= _ROUNDING_PX for a, b in zip(extent, box, strict=True))
 
 
@@ -133,14 +164,43 @@ def write(items: Items, form: str, out: Path, mode: Mode | None) -> Notes:
     if mode == "refer" and not can_refer:
         raise UserError(f"{form} needs its pictures in its own folders; link or copy them")
     chosen: Mode = mode or ("refer" if can_refer else "link")
-    pictures = {split: [item.path for item in own] for split, own in items.splits.items()}
     notes = Notes()
+    if form != "coco":
+        _check_names(items, form)
+        for split in [split for split, own in items.splits.items() if not own]:
+            notes.add("splits without pictures cannot be held", split)
+        items = dataclasses.replace(items, splits={split: own for split, own in items.splits.items() if own})
+    pictures = {split: [item.path for item in own] for split, own in items.splits.items()}
     with new_folder(out) as folder:
         placement = Placement(pictures, chosen, flat=flat)
+        _check_found_again(pictures, placement, form)
         for path in placement.renamed if chosen != "refer" else ():
             notes.add("pictures were renamed, because names without ending must differ", str(path))
         writer(Target(items, folder, placement, notes))
     return notes
+
+
+def _check_names(items: Items, form: str) -> None:
+    """UserError for class names that files of text cannot hold, or that reading would take for another."""
+    for category in items.categories:
+        name = category["name"]
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+            raise UserError(
+                f"class {name!r} has control characters, which {form} cannot hold; rename it (--to coco keeps it)"
+            )
+
+
+def _check_found_again(pictures: Mapping[str, Sequence[Path]], placement: Placement, form: str) -> None:
+    """UserError for pictures that a reader of the format would not find: hidden ones, and those without an ending."""
+    for split, own in pictures.items():
+        for path in own:
+            name = placement.name(split, path)
+            hidden = form in _SEARCHED and any(map(is_housekeeping, name.parts))
+            if hidden or (form in ("yolo", "voc") and name.suffix.lower() not in EXTENSIONS):
+                why = "is hidden" if hidden else "does not end like a picture's (.jpg, .png, ...)"
+                raise UserError(
+                    f"the name of {path} {why}, so that it would not be found as {form}; rename the picture"
+                )
 
 
 def used_names(splits: Mapping[str, Sequence[Item]]) -> set[Any]:
@@ -151,6 +211,8 @@ def used_names(splits: Mapping[str, Sequence[Item]]) -> set[Any]:
 def note_unused(target: Target) -> None:
     """Note classes without objects, for formats that know the classes by their objects only."""
     used = used_names(target.items.splits)
+    if not used.intersection(target.names):
+        raise UserError("no picture has an object; the format knows classes by their objects only: take coco or yolo")
     for number, name in target.names.items():
         if number not in used:
             target.notes.add("classes without objects cannot be held", name)

@@ -72,13 +72,12 @@ def _labelme_shapes(shape: Shape, group: int) -> list[dict[str, Any]]:
     if shape.run_lengths is not None:
         bitmap = decode_mask(shape.run_lengths)
         rows, columns = np.flatnonzero(bitmap.any(1)), np.flatnonzero(bitmap.any(0))
-        if len(rows):
-            part = bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            stream = io.BytesIO()
-            Image.fromarray(part * np.uint8(255)).save(stream, "PNG")
-            corners = [[int(columns[0]), int(rows[0])], [int(columns[-1]), int(rows[-1])]]
-            mask = base64.b64encode(stream.getvalue()).decode()
-            return [{**common, "shape_type": "mask", "points": corners, "mask": mask}]
+        part = bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        stream = io.BytesIO()
+        Image.fromarray(part * np.uint8(255)).save(stream, "PNG")
+        corners = [[int(columns[0]), int(rows[0])], [int(columns[-1]), int(rows[-1])]]
+        mask = base64.b64encode(stream.getvalue()).decode()
+        return [{**common, "shape_type": "mask", "points": corners, "mask": mask}]
     return [{**common, "shape_type": "rectangle", "points": [[x0, y0], [x1, y1]]}]
 
 

@@ -11,6 +11,7 @@ from dfine_jax.data.edit.items import WHOLE, Item
 from dfine_jax.data.formats.placing import write_inside
 from dfine_jax.data.formats.turning import decode_mask
 from dfine_jax.data.formats.write import Shape, Target, note_unused
+from dfine_jax.data.read.yolo_label_files import label_candidates
 
 _BEYOND_PX = 0.5  # rounding of the annotation tool; not worth a note
 
@@ -23,7 +24,7 @@ def write_yolo(target: Target) -> None:
         for item in items:
             name = target.placement.put(split, item.path, target.folder / "images" / below)
             lines = [_yolo_line(shape, numbers, item, target) for shape in target.shapes(item)]
-            file = (target.folder / "labels" / below / name).with_suffix(".txt")
+            file = label_candidates(target.folder / "images" / below / name)[0]  # by the last folder "images", as read
             write_inside(file, "".join(f"{line}\n" for line in lines if line))
     entries = {"train" if split == WHOLE else split: _yolo_folder(split) for split in target.items.splits}
     names = {numbers[number]: target.names[number] for number in sorted(target.names)}
@@ -138,8 +139,6 @@ def _cvat_mask(run_lengths: dict) -> dict[str, str]:
 
     bitmap = decode_mask(run_lengths)
     rows, columns = np.flatnonzero(bitmap.any(1)), np.flatnonzero(bitmap.any(0))
-    if not len(rows):
-        return {"rle": "1", "left": "0", "top": "0", "width": "1", "height": "1"}
     part = bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     flat = part.ravel()
     changes = np.flatnonzero(np.diff(flat)) + 1

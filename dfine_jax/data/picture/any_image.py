@@ -6,17 +6,20 @@ All of them become the same upright RGB bytes, or one error that says what is ta
 from __future__ import annotations
 
 import os
+import threading
 from typing import IO, Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
-from dfine_jax.data.picture.images import BROKEN_FILE, TRANSPOSED, TURNS, open_rgb, orientation_of, read_image
+from dfine_jax.data.picture.images import BROKEN_FILE, TRANSPOSED, TURNS, load, open_rgb, orientation_of, read_image
 from dfine_jax.data.picture.pixels import array_to_rgb, to_rgb
 from dfine_jax.errors import UserError
 
 _EXIF_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x8769, 0xA002, 0xA003
+# A picture or stream that several threads hand over is read by one of them at a time; most others do not wait for it.
+_LOADING = tuple(threading.Lock() for _ in range(61))
 _KINDS = (
     "a path, the bytes of a picture file, an open binary file, a PIL image, or an array of uint8 [height, width, 3] "
     "in RGB order; or a list of these"
@@ -36,9 +39,10 @@ def upright(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise UserError(f"{name} of {image.width}x{image.height} has no pixel; give a picture")
     try:
-        image.load()
-        found = orientation_of(image)
-        rgb = to_rgb(image, name)
+        with _LOADING[id(image) % len(_LOADING)]:
+            load(image)
+            found = orientation_of(image)
+            rgb = to_rgb(image, name)
     except BROKEN_FILE as error:
         raise UserError(f"{name} of mode {image.mode} cannot be used ({error})") from error
     if found not in TURNS or (not isinstance(image, ImageFile.ImageFile) and _turned_by_hand(image, found)):
@@ -104,11 +108,12 @@ def _content(stream: IO[bytes]) -> bytes:
     """All of the stream from its start, where it can go there; left where it begins, so that it can be read again."""
     again = hasattr(stream, "seekable") and stream.seekable()
     try:
-        if again:
-            stream.seek(0)
-        content = stream.read()
-        if again:
-            stream.seek(0)
+        with _LOADING[id(stream) % len(_LOADING)]:
+            if again:
+                stream.seek(0)
+            content = stream.read()
+            if again:
+                stream.seek(0)
     except (OSError, ValueError) as error:
         raise UserError(f"{_name_of(stream)} cannot be read ({error}); open it again") from error
     if not isinstance(content, bytes):

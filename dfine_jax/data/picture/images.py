@@ -51,6 +51,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BACK = {6: TURNS[8], 8: TURNS[6]}  # every other orientation undoes itself
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
 
 
 def open_rgb(
@@ -75,14 +77,14 @@ def open_rgb(
             if not any_size:
                 _check_size(image.size, path)
             high_byte_kept = image.mode not in ("L", "1") and any(";16" in str(tile[3]) for tile in image.tile)
-            image.load()
-            turn = TURNS.get(orientation_of(image)) if apply_exif else None
+            turned = load(image)
+            found = turned if turned != 1 else orientation_of(image)
             rgb = to_rgb(image, f"image {path}")
             if high_byte_kept and not image.mode.startswith("I"):
                 warn_if_dark(rgb, f"image {path}")
-            if turn is not None:
-                return rgb.transpose(turn)
-            return rgb.copy() if rgb is image else rgb
+            if apply_exif == (turned != 1) or found not in TURNS:
+                return rgb.copy() if rgb is image else rgb
+            return rgb.transpose(TURNS[found] if apply_exif else _BACK.get(found, TURNS[found]))
     except Image.UnidentifiedImageError:
         raise UserError(f"image {path} is not a picture that Pillow can read; convert it to JPEG or PNG") from None
     except BROKEN_FILE as error:
@@ -111,6 +113,25 @@ def _opened(path: Path, encoded: bytes | None = None) -> Iterator[ImageFile.Imag
                     yield image
                 return
         raise Image.UnidentifiedImageError("it is no picture that Pillow can read")
+
+
+def load(image: Image.Image) -> int:
+    """Decode a picture; the EXIF orientation by which Pillow has turned it while doing so, 1 for none.
+
+    It turns TIFF files, and no others. Their pixels must not be mapped from the file: then newer versions take them for
+    rows of the turned width.
+    """
+    before = 1
+    if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF" and image.tile:
+        before, image.filename = orientation_of(image), ""
+    image.load()
+    return before if before != 1 and orientation_of(image) == 1 else 1
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the pixels as stored; newer Pillow gives that of the turned picture for TIFF files."""
+    tags: Any = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
+    return image.size if tags is None else (int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT]))
 
 
 def _check_size(size_px: tuple[int, int], path: Path) -> None:
@@ -190,7 +211,7 @@ def orientation_note(path: Path, width_px: int, height_px: int, encoded: bytes |
     found = orientation(path, encoded)
     try:
         with _opened(path, encoded) as image:
-            stored = image.size
+            stored = _stored_size(image)
     except BROKEN_FILE:
         return ""
     if found not in TURNS or stored != (width_px, height_px):
@@ -207,7 +228,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with _opened(path) as image:
             _check_size(image.size, path)
-            return image.size
+            return _stored_size(image)
     except BROKEN_FILE as error:
         if isinstance(error, OSError) and error.errno:
             raise told(error, f"image {path}") from error
@@ -217,12 +238,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def upright_size(path: Path) -> tuple[int, int]:
     """(width, height) of the picture as a viewer shows it, from the file's header. Errors as ``image_size``."""
     width, height = image_size(path)
-    if orientation(path) not in TRANSPOSED:
-        return width, height
-    with _opened(path) as image:
-        if image.format == "TIFF":  # Pillow turns these itself; some of its versions already in the size of the header
-            return open_rgb(path).size
-    return height, width
+    return (height, width) if orientation(path) in TRANSPOSED else (width, height)
 
 
 def orientation(path: Path, encoded: bytes | None = None) -> int:

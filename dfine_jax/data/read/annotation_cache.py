@@ -6,10 +6,10 @@ import atexit
 import functools
 import hashlib
 import logging
-import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def keep(name: str, split: str, identity: str, make: Callable[[], str]) -> Path:
-    """The file with the text that ``make`` gives, written unless it is there.
+    """The file with the text that ``make`` gives, written unless it is there as it was written.
 
     A cache that cannot be written (no home, read-only, full) is told once and replaced by a temporary folder, which
     ends with the program.
@@ -40,16 +40,29 @@ def keep(name: str, split: str, identity: str, make: Callable[[], str]) -> Path:
     file_name = f"{short}-{split}-{digest}.json"
     try:
         file = cache_dir() / "annotations" / file_name
-        if os.path.isfile(file):  # not Path.is_file, which fails in folders that cannot be searched
+        if _is_whole(file):
             return file
     except RuntimeError as error:  # of pathlib: no home
         return _keep_for_now(file_name, make(), str(error))
     text = make()
     try:
         write_whole(file, text)
+        write_whole(_sum_of(file), str(zlib.crc32(text.encode())))
     except UserError as error:
         return _keep_for_now(file_name, text, str(error))
     return file
+
+
+def _sum_of(file: Path) -> Path:
+    return file.with_suffix(".crc32")
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether the file is there with the checksum that was written beside it."""
+    try:
+        return zlib.crc32(file.read_bytes()) == int(_sum_of(file).read_bytes())
+    except (OSError, ValueError):
+        return False
 
 
 def _keep_for_now(file_name: str, text: str, reason: str) -> Path:

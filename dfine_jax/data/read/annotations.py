@@ -8,40 +8,33 @@ operation on an array, and only the first entry that fails one is looked at by i
 from __future__ import annotations
 
 import itertools
-import json
 import mmap
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
+from msgspec import UNSET
 
 from dfine_jax.data.read.areas import cured_areas
 from dfine_jax.data.read.categories import read_categories
+from dfine_jax.data.read.coco_pieces import AnnotationEntry, ImageEntry, Piece, coco_lists, in_pieces, plain_json
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.data.read.refusals import check_repeated, refuse
 from dfine_jax.data.read.values import (
+    OTHER_FLAGS,
     area_column,
     box_column,
     first_repeated,
     flag_column,
     id_column,
     shown,
+    size_of,
     whole_column,
 )
-from dfine_jax.errors import RepairableError, UserError
-from dfine_jax.system.files import read_text
+from dfine_jax.errors import RepairableError
 from dfine_jax.system.host_memory import collection_paused
 
-_PIECE_BYTES = 1 << 22
-_PIECE_ENTRIES = 1 << 15
-_BETWEEN = re.compile(rb"}\s*,\s*{")
-_MISSING = msgspec.UNSET
-_LISTS = ("images", "annotations", "categories")
-_MOST_SIDE_PX = 2**31
 _NUM_EXAMPLES = 3
 
 
@@ -51,48 +44,12 @@ class Decoded(NamedTuple):
     Columns of images, [m]: ``image_id``, ``size_px`` [m, 2] (width and height, 0 where the file does not say),
     ``names`` (UTF-8, one after another) and ``name_bounds`` [m + 1] in it, ``objects`` [m + 1], the bounds of each
     image's annotations. Columns of annotations, [n]: ``annotation_id``, ``label`` (-1 for a category that is not
-    listed), ``box_xywh_px`` [n, 4] and ``area_px`` in float64, ``crowd``.
+    listed), ``box_xywh_px`` [n, 4] and ``area_px`` in float64, ``crowd`` (``iscrowd``, ``ignore`` or ``difficult``).
     """
 
     arrays: dict[str, np.ndarray]
     classes: Classes
     notes: dict[str, Any]  # counts of what is not in the columns, plain values
-
-
-class _Image(msgspec.Struct, gc=False):
-    id: Any = _MISSING
-    file_name: Any = _MISSING
-    width: Any = _MISSING
-    height: Any = _MISSING
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    id: int | msgspec.UnsetType = _MISSING
-    image_id: int | msgspec.UnsetType = _MISSING
-    category_id: int | msgspec.UnsetType = _MISSING
-    bbox: tuple[float, float, float, float] | msgspec.UnsetType = _MISSING
-    iscrowd: Any = _MISSING
-    area: Any = _MISSING
-
-
-_DECODERS: dict[type, Any] = {
-    _Image: msgspec.json.Decoder(list[_Image]),
-    _Annotation: msgspec.json.Decoder(list[_Annotation]),
-}
-
-
-class _Piece(NamedTuple):
-    """Some entries of a list, as objects of one type; ``plain`` gives them as JSON has them.
-
-    Only where there is ``text`` the objects are of the types declared; else their values are whatever the file has.
-    """
-
-    entries: list[Any]
-    text: bytes | None
-    values: list[Any]
-
-    def plain(self) -> list[Any]:
-        return self.values if self.text is None else json.loads(self.text)
 
 
 def decode(text: Any, source: Path) -> Decoded:
@@ -105,7 +62,7 @@ def decode(text: Any, source: Path) -> Decoded:
     Raises:
       UserError: not JSON, not COCO, or an entry is wrong (the message names entry, field and value).
     """
-    lists = _lists(text, source)
+    lists = coco_lists(text, source)
     # Millions of new objects, none of them in a cycle, would start the search for cycles again and again.
     with collection_paused():
         images = _images(lists["images"], source)
@@ -113,7 +70,7 @@ def decode(text: Any, source: Path) -> Decoded:
     listed = lists["categories"]
     listed = listed if isinstance(listed, list) else plain_json(bytes(listed), source)
     classes = read_categories(listed, annotations["category_id"], source)
-    notes = {"annotations": int(odd["total"]), "empty": int(odd["empty"]), "areas": int(odd["areas"])}
+    notes = {"annotations": odd["total"]} | {name: odd[name] for name in ("empty", "areas", "ignored")}
     annotations["label"], unlisted = _labels(annotations, classes, odd["values"])
     notes |= unlisted
     position = annotations.pop("image")
@@ -133,79 +90,9 @@ def _give_back(text: Any) -> None:
         text.madvise(mmap.MADV_DONTNEED)
 
 
-def _lists(text: Any, source: Path) -> dict[str, Any]:
-    """The three lists, as buffers or, where msgspec does not take the file, as Python's decoder gives them."""
-    content: Any
-    try:
-        content = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        content = {key: memoryview(content[key]) if key in content else b" " for key in _LISTS}
-        missing = [key for key in _LISTS if content[key][:1] != b"["]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        content = plain_json(bytes(text), source)
-        missing = [key for key in _LISTS if not (isinstance(content, dict) and isinstance(content.get(key), list))]
-    if missing:
-        raise UserError(
-            f"annotation file {source} is not COCO JSON: no list {missing[0]!r}; export it as COCO detection"
-        )
-    return content
-
-
-def plain_json(text: bytes, source: Path) -> Any:
-    """Content as Python's decoder gives it; it also takes NaN and any number.
-
-    Raises:
-      UserError: not JSON.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise UserError(f"annotation file {source} is not usable JSON (nested too deeply)") from None
-    except ValueError as error:  # also of numbers with thousands of digits
-        if isinstance(error, UnicodeDecodeError):
-            read_text(source)  # says in which line of the whole file
-        raise UserError(f"annotation file {source} is not JSON ({error}); export it again as COCO JSON") from None
-
-
-def _pieces(part: Any, kind: type[_Image] | type[_Annotation], source: Path) -> Iterator[_Piece]:
-    """A list in pieces of whole entries. Errors as ``plain_json``."""
-    if isinstance(part, list):
-        for start in range(0, len(part), _PIECE_ENTRIES):
-            values = part[start : start + _PIECE_ENTRIES]
-            yield _Piece(_structured(values, kind), None, values)
-        return
-    decoder, end = _DECODERS[kind], len(part) - 1
-    start = 1
-    while start < end:
-        following, reach = start, _PIECE_BYTES
-        while following == start:
-            # A cut inside a text or a nested value leaves no valid JSON before it; then the next place is tried.
-            found = _BETWEEN.search(part, min(start + reach, end))
-            cut, resumed = (found.start() + 1, found.end() - 1) if found else (end, end)
-            text = b"".join((b"[", part[start:cut], b"]"))
-            try:
-                yield _Piece(decoder.decode(text), text, [])
-                following = resumed
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                try:
-                    values = json.loads(text)
-                except ValueError:
-                    if not found:
-                        plain_json(text, source)
-                    reach = 2 * (cut - start)
-                    continue
-                yield _Piece(_structured(values, kind), None, values)
-                following = resumed
-        start = following
-
-
-def _structured(values: list[Any], kind: type[_Image] | type[_Annotation]) -> list[Any]:
-    names = kind.__struct_fields__
-    return [kind(**{n: v[n] for n in names if n in v}) if isinstance(v, dict) else kind() for v in values]
-
-
 def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
     ids, names, sizes = [], [], []
-    for piece in _pieces(part, _Image, source):
+    for piece in in_pieces(part, ImageEntry, source):
         column, wrong = id_column([entry.id for entry in piece.entries])
         texts = [entry.file_name for entry in piece.entries]
         if set(map(type, texts)) - {str}:
@@ -217,7 +104,7 @@ def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
             )
         ids.append(column)
         names += [text.encode("utf-8", "surrogatepass") for text in texts]
-        sizes += [_size(entry.width, entry.height) for entry in piece.entries]
+        sizes += [size_of(entry.width, entry.height) or (0, 0) for entry in piece.entries]
     image_id = np.concatenate([np.empty(0, np.int64), *ids])
     repeated = first_repeated(image_id)
     if repeated is not None:
@@ -231,12 +118,6 @@ def _images(part: Any, source: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _size(width: Any, height: Any) -> tuple[int, int]:
-    if type(width) is int and type(height) is int and 0 < width < _MOST_SIDE_PX and 0 < height < _MOST_SIDE_PX:
-        return width, height
-    return 0, 0
-
-
 def _annotations(
     part: Any, source: Path, images: dict[str, np.ndarray], text: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -244,17 +125,18 @@ def _annotations(
     by_id = np.argsort(images["image_id"], kind="stable")
     ordered = images["image_id"][by_id]
     pieces: dict[str, list[np.ndarray]] = {}
-    odd: dict[str, Any] = {"total": 0, "empty": 0, "areas": 0, "values": {}}
+    odd: dict[str, Any] = {"total": 0, "empty": 0, "areas": 0, "ignored": 0, "values": {}}
     first, ids = 0, []
-    for piece in _pieces(part, _Annotation, source):
+    for piece in in_pieces(part, AnnotationEntry, source):
         columns, wrong, listed, unusual = _columns(piece, ordered, by_id)
         ids.append(columns["annotation_id"])
         if wrong.any():
             row = int(np.argmax(wrong))
             check_repeated(np.concatenate(ids)[: first + row], source)
             refuse(piece.plain()[row], first + row, source, bool(listed[row]))
-        columns["area_px"], cured = cured_areas(columns, images["size_px"], piece.plain, piece.text)
+        columns["area_px"], cured = cured_areas(columns, piece.plain, piece.text)
         there = ~columns.pop("empty")
+        odd["ignored"] += int((columns.pop("ignored") & there).sum())
         whole = bool(there.all())
         odd["areas"] += int((cured & there).sum())
         position = np.cumsum(there) - 1 + first - odd["empty"] if unusual else there
@@ -281,7 +163,7 @@ _EMPTY = {
 
 
 def _columns(
-    piece: _Piece, ordered: Int64[np.ndarray, " m"], by_id: Int64[np.ndarray, " m"]
+    piece: Piece, ordered: Int64[np.ndarray, " m"], by_id: Int64[np.ndarray, " m"]
 ) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[int, Any]]:
     """Columns of a piece; which entries are wrong; whose image is listed; category ids that are no whole numbers."""
     entries = piece.entries
@@ -293,17 +175,24 @@ def _columns(
     wrong |= ~listed
     category_ids, not_whole, unusual = whole_column([entry.category_id for entry in entries], typed)
     if unusual:
-        wrong |= np.array([e.category_id is _MISSING or isinstance(e.category_id, (list, dict)) for e in entries])
+        wrong |= np.array([e.category_id is UNSET or isinstance(e.category_id, (list, dict)) for e in entries])
     boxes, empty, bad = box_column([entry.bbox for entry in entries])
     crowd, unclear = flag_column([entry.iscrowd for entry in entries])
+    ignored = np.zeros(len(entries), bool)
+    for name in OTHER_FLAGS:
+        values = [getattr(entry, name) for entry in entries]
+        if values.count(UNSET) < len(values):
+            here, unclear_here = flag_column(values)
+            ignored, unclear = ignored | (here & ~crowd), unclear | unclear_here
     columns = {
         "annotation_id": ids,
         "image": place,
         "category_id": category_ids,
         "box_xywh_px": boxes,
         "area_px": area_column([entry.area for entry in entries]),
-        "crowd": crowd,
+        "crowd": crowd | ignored,
         "empty": empty,
+        "ignored": ignored,
     }
     return columns, wrong | bad | unclear, listed, unusual
 

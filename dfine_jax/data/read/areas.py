@@ -1,6 +1,6 @@
 """Areas of annotations: as given where they can be, else computed, because COCO's AP is by area.
 
-An area that is negative, zero, no number or larger than the picture puts an object into no class of size, or into the
+An area that is negative, zero, no number or larger than the box puts an object into no class of size, or into the
 wrong one: AP becomes -1, as if nothing were annotated.
 """
 
@@ -10,35 +10,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64
 from pycocotools import mask as coco_mask
 
 from dfine_jax.data.read.outlines import Polygons, RunLengths, parse_segmentation
 
-_ROUNDING = 1.01  # an area may exceed the picture by what annotation tools round
+_MOST = 1.5  # times the area of the box
 
 
 def cured_areas(
     columns: Mapping[str, np.ndarray],
-    size_px: Int64[np.ndarray, "m 2"],
     plain: Callable[[], list[Any]],
     text: bytes | None,
 ) -> tuple[Float64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Areas that can be, and where one that was given had to be replaced.
 
     Args:
-      columns: ``area_px`` (not a number where none was given, -1 where it was no number), ``box_xywh_px`` and
-        ``image``, the position in ``size_px``.
+      columns: ``area_px`` (not a number where none was given, -1 where it was no number) and ``box_xywh_px``.
       plain: gives the entries as JSON has them; called only when masks are needed.
       text: the JSON of the entries, if there is any.
     """
-    given, boxes, image = columns["area_px"], columns["box_xywh_px"], columns["image"]
+    given, boxes = columns["area_px"], columns["box_xywh_px"]
     with np.errstate(over="ignore", invalid="ignore"):
         of_box = boxes[:, 2].clip(0) * boxes[:, 3].clip(0)
-        pictures = size_px[np.minimum(image, max(len(size_px) - 1, 0))].prod(1) if len(size_px) else np.zeros(0)
-        most = np.where(pictures > 0, np.maximum(pictures, of_box) * _ROUNDING, np.inf)
         missing = np.isnan(given)
-        wrong = ~missing & ~((given > 0) & (given <= most))
+        wrong = ~missing & ~can_be(given, of_box)
     out = given.copy()
     replaced = np.flatnonzero(missing | wrong)
     out[replaced] = of_box[replaced]
@@ -50,6 +46,14 @@ def cured_areas(
                 out[row] = area
     out[~np.isfinite(out)] = 0.0
     return out, wrong & (out != given)
+
+
+def can_be(area: Any, of_box: Any) -> Any:
+    """Whether areas can be those of objects whose boxes have the other area; numbers or arrays.
+
+    A mask has at most the area of its box; tools that round boxes give a little more.
+    """
+    return (area > 0) & (area <= _MOST * of_box + 1)
 
 
 def mask_area(segmentation: Any) -> float | None:

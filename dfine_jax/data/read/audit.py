@@ -70,6 +70,7 @@ def inspect_annotations(dataset: Dataset) -> list[Finding]:
             notes["areas"],
         ),
         ("note", "annotations without a box; they are taken as no object", (), notes["empty"]),
+        ("note", "objects marked ignore or difficult; they count like crowd regions", (), notes["ignored"]),
     ]
     out = [Finding(level, text, number, tuple(shown)) for level, text, shown, number in texts if number]
     return out + annotated.findings()
@@ -182,8 +183,9 @@ def why_nothing_to_learn(dataset: Dataset) -> str | None:
     if not total:
         return "annotates no object: its list 'annotations' is empty"
     changes = dataset.changes
-    if changes.crowd == total:
-        return f"annotates crowd regions only (iscrowd 1 in all {total} annotations), which are not trained on"
+    if changes.crowd + changes.ignored == total:
+        marks = "iscrowd, ignore or difficult" if changes.ignored else "iscrowd"
+        return f"annotates crowd regions only ({marks} 1 in all {total} annotations), which are not trained on"
     return f"has {total} annotations, but none leaves an object to train on ({changes or 'of other images'})"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dfine_jax.data.picture.images import image_size
-from dfine_jax.data.read.annotations import plain_json
+from dfine_jax.data.read.coco_pieces import plain_json
 from dfine_jax.data.read.dataset import Changes, Dataset, Record, Stored, listed
 from dfine_jax.data.read.index import Columns, read_columns
 from dfine_jax.data.read.outlines import Outline, checked, parse_segmentation
@@ -71,12 +71,13 @@ def read_coco(
     records = Records(columns.shared, share_usable(usable.kept, size_px), places, upright=upright, stored=stored)
     notes = columns.notes
     changes = Changes(
-        crowd=usable.crowd,
+        crowd=usable.crowd - notes["ignored"],
         degenerate=usable.degenerate,
         unknown_category=notes["unlisted"],
         clamped=usable.clamped,
         empty=notes["empty"],
         areas=notes["areas"],
+        ignored=notes["ignored"],
     )
     dataset = Dataset(records, columns.classes, annotation_file, changes, columns)
     logger.info(

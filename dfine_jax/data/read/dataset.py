@@ -67,12 +67,14 @@ class Changes:
     unknown_category: int = 0  # dropped, where that is asked for: category that the file does not list
     clamped: int = 0  # kept, cut at the border of the image
     empty: int = 0  # no objects: their box is an empty list or null, which some tools write for the background
+    ignored: int = 0  # dropped like crowd regions: marked ``ignore`` or ``difficult``
     areas: int = 0  # kept, with an area computed from the mask or the box because the given one cannot be
 
     def __str__(self) -> str:
         """One line, empty when nothing happened."""
         parts = [
             f"{self.crowd} crowd regions dropped" * bool(self.crowd),
+            f"{self.ignored} objects marked ignore or difficult dropped" * bool(self.ignored),
             f"{self.degenerate} boxes without area dropped" * bool(self.degenerate),
             f"{self.unknown_category} annotations of unlisted categories dropped" * bool(self.unknown_category),
             f"{self.clamped} boxes cut at the image border" * bool(self.clamped),

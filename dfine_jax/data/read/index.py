@@ -3,21 +3,26 @@
 An entry is found by path, size, time of change and inode of the annotation file. The time of change (not that of
 modification) cannot be set, so a file that was edited, replaced or restored is noticed; where it says nothing (the
 file is as young as its entry, or on another system), or anything else differs, the SHA-256 of the content decides.
+
+An entry is read once through its checksum before it is believed: a disk that failed or filled up must not change boxes.
+Entries are replaced and removed, never changed in place, so that processes that have one mapped keep it whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import mmap
 import os
 import re
 import weakref
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -32,9 +37,11 @@ logger = logging.getLogger(__name__)
 
 WORTH_BYTES = 1 << 22  # smaller files are decoded faster than an entry is looked up
 _MAPPED_BYTES = 1 << 28  # from here on a file is mapped instead of read
-_FORMAT = 1  # of the entries, and of the rules by which files become columns: raise it with either
+_FORMAT = 2  # of the entries, and of the rules by which files become columns: raise it with either
 _SETTLED_NS = 3 * 10**9  # a file changed so shortly before it was read may have been changed again in the same tick
 _MAGIC = b"dfine-columns\n"
+_TAIL_BYTES = 16 + len(_MAGIC)  # length of the description, checksum of all before, mark
+_READ_BYTES = 1 << 22
 
 
 class Columns(NamedTuple):
@@ -162,11 +169,14 @@ def _store(decoded: Decoded, path: Path) -> Columns:
     }
     try:
         with replacing(path) as stream, telling(path):
-            for array in arrays.values():
-                stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                stream.write(bytes(aligned(array.nbytes) - array.nbytes))
+            checksum = 0
             text = json.dumps(about).encode()
-            stream.write(text + len(text).to_bytes(8, "little") + _MAGIC)
+            parts = ((np.ascontiguousarray(a).reshape(-1).view(np.uint8).data, a.nbytes) for a in arrays.values())
+            padded = ((part, bytes(aligned(size) - size)) for part, size in parts)
+            for part in itertools.chain(itertools.chain.from_iterable(padded), [text]):
+                stream.write(part)
+                checksum = zlib.crc32(part, checksum)
+            stream.write(len(text).to_bytes(8, "little") + checksum.to_bytes(8, "little") + _MAGIC)
     except UserError as error:
         logger.info("annotations are not kept for the next start: %s", error)
         return _in_memory(decoded)
@@ -174,26 +184,28 @@ def _store(decoded: Decoded, path: Path) -> Columns:
 
 
 def _mapped(path: Path) -> Columns | None:
-    """A stored entry; None where it is missing or not whole."""
-    tail = 8 + len(_MAGIC)
+    """A stored entry; None where it is missing, not whole or damaged."""
     try:
         stream = path.open("rb")
     except OSError:
         return None
     try:
         size = os.fstat(stream.fileno()).st_size
-        stream.seek(max(0, size - tail))
+        content = size - _TAIL_BYTES
+        stream.seek(max(0, content))
         ending = stream.read()
         length = int.from_bytes(ending[:8], "little")
-        if ending[8:] != _MAGIC or length > size - tail:
+        if ending[16:] != _MAGIC or length > content:
             raise ValueError("not whole")
-        stream.seek(size - tail - length)
+        if _checksum(stream, content) != int.from_bytes(ending[8:16], "little"):
+            raise ValueError("damaged")
+        stream.seek(content - length)
         about = json.loads(stream.read(length))
         places = tuple((name, tuple(shape), dtype) for name, shape, dtype in about["places"])
         used = sum(
             aligned(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize) for _, shape, dtype in places
         )
-        if used != size - tail - length:
+        if used != content - length:
             raise ValueError("not whole")
         shared = SharedArrays(stream.fileno(), places)
     except (OSError, ValueError, KeyError, TypeError):
@@ -202,3 +214,16 @@ def _mapped(path: Path) -> Columns | None:
     weakref.finalize(shared, stream.close)
     classes = Classes(tuple(name for _, name in about["categories"]), tuple(i for i, _ in about["categories"]))
     return Columns(shared, classes, about["notes"])
+
+
+def _checksum(stream: IO[bytes], size: int) -> int:
+    """CRC-32 of so many bytes from the start; through a buffer, which a mapping's pages would not share."""
+    stream.seek(0)
+    buffer = memoryview(bytearray(_READ_BYTES))
+    checksum = 0
+    while size:
+        count = stream.readinto(buffer[: min(size, len(buffer))])  # type: ignore[attr-defined] - of files opened as binary
+        if not count:
+            raise ValueError("not whole")
+        checksum, size = zlib.crc32(buffer[:count], checksum), size - count
+    return checksum

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dfine_jax.data.picture.images import EXTENSIONS, UNREADABLE_EXTENSIONS
 from dfine_jax.data.read.notes import Notes
-from dfine_jax.system.files import find_files
+from dfine_jax.system.search import find_files
 
 
 def pictures_below(folder: Path, notes: Notes) -> list[Path]:

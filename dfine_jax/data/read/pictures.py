@@ -76,6 +76,19 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
     """
     if not image_dir.is_dir():
         raise UserError(f"image folder {image_dir} does not exist")
+    places, absent = locate(names, image_dir)
+    if absent:
+        refusal = UserError if len(absent) == len(names) else RepairableError  # which would leave no picture
+        raise refusal(
+            f"{len(absent)} of {len(names)} images of {source} are not in {image_dir} "
+            f"(first: {names[min(absent)]}); copy them there or remove them from the file"
+        )
+    _check_distinct(names, places, source)
+    return places
+
+
+def locate(names: Sequence[str], image_dir: Path) -> tuple[Places, list[int]]:
+    """Places of the pictures that are there, by the rule of ``find_pictures``, and the positions of the others."""
     listings = _Listings()
     plain = [name.replace("\\", "/") if "\\" in name else name for name in names]
     by_head: dict[str, tuple[list[int], list[str]]] = {}
@@ -90,14 +103,7 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
         flat = _located(plain, by_head, image_dir, listings, flat=True)
         if len(flat[1]) < len(absent):
             places, absent = flat
-    if absent:
-        refusal = UserError if len(absent) == len(names) else RepairableError  # which would leave no picture
-        raise refusal(
-            f"{len(absent)} of {len(names)} images of {source} are not in {image_dir} "
-            f"(first: {names[min(absent)]}); copy them there or remove them from the file"
-        )
-    _check_distinct(plain, names, places, source)
-    return places
+    return places, absent
 
 
 def _located(
@@ -157,8 +163,9 @@ def _candidates(image_dir: Path, head: str, flat: bool, listings: _Listings) -> 
         yield folder
 
 
-def _check_distinct(plain: Sequence[str], names: Sequence[str], places: Places, source: Path) -> None:
+def _check_distinct(names: Sequence[str], places: Places, source: Path) -> None:
     """Each picture is one entry's: annotations of two cameras would end up on the picture of one."""
+    plain = [name.replace("\\", "/") if "\\" in name else name for name in names]
     if len(set(plain)) == len(plain) and places.are_apart:
         return
     seen: dict[str, int] = {}

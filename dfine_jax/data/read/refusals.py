@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dfine_jax.data.read.values import box_column, first_repeated, is_id, shown
+from dfine_jax.data.read.values import OTHER_FLAGS, box_column, first_repeated, flag, is_id, shown
 from dfine_jax.errors import RepairableError, UserError
 
 
@@ -42,6 +42,7 @@ def refuse(entry: Any, position: int, source: Path, is_listed: bool) -> None:
         )
     if box_column([entry["bbox"]])[2].any():
         raise RepairableError(f"{name} has bbox {shown(entry['bbox'])}; it must be [x, y, width, height] in pixels")
+    wrong = next(key for key in ("iscrowd", *OTHER_FLAGS) if flag(entry.get(key)) is None)
     raise UserError(
-        f"{name} has iscrowd {shown(entry.get('iscrowd'))}; it must be 0 for an object or 1 for a crowd region"
+        f"{name} has {wrong} {shown(entry[wrong])}; it must be 0 for an object or 1 for a region to be ignored"
     )

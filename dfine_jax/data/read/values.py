@@ -12,7 +12,10 @@ from msgspec import UNSET
 
 REPAIR = "dfine check --data DIR --repair OUT"  # what findings name where it cures the matter
 
+OTHER_FLAGS = ("ignore", "difficult")  # of objects that count like crowd regions: not trained on, no error to find
+
 _MOST_SHOWN = 80
+_MOST_SIDE_PX = 2**31
 _MANY = 0.2  # of the boxes reach beyond their pictures: no rounding, but another meaning
 _FLAGS = {
     **dict.fromkeys(("0", "0.0", "false", "no", "none", "null", ""), False),
@@ -32,6 +35,22 @@ def whole(value: Any) -> int | None:
     return int(value) if isinstance(value, float) and value.is_integer() and is_id(int(value)) else None
 
 
+def size_of(width: Any, height: Any) -> tuple[int, int] | None:
+    """(width, height) in pixels, whole numbers of any type (640.0, "640"); None where a file does not say them."""
+    if type(width) is int and type(height) is int and 0 < width < _MOST_SIDE_PX and 0 < height < _MOST_SIDE_PX:
+        return width, height
+    sides = []
+    for value in (width, height):
+        try:
+            side = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        if isinstance(value, bool) or not 1 <= side < _MOST_SIDE_PX or side != int(side):
+            return None
+        sides.append(int(side))
+    return sides[0], sides[1]
+
+
 def finite(value: Any) -> bool:
     """Whether it is a number that arithmetic can take."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -49,6 +68,11 @@ def flag(value: Any) -> bool | None:
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower())
     return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
+
+
+def is_ignored(entry: dict[str, Any]) -> bool:
+    """Whether an annotation is a crowd region, or an object that counts like one."""
+    return any(flag(entry.get(name)) for name in ("iscrowd", *OTHER_FLAGS))
 
 
 def shown(value: Any, most: int = _MOST_SHOWN) -> str:
@@ -110,20 +134,26 @@ def box_column(
 
 
 def are_corners(
-    boxes: Float64[np.ndarray, "n 4"], size_px: Float64[np.ndarray, "n 2"], tolerance_px: float = 1.0
+    boxes: Float64[np.ndarray, "n 4"],
+    size: Float64[np.ndarray, "#n 2"],
+    tolerance: float = 1.0,
+    *,
+    centred: bool = False,
 ) -> bool:
     """Whether boxes must be ``x1 y1 x2 y2``: as such all fit their pictures, as ``x y width height`` many do not.
 
     Args:
-      boxes: as the file has them, in pixels.
-      size_px: width and height of the picture of each.
-      tolerance_px: how far a box may reach beyond its picture.
+      boxes: as the file has them, in pixels or in fractions of the picture.
+      size: width and height of the picture of each, in the same unit.
+      tolerance: how far a box may reach beyond its picture, likewise.
+      centred: x and y are of the centre of a box, not of its corner.
     """
     if not len(boxes):
         return False
-    fits = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= -tolerance_px).all()
-    fits = fits and (boxes[:, 2:] <= size_px + tolerance_px).all()
-    beyond = (boxes[:, :2] + boxes[:, 2:] > size_px + tolerance_px).any(1)
+    fits = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= -tolerance).all()
+    fits = fits and (boxes[:, 2:] <= size + tolerance).all()
+    start = boxes[:, :2] - boxes[:, 2:] / 2 if centred else boxes[:, :2]
+    beyond = ((start < -tolerance) | (start + boxes[:, 2:] > size + tolerance)).any(1)
     return bool(fits and beyond.mean() >= _MANY)
 
 
@@ -147,10 +177,11 @@ def area_column(values: list[Any]) -> Float64[np.ndarray, " n"]:
             return np.where(np.isfinite(column), column, -1.0)
         except OverflowError:
             pass
-    return np.array([_area(value) for value in values], np.float64)
+    return np.array([area_of(value) for value in values], np.float64)
 
 
-def _area(value: Any) -> float:
+def area_of(value: Any) -> float:
+    """An area as given, as ``area_column``."""
     if value is None or value is UNSET:
         return float("nan")
     if isinstance(value, str):  # some tools write numbers as text

@@ -15,17 +15,13 @@ from typing import Any
 import yaml
 
 from dfine_jax.data.picture.images import upright_size
+from dfine_jax.data.read.categories import trimmed
 from dfine_jax.data.read.dataset import listed
 from dfine_jax.data.read.layout import FOLDERS
 from dfine_jax.data.read.notes import Notes
-from dfine_jax.data.read.yolo_labels import ORIENTED, Line, check_polygons, read_labels
-from dfine_jax.data.read.yolo_pictures import (
-    Place,
-    find_pictures,
-    label_candidates,
-    label_files,
-    note_labels_without_picture,
-)
+from dfine_jax.data.read.yolo_label_files import label_candidates, label_files, note_labels_without_picture
+from dfine_jax.data.read.yolo_labels import ORIENTED, Line, check_boxes, check_polygons, read_labels
+from dfine_jax.data.read.yolo_pictures import Place, find_pictures
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_text
 
@@ -97,7 +93,7 @@ def read_yolo(
             f"{pictures[0].name} in {places}"
         )
     lines = _lines(labels, _keypoints(settings, description), notes)
-    note_labels_without_picture(labels, notes)
+    note_labels_without_picture(pictures, labels, notes)
     if not drop_unlisted:
         _check_classes(lines, names, description, split)
     return _content(pictures, lines, names, notes)
@@ -107,6 +103,7 @@ def _lines(labels: dict[Path, Path], keypoints: tuple[int, int] | None, notes: N
     """Objects by picture."""
     read = {picture: read_labels(file, keypoints, notes) for picture, file in labels.items()}
     everything = [line for lines in read.values() for line in lines]
+    check_boxes(everything, notes)
     kept = check_polygons(everything, notes)
     for line in kept:
         if not line.is_box and len(line.values) + 1 != ORIENTED:  # those have a note of their own
@@ -208,18 +205,18 @@ def _names(settings: dict[str, Any], description: Path, notes: Notes) -> dict[in
             swapped = "; write the number first, '0: cat'" if str(name).isdigit() else ""
             raise UserError(f"{malformed}; {key!r} is no number (0, 1, 2, ...){swapped}")
         number = int(key)
-        trimmed = " ".join(str(name).split()) if "\n" in str(name) else str(name).strip()
-        if trimmed != name:
+        plain = trimmed(str(name))
+        if plain != name:
             notes.add("class names had blanks around them, which were removed", f"{description}: {name!r}")
-        if not trimmed:
+        if not plain:
             raise UserError(f"{description}: class {number} of 'names' is empty; give it a name")
         if number in names:
             raise UserError(f"{description}: 'names' gives class {number} twice; give each class one name")
-        if trimmed in names.values():
+        if plain in names.values():
             raise UserError(
-                f"{description}: two classes are called {trimmed!r}; classes are told apart by name, rename one"
+                f"{description}: two classes are called {plain!r}; classes are told apart by name, rename one"
             )
-        names[number] = trimmed
+        names[number] = plain
     count = _text(settings.get("nc"))
     if count and count != str(len(names)):
         notes.add(

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.values import are_corners
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_text
 
@@ -22,6 +25,7 @@ _LEAST_POLYGON = 7
 ORIENTED = 9  # class and four corners
 _MOST_OUTSIDE_BOX, _MOST_OUTSIDE_POLYGON = 0.5, 0.01  # in widths of the picture; further out, it is something else
 _MOST_CLASSES = 1 << 31
+_ROUNDING = 0.005  # of the picture
 
 
 class Line(NamedTuple):
@@ -140,6 +144,17 @@ def _check_range(values: Sequence[float], is_box: bool, where: str) -> None:
         f"{where}: {worst:g} is no fraction of the picture; it looks like {looks}. YOLO's coordinates are 0 to 1: "
         "divide x and width by the width of the picture, y and height by its height, or correct the line"
     )
+
+
+def check_boxes(lines: Sequence[Line], notes: Notes) -> None:
+    """Refuses the boxes of a split that must be corners x1 y1 x2 y2 (``values.are_corners``)."""
+    boxes = [line for line in lines if line.is_box]
+    values = np.array([line.values for line in boxes], float).reshape(-1, 4)
+    if are_corners(values, np.ones((1, 2)), _ROUNDING, centred=True):
+        notes.refuse(
+            f"{boxes[0].where} and the other {len(boxes) - 1} boxes of this split look like corners x1 y1 x2 y2; "
+            "YOLO's are the centre, width and height: write (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1"
+        )
 
 
 def check_polygons(lines: Sequence[Line], notes: Notes) -> list[Line]:

@@ -111,13 +111,13 @@ def find_path(written: str, starts: list[Path], notes: Notes, where: str) -> Pat
             return name
     if not plain.is_absolute() and not _has_drive(plain):
         for start in starts:
-            for candidate in _spellings([start / plain]):
+            for candidate in spellings([start / plain]):
                 if os.path.exists(candidate):
                     return candidate
     parts = _parts(written)
     for skipped in range(len(parts)):
         for start in starts:
-            for candidate in _spellings([start.joinpath(*parts[skipped:])]):
+            for candidate in spellings([start.joinpath(*parts[skipped:])]):
                 if not os.path.exists(candidate):
                     continue
                 if skipped:
@@ -139,68 +139,9 @@ def _resolve(place: Place, name: str, notes: Notes) -> Path:
     return found
 
 
-def label_candidates(picture: Path) -> list[Path]:
-    """Where the labels of a picture may be, the usual place first: labels/ beside images/, or beside the picture."""
-    parts = list(picture.parts)
-    out = []
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        out.append(Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt"))
-    return [*out, picture.with_suffix(".txt")]
-
-
-def label_files(pictures: list[Path], notes: Notes) -> dict[Path, Path]:
-    """Label files by picture, of those that have one.
-
-    Raises:
-      UserError: two pictures share a file, such as a.jpg and a.png of one folder.
-    """
-    out: dict[Path, Path] = {}
-    owner: dict[Path, Path] = {}
-    for picture in pictures:
-        file = next((path for path in _spellings(label_candidates(picture)) if path.is_file()), None)
-        if file is None:
-            continue
-        if file in owner:
-            notes.refuse(
-                f"{owner[file]} and {picture} share the label file {file}; rename one picture and its "
-                "labels, or remove it"
-            )
-            continue
-        owner[file] = picture
-        out[picture] = file
-    return out
-
-
-def _spellings(paths: Iterable[Path]) -> Iterator[Path]:
+def spellings(paths: Iterable[Path]) -> Iterator[Path]:
     """Each path, and with its letters with accents composed and decomposed: systems store them in two ways."""
     for path in paths:
         yield path
         if not path.name.isascii():
             yield from (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
-
-
-def note_labels_without_picture(labels: dict[Path, Path], notes: Notes) -> None:
-    """Count the label files beside the used ones whose picture does not exist."""
-    folders = {file.parent: picture.parent for picture, file in labels.items()}
-    used = set(labels.values())
-    for label_folder, picture_folder in folders.items():
-        stems = {
-            Path(entry.name).stem
-            for folder in {label_folder, picture_folder}
-            for entry in os.scandir(folder)
-            if Path(entry.name).suffix.lower() in EXTENSIONS
-        }
-        for entry in sorted(os.scandir(label_folder), key=lambda entry: entry.name):
-            path = label_folder / entry.name
-            if path.suffix == ".txt" and path not in used and path.stem not in stems and _looks_like_labels(path):
-                notes.add("label files have no picture; they are not used", str(path))
-
-
-def _looks_like_labels(path: Path) -> bool:
-    """Lists of pictures or classes and notices lie in the same folders."""
-    try:
-        words = read_text(path).split("\n", 1)[0].split()
-    except UserError:
-        return False
-    return len(words) >= 5 and words[0].isdigit()

@@ -149,7 +149,7 @@ def test_averages_of_torch_are_known_by_their_count():
     assert selected.averaged
 
 
-@pytest.mark.parametrize("name", ["emanet", "schema", "cinema", "swallow"])
+@pytest.mark.parametrize("name", ["emanet", "schema", "cinema", "swallow", "Emanuel", "steam"])
 def test_other_words_are_no_averages(name):
     selected = select_state_dict({"first": OTHER, name: PLAIN}, np.ndarray)
     same(selected.tensors, OTHER)
@@ -241,3 +241,27 @@ def test_very_many_models_are_refused_at_once():
     tensors = {f"m{i}.backbone.stem.stem1.conv.weight": np.zeros(1) for i in range(5000)}
     with pytest.raises(UserError, match="the file itself holds 5000 models; save one of them alone"):
         select_state_dict(tensors, np.ndarray)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["modelEMA", "emaModel", "EMAModel", "ema-model", "model-ema", "teacher", "mean_teacher", "meanTeacher", "ema2"],
+)
+def test_averaged_weights_by_any_spelling(name):
+    for content in ({"model": OTHER, name: PLAIN}, {name: {"module": PLAIN}, "model": OTHER}):
+        selected = select_state_dict(content, np.ndarray)
+        same(selected.tensors, PLAIN)
+        assert selected.averaged and selected.others == ("model",)
+
+
+def test_a_part_of_the_averages_is_left_for_the_whole_model():
+    damaged = {STEM: PLAIN[STEM]}
+    counted = {**OTHER, "backbone.norm.num_batches_tracked": np.zeros(()), "criterion.weight": np.ones(3)}
+    whole = select_state_dict({"model": counted, "ema": {"module": PLAIN}}, np.ndarray)
+    assert whole.averaged  # of which a count and a loss are no part
+    selected = select_state_dict({"ema": {"module": damaged}, "model": OTHER}, np.ndarray)
+    assert not selected.averaged and selected.place == "model"
+    same(selected.tensors, OTHER)
+    larger = {**PLAIN, ENCODER: np.zeros((3, 3), np.float32)}
+    same(select_state_dict({"student": OTHER, "teacher": larger}, np.ndarray).tensors, OTHER)
+    same(select_state_dict({"ema": damaged}, np.ndarray).tensors, damaged)

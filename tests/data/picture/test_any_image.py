@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -126,3 +127,15 @@ def test_annotations_that_may_be_of_the_turned_picture_are_named(tmp_path):
     assert "orientation 6" in orientation_note(saved(tmp_path / "u.png", 6), 80, 48)
     assert not orientation_note(tmp_path / "u.png", 48, 80)  # the size tells
     assert not orientation_note(saved(tmp_path / "v.png", 1), 80, 48)
+
+
+@pytest.mark.parametrize("lazy", [lambda content: Image.open(io.BytesIO(content)), io.BytesIO])
+def test_threads_may_hand_over_the_same_unread_picture(lazy):
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            source = lazy(stream.getvalue())
+            for read in pool.map(any_pixels, [source] * 4):
+                np.testing.assert_array_equal(read, pixels)

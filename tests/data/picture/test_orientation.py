@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from dfine_jax.config import DataConfig
+from dfine_jax.data.edit.items import read_items
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
-from dfine_jax.data.picture.images import read_image, upright_size
+from dfine_jax.data.picture.any_image import any_pixels
+from dfine_jax.data.picture.images import image_size, read_image, upright_size
 from dfine_jax.data.read import audit
 from dfine_jax.data.read.dataset import open_record
 from dfine_jax.data.read.sources import read_dataset
@@ -71,16 +73,16 @@ def yolo(root, name, suffix="jpg", orientations=tuple(SIDES)):
     return read_dataset(root, "train")
 
 
-def coco(root, name):
+def coco(root, name, suffix="jpg"):
     """Boxes of the stored pixels, found by looking for the object there."""
     images, annotations = [], []
     for orientation in SIDES:
         stored = as_stored(scene(name), orientation)
-        save(root / "train" / f"{orientation}.jpg", stored, orientation)
+        save(root / "train" / f"{orientation}.{suffix}", stored, orientation)
         rows, columns = (np.flatnonzero((stored[..., 0] == BRIGHT).any(axis)) for axis in (1, 0))
         box = [columns[0], rows[0], len(columns), len(rows)]
         size = {"width": stored.shape[1], "height": stored.shape[0]}
-        images.append({"id": orientation, "file_name": f"{orientation}.jpg", **size})
+        images.append({"id": orientation, "file_name": f"{orientation}.{suffix}", **size})
         entry = {"id": orientation, "image_id": orientation, "category_id": 1, "bbox": [int(v) for v in box]}
         annotations.append(entry)
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
@@ -143,12 +145,35 @@ def test_prediction_sees_the_picture_of_the_yolo_labels(tmp_path, name):
         np.testing.assert_array_equal(np.asarray(open_record(record)), read_image(record.path))
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 @pytest.mark.parametrize("name", SCENES)
-def test_coco_boxes_stay_on_the_stored_pixels(tmp_path, name):
-    data = coco(tmp_path, name)
+def test_coco_boxes_stay_on_the_stored_pixels(tmp_path, name, suffix):
+    data = coco(tmp_path, name, suffix)
     check_loaders(data, 0)
     for record in data.records:
         np.testing.assert_array_equal(np.asarray(open_record(record)), read_image(record.path, apply_exif=False))
+    assert sum(bool(check.doubt) for check in audit.inspect_images(data.records)) == len(SIDES) - 1
+    for item in read_items(tmp_path).splits["train"]:
+        x, y, width, height = item.annotations[0]["bbox"]
+        assert item.size_px == SCENES[name][0] and (x, y, x + width, y + height) == SCENES[name][1]
+
+
+@pytest.mark.parametrize("orientation", SIDES)
+@pytest.mark.parametrize("mode", ["1", "L", "I;16", "P", "RGB", "RGBA", "CMYK"])
+def test_tiff_files_of_any_kind_are_turned_once_and_their_pixels_in_order(tmp_path, mode, orientation):
+    grey = np.add.outer(5 * np.arange(48), np.arange(64)).astype(np.uint8)
+    plain = Image.fromarray(grey) if mode != "I;16" else Image.fromarray(grey.astype(np.uint16) << 8)
+    plain = plain if mode == "I;16" else plain.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain.save(tmp_path / "a.tif", exif=exif)
+    stored = np.asarray(Image.fromarray(grey).convert("RGB") if mode == "I;16" else plain.convert("RGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", apply_exif=False), stored)
+    assert image_size(tmp_path / "a.tif") == (64, 48)
+    wanted = as_stored(stored, {6: 8, 8: 6}.get(orientation, orientation))
+    for source in (tmp_path / "a.tif", (tmp_path / "a.tif").read_bytes(), Image.open(tmp_path / "a.tif")):
+        np.testing.assert_array_equal(any_pixels(source), wanted)
+    assert upright_size(tmp_path / "a.tif") == wanted.shape[1::-1]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])

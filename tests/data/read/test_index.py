@@ -201,11 +201,28 @@ def test_the_clock_of_the_entry_is_that_of_reading(folder):
 
 def test_mapped_files_are_read_like_others(folder, monkeypatch):
     """Large files are mapped instead of read, and their pages given back in between."""
-    from dfine_jax.data.read import annotations
+    from dfine_jax.data.read import coco_pieces
 
     first = read(folder)
     for entry in (folder / "cache" / "annotations").iterdir():
         entry.unlink()
     monkeypatch.setattr(index, "_MAPPED_BYTES", 0)
-    monkeypatch.setattr(annotations, "_PIECE_BYTES", 300)
+    monkeypatch.setattr(coco_pieces, "_PIECE_BYTES", 300)
     assert_same(read(folder), first)
+
+
+@pytest.mark.parametrize("place", [0.05, 0.3, 0.5, 0.7, 0.97])
+def test_a_damaged_entry_is_not_believed(folder, place):
+    before = read(folder)
+    aged(folder)
+    (stored,) = (folder / "cache" / "annotations").glob("*.columns")
+    content = bytearray(stored.read_bytes())
+    start = int(place * len(content))
+    content[start : start + 16] = bytes(value ^ 0xFF for value in content[start : start + 16])
+    stored.unlink()  # what was read has it mapped
+    stored.write_bytes(content)
+    after = read(folder)
+    for one, other in zip(before.records, after.records, strict=True):
+        np.testing.assert_array_equal(one.boxes_xyxy_px, other.boxes_xyxy_px)
+        assert one.labels.tolist() == other.labels.tolist() and one.path == other.path
+    assert stored.read_bytes() != bytes(content)  # written anew

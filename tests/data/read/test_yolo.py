@@ -268,7 +268,10 @@ def test_labels_without_picture_are_counted(tmp_path, caplog):
     (root / "images/train/1.png").unlink()
     (root / "labels/train/classes.txt").write_text("cat\ndog\n")
     read_dataset(root, "train")
-    assert "1 label files have no picture; they are not used" in caplog.text and "labels/train/1.txt" in caplog.text
+    assert (
+        "1 label files have no picture of their name; they are not used" in caplog.text
+        and "labels/train/1.txt" in caplog.text
+    )
 
 
 def test_several_descriptions(tmp_path):
