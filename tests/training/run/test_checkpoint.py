@@ -163,7 +163,7 @@ def test_another_model_is_refused(tmp_path):
 
 
 def test_metadata_fields_are_all_stored():
-    text = checkpoint._metadata_json(METADATA)
+    text = checkpoint.metadata_json(METADATA)
     assert {field.name for field in dataclasses.fields(Metadata)} <= set(json.loads(text))
 
 

@@ -30,14 +30,14 @@ def compiled(monkeypatch):
             self.size = size_px or (64, 64)
 
         def lower(self, state, batch):
-            return self
+            return SimpleNamespace(lowered=self)
 
         def compile(self):
             order.append(self.size)
             area = self.size[0] * self.size[1]
             stats = SimpleNamespace(argument_size_in_bytes=0, output_size_in_bytes=0, alias_size_in_bytes=0)
             stats.temp_size_in_bytes = area << 18
-            return SimpleNamespace(memory_analysis=lambda: stats, program=self)
+            return SimpleNamespace(memory_analysis=lambda: stats)
 
         def with_program(self, program, state):
             return program
