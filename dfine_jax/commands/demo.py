@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="whole tour on a synthetic dataset",
-        description=f"A tour in about ten minutes on two CPU cores: draw {NUM_TRAIN + NUM_VAL} pictures of shapes, "
+        description=f"A tour in about four minutes on two CPU cores: draw {NUM_TRAIN + NUM_VAL} pictures of shapes, "
         "train a small detector on them from nothing, evaluate it before and after, export it to ONNX and compare the "
         "file with the model, detect, and write pictures and a page with the results.",
         epilog="example:\n  dfine demo --out demo      then open demo/report.html",
