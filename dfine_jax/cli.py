@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import io
 import logging
 import os
 import platform
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     alone = argv is None  # the program itself, not a call of one that may have changed this package
     if alone and arguments[:1] and arguments[0] in _COMPUTING:
         start_with_allocator()
+    if alone and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # whoever reads a file or a pipe sees each line when it is printed
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     _quiet_libraries()
     logging.getLogger("dfine_jax").setLevel(logging.INFO)

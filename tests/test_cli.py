@@ -133,6 +133,15 @@ def test_doctor_names_what_is_here_and_what_is_not():
     assert "MISSING" not in result.stdout
 
 
+def test_a_pipe_gets_every_line_when_it_is_printed():
+    code = (
+        "import os, sys; from dfine_jax import cli; sys.argv = ['dfine']; "
+        "cli._run = lambda *_: (print('now'), os._exit(7)); cli.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (7, "now\n")
+
+
 def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m dfine_jax.cli --help | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
