@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import onnx
+from PIL import Image
 from tiny import tiny_config
 
 from dfine_jax.families.dfine.model import DFine
@@ -14,6 +16,15 @@ from dfine_jax.ops.postprocess import Answer
 
 SIZE_HW = (64, 96)
 META = {"class_names": ("red", "white", "platelet"), "category_ids": (1, 2, 7), "licence": "Apache-2.0"}
+
+
+def noise_pictures(folder: Path) -> Path:
+    """A new folder with six pictures of noise, to calibrate on."""
+    folder.mkdir()
+    for i in range(6):
+        noise = np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8)
+        Image.fromarray(noise).resize(SIZE_HW[::-1]).save(folder / f"{i}.png")
+    return folder
 
 
 def tiny_model() -> tuple[DFine, dict[str, Any]]:

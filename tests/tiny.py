@@ -20,6 +20,11 @@ from dfine_jax.families.rtdetr.variants import VARIANTS
 BACKBONE = BackboneSpec((4, 8), tuple(StageSpec(out, 4, 1, 1) for out in (8, 16, 16, 16)))
 SIZE_PX = 64
 SLOTS = 4
+_NARROW: dict[str, Any] = {
+    **{"num_classes": 3, "num_queries": 10, "num_heads": 4, "backbone": "tiny"},
+    **{"encoder_width": 32, "encoder_ffn": 32},
+    **{"decoder_width": 32, "decoder_ffn": 32, "decoder_layers": 2},
+}
 
 
 @contextlib.contextmanager
@@ -36,17 +41,9 @@ def tiny_config(**changes: Any) -> Config:
     """N with narrow encoder and decoder, one decoder layer and ten queries; ``section=dict(...)`` replaces fields."""
     model = model_config(
         "n",
-        num_classes=3,
-        backbone="tiny",
         encoder_depth=0.1,
-        encoder_width=32,
-        encoder_ffn=32,
-        decoder_width=32,
-        decoder_ffn=32,
-        decoder_layers=2,
         num_points=(2, 2),
-        num_queries=10,
-        num_heads=4,
+        **_NARROW,
     )
     config = Config(
         model=model,
@@ -64,17 +61,9 @@ def tiny_rtdetr(**changes: Any) -> Config:
     """As ``tiny_config``, of RT-DETRv2 with the tiny backbone."""
     model = dataclasses.replace(
         VARIANTS["r18"],
-        backbone="tiny",
-        encoder_width=32,
-        encoder_ffn=32,
-        decoder_width=32,
-        decoder_ffn=32,
-        decoder_layers=2,
         eval_layer=1,
         num_points=(2, 2, 2),
-        num_queries=10,
-        num_heads=4,
-        num_classes=3,
+        **_NARROW,
     )
     loss = dataclasses.replace(RTDetrLossConfig(num_denoising=6), **changes.pop("loss", {}))
     return dataclasses.replace(tiny_config(**changes), model=model, loss=loss)

@@ -183,7 +183,6 @@ class Family(Generic[M, L, Q, P]):
     backbones: Mapping[str, Published]  # pretrained backbones, by ``backbone_of``
     backbone_anchors: tuple[Anchor, ...]
     official_keys: Callable[[M], Mapping[str, str]]  # name in official files of every leaf's path, in their order
-    repositories: Mapping[str, Repository] = dataclasses.field(
-        default_factory=dict
-    )  # of Hugging Face, by ``owner/name``
+    # Of Hugging Face, by ``owner/name``.
+    repositories: Mapping[str, Repository] = dataclasses.field(default_factory=dict)
     backbone_of: Callable[[M], str]

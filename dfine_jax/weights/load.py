@@ -161,7 +161,7 @@ class Transfer:
     renewed: tuple[str, ...] = ()  # paths of parameters that start anew
 
     def notes(self) -> list[str]:
-        """Lines that say where each class comes from."""
+        """Lines that say where each class comes from, and which parts start anew."""
         same = [name for name, origin in self.origins.items() if origin == name]
         renamed = [f"{name} <- {origin}" for name, origin in self.origins.items() if origin not in (None, name)]
         fresh = [name for name, origin in self.origins.items() if origin is None]
@@ -200,7 +200,7 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
     problems = sorted((old.keys() ^ new.keys()) - renewed)
     axes = {key: _class_axis(key, model) for key in new}
     shared = (old.keys() & new.keys()) - renewed
-    problems += [k for k in shared if axes[k] is None and old[k].shape != new[k].shape]
+    problems += [k for k in sorted(shared) if axes[k] is None and old[k].shape != new[k].shape]
     if problems:
         raise UserError(
             f"the weights are of another architecture ({title(source.metadata.config.model)}); "

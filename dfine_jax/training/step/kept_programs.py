@@ -61,7 +61,8 @@ class KeptPrograms:
         self._used: list[str] = []
         if folder is None:
             return
-        self._run = folder / f"{_digest(_source(), *run)}.run"
+        self._source = _source()
+        self._run = folder / f"{_digest(self._source, *run)}.run"
         worker = ThreadPoolExecutor(1, "kept-programs")
         for name in _text(self._run).split():
             self._loading[folder / name] = worker.submit(_load, folder / name)
@@ -85,7 +86,7 @@ class KeptPrograms:
             lowered = lower()
             before_compiling()
             return _compile(lowered)
-        name = self._folder / f"{_digest(_source(), *made_of)}.name"
+        name = self._folder / f"{_digest(self._source, *made_of)}.name"
         found = self._taken(_text(name))
         if found:
             before_compiling()

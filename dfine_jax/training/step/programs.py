@@ -138,7 +138,6 @@ class EvalProgram:
     def __init__(self, eval_step: Any, kept: KeptPrograms | None = None, made_of: Sequence[Any] = ()) -> None:
         self._step, self._kept, self._made_of = eval_step, kept or KeptPrograms(None), made_of
         self._compiling: Future[tuple[Any, str]] | None = None
-        self._note = ""
 
     def start(self, variables: Any, shape: tuple[int, ...]) -> None:
         """Compile for images [b, h, w, 3], in a thread on CPUs; elsewhere compilers measure, and must be alone."""

@@ -105,13 +105,7 @@ def test_openvino_files_of_an_exported_graph(files, model, reference, tmp_path):
     report = check_artefact(tmp_path / "half.xml", *model, classes=CLASSES, reference=reference)
     assert report.passed and report.precision == "fp16", report.table()
     pytest.importorskip("nncf")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    from PIL import Image
-
-    for i in range(6):
-        noise = np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8)
-        Image.fromarray(noise).resize((96, 64)).save(pictures / f"{i}.png")
+    pictures = tiny.noise_pictures(tmp_path / "pictures")
     result = export_int8(files / "raw.onnx", tmp_path / "int8.xml", Quantization(pictures))
     assert result.quantizers > 40
     import openvino as ov

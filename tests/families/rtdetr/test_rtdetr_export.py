@@ -126,13 +126,7 @@ def test_the_gate(files, runtime, precision):
 def test_int8_keeps_the_stem_in_floating_point(files, tmp_path):
     ov = pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    from PIL import Image
-
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for i in range(6):
-        noise = np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8)
-        Image.fromarray(noise).resize((96, 64)).save(pictures / f"{i}.png")
+    pictures = onnx_models.noise_pictures(tmp_path / "pictures")
     stem = set(stem_operations(ov.Core().read_model(files / "fp32.onnx")))
     result = export_int8(files / "fp32.onnx", tmp_path / "int8.xml", Quantization(pictures))
     int8 = ov.Core().read_model(tmp_path / "int8.xml").get_ops()
