@@ -87,7 +87,8 @@ def split(args: argparse.Namespace, folder: Path, assignment: str) -> dict[str, 
     output = forward({"params": state.params, "batch_stats": state.batch_stats}, part.images, part.queries)
     pairs = jax.jit(lambda output, part: family.match(output, part.targets, part.queries, config.loss).pairs)
     update = jax.jit(make_update(config, tx))
-    grads = jax.tree.map(lambda p: 1e-3 * p, state.params)
+    state, _ = step(state, split_over_devices(first))  # from here on in vectors, as the update has it in a step
+    grads = jax.tree.map(lambda p: 1e-3 * p, state.arrays.params)
 
     def timed(run: Any) -> float:
         started = time.perf_counter()
@@ -107,7 +108,7 @@ def split(args: argparse.Namespace, folder: Path, assignment: str) -> dict[str, 
             "data wait": 1e3 * (time.perf_counter() - started),
             "step": timed(one_step),
             "matching": timed(lambda: pairs(output, part)),
-            "update": timed(lambda: update(state, np.float32(1), grads, state.batch_stats)),
+            "update": timed(lambda: update(state.arrays, np.float32(1), grads, state.arrays.batch_stats)),
         }
         if turn:  # the first compiles
             for name, value in row.items():
