@@ -75,7 +75,11 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Images and augmentation (data/augment/schedule.py says what happens in which epoch)."""
+    """Images and augmentation (data/augment/schedule.py says what happens in which epoch).
+
+    Operations with a probability work under ``standard`` and ``dense`` alike. D-FINE-seg's mixture is ``dense`` with
+    ``mosaic_layout`` random_centre, with none of the distortion, zooming out, cropping and MixUp of the others.
+    """
 
     height_px: int = 640
     width_px: int = 640
@@ -87,8 +91,23 @@ class DataConfig:
     photometric_prob: float = 0.5
     zoom_out_prob: float = 0.5
     iou_crop_prob: float = 0.8
-    flip_prob: float = 0.5
+    flip_prob: float = 0.5  # left and right
+    flip_vertical_prob: float = 0.0  # up and down
+    turn_90_prob: float = 0.0  # by a quarter to the left or to the right
+    rotation_prob: float = 0.0  # by up to rotation_deg either way
+    rotation_deg: float = 10.0
+    dropout_prob: float = 0.0  # one or two black rectangles
+    brightness_prob: float = 0.0  # with contrast, of the whole picture
+    gamma_prob: float = 0.0
+    blur_prob: float = 0.0
+    noise_prob: float = 0.0  # Gaussian, of each pixel and channel
+    grey_prob: float = 0.0
     mosaic_prob: float = 0.5  # of an image, with augment=dense
+    mosaic_layout: Literal["grid", "random_centre"] = "grid"  # random_centre: as large as the input, then nothing else
+    mosaic_rotation_deg: float = 10.0  # up to so much, either way
+    mosaic_translation: float = 0.1  # up to so much of the picture, either way
+    mosaic_scale: tuple[float, ...] = (0.5, 1.5)  # smallest, largest
+    mosaic_shear_deg: float = 0.0  # up to so much, either way, on both axes
     mosaic_cache: int = 0  # partners from so many recent images, which are still decoded; 0 = from all images
     mixup_prob: float = 0.5  # of a batch, with augment=dense
     multi_scale_repeat: int = 0  # weight of the base size among 0.75 to 1.25 times it; 0 = base size only
@@ -144,6 +163,8 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
     "at least -1": lambda v: v >= -1,
     "not negative": lambda v: 0 <= v < math.inf,
     "between 0 and 1": lambda v: 0 <= v <= 1,
+    "between 0 and 45": lambda v: 0 <= v <= 45,
+    "between 0 and 180": lambda v: 0 <= v <= 180,
     "above 0": lambda v: 0 < v < math.inf,
 }
 
@@ -152,7 +173,7 @@ def check_ranges(section: str, values: Any, rules: Mapping[str, tuple[str, ...]]
     """Fields of a section lie in their ranges.
 
     Args:
-      rules: names of fields by range: "at least 1", "at least -1", "not negative", "between 0 and 1", "above 0".
+      rules: names of fields by range: "at least 1", "not negative", "between 0 and 1" and the others of ``_RANGES``.
 
     Raises:
       ConfigError: one does not; the message names the key.
@@ -184,10 +205,16 @@ def check_shared(config: Config) -> None:
         "at least -1": ("workers",),
         "not negative": ("max_objects", "start_augment_epoch", "stop_mosaic_epoch", "stop_augment_epoch")
         + ("mosaic_cache", "multi_scale_repeat"),
-        "between 0 and 1": ("photometric_prob", "zoom_out_prob", "iou_crop_prob", "flip_prob")
-        + ("mosaic_prob", "mixup_prob"),
+        "between 0 and 1": tuple(f.name for f in dataclasses.fields(DataConfig) if f.name.endswith("_prob"))
+        + ("mosaic_translation",),
+        "above 0": ("mosaic_scale",),
+        "between 0 and 180": ("rotation_deg", "mosaic_rotation_deg"),
+        "between 0 and 45": ("mosaic_shear_deg",),
     }
     check_ranges("data", config.data, rules)
+    scale = config.data.mosaic_scale
+    if len(scale) != 2 or scale[0] > scale[1]:
+        raise ConfigError(f"data.mosaic_scale={list(scale)} must be two numbers, the smallest and the largest")
     rules = {
         "not negative": ("lr", "backbone_lr", "weight_decay", "warmup_steps", "ema_warmup_steps", "flat_epochs")
         + ("final_epochs",),
