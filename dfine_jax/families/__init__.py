@@ -94,9 +94,15 @@ def smallest() -> ModelSection:
     return found.variants[found.smallest]
 
 
+def task(model: ModelSection) -> str:
+    """What a model does: ``detect``, or ``segment`` where it makes masks of the objects too."""
+    return "detect" if of(model).mask_stride(model) is None else "segment"
+
+
 def title(model: ModelSection) -> str:
     """A model's name for people."""
-    return f"{of(model).title}-{model.variant.upper()}"
+    segments = "-seg" if task(model) == "segment" else ""
+    return f"{of(model).title}{segments}-{model.variant.upper()}"
 
 
 def validate(config: Config) -> None:
