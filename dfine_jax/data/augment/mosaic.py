@@ -107,7 +107,8 @@ def random_affine(
     angle = math.radians(rng.uniform(-most_deg, most_deg))
     room = [config.mosaic_translation * side for side in target_px]
     shift = np.array([round(rng.uniform(-side, side)) for side in room], np.float64)
-    linear = rng.uniform(*config.mosaic_scale) * rotation(angle)
+    smallest, largest = config.mosaic_scale
+    linear = rng.uniform(smallest, largest) * rotation(angle)
     if config.mosaic_shear_deg:
         across, down = np.tan(np.radians(rng.uniform(-config.mosaic_shear_deg, config.mosaic_shear_deg, 2)))
         linear = np.array([[1, across], [down, 1]]) @ linear
