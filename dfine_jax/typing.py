@@ -94,11 +94,13 @@ class StageOutput:
     logits: Float[Array, "s b q k"]
     boxes_cxcywh: Float[Array, "s b q 4"]
     fdr: FDROutput | None = None  # of decoders that refine edge distributions
+    mask_embedding: Float[Array, "s b q d"] | None = None  # of decoders that segment; times ``pixels``: logits
 
     def of_queries(self, part: slice) -> StageOutput:
         """The same for a part of the queries."""
         fdr = self.fdr and self.fdr.of_queries(part)
-        return StageOutput(self.logits[:, :, part], self.boxes_cxcywh[:, :, part], fdr)
+        masks = None if self.mask_embedding is None else self.mask_embedding[:, :, part]
+        return StageOutput(self.logits[:, :, part], self.boxes_cxcywh[:, :, part], fdr, masks)
 
 
 @flax.struct.dataclass
@@ -108,6 +110,7 @@ class TrainingOutput:
     matching: StageOutput
     encoder: HeadOutput  # top-k encoder proposals
     denoising: StageOutput | None
+    pixels: Float[Array, "b h w d"] | None = None  # embeddings of pixels, of decoders that segment
 
 
 @flax.struct.dataclass
@@ -127,6 +130,11 @@ class ModelOutput:
     def boxes_cxcywh(self) -> Float[AnyArray, "b q 4"]:
         """Boxes of the answer."""
         return self.answer.boxes_cxcywh
+
+    @property
+    def masks_logit(self) -> Float[AnyArray, "b q h w"] | None:
+        """Masks of the answer, of networks that segment; they are made at inference only."""
+        return self.answer.masks_logit
 
 
 class Matching(NamedTuple, Generic[P]):

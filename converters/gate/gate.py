@@ -225,7 +225,7 @@ def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> li
         scores = sigmoid(np.asarray(answer.logits, np.float32))
         return [Rows(b, s) for b, s in zip(answer.boxes_cxcywh, scores, strict=True)]
     views_px = np.concatenate([np.zeros_like(sizes_px), sizes_px], 1)
-    scores, labels, corners_px = backend.detect(images, views_px)
+    scores, labels, corners_px, _ = backend.detect(images, views_px)
     corners = corners_px / sizes_px[:, None, [0, 1, 0, 1]]
     count = len(backend.artefact.class_names)
     rows = zip(scores, labels, xyxy_to_cxcywh(corners).astype(np.float32), strict=True)
@@ -235,7 +235,7 @@ def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> li
 def _model_rows(answer: Answer, count: int, graph: str) -> Rows:
     if graph == "raw":
         return Rows(np.asarray(answer.boxes_cxcywh[0]), sigmoid(np.asarray(answer.logits[0], np.float32)))
-    scores, labels, boxes = (np.asarray(x)[0] for x in select(answer, count))
+    scores, labels, boxes = (np.asarray(x)[0] for x in select(answer, count)[:3])
     return compare.rows_of_detections(scores, labels, boxes, answer.logits.shape[-1])
 
 

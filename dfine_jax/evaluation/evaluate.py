@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from dfine_jax.data.load.batch import EvalBatch
@@ -22,15 +22,13 @@ from dfine_jax.errors import UserError
 from dfine_jax.evaluation.average_precision import coco_precision
 from dfine_jax.evaluation.detections import Detections, Objects
 from dfine_jax.evaluation.metrics import DetectionReport, detection_report
-from dfine_jax.ops.boxes import AnyArray
+from dfine_jax.ops.postprocess import Selected
 from dfine_jax.serving.backends.base import PixelPredictions, in_view
 
 if TYPE_CHECKING:
     from dfine_jax.prediction.detector import OpenedModel
 
-# Scores, labels and boxes (cxcywh, fractions of the image) of each image, best first.
-Predictions = tuple[Float[AnyArray, "b n"], Int[AnyArray, "b n"], Float[AnyArray, "b n 4"]]
-Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Predictions]
+Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Selected]
 # A dataset, its annotation file in COCO JSON, or the content of such a file.
 Truth = Dataset | Path | str | Mapping[str, Any]
 Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
@@ -191,7 +189,7 @@ def evaluate_opened(
 
 def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:
     """Detections from corners in pixels; labels with None as category are left out."""
-    scores, labels, corners = (np.asarray(value) for value in predictions)
+    scores, labels, corners = (np.asarray(value) for value in predictions[:3])
     boxes = corners.astype(np.float64)
     boxes[..., 2:] -= boxes[..., :2]
     known = np.array([category is not None for category in category_ids], bool)
@@ -293,6 +291,6 @@ def _view_px(batch: EvalBatch) -> Float[np.ndarray, "b 4"]:
     return np.concatenate([np.zeros_like(size_px), size_px], 1)
 
 
-def _in_pixels(predictions: Predictions, view_px: Float[np.ndarray, "b 4"]) -> PixelPredictions:
-    scores, labels, boxes_cxcywh = (np.asarray(value) for value in predictions)
-    return scores, labels, in_view(boxes_cxcywh.astype(np.float64), view_px)
+def _in_pixels(predictions: Selected, view_px: Float[np.ndarray, "b 4"]) -> PixelPredictions:
+    scores, labels, boxes_cxcywh = (np.asarray(value) for value in predictions[:3])
+    return PixelPredictions(scores, labels, in_view(boxes_cxcywh.astype(np.float64), view_px), predictions.masks_logit)

@@ -48,7 +48,7 @@ def of(model: ModelSection) -> Family[Any, Any, Any, Any]:
 
 
 def sections(values: Mapping[str, Any]) -> dict[str, type]:
-    """Classes of the sections ``model`` and ``loss`` of a stored configuration (``config.from_dict``)."""
+    """Classes of the sections ``model`` and ``loss`` of a stored configuration (``config_values.from_dict``)."""
     model = values.get("model")
     found = named(str(model.get("family", FIRST)) if isinstance(model, Mapping) else FIRST)
     return {"model": found.Model, "loss": found.Loss}
@@ -94,9 +94,15 @@ def smallest() -> ModelSection:
     return found.variants[found.smallest]
 
 
+def task(model: ModelSection) -> str:
+    """What a model does: ``detect``, or ``segment`` where it makes masks of the objects too."""
+    return "detect" if of(model).mask_stride(model) is None else "segment"
+
+
 def title(model: ModelSection) -> str:
     """A model's name for people."""
-    return f"{of(model).title}-{model.variant.upper()}"
+    segments = "-seg" if task(model) == "segment" else ""
+    return f"{of(model).title}{segments}-{model.variant.upper()}"
 
 
 def validate(config: Config) -> None:

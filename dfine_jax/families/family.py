@@ -159,6 +159,8 @@ class Family(Generic[M, L, Q, P]):
     # Training.
     # Of the masks it trains on to the input, divides ``grid_px``; None: none.
     mask_stride: Callable[[M], int | None] = lambda model: None
+    # The architecture for a task (``detect``, ``segment``), of that for another one, by the task's name.
+    tasks: Mapping[str, Callable[[M], M]] = dataclasses.field(default_factory=lambda: {"detect": lambda model: model})
     queries: Callable[[Key[Array, ""], Targets, M, L], Q | None]
     match: Callable[[ModelOutput, Targets, Q | None, L], Matching[P]]
     # Weighted terms by "kind/where", scalars.

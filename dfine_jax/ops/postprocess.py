@@ -27,29 +27,34 @@ class Selected(NamedTuple):
     scores: Float[AnyArray, "b n"]
     labels: Int[AnyArray, "b n"]
     boxes_cxcywh: Float[AnyArray, "b n 4"]
+    masks_logit: Float[AnyArray, "b n h w"] | None = None  # of models that segment
 
 
 def select(answer: Answer, num_top: int = 300) -> Selected:
-    """Scores, labels and boxes of the ``num_top`` best (query, class) pairs, best first; no threshold, no suppression.
+    """The ``num_top`` best (query, class) pairs of each image, best first; no threshold, no suppression.
 
     A query appears once for every class that is among the best (reference: src/zoo/dfine/postprocessor.py). Equal
     scores keep the order of (query, class). NumPy arrays stay on the host, JAX arrays are traced.
     """
-    logits, boxes_cxcywh = answer.logits, answer.boxes_cxcywh
+    logits, boxes_cxcywh, masks = answer
     num_classes = logits.shape[-1]
     num_top = min(num_top, logits.shape[1] * num_classes)
     if isinstance(logits, np.ndarray):
         flat = sigmoid(logits.reshape(logits.shape[0], -1))
         best = _numpy_top(flat, num_top)
         scores = np.take_along_axis(flat, best, 1)
-        boxes = np.take_along_axis(boxes_cxcywh, (best // num_classes)[..., None], 1)
-        return Selected(scores, (best % num_classes).astype(np.int32), boxes)
+        query, image = best // num_classes, np.arange(len(best))[:, None]
+        labels = (best % num_classes).astype(np.int32)
+        return Selected(scores, labels, boxes_cxcywh[image, query], None if masks is None else masks[image, query])
     import jax
     import jax.numpy as jnp
 
     scores, best = jax.lax.top_k(jax.nn.sigmoid(logits).reshape(logits.shape[0], -1), num_top)
-    boxes = jnp.take_along_axis(boxes_cxcywh, (best // num_classes)[..., None], 1, mode="promise_in_bounds")
-    return Selected(scores, best % num_classes, boxes)
+    query = best // num_classes
+    boxes = jnp.take_along_axis(boxes_cxcywh, query[..., None], 1, mode="promise_in_bounds")
+    if masks is not None:
+        masks = jnp.take_along_axis(masks, query[..., None, None], 1, mode="promise_in_bounds")
+    return Selected(scores, best % num_classes, boxes, masks)
 
 
 def to_pixels(boxes_cxcywh: Float[AnyArray, "*b n 4"], size_px: AnyArray) -> Float[AnyArray, "*b n 4"]:

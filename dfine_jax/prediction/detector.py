@@ -151,7 +151,7 @@ class Detector:
             for row, picture in enumerate(pictures):
                 batch[row] = self._preprocess(picture)
                 views_px[row] = self._preprocess.view_px((picture.shape[1], picture.shape[0]))
-            scores, labels, boxes_px = self._backend.detect(batch, views_px, self.num_top)
+            scores, labels, boxes_px, _ = self._backend.detect(batch, views_px, self.num_top)
             for row, picture in enumerate(pictures):
                 keep = scores[row] >= self.threshold
                 size_px = (picture.shape[1], picture.shape[0])

@@ -40,5 +40,5 @@ def test_pixels_of_the_original_image_are_not_clipped():
 def test_scores_that_are_not_numbers_come_last():
     logits, boxes = _outputs(2)
     logits[0, 0, 0] = np.nan
-    scores, _, _ = select(Answer(logits, boxes), 34)
+    scores, *_ = select(Answer(logits, boxes), 34)
     assert np.isfinite(scores).all()

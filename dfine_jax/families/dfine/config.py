@@ -35,6 +35,9 @@ class ModelConfig:
     up: float = 0.5
     decoder_activation: Activation = "relu"  # feed-forward and localisation quality layers
     mlp_activation: Activation = "relu"  # box heads and query position head
+    mask_width: int = 0  # of the embeddings that masks are made of; 0: boxes alone
+    mask_stages: tuple[int, ...] = ()  # backbone stages whose maps go only to the masks, 0-based, finest first
+    position_order: Literal["transposed", "row_major"] = "transposed"  # of the encoder's position embedding
     family: Literal["dfine"] = "dfine"
     precision: Precision = "float32"  # compute type; boxes, softmax, sampling coordinates and losses stay float32
 
@@ -46,6 +49,8 @@ class LossConfig:
     cost_class: float = 2.0
     cost_bbox: float = 5.0
     cost_giou: float = 2.0
+    cost_mask_focal: float = 1.0
+    cost_mask_dice: float = 1.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     class_loss: Literal["vfl", "mal", "focal"] = "vfl"  # mal: DEIM
@@ -54,6 +59,8 @@ class LossConfig:
     weight_giou: float = 2.0
     weight_fgl: float = 0.15
     weight_ddf: float = 1.5
+    weight_mask_bce: float = 1.0
+    weight_mask_dice: float = 1.0
     vfl_alpha: float = 0.75  # of vfl and focal
     vfl_gamma: float = 2.0
     mal_gamma: float = 1.5
@@ -62,6 +69,7 @@ class LossConfig:
     num_denoising: int = 100
     label_noise_ratio: float = 0.5
     box_noise_scale: float = 1.0
+    dn_last_layer: bool = True  # False: denoising trains the last layer's masks alone, as dfine-seg before 0.6
     assignment: Literal["scipy", "device"] = "scipy"
 
 

@@ -11,7 +11,7 @@ from dfine_jax.families.dfine.model import DFine, init_variables
 from dfine_jax.families.dfine.published import BACKBONES, DETECTORS, REPOSITORIES
 from dfine_jax.families.dfine.recipes import recipe
 from dfine_jax.families.dfine.rules import rules
-from dfine_jax.families.dfine.variants import VARIANTS
+from dfine_jax.families.dfine.variants import VARIANTS, detecting, mask_stride, segmenting
 from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, FORMATS, described, official_keys
 from dfine_jax.families.family import Build, ClassLeaf, Family
 from dfine_jax.families.reduction import reduced
@@ -48,6 +48,8 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     first_conv=lambda model: ("backbone", "stem", "stem1"),
     init=init_variables,
     reduced=reduced,
+    mask_stride=mask_stride,
+    tasks={"detect": detecting, "segment": segmenting},
     queries=_queries,
     match=loss.match,
     terms=loss.loss_terms,

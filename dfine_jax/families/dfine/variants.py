@@ -35,6 +35,28 @@ VARIANTS: dict[str, ModelConfig] = {
 }  # fmt: skip
 
 
+def detecting(model: ModelConfig) -> ModelConfig:
+    """The architecture without masks."""
+    return dataclasses.replace(model, mask_width=0, mask_stages=())
+
+
+def segmenting(model: ModelConfig) -> ModelConfig:
+    """The architecture with D-FINE-seg's masks; one that has some stays as it is.
+
+    Masks start from maps of stride 8. Where the encoder has none, as in N, the backbone's is used, and the embeddings
+    are narrower.
+    """
+    if model.mask_width:
+        return model
+    finest = 1 in model.return_stages
+    return dataclasses.replace(model, mask_width=256 if finest else 128, mask_stages=() if finest else (1,))
+
+
+def mask_stride(model: ModelConfig) -> int | None:
+    """Of the masks to the input: half the finest map's; None without masks."""
+    return 2 * 2 ** min(*model.mask_stages, *model.return_stages) if model.mask_width else None
+
+
 def model_config(variant: str, **changes: object) -> ModelConfig:
     """Configuration of a published variant (``n``, ``s``, ``m``, ``l``, ``x``) with fields replaced.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32, UInt8
@@ -13,9 +13,16 @@ from dfine_jax.errors import UserError
 from dfine_jax.ops.postprocess import Answer, select, to_pixels
 from dfine_jax.serving.artefact import SIZES_INPUT, Artefact
 
-# Scores [b, n], labels [b, n] and boxes_xyxy_px [b, n, 4] of each image, best first.
-PixelPredictions = tuple[Float32[np.ndarray, "b n"], Int32[np.ndarray, "b n"], Float32[np.ndarray, "b n 4"]]
 Views = Float[np.ndarray, "b 4"]  # left, top, width, height in pixels of the original, see Preprocess.view_px
+
+
+class PixelPredictions(NamedTuple):
+    """Detections of each image, best first."""
+
+    scores: Float32[np.ndarray, "b n"]
+    labels: Int32[np.ndarray, "b n"]
+    boxes_xyxy_px: Float[np.ndarray, "b n 4"]  # in the original images
+    masks_logit: Float[np.ndarray, "b n h w"] | None = None  # of models that segment; of the view, at their own size
 
 
 class Session(Protocol):
@@ -51,14 +58,16 @@ class Backend(abc.ABC):
         return None
 
     def detect(self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300) -> PixelPredictions:
-        """Scores, labels and boxes in pixels of the original images, best first.
+        """What is found in the original images.
 
         Args:
           view_px: what each image shows of its original (``Preprocess.view_px``).
           num_top: most detections of an image.
         """
-        scores, labels, boxes = (np.asarray(x) for x in select(self.predict(images), num_top))
-        return scores, labels, in_view(boxes, view_px)
+        found = select(self.predict(images), num_top)
+        boxes_xyxy_px = in_view(np.asarray(found.boxes_cxcywh), view_px)
+        masks_logit = None if found.masks_logit is None else np.asarray(found.masks_logit)
+        return PixelPredictions(np.asarray(found.scores), np.asarray(found.labels), boxes_xyxy_px, masks_logit)
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device and threads that actually run, for reports."""
@@ -116,7 +125,7 @@ class ArtefactBackend(Backend):
         if labels.size and not 0 <= labels.min() <= labels.max() < len(self.artefact.class_names):
             raise UserError(f"labels up to {labels.max()} for {len(self.artefact.class_names)} classes; export again")
         boxes = boxes + view_px[:, None, [0, 1, 0, 1]].astype(np.float32)
-        return scores[:, :num_top], labels[:, :num_top], boxes[:, :num_top]
+        return PixelPredictions(scores[:, :num_top], labels[:, :num_top], boxes[:, :num_top])
 
     def feeds(self, images: UInt8[np.ndarray, "b h w 3"], size_px: np.ndarray | None) -> dict[str, np.ndarray]:
         """Inputs by name, in the layout and type of the file."""

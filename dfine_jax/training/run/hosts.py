@@ -24,7 +24,8 @@ from dfine_jax.data.load.batch import EvalBatch
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.evaluation.evaluate import Predict, Predictions
+    from dfine_jax.evaluation.evaluate import Predict
+    from dfine_jax.ops.postprocess import Selected
 
 logger = logging.getLogger(__name__)
 
@@ -142,13 +143,13 @@ def shared(predict: Predict, batches: Iterable[EvalBatch]) -> tuple[Predict, Ite
     """
     if count() == 1:
         return predict, batches
-    latest: list[Predictions] = []
+    latest: list[Selected] = []
 
     def of_all() -> Iterator[EvalBatch]:
         for batch in batches:
             rest = tuple(x for x in (batch.image_id, batch.size_px, batch.view_px) if x is not None)
-            scores, labels, boxes, *rest = map(_rows_of_all, (*map(np.asarray, predict(batch.images)), *rest))
-            latest[:] = [(scores, labels, boxes)]
+            latest[:] = [jax.tree.map(lambda x: _rows_of_all(np.asarray(x)), predict(batch.images))]
+            rest = map(_rows_of_all, rest)
             yield EvalBatch(batch.images, *rest)
 
     return (lambda images: latest[0]), of_all()

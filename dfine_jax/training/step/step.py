@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from dfine_jax.config import Config
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.images import unit_range
-from dfine_jax.evaluation.evaluate import Predict, Predictions
+from dfine_jax.evaluation.evaluate import Predict
 from dfine_jax.families import of
 from dfine_jax.families.family import Build
 from dfine_jax.ops.platform import traced_for
-from dfine_jax.ops.postprocess import select
+from dfine_jax.ops.postprocess import Selected, select
 from dfine_jax.ops.precision import exact_products
 from dfine_jax.system.host_memory import collection_paused
 from dfine_jax.training.run import hosts
@@ -200,10 +200,10 @@ def make_update(
     return update
 
 
-def make_eval_step(
-    config: Config, devices: Sequence[Any] | None = None
-) -> Callable[[PyTree, Array], tuple[Float[Array, "d b n"], Int[Array, "d b n"], Float[Array, "d b n 4"]]]:
-    """Scores, labels and boxes (cxcywh, best first) of images ``[d, b, h, w, 3]``, computed in float32.
+def make_eval_step(config: Config, devices: Sequence[Any] | None = None) -> Callable[[PyTree, Array], Selected]:
+    """What is found in images ``[d, b, h, w, 3]``, best first, all arrays [d, b, n, ...], computed in float32.
+
+    Masks are float16: there are hundreds of them for each image, and they go to the host.
 
     Args:
       devices: None: those of this host.
@@ -212,27 +212,27 @@ def make_eval_step(
     apply: Callable[..., Any] = family.build(model, Build()).apply
     scale = family.preprocess(model, config.data).scale
 
-    def eval_step(variables: PyTree, images: Array) -> tuple[Array, Array, Array]:
+    def eval_step(variables: PyTree, images: Array) -> Selected:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         with exact_products():
             output: ModelOutput = apply(variables, unit_range(images, dtype, scale), train=False)
-        scores, labels, boxes_cxcywh = map(jnp.asarray, select(output.answer))
-        return scores, labels, boxes_cxcywh
+        found = select(output.answer)
+        return found if found.masks_logit is None else found._replace(masks_logit=jnp.float16(found.masks_logit))
 
     return jax.pmap(eval_step, AXIS, in_axes=(None, 0), devices=devices or jax.local_devices())
 
 
-def predict_function(eval_step: Callable[..., Any], variables: PyTree) -> Predict:
+def predict_function(eval_step: Callable[..., Selected], variables: PyTree) -> Predict:
     """An evaluation step as a function of this host's images [b, h, w, 3]; rows are added where b does not divide."""
     local = _sharding(jax.local_devices(), PartitionSpec())
     variables = jax.device_put(hosts.on_host(variables) if hosts.count() > 1 else variables, local)
 
-    def predict(images: np.ndarray) -> Predictions:
+    def predict(images: np.ndarray) -> Selected:
         devices, count = jax.local_device_count(), len(images)
         padding = np.zeros((-count % devices, *images.shape[1:]), images.dtype)
         split = np.concatenate([images, padding]).reshape(devices, -1, *images.shape[1:])
-        scores, labels, boxes = (np.asarray(x).reshape(-1, *x.shape[2:])[:count] for x in eval_step(variables, split))
-        return scores, labels, boxes
+        found = eval_step(variables, split)
+        return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:count], found)
 
     return predict
 
