@@ -9,11 +9,12 @@ import re
 import pytest
 from conftest import ROOT
 
-from dfine_jax.config import Config, ConfigError, from_dict, keys, override
+from dfine_jax.config import Config, ConfigError
 from dfine_jax.errors import UserError
 from dfine_jax.families import sections, validate
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import VARIANTS, model_config
+from dfine_jax.system.config_values import from_dict, keys, override
 
 CONFIG = Config(model_config("n"), LossConfig())
 
@@ -61,6 +62,14 @@ def test_override_refuses(assignment, message):
         "optim.clip_norm=0",
         "optim.ema_decay=2",
         "data.flip_prob=7",
+        "data.noise_prob=1.5",
+        "data.rotation_deg=-1",
+        "data.mosaic_rotation_deg=181",
+        "data.mosaic_shear_deg=60",
+        "data.mosaic_translation=2",
+        "data.mosaic_scale=[1]",
+        "data.mosaic_scale=[2,1]",
+        "data.mosaic_scale=[0,1]",
         "data.height_px=333",
         "data.workers=-2",
         "loss.weight_giou=-2",
