@@ -247,7 +247,7 @@ def _convert(
 
         drop = {} if options.max_ap_drop is None else {"max_drop": options.max_ap_drop}
         result = export_int8(source, staged, Quantization(options.calibration or options.data, data.dataset, **drop))
-        return dataclasses.asdict(result)
+        return {name: value for name, value in dataclasses.asdict(result).items() if value is not None}
     elif options.to == "openvino":
         from dfine_jax.converters.openvino.export import export_openvino
 

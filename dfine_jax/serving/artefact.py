@@ -156,11 +156,15 @@ def _build(values: dict[str, Any]) -> Artefact:
 
 def _checked(artefact: Artefact, where: object) -> Artefact:
     spec, preprocess = artefact.input, artefact.preprocess
+    known = set(outputs(artefact.graph, artefact.task))
     complaints = [
         (artefact.graph not in GRAPHS, f"graph {artefact.graph!r} is none of {', '.join(GRAPHS)}"),
         (artefact.task not in TASKS, f"task {artefact.task!r} is none of {', '.join(TASKS)}"),
-        (set(artefact.outputs) != set(outputs(artefact.graph, artefact.task)), f"outputs {', '.join(artefact.outputs)}"),
-        ((artefact.mask_stride or 0) < (artefact.task == "segment"), f"mask stride {artefact.mask_stride}"),
+        (set(artefact.outputs) != known, f"outputs {', '.join(artefact.outputs)}"),
+        (
+            ((artefact.mask_stride or 0) > 0) != (artefact.task == "segment"),
+            f"task {artefact.task!r} with mask stride {artefact.mask_stride}",
+        ),
         (spec.dtype not in _INPUT_TYPES, f"input type {spec.dtype!r} is none of {', '.join(_INPUT_TYPES)}"),
         (spec.layout not in ("NCHW", "NHWC"), f"layout {spec.layout!r} is neither NCHW nor NHWC"),
         (len(spec.size_hw) != 2 or min(spec.size_hw) < 1, f"input size {spec.size_hw}"),
