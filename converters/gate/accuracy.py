@@ -52,5 +52,5 @@ class AveragePrecision:
             resize=self._preprocess.resize,
         )
         bar = tqdm(loader, total=len(loader), unit="batch", desc="AP", leave=False, disable=None)
-        metrics = evaluate_detections(backend.detect, bar, part, self._classes)
-        return Precision(metrics.ap, metrics.masks.ap if metrics.masks else None)
+        numbers = evaluate_detections(backend.detect, bar, part, self._classes).numbers()
+        return Precision(numbers["ap"], numbers.get("mask_ap"))
