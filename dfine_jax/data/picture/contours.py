@@ -20,6 +20,11 @@ class Outline(NamedTuple):
     outer: Ring
     holes: tuple[Ring, ...]
 
+    def shifted(self, left_px: int, top_px: int) -> Outline:
+        """To the right and down."""
+        by = np.array([left_px, top_px], np.float64)
+        return Outline(self.outer + by, tuple(hole + by for hole in self.holes))
+
     def joined(self) -> Ring:
         """One polygon of the part with its holes: each is reached by a cut and left by the same.
 
