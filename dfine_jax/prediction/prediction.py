@@ -106,7 +106,8 @@ class Prediction:
                 found = self._detect([image for _, image in batch], bar)
                 for (i, image), result in zip(batch, found, strict=True):
                     with uninterrupted():
-                        self._results.add(result.to_coco(self._job.ids[i]))
+                        if self._results.path is not None:  # run lengths take their time
+                            self._results.add(result.to_coco(self._job.ids[i]))
                         self._keep(image, result, i)
                         self.tallies.append(Tally(pictures[i].place, Counter(result.names)))
                     bar.update()
@@ -140,7 +141,8 @@ class Prediction:
             for frames in _batches(ahead, self._at_once):
                 for frame, result in zip(frames, self._detect([f.image for f in frames], bar), strict=True):
                     with uninterrupted():
-                        self._results.add(frame_entries(result, tally.name, frame.index, frame.time_s))
+                        if self._results.path is not None:
+                            self._results.add(frame_entries(result, tally.name, frame.index, frame.time_s))
                         if writer is not None:
                             writer.write(result.draw(frame.image, self._job.font), frame.time_s)
                         stem = file.with_name(f"{file.stem}_{frame.index:06d}")
