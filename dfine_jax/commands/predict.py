@@ -40,28 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "source", metavar="SOURCE", nargs="+",
         help="image, video, folder (searched with its subfolders), address of a stream, or number of a camera",
     )  # fmt: skip
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out", metavar="DIR", type=Path,
-        help="pictures and videos (default: predictions, unless another output is chosen)",
-    )  # fmt: skip
-    output.add_argument(
-        "--json", metavar="FILE", type=Path,
-        help="COCO results, boxes in pixels of the original image, masks as run lengths",
-    )  # fmt: skip
-    output.add_argument(
-        "--crops", metavar="DIR", type=Path,
-        help="cut out every object, in a folder for its class; along its mask, if the model makes masks",
-    )  # fmt: skip
-    output.add_argument("--labels", metavar="DIR", type=Path, help="YOLO label files: boxes, or polygons of masks")
-    output.add_argument(
-        "--masks", metavar="DIR", type=Path, help="PNG pictures of object numbers, and JSON that tells of the objects"
-    )
-    output.add_argument(
-        "--annotations", metavar="FILE", type=Path,
-        help="COCO annotations whose image ids go into --json; without it the id is the file name",
-    )  # fmt: skip
-    output.add_argument("--font", metavar="FILE", help="TrueType font for class names the installed fonts cannot write")
+    _add_outputs(parser)
     detection = parser.add_argument_group("detection")
     detection.add_argument("--threshold", metavar="T", type=float, default=0.5, help="smallest score (default: 0.5)")
     detection.add_argument(
@@ -87,6 +66,31 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     videos.add_argument("--every", metavar="N", type=int, default=1, help="only every Nth frame (default: 1, all)")
     videos.add_argument("--seconds", metavar="S", type=float, help="end after this time of each video")
     add_runtime_options(parser)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", metavar="DIR", type=Path,
+        help="pictures and videos (default: predictions, unless another output is chosen)",
+    )  # fmt: skip
+    output.add_argument(
+        "--json", metavar="FILE", type=Path,
+        help="COCO results, boxes in pixels of the original image, masks as run lengths",
+    )  # fmt: skip
+    output.add_argument(
+        "--crops", metavar="DIR", type=Path,
+        help="cut out every object, in a folder for its class; along its mask, if the model makes masks",
+    )  # fmt: skip
+    output.add_argument("--labels", metavar="DIR", type=Path, help="YOLO label files: boxes, or polygons of masks")
+    output.add_argument(
+        "--masks", metavar="DIR", type=Path, help="PNG pictures of object numbers, and JSON that tells of the objects"
+    )
+    output.add_argument(
+        "--annotations", metavar="FILE", type=Path,
+        help="COCO annotations whose image ids go into --json; without it the id is the file name",
+    )  # fmt: skip
+    output.add_argument("--font", metavar="FILE", help="TrueType font for class names the installed fonts cannot write")
 
 
 def run(options: argparse.Namespace) -> int:
