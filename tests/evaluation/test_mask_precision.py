@@ -1,4 +1,4 @@
-"""Mask numbers against pycocotools fed with the original file, to the last bit; and what counts where masks are absent."""
+"""Mask numbers against pycocotools fed with the original file, to the last bit; what counts where masks are absent."""
 
 from __future__ import annotations
 
@@ -193,10 +193,11 @@ CAT = Classes(("cat",), (5,))
 
 def test_what_is_detected_on_objects_without_a_mask_counts_for_nothing():
     whole = [[10, 10, 50, 10, 50, 40, 10, 40]]
+    cat = {"image_id": 1, "category_id": 5}
     found = [
-        {"image_id": 1, "category_id": 5, "bbox": [100, 20, 40, 30], "score": 0.9, "segmentation": filled(102, 22, 138, 48)},
-        {"image_id": 1, "category_id": 5, "bbox": [10, 10, 40, 30], "score": 0.8, "segmentation": filled(10, 10, 50, 40)},
-    ]  # fmt: skip
+        cat | {"bbox": [100, 20, 40, 30], "score": 0.9, "segmentation": filled(102, 22, 138, 48)},
+        cat | {"bbox": [10, 10, 40, 30], "score": 0.8, "segmentation": filled(10, 10, 50, 40)},
+    ]
     metrics = score(one_picture([whole, None]), found, [1], CAT)
     assert metrics.masks is not None and metrics.masks.ap == pytest.approx(1.0) and metrics.without_mask == 1
     best = metrics.masks.report.best
