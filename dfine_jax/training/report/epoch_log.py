@@ -10,6 +10,7 @@ from dfine_jax.config import Config
 from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.evaluation.metrics import RATIO_NAMES
 from dfine_jax.evaluation.score import MASK, METRIC_NAMES, Metrics
+from dfine_jax.evaluation.truth import Truth
 from dfine_jax.families import of, task
 from dfine_jax.training.report.examples import Examples
 from dfine_jax.training.report.log import EpochRow, RunLog
@@ -35,14 +36,20 @@ def rates_of(config: Config, schedule: Callable[[Any], Any]) -> Rates:
 
 
 def open_log(
-    config: Config, log_dir: Path, finished_epochs: int, step: int, rates: Rates, val_data: Dataset | None
+    config: Config,
+    log_dir: Path,
+    finished_epochs: int,
+    step: int,
+    rates: Rates,
+    val_data: Dataset | None,
+    truth: Truth | None = None,
 ) -> RunLog:
     """The log of a run that has done ``step`` steps; only the first host shows pictures and feeds the sinks."""
     log_dir.mkdir(exist_ok=True)
     if hosts.index():
         return RunLog(log_dir, finished_epochs)
     number = config.log.pictures
-    examples = Examples(val_data, number) if val_data is not None and number else None
+    examples = Examples(val_data, number, truth) if val_data is not None and number else None
     sinks = open_sinks(config, log_dir, step)
     reported = {"rates": rates, "examples": examples, "pictures": number > 0, "best_by": config.train.best_by}
     return RunLog(log_dir, finished_epochs, sinks, config.train.log_every, **reported)

@@ -126,7 +126,7 @@ class _Run:
         self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps, self.kept)
         first = hosts.index() == 0
         log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
-        self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data)
+        self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data, self.truth)
         self.skips = SkippedSteps(log_dir, self.out_dir, self.config.train.max_skipped_steps)
         for note in notes:
             self.log.line(note)
