@@ -122,7 +122,7 @@ class MapMasks(ObjectMasks):
     def runs(self, i: int) -> ColumnRuns:
         """As ``ObjectMasks.runs``."""
         box = self.boxes_xyxy_px[i] if self.cut_to_boxes else np.array([0, 0, *self.size_px])
-        x0, y0, x1, y1 = np.ceil(np.clip(box, 0, [*self.size_px] * 2)).astype(int).tolist()
+        x0, y0, x1, y1 = np.ceil(np.nan_to_num(box).clip(0, [*self.size_px] * 2)).astype(int).tolist()
         if x0 >= x1 or y0 >= y1:
             return column_runs(np.zeros(0, np.int64), 1)
         logits = self.maps_logit[i]
