@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Selected]
 Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
-
-_MOST_PENDING = 2  # batches whose masks wait for their run lengths; each can be some hundred megabytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +82,17 @@ def evaluate_detections(
 ) -> Metrics:
     """As ``evaluate``, for what answers in pixels (``Backend.detect`` of any runtime) and may know more classes."""
     found: list[Detections] = []
-    pending: deque[Future[Detections]] = deque()
     seen: list[int] = []
-    # Run lengths are made while the network is at the next batch.
+    latest: Future[Detections] | None = None
+    # Run lengths are made while the network is at the next batch; not of more than one, maps are large.
     with closing_batches(batches) as stream, ThreadPoolExecutor(1, "run lengths") as worker:
         for batch in stream:
             seen += [int(i) for i in batch.image_id[_real(batch)]]
             predictions = detect(batch.images, _view_px(batch))
-            pending.append(worker.submit(pixel_results, predictions, batch, classes.category_of_label))
+            found += [latest.result()] if latest else []
+            latest = worker.submit(pixel_results, predictions, batch, classes.category_of_label)
             del predictions
-            if len(pending) > _MOST_PENDING:
-                found.append(pending.popleft().result())
-        found += [results.result() for results in pending]
+        found += [latest.result()] if latest else []
     detections = Detections.joined(found)
     del found
     if observe is not None:

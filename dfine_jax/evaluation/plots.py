@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.evaluation.score import Metrics
 
 COLOURS = ("#2f6fde", "#d9822b", "#2e9e6b", "#b0417f", "#7a6a55", "#6f5bd0")
 _LINE_COLOURS = (*COLOURS, "#222222", "#9aa3ad")

@@ -16,7 +16,8 @@ from dfine_jax.data.load.batch import EvalBatch
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.evaluation.detections import Detections
-from dfine_jax.evaluation.evaluate import evaluate, score
+from dfine_jax.evaluation.evaluate import evaluate
+from dfine_jax.evaluation.score import score
 from dfine_jax.ops.postprocess import Selected
 
 CLASSES = Classes(("bird", "cat", "dog", "eel"), (90, 5, 17, 2))  # of eels there are none

@@ -18,8 +18,8 @@ from dfine_jax.evaluation.evaluate import (
     evaluate_detections,
     match_categories,
     pixel_results,
-    score,
 )
+from dfine_jax.evaluation.score import score
 from dfine_jax.ops.postprocess import Selected
 from dfine_jax.serving.backends.base import PixelPredictions
 

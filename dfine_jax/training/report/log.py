@@ -20,7 +20,7 @@ from dfine_jax.training.report.sinks import Sink
 
 if TYPE_CHECKING:
     from dfine_jax.evaluation.detections import Kind
-    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.evaluation.score import Metrics
     from dfine_jax.training.report.examples import Examples
 
 EpochRow = Mapping[str, float | int | None]  # numbers of an epoch by name, a line of the table

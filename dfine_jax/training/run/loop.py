@@ -18,7 +18,8 @@ from dfine_jax.data.load.batch import Batch, EvalBatch
 from dfine_jax.data.load.pipeline import EvalLoader
 from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.evaluate import Metrics, evaluate
+from dfine_jax.evaluation.evaluate import evaluate
+from dfine_jax.evaluation.score import Metrics
 from dfine_jax.families import of
 from dfine_jax.losses.matcher import is_cacheable
 from dfine_jax.training.report.epoch_log import epoch_row, open_log, rates_of
@@ -327,7 +328,6 @@ class _Run:
     def _evaluate(self, state: TrainState) -> Metrics | None:
         assert self.val_data is not None and self.truth is not None and self.eval_loader is not None
         loader: EvalLoader = self.eval_loader
-        predict = predict_function(self.eval_step, ema_variables(state))
 
         def until_stopped() -> Iterator[EvalBatch]:
             for batch in tqdm(loader, total=len(loader), unit="batch", desc="evaluate", leave=False, disable=None):
@@ -336,7 +336,7 @@ class _Run:
                 yield batch
 
         try:
-            shared = hosts.shared(predict, until_stopped())
+            shared = hosts.shared(predict_function(self.eval_step, ema_variables(state)), until_stopped())
             return evaluate(*shared, self.truth, self.val_data.classes, self.log.observe)
         except _StopError:
             return None

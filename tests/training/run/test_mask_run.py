@@ -39,21 +39,29 @@ def config(data):
 
 @pytest.fixture(scope="module")
 def run(data, config, tmp_path_factory):
+    """Two epochs and one evaluation, whose masks come out worse than its boxes (nothing is learnt so fast)."""
     out = tmp_path_factory.mktemp("run")
-    return loop.train(config, *data, out), out
+    evaluate = loop.evaluate
+
+    def improved(*args):
+        metrics = evaluate(*args)
+        return dataclasses.replace(metrics, ap=0.5, masks=dataclasses.replace(metrics.masks, ap=0.25))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "evaluate", improved)
+        return loop.train(config, *data, out), out
 
 
 def test_masks_are_evaluated_and_decide(run):
     result, out = run
     assert result.metrics.masks is not None and result.metrics.num_images == 4
-    assert result.best_ap == result.metrics.masks.ap != result.metrics.ap
-    assert checkpoint.load_weights(out / "best")[1].ap == result.metrics.masks.ap
+    assert result.best_ap == 0.25 and checkpoint.load_weights(out / "best")[1].ap == 0.25
     first, second = read_metrics(out)
     assert not set(MASK_METRIC_NAMES) & set(first) and set(MASK_METRIC_NAMES) <= set(second)
-    assert second["mask_ap"] == pytest.approx(result.metrics.masks.ap, abs=1e-6)
+    assert (second["ap"], second["mask_ap"]) == (0.5, 0.25)
     assert second["loss_mask_bce"] > 0 and second["loss_mask_dice"] > 0 and 0 < second["mask_best_threshold"] < 1
     stored = json.loads((out / "best_evaluation" / "metrics.json").read_text())
-    assert stored["mask_ap"] == result.metrics.masks.ap and stored["objects_without_mask"] == 0
+    assert stored["mask_ap"] == 0.25 and stored["objects_without_mask"] == 0
     pictures = {path.stem for path in (out / "best_evaluation").glob("*.png")}
     assert pictures == {"confusion", "thresholds", "mask_confusion", "mask_thresholds"}
 
@@ -70,9 +78,9 @@ def test_the_log_shows_both(run):
 
 def test_boxes_decide_where_that_is_asked_for(run):
     metrics = run[0].metrics
-    assert metrics.deciding_ap("masks") == metrics.masks.ap and metrics.deciding_ap("boxes") == metrics.ap
+    assert metrics.deciding_ap("masks") == 0.25 and metrics.deciding_ap("boxes") == 0.5
     without = dataclasses.replace(metrics, masks=None)
-    assert without.deciding_ap("masks") == metrics.ap
+    assert without.deciding_ap("masks") == 0.5
 
 
 def test_a_mask_that_cannot_be_drawn_ends_the_run_before_it_begins(data, config, tmp_path):
