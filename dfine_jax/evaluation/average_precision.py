@@ -19,7 +19,7 @@ from jaxtyping import Float64, Int64
 from dfine_jax.evaluation.detections import Detections, Groups, Kind, Objects
 from dfine_jax.evaluation.run_lengths import areas_px
 
-_IOU_TYPES = {"boxes": "bbox", "masks": "segm"}  # in pycocotools' words
+_IOU_TYPES: dict[Kind, Any] = {"boxes": "bbox", "masks": "segm"}  # in pycocotools' words
 
 
 class Precision(NamedTuple):

@@ -80,8 +80,8 @@ class Detections:
         """From COCO results in memory."""
         results = list(results)
         scores = np.array([result["score"] for result in results], np.float64)
-        ids = _ids(results, "image_id"), _ids(results, "category_id")
-        return cls(*ids, _boxes(results), scores, _masks(results))
+        image_id, category_id = _ids(results, "image_id"), _ids(results, "category_id")
+        return cls(image_id, category_id, _boxes(results), scores, _masks(results))
 
     @classmethod
     def joined(cls, parts: Sequence[Detections]) -> Detections:
@@ -89,8 +89,8 @@ class Detections:
         masks = [part.masks for part in parts if part.masks is not None]
         every = [cls.of_coco([]), *parts]
         columns = ("image_id", "category_id", "box_xywh_px", "score")
-        joined = (np.concatenate([getattr(part, name) for part in every]) for name in columns)
-        return cls(*joined, RunLengths.joined(masks) if masks and len(masks) == len(parts) else None)
+        joined: Any = {name: np.concatenate([getattr(part, name) for part in every]) for name in columns}
+        return cls(**joined, masks=RunLengths.joined(masks) if masks and len(masks) == len(parts) else None)
 
     def __len__(self) -> int:
         """Number of detections."""

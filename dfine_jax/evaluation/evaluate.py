@@ -209,4 +209,5 @@ def _view_px(batch: EvalBatch) -> Float[np.ndarray, "b 4"]:
 
 def _in_pixels(predictions: Selected, view_px: Float[np.ndarray, "b 4"]) -> PixelPredictions:
     scores, labels, boxes_cxcywh = (np.asarray(value) for value in predictions[:3])
-    return PixelPredictions(scores, labels, in_view(boxes_cxcywh.astype(np.float64), view_px), predictions.masks_logit)
+    masks_logit = None if predictions.masks_logit is None else np.asarray(predictions.masks_logit)
+    return PixelPredictions(scores, labels, in_view(boxes_cxcywh.astype(np.float64), view_px), masks_logit)

@@ -65,9 +65,10 @@ class RunLengths:
         ]
 
 
-def areas_px(masks: Sequence[Any]) -> Float64[np.ndarray, " n"]:
+def areas_px(masks: list[Any]) -> Float64[np.ndarray, " n"]:
     """Pixels that are set in masks as pycocotools takes them."""
     from pycocotools.mask import area
 
-    parts = [area(list(masks[start : start + _MOST_AREAS])) for start in range(0, len(masks), _MOST_AREAS)]
+    every: Any = masks
+    parts = [area(every[start : start + _MOST_AREAS]) for start in range(0, len(masks), _MOST_AREAS)]
     return np.concatenate([np.empty(0), *parts])

@@ -54,8 +54,8 @@ def annotated(truth: Truth, masks: bool = False) -> Objects:
     image_id = np.repeat(arrays["image_id"], np.diff(arrays["objects"]))
     label = arrays["label"]
     use = label >= 0
-    everything = (image_id, ids[label], arrays["box_xywh_px"], arrays["area_px"], arrays["crowd"])
-    objects = Objects(*(everything if use.all() else (column[use] for column in everything)))
+    everything: Any = (image_id, ids[label], arrays["box_xywh_px"], arrays["area_px"], arrays["crowd"])
+    objects = Objects(*(everything if use.all() else [column[use] for column in everything]))
     if not masks:
         return objects
     sizes = _sizes(arrays, truth)
@@ -110,5 +110,6 @@ def run_lengths(outline: Outline, size_px: tuple[int, int]) -> bytes:
     if isinstance(outline, Polygons):
         width, height = size_px
         parts: Any = [part.ravel() for part in outline.parts]
-        return coco_mask.merge(coco_mask.frPyObjects(parts, height, width))["counts"]
+        merged: Any = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
+        return merged["counts"]
     return outline.counts

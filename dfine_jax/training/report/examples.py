@@ -92,7 +92,9 @@ class Examples:
         names = self._data.names
         before, after = self._annotated(image, record.image_id, scale), image
         if found and all("segmentation" in result for result in found):
-            after = _painted(image, [result["segmentation"]["counts"].encode() for result in found], labels, scale)
+            after = _painted(
+                image, [result["segmentation"]["counts"].encode() for result in found], labels.tolist(), scale
+            )
         before, after = (_scaled(picture, scale) for picture in (before, after))
         left = draw_boxes(before, record.boxes_xyxy_px * scale, record.labels, [names[i] for i in record.labels])
         right = draw_boxes(after, boxes * scale, labels, [names[i] for i in labels], scores)
