@@ -19,7 +19,7 @@ from dfine_jax.data.picture.object_masks import MapMasks, ObjectMasks
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.serving.artefact import is_artefact
-from dfine_jax.serving.backends.base import Backend
+from dfine_jax.serving.backends.base import Backend, PixelPredictions
 from dfine_jax.system.waiting import waiting
 
 if TYPE_CHECKING:
@@ -173,25 +173,17 @@ class Detector:
                 views_px[row] = self._preprocess.view_px((picture.shape[1], picture.shape[0]))
             found = self._backend.detect(batch, views_px, self.num_top)
             for row, picture in enumerate(pictures):
-                keep = found.scores[row] >= self.threshold
-                boxes_px, size_px = found.boxes_xyxy_px[row][keep], (picture.shape[1], picture.shape[0])
-                masks = None
-                if found.masks_logit is not None:
-                    view_px = cast(tuple[float, float, float, float], tuple(views_px[row].tolist()))
-                    masks = MapMasks(found.masks_logit[row][keep], boxes_px, view_px, size_px, self.mask_threshold)
-                yield self._result(found.scores[row][keep], found.labels[row][keep], boxes_px, size_px, masks)
+                yield self._result(found, row, (picture.shape[1], picture.shape[0]))
 
-    def _result(
-        self,
-        scores: np.ndarray,
-        labels: np.ndarray,
-        boxes_xyxy_px: np.ndarray,
-        size_px: tuple[int, int],
-        masks: ObjectMasks | None,
-    ) -> DetectionResult:
+    def _result(self, found: PixelPredictions, row: int, size_px: tuple[int, int]) -> DetectionResult:
+        keep = found.scores[row] >= self.threshold
+        labels, boxes_px, masks = found.labels[row][keep], found.boxes_xyxy_px[row][keep], None
+        if found.masks_logit is not None:
+            view_px = self._preprocess.view_px(size_px)
+            masks = MapMasks(found.masks_logit[row][keep], boxes_px, view_px, size_px, self.mask_threshold)
         return DetectionResult(
-            boxes_xyxy_px=boxes_xyxy_px,
-            scores=scores,
+            boxes_xyxy_px=boxes_px,
+            scores=found.scores[row][keep],
             labels=labels,
             names=tuple(self.classes.names[i] for i in labels),
             category_ids=tuple(self.classes.ids[i] for i in labels),
