@@ -63,7 +63,7 @@ def make(file: Path, images: int) -> None:
 def detections(file: Path, seed: int = 1) -> Iterator[tuple[np.ndarray, ...]]:
     """Batches of (image ids, scores, labels, corners): objects moved a little, and as many false ones."""
     rng = np.random.default_rng(seed)
-    from dfine_jax.evaluation.evaluate import annotated
+    from dfine_jax.evaluation.truth import annotated
 
     truth = annotated(file)
     corners = truth.box_xywh_px.copy()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -15,13 +13,11 @@ from tqdm import tqdm
 from dfine_jax.data.load.batch import EvalBatch
 from dfine_jax.data.load.pipeline import EvalLoader
 from dfine_jax.data.load.workers import closing_batches
-from dfine_jax.data.read.annotations import decode
 from dfine_jax.data.read.dataset import Classes, Dataset, listed
-from dfine_jax.data.read.index import read_columns
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.average_precision import coco_precision
-from dfine_jax.evaluation.detections import Detections, Objects
-from dfine_jax.evaluation.metrics import DetectionReport, detection_report
+from dfine_jax.evaluation.detections import Detections
+from dfine_jax.evaluation.score import Metrics, score
+from dfine_jax.evaluation.truth import Truth
 from dfine_jax.ops.postprocess import Selected
 from dfine_jax.serving.backends.base import PixelPredictions, in_view
 
@@ -29,8 +25,6 @@ if TYPE_CHECKING:
     from dfine_jax.prediction.detector import OpenedModel
 
 Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Selected]
-# A dataset, its annotation file in COCO JSON, or the content of such a file.
-Truth = Dataset | Path | str | Mapping[str, Any]
 Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
 
 
@@ -51,55 +45,6 @@ class ClassMatch:
             f"{len(self.unscored)} of the model's {total} classes are not in the data, detections of them do not count:"
             f" {listed(self.unscored)}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """COCO's twelve numbers in [0, 1] (-1: no such ground truth), AP by class name, and counts at score thresholds."""
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-    ar_1: float
-    ar_10: float
-    ar_100: float
-    ar_small: float
-    ar_medium: float
-    ar_large: float
-    per_class: dict[str, float]
-    num_images: int
-    report: DetectionReport
-
-    def numbers(self) -> dict[str, float]:
-        """The twelve numbers by name."""
-        return {name: getattr(self, name) for name in METRIC_NAMES}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; None where nothing is annotated."""
-        return {
-            **{name: _or_none(value) for name, value in self.numbers().items()},
-            "per_class": {name: _or_none(value) for name, value in self.per_class.items()},
-            "num_images": self.num_images,
-            "report": self.report.to_dict(),
-        }
-
-    def table(self) -> str:
-        """The numbers as text of a few lines."""
-        rows = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AP small", "ap_small"), ("AP medium", "ap_medium")]
-        rows += [("AP large", "ap_large"), ("AR 1", "ar_1"), ("AR 10", "ar_10"), ("AR 100", "ar_100")]
-        rows += [("AR small", "ar_small"), ("AR medium", "ar_medium"), ("AR large", "ar_large")]
-        values = self.numbers()
-        lines = [f"{label:<12}{_number(values[name])}" for label, name in rows]
-        width = max((len(name) for name in self.per_class), default=0) + 2
-        lines += ["", "AP by class", *(f"{name:<{width}}{_number(v)}" for name, v in self.per_class.items())]
-        lines += ["", self.report.table()]
-        return "\n".join(lines)
-
-
-METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Metrics))[:12]
 
 
 def evaluate(
@@ -199,54 +144,6 @@ def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids:
     return Detections(image_id[use], ids[labels[use]], boxes[use], scores[use].astype(np.float64))
 
 
-def score(
-    truth: Truth,
-    results: Detections | Iterable[Mapping[str, Any]],
-    image_ids: Sequence[int],
-    classes: Classes,
-) -> Metrics:
-    """COCO metrics of ``results`` on the images named, with pycocotools, and counts (metrics.py).
-
-    The annotations are those of the file, with flags and areas of the wrong JSON type, and areas that cannot be, cured
-    as when it is read (``data.coco.read_coco``).
-
-    Args:
-      truth: the dataset, its COCO file, or the content of one.
-    """
-    objects = annotated(truth)
-    found = results if isinstance(results, Detections) else Detections.of_coco(results)
-    precision = coco_precision(objects, found, image_ids, classes.ids)
-    return Metrics(
-        *precision.stats.tolist(),
-        per_class=dict(zip(classes.names, precision.by_class.tolist(), strict=True)),
-        num_images=len(set(image_ids)),
-        report=detection_report(objects, found, image_ids, classes),
-    )
-
-
-def annotated(truth: Truth) -> Objects:
-    """All annotations with a listed category, crowd regions included; a dataset's file is not read again.
-
-    Raises:
-      UserError: the file is missing or wrong.
-    """
-    if isinstance(truth, Mapping):
-        images = [{"file_name": "", **image} for image in truth["images"]]  # pictures are not asked for here
-        text = json.dumps({**truth, "images": images}).encode()
-        arrays, classes, _ = decode(text, Path("annotations"))
-    else:
-        columns = truth.columns if isinstance(truth, Dataset) else None
-        if columns is None:
-            columns = read_columns(Path(truth.annotation_file if isinstance(truth, Dataset) else truth))
-        arrays, classes = columns.shared.arrays, columns.classes
-    ids = np.array(classes.ids, np.int64)
-    image_id = np.repeat(arrays["image_id"], np.diff(arrays["objects"]))
-    label = arrays["label"]
-    use = label >= 0
-    everything = (image_id, ids[label], arrays["box_xywh_px"], arrays["area_px"], arrays["crowd"])
-    return Objects(*(everything if use.all() else (column[use] for column in everything)))
-
-
 def match_categories(model_names: Sequence[str], data: Classes, model: str, dataset: str) -> ClassMatch:
     """The dataset's categories by the model's labels, matched by name; the model may know more of them.
 
@@ -269,14 +166,6 @@ def match_categories(model_names: Sequence[str], data: Classes, model: str, data
     both = tuple(name for name in model_names if name in ids)
     scored = Classes(both, tuple(ids[name] for name in both))
     return ClassMatch(scored, tuple(ids.get(name) for name in model_names), unscored)
-
-
-def _or_none(value: float) -> float | None:
-    return None if value < 0 else value
-
-
-def _number(value: float) -> str:
-    return "     -" if value < 0 else f"{value:6.3f}"
 
 
 def _real(batch: EvalBatch) -> Bool[np.ndarray, " b"]:

@@ -98,7 +98,7 @@ def test_the_annotation_file_is_not_read_again(tmp_path, monkeypatch):
     images = [image["id"] for image in content["images"]]
     before = score(file, results, images, CLASSES).numbers()
     file.unlink()
-    monkeypatch.setattr("dfine_jax.evaluation.evaluate.read_columns", lambda *_: 1 / 0)
+    monkeypatch.setattr("dfine_jax.evaluation.truth.read_columns", lambda *_: 1 / 0)
     assert score(data, results, images, data.classes).numbers() == before
     batch = EvalBatch(np.zeros((1, 8, 8, 3), np.uint8), np.array(images[:1]), np.full((1, 2), 400, np.float32))
     nothing = np.zeros((1, 0)), np.zeros((1, 0), int), np.zeros((1, 0, 4))

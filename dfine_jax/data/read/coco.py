@@ -157,16 +157,25 @@ def with_outlines(dataset: Dataset) -> Dataset:
     found = read_segmentations(dataset)
 
     def outline(number: int, record: Record) -> Outline:
-        try:
-            return checked(parse_segmentation(found.get(number)), record.width_px, record.height_px)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise RepairableError(
-                f"{dataset.annotation_file}: the mask of annotation {number} in {record.path.name} cannot be used "
-                f"({error})"
-            ) from error
+        size_px = record.width_px, record.height_px
+        return usable_outline(found.get(number), size_px, number, record.path.name, dataset.annotation_file)
 
     records = tuple(
         dataclasses.replace(record, outlines=tuple(outline(int(i), record) for i in record.annotation_ids))
         for record in dataset.records
     )
     return dataclasses.replace(dataset, records=records)
+
+
+def usable_outline(segmentation: Any, size_px: tuple[int, int], number: int, picture: str, source: Path) -> Outline:
+    """``segmentation`` of annotation ``number`` in a picture of (width, height).
+
+    Raises:
+      UserError: it cannot be drawn.
+    """
+    try:
+        return checked(parse_segmentation(segmentation), *size_px)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RepairableError(
+            f"{source}: the mask of annotation {number} in {picture} cannot be used ({error})"
+        ) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from dfine_jax.config import Config
 from dfine_jax.data.read.dataset import Dataset
-from dfine_jax.evaluation.evaluate import METRIC_NAMES, Metrics
+from dfine_jax.evaluation.score import METRIC_NAMES, Metrics
 from dfine_jax.evaluation.metrics import RATIO_NAMES
 from dfine_jax.families import of
 from dfine_jax.training.report.examples import Examples
