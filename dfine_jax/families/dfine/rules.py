@@ -23,7 +23,7 @@ def rules(model: ModelConfig, optim: OptimConfig) -> tuple[Rule, ...]:
     elif optim.backbone_bn == "base":
         found.append(Rule(r"^backbone/.*/bn/", "base", optim.lr, decay=False))
     found.append(Rule(r"^backbone/", "backbone", optim.backbone_lr, decay=True))
-    without_decay = r"norm\d?/(scale|bias)$" if optim.decay_bias else r"(norm\d?/scale|bias)$"
+    without_decay = r"(norm\d?|bn_?\d)/(scale|bias)$" if optim.decay_bias else r"((norm\d?|bn_?\d)/scale|bias)$"
     found.append(Rule(rf"^(encoder|decoder)/.*{without_decay}", "base", optim.lr, decay=False))
     found.append(Rule(r"", "base", optim.lr, decay=True))
     return tuple(found)
