@@ -2,8 +2,8 @@
 
 Every operation of the pipeline that moves pixels is affine, so nothing is drawn or resampled on the way, and a mask
 fits its object as exactly at the end as it did in the annotation file. Cutting hides: what a crop leaves of a picture
-travels along as a rectangle, because a letterbox shows black beside it. When a picture is rotated, what was left of it is
-noted as a rectangle of the annotated picture, where it stays upright.
+travels along as a rectangle, because a letterbox shows black beside it. When a picture is rotated, what was left of it
+is noted as a rectangle of the annotated picture, where it stays upright.
 """
 
 from __future__ import annotations

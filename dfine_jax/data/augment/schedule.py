@@ -28,8 +28,8 @@ def policy(config: DataConfig, epoch: int) -> Policy:
     """The policy [e0, e1, e2] of an epoch counted from 0.
 
     Flips and turns in all epochs; the strong operations in e0 <= epoch < e2; mosaic and MixUp, where the method has
-    them, in e0 <= epoch < e1; several input sizes in epoch < e2 (D-FINE configs/*/include, DEIM engine/data/transforms).
-    With augment=none there is nothing of all this.
+    them, in e0 <= epoch < e1; several input sizes in epoch < e2 (D-FINE configs/*/include, DEIM's engine/data). With
+    augment=none there is nothing of all this.
     """
     strong = config.start_augment_epoch <= epoch < config.stop_augment_epoch
     return Policy(
