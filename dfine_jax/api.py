@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dfine_jax.config import Config
     from dfine_jax.data.read.dataset import Dataset
-    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.evaluation.score import Metrics
     from dfine_jax.prediction.detector import OpenedModel
     from dfine_jax.training.run.loop import Result
     from dfine_jax.weights.load import LoadedModel

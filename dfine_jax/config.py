@@ -128,6 +128,7 @@ class TrainConfig:
     remat: tuple[str, ...] = ()  # parts (backbone, encoder, decoder) computed again backwards, to save memory
     patience: int = 0  # evaluations without a new best after which training ends; 0 = never
     target_ap: float = 0.0  # average precision at which training ends; 0 = never
+    best_by: Literal["masks", "boxes"] = "masks"  # whose AP decides what is best; without masks, that of boxes
     eval_batch_size: int = 16
     eval_every: int = 1  # epochs
     checkpoint_every: int = 1  # epochs

@@ -23,7 +23,8 @@ import numpy as np
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.evaluation.evaluate import ClassMatch, Truth
+    from dfine_jax.evaluation.evaluate import ClassMatch
+    from dfine_jax.evaluation.truth import Truth
 
 _THROUGHPUT_RUNS = 5
 
@@ -144,7 +145,7 @@ def num_blocks(contenders: int, amounts: Amounts) -> int:
 
 def average_precision(measurement: Measurement, truth: Truth, classes: ClassMatch) -> float:
     """AP of the timed detections on the images that were detected in."""
-    from dfine_jax.evaluation.evaluate import score
+    from dfine_jax.evaluation.score import score
 
     results = []
     for image_id, (scores, labels, corners) in measurement.detections.items():

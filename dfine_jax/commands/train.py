@@ -185,7 +185,9 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
     if not result.finished:
         print(f"stopped; to continue: {_resume_command(options)}")
     elif result.best_ap >= 0:
-        print(f"done: AP {result.best_ap:.3f} in epoch {result.best_epoch}, kept in {options.out / 'best'}")
+        of_masks = result.metrics and result.metrics.masks and config.train.best_by == "masks"
+        what = "mask AP" if of_masks else "AP"
+        print(f"done: {what} {result.best_ap:.3f} in epoch {result.best_epoch}, kept in {options.out / 'best'}")
     else:
         print(f"done: weights in {options.out / 'last'}")
     return result.finished

@@ -53,14 +53,16 @@ class Objects:
         absent = np.flatnonzero(~self.masks.exist)
         if not len(absent):
             return self
-        texts = [mask["counts"] for mask in self.masks.coco(np.arange(len(self.masks)))]
-        for row in absent.tolist():
-            height, width = self.masks.size_px[row].tolist()
+        boxes = []
+        for row, (height, width) in zip(absent.tolist(), self.masks.size_px[absent].tolist(), strict=True):
             box: Any = self.box_xywh_px[row : row + 1]
-            texts[row] = frPyObjects(box, height, width)[0]["counts"]
+            boxes += frPyObjects(box, height, width)
+        both = RunLengths.joined([self.masks, RunLengths.of_coco(boxes)])
+        which = np.arange(len(self.masks))
+        which[absent] = len(self.masks) + np.arange(len(absent))
         crowd = self.crowd.copy()
         crowd[absent] = True
-        return dataclasses.replace(self, crowd=crowd, masks=RunLengths.of(texts, self.masks.size_px))
+        return dataclasses.replace(self, crowd=crowd, masks=both.select(which))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +14,11 @@ from tqdm import tqdm
 from dfine_jax.data.load.batch import EvalBatch
 from dfine_jax.data.load.pipeline import EvalLoader
 from dfine_jax.data.load.workers import closing_batches
+from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.data.read.dataset import Classes, Dataset, listed
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.detections import Detections
+from dfine_jax.evaluation.run_lengths import RunLengths
 from dfine_jax.evaluation.score import Metrics, score
 from dfine_jax.evaluation.truth import Truth
 from dfine_jax.ops.postprocess import Selected
@@ -80,10 +83,16 @@ def evaluate_detections(
     """As ``evaluate``, for what answers in pixels (``Backend.detect`` of any runtime) and may know more classes."""
     found: list[Detections] = []
     seen: list[int] = []
-    with closing_batches(batches) as stream:
+    latest: Future[Detections] | None = None
+    # Run lengths are made while the network is at the next batch; not of more than one, maps are large.
+    with closing_batches(batches) as stream, ThreadPoolExecutor(1, "run lengths") as worker:
         for batch in stream:
             seen += [int(i) for i in batch.image_id[_real(batch)]]
-            found.append(pixel_results(detect(batch.images, _view_px(batch)), batch, classes.category_of_label))
+            predictions = detect(batch.images, _view_px(batch))
+            found += [latest.result()] if latest else []
+            latest = worker.submit(pixel_results, predictions, batch, classes.category_of_label)
+            del predictions
+        found += [latest.result()] if latest else []
     detections = Detections.joined(found)
     del found
     if observe is not None:
@@ -133,7 +142,7 @@ def evaluate_opened(
 
 
 def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:
-    """Detections from corners in pixels; labels with None as category are left out."""
+    """Detections from corners in pixels; labels with None as category are left out. Masks become run lengths."""
     scores, labels, corners = (np.asarray(value) for value in predictions[:3])
     boxes = corners.astype(np.float64)
     boxes[..., 2:] -= boxes[..., :2]
@@ -141,7 +150,25 @@ def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids:
     ids = np.array([category or 0 for category in category_ids], np.int64)
     use = known[labels] & _real(batch)[:, None]
     image_id = np.broadcast_to(np.asarray(batch.image_id, np.int64)[:, None], labels.shape)
-    return Detections(image_id[use], ids[labels[use]], boxes[use], scores[use].astype(np.float64))
+    columns = image_id[use], ids[labels[use]], boxes[use], scores[use].astype(np.float64)
+    return Detections(*columns, _run_lengths(predictions, use, batch))
+
+
+def _run_lengths(predictions: PixelPredictions, use: Bool[np.ndarray, "b n"], batch: EvalBatch) -> RunLengths | None:
+    """Masks of the detections in use, over their whole pictures."""
+    if predictions.masks_logit is None:
+        return None
+    counts, sizes = [], []
+    views = _view_px(batch).tolist()
+    pictures = zip(predictions.masks_logit, predictions.boxes_xyxy_px, views, batch.size_px, use, strict=True)
+    for maps, boxes, view, size_px, used in pictures:
+        left, top, width, height = view
+        picture = round(float(size_px[0])), round(float(size_px[1]))
+        masks = MapMasks(maps, boxes, (left, top, width, height), picture)
+        texts = [masks.rle(row)["counts"] for row in np.flatnonzero(used).tolist()]
+        counts += texts
+        sizes += [picture[::-1]] * len(texts)
+    return RunLengths.of(counts, np.array(sizes, np.int64).reshape(-1, 2))
 
 
 def match_categories(model_names: Sequence[str], data: Classes, model: str, dataset: str) -> ClassMatch:

@@ -117,6 +117,7 @@ class DetectionReport:
     best: Scores
     per_class: dict[str, Scores]  # at the best threshold
     confusion: Int[np.ndarray, "k+1 k+1"]  # at the best threshold; rows: objects, columns: predictions, last: none
+    kind: Kind = "boxes"  # what was compared
 
     def at(self, threshold: float) -> Scores:
         """All classes at the counted threshold nearest to this one."""
@@ -168,6 +169,7 @@ def detection_report(
         best=counts.overall(index),
         per_class={name: counts.of_class(index, label) for label, name in enumerate(classes.names)},
         confusion=confusion_matrix(images, len(classes), float(THRESHOLDS[index])),
+        kind=kind,
     )
 
 

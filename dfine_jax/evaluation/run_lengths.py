@@ -16,16 +16,16 @@ _MOST_AREAS = 255  # at once; pycocotools writes their number into one byte
 class RunLengths:
     """Masks over whole pictures. One without a single byte is none at all; an empty mask has its one run."""
 
-    counts: bytes  # of all masks, one after another
-    bounds: Int64[np.ndarray, " n+1"]  # of each of them in ``counts``
+    counts: bytes  # of all masks
+    bounds: Int64[np.ndarray, "n 2"]  # start and end of each of them in ``counts``, in any order
     size_px: Int64[np.ndarray, "n 2"]  # (height, width) of its picture, in COCO's order
 
     @classmethod
     def of(cls, counts: Sequence[bytes], size_px: Any) -> RunLengths:
         """From the run lengths of each mask; ``size_px`` (height, width) of each, or of all of them."""
-        bounds = np.concatenate([[0], np.cumsum([len(text) for text in counts], dtype=np.int64)])
+        ends = np.cumsum([0, *map(len, counts)], dtype=np.int64)
         sizes = np.broadcast_to(np.asarray(size_px, np.int64), (len(counts), 2))
-        return cls(b"".join(counts), bounds, np.ascontiguousarray(sizes))
+        return cls(b"".join(counts), np.stack([ends[:-1], ends[1:]], 1), np.ascontiguousarray(sizes))
 
     @classmethod
     def of_coco(cls, masks: Sequence[Mapping[str, Any]]) -> RunLengths:
@@ -37,10 +37,12 @@ class RunLengths:
     @classmethod
     def joined(cls, parts: Sequence[RunLengths]) -> RunLengths:
         """One after another."""
-        lengths = [np.diff(part.bounds) for part in parts]
-        bounds = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))])
-        sizes = np.concatenate([np.empty((0, 2), np.int64), *(part.size_px for part in parts)])
-        return cls(b"".join(part.counts for part in parts), bounds, sizes)
+        shifts = np.cumsum([0, *(len(part.counts) for part in parts)], dtype=np.int64)
+        nothing = np.empty((0, 2), np.int64)
+        bounds = [part.bounds + shift for part, shift in zip(parts, shifts.tolist(), strict=False)]
+        sizes = [part.size_px for part in parts]
+        counts = b"".join(part.counts for part in parts)
+        return cls(counts, np.concatenate([nothing, *bounds]), np.concatenate([nothing, *sizes]))
 
     def __len__(self) -> int:
         """Number of masks, those that are none included."""
@@ -49,22 +51,18 @@ class RunLengths:
     @property
     def exist(self) -> Bool[np.ndarray, " n"]:
         """Which ones are masks."""
-        return np.diff(self.bounds) > 0
+        return self.bounds[:, 1] > self.bounds[:, 0]
 
     def select(self, rows: Int64[np.ndarray, " r"] | Bool[np.ndarray, " n"]) -> RunLengths:
-        """Those of some rows."""
-        rows = np.arange(len(self))[rows]
-        return RunLengths.of(self._texts(rows), self.size_px[rows])
+        """Those of some rows, in the same buffer."""
+        return RunLengths(self.counts, self.bounds[rows], self.size_px[rows])
 
     def coco(self, rows: Int64[np.ndarray, " r"] | Bool[np.ndarray, " n"]) -> list[Any]:
         """Masks of some rows as pycocotools takes them."""
-        rows = np.arange(len(self))[rows]
-        sizes = self.size_px[rows].tolist()
-        return [{"size": size, "counts": text} for size, text in zip(sizes, self._texts(rows), strict=True)]
-
-    def _texts(self, rows: Int64[np.ndarray, " r"]) -> list[bytes]:
-        starts, ends = self.bounds[rows].tolist(), self.bounds[rows + 1].tolist()
-        return [self.counts[start:end] for start, end in zip(starts, ends, strict=True)]
+        bounds, sizes = self.bounds[rows].tolist(), self.size_px[rows].tolist()
+        return [
+            {"size": size, "counts": self.counts[start:end]} for size, (start, end) in zip(sizes, bounds, strict=True)
+        ]
 
 
 def areas_px(masks: Sequence[Any]) -> Float64[np.ndarray, " n"]:

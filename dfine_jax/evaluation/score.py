@@ -44,6 +44,10 @@ class Metrics:
         numbers = {name: getattr(self, name) for name in METRIC_NAMES}
         return numbers | ({MASK + name: value for name, value in self.masks.numbers().items()} if self.masks else {})
 
+    def deciding_ap(self, best_by: Kind) -> float:
+        """AP by which weights are compared: of masks only where there are any."""
+        return self.masks.ap if self.masks and best_by == "masks" else self.ap
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, those of masks under names with ``mask_``; None where nothing is annotated."""
         out = {

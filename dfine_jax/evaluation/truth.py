@@ -81,7 +81,7 @@ def _drawn(text: Any, source: Path, arrays: dict[str, np.ndarray], sizes: Int64[
     numbers = arrays["annotation_id"]
     order = np.argsort(numbers, kind="stable")
     ordered = numbers[order]
-    counts = [b""] * len(numbers)
+    counts, bounds = bytearray(), np.zeros((len(numbers), 2), np.int64)
     for piece in in_pieces(coco_lists(text, source)["annotations"], OutlineEntry, source):
         entries = [entry for entry in piece.entries if entry.segmentation]
         if not entries:
@@ -97,8 +97,10 @@ def _drawn(text: Any, source: Path, arrays: dict[str, np.ndarray], sizes: Int64[
             if not width or not height:
                 raise UserError(f"{source}: image {picture!r} has no width and height, which its masks need; add them")
             outline = usable_outline(entry.segmentation, (width, height), entry.id, picture, source)
-            counts[row] = run_lengths(outline, (width, height))
-    return RunLengths.of(counts, sizes[image][:, ::-1])
+            start = len(counts)
+            counts += run_lengths(outline, (width, height))
+            bounds[row] = start, len(counts)
+    return RunLengths(bytes(counts), bounds, sizes[image][:, ::-1])
 
 
 def run_lengths(outline: Outline, size_px: tuple[int, int]) -> bytes:

@@ -1,4 +1,4 @@
-"""Mask numbers against pycocotools fed with the original file, to the last bit; and what counts where masks are absent."""
+"""Mask numbers against pycocotools fed with the original file, to the last bit; what counts where masks are absent."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from dfine_jax.data.load.batch import EvalBatch
+from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.detections import Detections
-from dfine_jax.evaluation.run_lengths import RunLengths
+from dfine_jax.evaluation.evaluate import ClassMatch, evaluate_detections, pixel_results
+from dfine_jax.evaluation.run_lengths import RunLengths, areas_px
 from dfine_jax.evaluation.score import score
 from dfine_jax.evaluation.truth import annotated
+from dfine_jax.serving.backends.base import PixelPredictions
 
 CLASSES = Classes(("bird", "cat", "dog", "eel"), (90, 5, 17, 2))  # of eels there are none
 WIDTH, HEIGHT = 200, 150
@@ -193,10 +197,11 @@ CAT = Classes(("cat",), (5,))
 
 def test_what_is_detected_on_objects_without_a_mask_counts_for_nothing():
     whole = [[10, 10, 50, 10, 50, 40, 10, 40]]
+    cat = {"image_id": 1, "category_id": 5}
     found = [
-        {"image_id": 1, "category_id": 5, "bbox": [100, 20, 40, 30], "score": 0.9, "segmentation": filled(102, 22, 138, 48)},
-        {"image_id": 1, "category_id": 5, "bbox": [10, 10, 40, 30], "score": 0.8, "segmentation": filled(10, 10, 50, 40)},
-    ]  # fmt: skip
+        cat | {"bbox": [100, 20, 40, 30], "score": 0.9, "segmentation": filled(102, 22, 138, 48)},
+        cat | {"bbox": [10, 10, 40, 30], "score": 0.8, "segmentation": filled(10, 10, 50, 40)},
+    ]
     metrics = score(one_picture([whole, None]), found, [1], CAT)
     assert metrics.masks is not None and metrics.masks.ap == pytest.approx(1.0) and metrics.without_mask == 1
     best = metrics.masks.report.best
@@ -258,3 +263,53 @@ def test_detections_with_masks_iterate_as_coco_results():
     assert list(both) == results and json.dumps(list(both))
     without = [{k: v for k, v in result.items() if k != "segmentation"} for result in results[:7]]
     assert Detections.joined([Detections.of_coco(without), both]).masks is None
+
+
+def test_maps_of_a_network_become_run_lengths_over_the_picture():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(3, 4, 10, 12)).astype(np.float32)
+    boxes = np.tile(np.array([[3, 2, 31, 28], [0, 0, 60, 40], [40, 1, 70, 39], [5, 5, 5, 9]], np.float32), (3, 1, 1))
+    sizes = np.array([[60, 40], [50, 30], [1, 1]], np.float32)
+    views = np.array([[0, 0, 60, 40], [0, -10, 50, 50], [0, 0, 1, 1]], np.float32)  # the second is letterboxed
+    batch = EvalBatch(np.zeros((3, 1, 1, 3), np.uint8), np.array([7, 8, -1]), sizes, views)
+    labels = np.array([[0, 1, 2, 0]] * 3)  # of the second class the data knows nothing
+    found = pixel_results(PixelPredictions(np.full((3, 4), 0.5), labels, boxes, maps), batch, [90, None, 17])
+    assert found.masks is not None and found.image_id.tolist() == [7, 7, 7, 8, 8, 8]
+    got = [coco_mask.decode([mask])[..., 0] for mask in found.masks.coco(np.arange(6))]
+    for bitmap, image, number in zip(got, [0, 0, 0, 1, 1, 1], [0, 2, 3] * 2, strict=True):
+        width, height = sizes[image].astype(int).tolist()
+        masks = MapMasks(maps[image], boxes[image], tuple(views[image].tolist()), (width, height))
+        np.testing.assert_array_equal(bitmap, masks.full(number))
+        assert bitmap.any() == (number != 3)  # whose box is empty
+    whole = np.array([[[0, 0, 10, 10.0]]])
+    coarse = PixelPredictions(np.array([[0.9]]), np.array([[0]]), whole, np.full((1, 1, 5, 5), 9.0))
+    found = pixel_results(coarse, one_image(1, 10, 10), [5])
+    assert found.masks is not None and areas_px(found.masks.coco(np.arange(1))) == [100]
+
+
+def one_image(image_id, width, height):
+    size_px = np.array([[width, height]], np.float32)
+    return EvalBatch(np.zeros((1, 1, 1, 3), np.uint8), np.array([image_id]), size_px)
+
+
+def test_masks_come_from_the_batch_they_belong_to(stored):
+    """They are made in another thread while the next batch is predicted."""
+    content, _ = made_up(8, images=7)
+    boxes = {a["image_id"]: a["bbox"] for a in content["annotations"]}
+    images = [image["id"] for image in content["images"] if image["id"] in boxes]
+    batches = [one_image(i, WIDTH, HEIGHT) for i in images]
+    numbers = iter(images)
+
+    def detect(_, views):
+        left, top, width, height = boxes[next(numbers)]
+        corners = np.array([[[left, top, left + width, top + height]]])
+        return PixelPredictions(np.array([[0.9]]), np.array([[0]]), corners, np.full((1, 1, 4, 4), 5.0))
+
+    kept = []
+    match = ClassMatch(CLASSES, CLASSES.ids)
+    metrics = evaluate_detections(detect, batches, content, match, lambda found: kept.extend(found))
+    assert metrics.masks is not None and [result["image_id"] for result in kept] == images
+    for result in kept:
+        left, top, width, height = np.array(coco_mask.toBbox(result["segmentation"]))
+        x, y, w, h = boxes[result["image_id"]]
+        assert (left, top, width, height) == pytest.approx((x, y, w, h), abs=1)

@@ -12,7 +12,7 @@ from PIL import Image
 from dfine_jax.data.read import audit, coco_pieces
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.evaluate import score
+from dfine_jax.evaluation.score import score
 from dfine_jax.families.dfine.config import LossConfig
 
 WIDTH, HEIGHT = 64, 48
