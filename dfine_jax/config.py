@@ -85,9 +85,9 @@ class DataConfig:
     width_px: int = 640
     resize: Literal["stretch", "letterbox"] = "stretch"
     augment: Literal["standard", "dense", "none"] = "standard"  # dense: also mosaic and MixUp
-    start_augment_epoch: int = 0  # e0: before it only flip and resize
+    start_augment_epoch: int = 0  # e0: before it only flips, quarter turns and resize
     stop_mosaic_epoch: int = 78  # e1: end of mosaic and MixUp
-    stop_augment_epoch: int = 148  # e2: from it on only flip and resize, and one input size
+    stop_augment_epoch: int = 148  # e2: from it on only these, and one input size
     photometric_prob: float = 0.5
     zoom_out_prob: float = 0.5
     iou_crop_prob: float = 0.8
