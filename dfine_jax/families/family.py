@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dfine_jax.typing import Matching, ModelOutput, Norm, Targets
 
 Start = Literal["nothing", "backbone", "detector"]  # what is pretrained
+Optimizer = Literal["adamw", "adan", "muon"]
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
 M = TypeVar("M")  # the family's model configuration
 L = TypeVar("L")  # its loss configuration
@@ -40,6 +41,7 @@ class Rule:
     group: str  # ``base``, or a name for the rate's curve in the log
     lr: float  # full rate; 0.0: the parameters are frozen, and their gradients count in no norm
     decay: bool
+    optimizer: Optimizer = "adamw"
 
 
 class Queries(Protocol):
