@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
-import types
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -88,7 +84,11 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Images and augmentation (data/augment/schedule.py says what happens in which epoch)."""
+    """Images and augmentation (data/augment/schedule.py says what happens in which epoch).
+
+    Operations with a probability work under ``standard`` and ``dense`` alike. D-FINE-seg's mixture is ``dense`` with
+    ``mosaic_layout`` random_centre, with none of the distortion, zooming out, cropping and MixUp of the others.
+    """
 
     height_px: int = 640
     width_px: int = 640
@@ -100,8 +100,23 @@ class DataConfig:
     photometric_prob: float = 0.5
     zoom_out_prob: float = 0.5
     iou_crop_prob: float = 0.8
-    flip_prob: float = 0.5
+    flip_prob: float = 0.5  # left and right
+    flip_vertical_prob: float = 0.0  # up and down
+    turn_90_prob: float = 0.0  # by a quarter to the left or to the right
+    rotation_prob: float = 0.0  # by up to rotation_deg either way
+    rotation_deg: float = 10.0
+    dropout_prob: float = 0.0  # one or two black rectangles
+    brightness_prob: float = 0.0  # with contrast, of the whole picture
+    gamma_prob: float = 0.0
+    blur_prob: float = 0.0
+    noise_prob: float = 0.0  # Gaussian, of each pixel and channel
+    grey_prob: float = 0.0
     mosaic_prob: float = 0.5  # of an image, with augment=dense
+    mosaic_layout: Literal["grid", "random_centre"] = "grid"  # random_centre: as large as the input, then nothing else
+    mosaic_rotation_deg: float = 10.0  # up to so much, either way
+    mosaic_translation: float = 0.1  # up to so much of the picture, either way
+    mosaic_scale: tuple[float, ...] = (0.5, 1.5)  # smallest, largest
+    mosaic_shear_deg: float = 0.0  # up to so much, either way, on both axes
     mosaic_cache: int = 0  # partners from so many recent images, which are still decoded; 0 = from all images
     mixup_prob: float = 0.5  # of a batch, with augment=dense
     multi_scale_repeat: int = 0  # weight of the base size among 0.75 to 1.25 times it; 0 = base size only
@@ -152,13 +167,13 @@ class Config:
     log: LogConfig = LogConfig()
 
 
-Sections = Callable[[Mapping[str, Any]], Mapping[str, type]]  # classes of the sections that a family decides
-
 _RANGES: dict[str, Callable[[Any], bool]] = {
     "at least 1": lambda v: v >= 1,
     "at least -1": lambda v: v >= -1,
     "not negative": lambda v: 0 <= v < math.inf,
     "between 0 and 1": lambda v: 0 <= v <= 1,
+    "between 0 and 45": lambda v: 0 <= v <= 45,
+    "between 0 and 180": lambda v: 0 <= v <= 180,
     "above 0": lambda v: 0 < v < math.inf,
 }
 
@@ -167,7 +182,7 @@ def check_ranges(section: str, values: Any, rules: Mapping[str, tuple[str, ...]]
     """Fields of a section lie in their ranges.
 
     Args:
-      rules: names of fields by range: "at least 1", "at least -1", "not negative", "between 0 and 1", "above 0".
+      rules: names of fields by range: "at least 1", "not negative", "between 0 and 1" and the others of ``_RANGES``.
 
     Raises:
       ConfigError: one does not; the message names the key.
@@ -199,10 +214,16 @@ def check_shared(config: Config) -> None:
         "at least -1": ("workers",),
         "not negative": ("max_objects", "start_augment_epoch", "stop_mosaic_epoch", "stop_augment_epoch")
         + ("mosaic_cache", "multi_scale_repeat"),
-        "between 0 and 1": ("photometric_prob", "zoom_out_prob", "iou_crop_prob", "flip_prob")
-        + ("mosaic_prob", "mixup_prob"),
+        "between 0 and 1": tuple(f.name for f in dataclasses.fields(DataConfig) if f.name.endswith("_prob"))
+        + ("mosaic_translation",),
+        "above 0": ("mosaic_scale",),
+        "between 0 and 180": ("rotation_deg", "mosaic_rotation_deg"),
+        "between 0 and 45": ("mosaic_shear_deg",),
     }
     check_ranges("data", config.data, rules)
+    scale = config.data.mosaic_scale
+    if len(scale) != 2 or scale[0] > scale[1]:
+        raise ConfigError(f"data.mosaic_scale={list(scale)} must be two numbers, the smallest and the largest")
     rules = {
         "not negative": ("lr", "backbone_lr", "weight_decay", "warmup_steps", "ema_warmup_steps", "flat_epochs")
         + ("final_epochs", "muon_lr_factor", "adan_lr_factor"),
@@ -212,137 +233,3 @@ def check_shared(config: Config) -> None:
     }
     check_ranges("optim", config.optim, rules)
     check_ranges("log", config.log, {"not negative": ("pictures",)})
-
-
-def from_dict(cls: type, values: dict[str, Any], where: str = "", sections: Sections | None = None) -> Any:
-    """Build a configuration dataclass from plain values.
-
-    Args:
-      where: before the names of keys, in messages.
-      sections: of the values of a ``Config``, wherever it is met: classes of its sections ``model`` and ``loss``.
-
-    Raises:
-      ConfigError: a key is unknown, missing or of another type.
-    """
-    hints = _hints(cls, values, sections)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise ConfigError(f"unknown configuration key {where + unknown[0]!r}{_near(unknown[0], fields)}")
-    out = {}
-    for name, field in fields.items():
-        if name in values:
-            out[name] = _coerce(hints[name], values[name], where + name, sections)
-        elif field.default is dataclasses.MISSING and not _all_default(hints[name]):
-            raise ConfigError(f"configuration key {where + name!r} is missing")
-        elif field.default is dataclasses.MISSING:
-            out[name] = hints[name]()
-    return cls(**out)
-
-
-def _hints(cls: type, values: Mapping[str, Any], sections: Sections | None) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return hints | dict(sections(values)) if cls is Config and sections else hints
-
-
-def _all_default(hint: Any) -> bool:
-    """Whether it is a section whose fields all have defaults."""
-    section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-    return section and all(field.default is not dataclasses.MISSING for field in dataclasses.fields(hint))
-
-
-def known_only(
-    cls: type, values: dict[str, Any], prefix: str = "", sections: Sections | None = None
-) -> tuple[dict[str, Any], list[str]]:
-    """Values without keys that the dataclass or its sections do not have, and those keys, dotted."""
-    hints = _hints(cls, values, sections)
-    kept, unknown = {}, []
-    for name, value in values.items():
-        hint = hints.get(name)
-        if hint is None:
-            unknown.append(prefix + name)
-        elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            kept[name], deeper = known_only(hint, value, f"{prefix}{name}.", sections)
-            unknown += deeper
-        else:
-            kept[name] = value
-    return kept, unknown
-
-
-def override(config: Any, assignments: typing.Sequence[str]) -> Any:
-    """Apply ``section.key=value`` strings, for example ``optim.lr=2e-4``; values are JSON or bare words.
-
-    Raises:
-      ConfigError: malformed assignment, unknown key (the near ones are suggested) or a value of the wrong type.
-    """
-    for text in assignments:
-        key, sep, raw = text.partition("=")
-        if not sep:
-            raise ConfigError(f"{text!r} is not an assignment; write section.key=value, for example optim.lr=2e-4")
-        config = _replace(config, key.strip().split("."), raw.strip(), key.strip(), config)
-    return config
-
-
-def keys(config: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of a configuration, for help texts and suggestions."""
-    out = []
-    for name in hints_of(config):
-        value = getattr(config, name)
-        out += keys(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else [prefix + name]
-    return out
-
-
-def _replace(config: Any, path: list[str], raw: str, full: str, whole: Any) -> Any:
-    hints = typing.get_type_hints(type(config))
-    if path[0] not in hints:
-        raise ConfigError(f"unknown configuration key {full!r}{_near(full, keys(whole))}")
-    current = getattr(config, path[0])
-    if dataclasses.is_dataclass(current):
-        if len(path) == 1:
-            raise ConfigError(f"{full!r} is a section; set one of its keys: {', '.join(hints_of(current))}")
-        return dataclasses.replace(config, **{path[0]: _replace(current, path[1:], raw, full, whole)})
-    if len(path) > 1:
-        raise ConfigError(f"unknown configuration key {full!r}: {path[0]!r} is a value, not a section")
-    try:
-        value = json.loads(raw)
-    except json.JSONDecodeError:
-        value = raw
-    return dataclasses.replace(config, **{path[0]: _coerce(hints[path[0]], value, full, None)})
-
-
-def hints_of(config: Any) -> list[str]:
-    """Field names of a configuration section."""
-    return [f.name for f in dataclasses.fields(config)]
-
-
-def _near(key: str, candidates: typing.Iterable[str]) -> str:
-    names = list(candidates)
-    close = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
-    tail = key.rsplit(".", 1)[-1]
-    close = [n for n in names if n.rsplit(".", 1)[-1] == tail] + close
-    return f"; did you mean {', '.join(dict.fromkeys(close))}?" if close else ""
-
-
-def _coerce(hint: Any, value: Any, where: str, sections: Sections | None) -> Any:
-    origin = typing.get_origin(hint)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ConfigError(f"configuration section {where!r} must be a mapping, not {value!r}")
-        return from_dict(hint, value, where + ".", sections)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{where}={value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _coerce(next(a for a in typing.get_args(hint) if a is not type(None)), value, where, sections)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}={value!r} must be a list, for example [1,2]")
-        return tuple(_coerce(typing.get_args(hint)[0], v, where, sections) for v in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{where}={value!r} must be of type {hint.__name__}")
-    return value

@@ -9,11 +9,12 @@ import re
 import pytest
 from conftest import ROOT
 
-from dfine_jax.config import Config, ConfigError, from_dict, keys, override
+from dfine_jax.config import Config, ConfigError
 from dfine_jax.errors import UserError
 from dfine_jax.families import sections, validate
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import VARIANTS, model_config
+from dfine_jax.system.config_values import from_dict, keys, override
 
 CONFIG = Config(model_config("n"), LossConfig())
 

@@ -159,10 +159,11 @@ def _report(splits: dict[str, Dataset], size_px: tuple[int, int]) -> list[Findin
 def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
     """Grids of the training split: as annotated, and in the middle of the training as configured."""
     from dfine_jax import families
-    from dfine_jax.config import Config, DataConfig, override
+    from dfine_jax.config import Config, DataConfig
     from dfine_jax.data.load.grid import annotated_grid, batch_grid
     from dfine_jax.data.load.pipeline import TrainLoader
     from dfine_jax.data.picture.images import save_picture
+    from dfine_jax.system.config_values import override
 
     height, width = _size(options, (640, 640))
     model = families.smallest()
@@ -228,7 +229,8 @@ def few_images(dataset: Dataset, count: int) -> Dataset:
 def overfit_config(data: Dataset, size_px: tuple[int, int], overrides: list[str]) -> Config:
     """The smallest model with a high rate, no augmentation and a short memory of the average."""
     from dfine_jax import families
-    from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig, override
+    from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig
+    from dfine_jax.system.config_values import override
 
     smallest = families.smallest()
     batch = min(OVERFIT_BATCH, len(data))

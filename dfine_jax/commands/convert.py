@@ -94,8 +94,8 @@ def _as_said(metadata: Metadata, overrides: list[str]) -> Metadata:
     if not overrides:
         return metadata
     from dfine_jax import families
-    from dfine_jax.config import override
     from dfine_jax.families.state_dict import leaf_shapes
+    from dfine_jax.system.config_values import override
 
     for text in overrides:
         if not text.startswith("model."):

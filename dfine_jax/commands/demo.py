@@ -87,7 +87,8 @@ def _tour(out: Path, epochs: int, started: float) -> None:
 def demo_config(num_classes: int, epochs: int) -> Config:
     """The smallest model for small pictures: fewer queries, because there are few places, and rates for a short run."""
     from dfine_jax import families
-    from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig, override
+    from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig
+    from dfine_jax.system.config_values import override
 
     steps = epochs * (NUM_TRAIN // BATCH_SIZE)
     smallest = families.smallest()

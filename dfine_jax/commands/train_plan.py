@@ -12,10 +12,11 @@ import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfine_jax.config import Config, override
+from dfine_jax.config import Config
 from dfine_jax.errors import UserError
 from dfine_jax.families import sections
 from dfine_jax.system import stored
+from dfine_jax.system.config_values import override
 from dfine_jax.system.files import read_json, write_whole
 
 if TYPE_CHECKING:

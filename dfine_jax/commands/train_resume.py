@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from dfine_jax.config import Config, LogConfig, override
+from dfine_jax.config import Config, LogConfig
 from dfine_jax.errors import UserError
+from dfine_jax.system.config_values import override
 
 # They change no number but by rounding, or only when the run ends; train.accumulate also what batch norm sees.
 _CHANGEABLE = (

@@ -48,7 +48,7 @@ def of(model: ModelSection) -> Family[Any, Any, Any, Any]:
 
 
 def sections(values: Mapping[str, Any]) -> dict[str, type]:
-    """Classes of the sections ``model`` and ``loss`` of a stored configuration (``config.from_dict``)."""
+    """Classes of the sections ``model`` and ``loss`` of a stored configuration (``config_values.from_dict``)."""
     model = values.get("model")
     found = named(str(model.get("family", FIRST)) if isinstance(model, Mapping) else FIRST)
     return {"model": found.Model, "loss": found.Loss}

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dfine_jax import __version__
-from dfine_jax.config import Sections, from_dict, known_only
 from dfine_jax.errors import UserError
+from dfine_jax.system.config_values import Sections, from_dict, known_only
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def build(
 
     Args:
       version: ``library_version`` of the description, if it has one.
-      sections: see ``config.from_dict``, for what holds a configuration.
+      sections: see ``config_values.from_dict``, for what holds a configuration.
 
     Raises:
       ConfigError: a key is missing or of another type, or unknown though no newer version wrote it.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from pycocotools import mask as coco_mask
+
+from dfine_jax.data.picture.run_lengths import expanded
 
 
 class Polygons(NamedTuple):
@@ -62,22 +64,9 @@ def checked(outline: Outline, width_px: int, height_px: int) -> Outline:
 
 
 def fills(counts: bytes, area_px: int) -> bool:
-    """Whether COCO's compressed run lengths are of so many pixels; pycocotools draws others from arbitrary memory.
-
-    Each number is written in groups of five bits, the lowest first: characters from 48 on, 32 more where another
-    follows; the fifth bit of the last is the sign. From the fourth number on it is the difference to the one before
-    the last.
-    """
-    codes: Int64[np.ndarray, " n"] = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = (codes & 32) == 0
-    if not len(codes) or not last[-1] or codes.min() < 0 or codes.max() > 63:
+    """Whether COCO's compressed run lengths are of so many pixels; pycocotools draws others from arbitrary memory."""
+    try:
+        runs = expanded(counts)
+    except ValueError:
         return False
-    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
-    lengths = np.diff(starts, append=len(codes))
-    if lengths.max() > 7:  # 35 bits: more than a picture has pixels
-        return False
-    place = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((codes & 31) << place, starts)
-    runs -= ((codes[last] & 16) > 0) << (5 * lengths)
-    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
     return bool(runs.min() >= 0 and runs.sum() == area_px)

@@ -17,9 +17,10 @@ import subprocess
 import sys
 from typing import Any, Literal
 
-from dfine_jax.config import Config, from_dict
+from dfine_jax.config import Config
 from dfine_jax.errors import UserError
 from dfine_jax.families import sections
+from dfine_jax.system.config_values import from_dict
 from dfine_jax.training.plan.cards import find_card, target_text
 from dfine_jax.training.plan.launches import Launches, read_launches
 

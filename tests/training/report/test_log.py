@@ -14,10 +14,11 @@ from event_files import events
 from PIL import Image
 from tiny import tiny_config
 
-from dfine_jax.config import LogConfig, from_dict
+from dfine_jax.config import LogConfig
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.evaluate import score
+from dfine_jax.system.config_values import from_dict
 from dfine_jax.training.report.log import RunLog, by_class, epoch_tag, read_metrics, table_header, table_line, tag
 from dfine_jax.training.report.meter import Meter, by_kind
 from dfine_jax.training.report.sinks import check_installed, open_sinks
