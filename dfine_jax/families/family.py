@@ -169,7 +169,8 @@ class Family(Generic[M, L, Q, P]):
     terms: Callable[[ModelOutput, Targets, Q | None, Matching[P], Norm, M, L], dict[str, Float[Array, ""]]]
     kinds: Callable[[M, L], tuple[str, ...]]  # kinds of terms that there can be, that of the classes first
     rules: Callable[[M, OptimConfig], tuple[Rule, ...]]  # the last one takes the rest
-    recipe: Callable[[str, Start, str], tuple[str, Config]]  # of variant, start, method: a table's name and line
+    # Of variant, start, method and task: a table's name and line.
+    recipe: Callable[[str, Start, str, str], tuple[str, Config]]
     # Weights.
     class_leaves: tuple[ClassLeaf, ...]
     frozen: tuple[str, ...]  # fields of the model, bool: parts that are held, for pretrained backbones only

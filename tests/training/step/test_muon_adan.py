@@ -19,7 +19,6 @@ from dfine_jax.families.dfine.variants import VARIANTS, model_config
 from dfine_jax.training.step import optimizer
 from dfine_jax.training.step.muon_adan import orthogonalised
 from dfine_jax.training.step.packing import CPU_LIMIT, PackedState
-from dfine_jax.training.step.schedule import OneCycle
 from dfine_jax.training.step.state import create_state
 from dfine_jax.training.step.step import make_update
 
