@@ -2,8 +2,9 @@
 
 Muon for the matrices of attention and feed-forward layers, Adan for the rest (AdamW for the backbones of L and X), one
 cycle of the rate, mosaics in every second image but in the last 5 of 55 epochs. ``optim.optimizer=adamw`` is the
-package's other recipe: all by AdamW, at the rates that belong to it. ``dfine train s --task segment --method dfine-seg``
-starts from this table and fits it to the data; with ``--task detect`` there are more mosaics.
+package's other recipe: all by AdamW, at the rates that belong to it.
+``dfine train s --task segment --method dfine-seg`` starts from this table and fits it to the data; with
+``--task detect`` there are more mosaics.
 
 In the package the backbone's rate counts for L and X alone, and N, S and M train the backbone at the rate of the rest;
 here it counts for all. The package fills the memory with the batch; 8 is what it had before, and what its rates are for

@@ -21,7 +21,7 @@ from dfine_jax.families.family import Variables
 from dfine_jax.families.state_dict import check_fit, from_tree, leaf_shapes, to_tree
 from dfine_jax.ops.anchors import anchors
 
-_NORMS = ("bn", "norm", "norm1", "norm2", "norm3")
+_NORM = re.compile(r"bn(_?\d)?|(fusion_)?norm\d?")
 _INNER_DECODER = ("layers_", "lqe_layers_")  # modules of the official decoder.decoder
 
 
@@ -32,7 +32,7 @@ def to_official(path: str) -> str:
         modules = ["decoder", *modules]
     if collection == "batch_stats":
         leaf = f"running_{leaf}"
-    elif leaf in ("kernel", "embedding") or (leaf == "scale" and modules[-1] in _NORMS):
+    elif leaf in ("kernel", "embedding") or (leaf == "scale" and _NORM.fullmatch(modules[-1])):
         leaf = "weight"
     # The three convolutions of a stem, conv1_1 to conv1_3, are called so in the official files, too.
     key = re.sub(r"(?<!\bconv1)_(?=\d+(\.|_|$))", ".", ".".join([*modules, leaf]))

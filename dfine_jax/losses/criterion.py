@@ -1,17 +1,18 @@
 """The training loss of decoders whose queries are matched one to one: match -> counts -> terms.
 
-| output            | where  | class          | bbox, giou   | fgl          | ddf   |
+| output            | where  | class, masks   | bbox, giou   | fgl          | ddf   |
 |-------------------|--------|----------------|--------------|--------------|-------|
 | last layer        | last   | own assignment | own or union | own or union |       |
 | layer i           | aux_i  | own assignment | own or union | own or union | union |
-| before refinement | pre    | own assignment | own or union |              |       |
-| encoder           | enc_0  | own assignment | own or union |              |       |
+| before refinement | pre    | own (no masks) | own or union |              |       |
+| encoder           | enc_0  | own (no masks) | own or union |              |       |
 | denoising i       | dn_i   | known pairs, for all terms                            ||||
-| denoising pre     | dn_pre | known pairs    | known        |              |       |
+| denoising pre     | dn_pre | known, class   | known        |              |       |
 
 A term is named ``kind/where``: ``giou/aux_0``. "class" is vfl, mal or focal. "union" is the cross-layer union of all
 assignments (losses/matcher.py), for decoders that refine edge distributions; only these have fgl, ddf and the outputs
-before refinement. References: dfine_criterion.py of Peterande/D-FINE, rtdetrv2_criterion.py of lyuwenyu/RT-DETR.
+before refinement. Masks (mask_bce, mask_dice) are of decoders that make them, and of objects that have one.
+References: dfine_criterion.py of Peterande/D-FINE and of dfine-seg, rtdetrv2_criterion.py of lyuwenyu/RT-DETR.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dfine_jax.losses import terms
 from dfine_jax.losses.fdr import Sides, ddf_sides, fdr_terms
+from dfine_jax.losses.masks import MaskPairs, MaskWeights, mask_cost, mask_terms, pairs_of_objects, pairs_of_queries
 from dfine_jax.losses.matcher import Costs, assign, matching_cost, union_match
 from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.typing import (
@@ -88,14 +90,22 @@ class _Distillation(NamedTuple):
 
 
 def match(
-    output: ModelOutput, targets: Targets, denoising: DenoisingQueries | None, config: Weights, *, union: bool
+    output: ModelOutput,
+    targets: Targets,
+    denoising: DenoisingQueries | None,
+    config: Weights,
+    *,
+    union: bool,
+    masks: MaskWeights | None = None,
 ) -> Matching[Pairs]:
     """Assignments of a training forward pass, one solver call.
 
-    The counts are objects and, with a union, its queries with an object and denoising queries with one.
+    The counts are objects and, with a union, its queries with an object and denoising queries with one; at the end,
+    where masks are trained, the pairs with a mask of each layer and of the denoising queries.
 
     Args:
       union: train the union of all assignments, where the decoder refines edge distributions.
+      masks: weights of their costs, for decoders that make some.
 
     Raises:
       ValueError: ``output`` has no training part, or ``denoising`` does not fit it.
@@ -103,12 +113,20 @@ def match(
     training = _training_part(output, denoising)
     heads = [jax.tree.map(lambda x: x[None], head) for head in _single_heads(training).values()]
     costs = [matching_cost(head.logits, head.boxes_cxcywh, targets, config) for head in (training.matching, *heads)]
+    segments = masks is not None and _segments(training, targets)
+    if segments:
+        costs[0] = costs[0] + mask_cost(training.matching.mask_embedding, training.pixels, targets, masks)
     outputs, joined = assign(jnp.concatenate(costs), targets.valid, config.assignment), None
     counts = [jnp.sum(targets.valid)]
     if union and training.matching.fdr is not None:
         joined = union_match(outputs, targets.valid.shape[1])
         denoised = jnp.zeros((), jnp.int32) if denoising is None else jnp.sum(denoising.match >= 0)
         counts += [jnp.sum(joined >= 0), denoised]
+    if segments:
+        layers = training.matching.logits.shape[0]
+        counts += [*pairs_of_objects(outputs[:layers], targets).exists.sum((-2, -1))]
+        known = _known_masks(denoising, targets)
+        counts += [jnp.zeros((), jnp.int32) if known is None else known.exists.sum()]
     return Matching(
         Pairs(outputs, joined), jnp.stack(counts).astype(jnp.promote_types(output.logits.dtype, jnp.float32))
     )
@@ -122,6 +140,7 @@ def loss_terms(
     norm: Norm,
     bins: EdgeBins,
     config: Weights,
+    masks: MaskWeights | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """All weighted terms by name.
 
@@ -132,8 +151,9 @@ def loss_terms(
       denoising: the queries the model ran with; None without denoising (the ``dn`` terms are absent).
       matching: what ``match`` gave.
       norm: its counts, averaged. As in the reference all terms are divided by averages over devices except ddf, and the
-        group count of the denoising queries is this device's.
+        group count of the denoising queries is this device's; so is the number of pairs with a mask.
       bins: of the decoder's edge distributions, if it has them.
+      masks: as for ``match``.
     """
     training: TrainingOutput = output.training
     stages, pairs = training.matching, matching.pairs
@@ -146,6 +166,9 @@ def loss_terms(
     own = _Goal(jax.tree.map(lambda x: x[:layers], truth), num_boxes)
     values = _classes(stages, own, config) | _boxes(stages, union or own, config)
     values |= _distributions(stages, union or own, distil, bins, config)
+    if masks is not None and _segments(training, targets):
+        matched = pairs_of_objects(pairs.outputs[:layers], targets)
+        values |= _masks(stages, training.pixels, targets, matched, norm.here[-1 - layers : -1], masks)
     named = _by_layer(values, [*(f"aux_{i}" for i in range(layers - 1)), "last"])
     for i, (where, head) in enumerate(_single_heads(training).items()):
         own = _Goal(jax.tree.map(lambda x, i=i: x[layers + i], truth), num_boxes)
@@ -157,6 +180,9 @@ def loss_terms(
     values = _classes(stages, goal, config, denoising.exists) | _boxes(stages, goal, config)
     distil = distil and distil._replace(num_matched=norm.here[2])
     values |= _distributions(stages, goal, distil, bins, config, denoising.exists)
+    if masks is not None and _segments(training, targets):
+        matched = _known_masks(denoising, targets)
+        values |= _masks(stages, training.pixels, targets, matched, norm.here[-1], masks)
     named |= _by_layer(values, [f"dn_{i}" for i in range(layers)])
     if distil is not None:
         named[f"ddf/dn_{layers - 1}"] = jnp.zeros_like(goal.normalizer)  # the teacher itself
@@ -179,6 +205,22 @@ def _single_heads(training: TrainingOutput) -> dict[str, HeadOutput]:
     """Outputs beside those of the layers, in the order of their pairs."""
     pre = {} if training.matching.fdr is None else {"pre": training.matching.fdr.pre}
     return {**pre, "enc_0": training.encoder}
+
+
+def _segments(training: TrainingOutput, targets: Targets) -> bool:
+    return training.pixels is not None and targets.masks is not None
+
+
+def _known_masks(denoising: DenoisingQueries | None, targets: Targets) -> MaskPairs | None:
+    """At most half of the denoising queries have an object: those are the positive ones."""
+    return None if denoising is None else pairs_of_queries(denoising.match, targets, denoising.match.shape[-1] // 2)
+
+
+def _masks(
+    stages: StageOutput, pixels: Array, targets: Targets, pairs: MaskPairs, count: Array, weights: MaskWeights
+) -> Terms:
+    bce, dice = mask_terms(stages.mask_embedding, pixels, targets, pairs, count)
+    return {"mask_bce": weights.bce * bce, "mask_dice": weights.dice * dice}
 
 
 def _named_at(values: Terms, where: str) -> Terms:

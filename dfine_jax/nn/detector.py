@@ -39,6 +39,7 @@ def detect(
     denoising: DenoisingQueries | None,
     *,
     train: bool,
+    finer: int = 0,
 ) -> ModelOutput:
     """Predict; ``train`` also returns what losses need and, with ``mutable=["batch_stats"]``, new statistics.
 
@@ -47,6 +48,7 @@ def detect(
 
     Args:
       parts: makes backbone, encoder and decoder for a compute type.
+      finer: so many of the backbone's maps, the finest ones, go past the encoder to the decoder.
 
     Raises:
       ValueError: image sides that are not multiples of 32, or denoising queries without ``train``.
@@ -60,8 +62,9 @@ def detect(
     again = {name: train and name in network.remat and not network.is_initializing() for name in ("encoder", "decoder")}
     half = dtype is not None and jnp.dtype(dtype).itemsize < 4
     with contextlib.nullcontext() if train or half else inference_products():
-        features = called(encoder, backbone(images, train=train), train=train, remat=again["encoder"])  # type: ignore[operator]
-        return called(decoder, features, denoising, train=train, remat=again["decoder"])
+        maps = backbone(images, train=train)  # type: ignore[operator]
+        features = called(encoder, maps[finer:], train=train, remat=again["encoder"])
+        return called(decoder, features, denoising, maps[:finer], train=train, remat=again["decoder"])
 
 
 def init_variables(network: nn.Module, key: Key[Array, ""], copied: Mapping[str, int]) -> dict[str, Any]:

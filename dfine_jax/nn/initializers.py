@@ -84,18 +84,36 @@ class Uniform(Initializer):
         return (_unit_uniform(stream, shape) * np.float32(2) - np.float32(1)) * bound
 
 
-class NormalRows(Initializer):
-    """N(0, 1) rows; the last row, which stands for padding, is zero."""
+class Normal(Initializer):
+    """N(0, deviation ** 2) with a deviation that may follow from the shape."""
+
+    def __init__(self, deviation: Callable[[Shape], float]) -> None:
+        self.deviation = deviation
 
     def on_device(self, key: PRNGKeyArray | None, shape: Shape, dtype: Any) -> Array:
         """Values drawn with ``jax.random``."""
         assert key is not None
-        return jax.random.normal(key, shape, dtype).at[-1].set(0)
+        return jax.random.normal(key, shape, dtype) * jnp.asarray(self.deviation(shape), dtype)
 
     def on_host(self, stream: np.random.BitGenerator, shape: Shape) -> Float[np.ndarray, "..."]:
         """Values in float32, drawn from the bits of ``stream``."""
         middle = _unit_uniform(stream, shape).astype(np.float64) + 2.0 ** -(_BITS + 1)  # never 0 or 1
-        values = ndtri(middle).astype(np.float32)
+        return ndtri(middle).astype(np.float32) * np.float32(self.deviation(shape))
+
+
+class NormalRows(Normal):
+    """N(0, 1) rows; the last row, which stands for padding, is zero."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda shape: 1.0)
+
+    def on_device(self, key: PRNGKeyArray | None, shape: Shape, dtype: Any) -> Array:
+        """Values drawn with ``jax.random``."""
+        return super().on_device(key, shape, dtype).at[-1].set(0)
+
+    def on_host(self, stream: np.random.BitGenerator, shape: Shape) -> Float[np.ndarray, "..."]:
+        """Values in float32, drawn from the bits of ``stream``."""
+        values = super().on_host(stream, shape)
         values[-1] = 0
         return values
 
@@ -135,6 +153,7 @@ zeros = Constant(0.0)
 ones = Constant(1.0)
 xavier_uniform = Uniform(_xavier_bound)
 fan_in_uniform = Uniform(lambda shape: 1 / math.sqrt(_fan_in(shape)))  # kernels [in, out] and [kh, kw, in, out]
+fan_out_normal = Normal(lambda shape: math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1])))  # of convolutions before ReLU
 class_embedding = NormalRows()
 
 

@@ -7,6 +7,7 @@ type; gradients are stopped where the references detach.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -20,11 +21,15 @@ from jaxtyping import Array, Bool, Float, Int
 from dfine_jax.nn import initializers
 from dfine_jax.nn.deformable import Source
 from dfine_jax.nn.layers import MLP, ActivationName, ConvNorm, Linear
+from dfine_jax.nn.mask_head import PixelEmbedding
 from dfine_jax.nn.queries import ClassEmbedding, TokenProjection, attention_blocked, propose
+from dfine_jax.ops.masks import masks_logit
 from dfine_jax.ops.postprocess import Answer
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.tokens import gather_tokens
 from dfine_jax.typing import DenoisingQueries, FDROutput, HeadOutput, ModelOutput, StageOutput, TrainingOutput
+
+_Layer = tuple[Array, Array, Array | None, Array | None]  # logits, boxes, edge distributions, embeddings of masks
 
 
 class BoxHead(Protocol):
@@ -44,7 +49,7 @@ class BoxHead(Protocol):
 
 
 class QueryDecoder(nn.Module):
-    """Encoder maps (finest first) to boxes and class logits.
+    """Encoder maps (finest first) to boxes and class logits, and to masks where these have a width.
 
     ``keep_queries[i]`` is the number of queries that go on after layer i at inference, those with the highest class
     logit of that layer's own heads; layers beyond the tuple keep all.
@@ -64,18 +69,24 @@ class QueryDecoder(nn.Module):
     bn_axis_name: str | None = None
     dtype: Any = None
     keep_queries: tuple[int, ...] = ()
+    mask_width: int = 0  # of embeddings; 0: no masks
 
     @nn.compact
     def __call__(
         self,
         features: Sequence[Float[Array, "b _ _ _"]],
         denoising: DenoisingQueries | None = None,
+        finer: Sequence[Float[Array, "b _ _ _"]] = (),
         *,
         train: bool,
     ) -> ModelOutput:
         """Layers behind the evaluated one, and heads of those before it, run only with ``train``.
 
-        ``denoising`` needs ``train``.
+        Masks themselves are made without ``train``; losses get the embeddings.
+
+        Args:
+          denoising: needs ``train``.
+          finer: maps that only masks are made of, before the encoder's.
         """
         maps = self._maps(features, train)
         memory = jnp.concatenate([x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3]) for x in maps], 1)
@@ -101,16 +112,22 @@ class QueryDecoder(nn.Module):
 
         source, reference_cxcywh = self.source(maps), jax.nn.sigmoid(boxes_logit)
         outputs, pre, index = self._refine(content, reference_cxcywh, proposals.index, source, blocked, train)
+        pixels = None
+        if self.mask_width:
+            pixels = PixelEmbedding(self.mask_width, self.dtype, name="mask_decoder")([*finer, *features])
         if not train:
-            return ModelOutput(Answer(*outputs[-1][:2]), index)
-        logits, boxes, corners = jax.tree.map(lambda *layers: jnp.stack(layers), *outputs)
+            embedding = outputs[-1][3]
+            masks = None if embedding is None or pixels is None else masks_logit(embedding, pixels)
+            return ModelOutput(Answer(*outputs[-1][:2], masks), index)
+        logits, boxes, corners, embedding = jax.tree.map(lambda *layers: jnp.stack(layers), *outputs)
         fdr = None if pre is None else FDROutput(corners, stop_gradient(pre.boxes_cxcywh), pre)
-        stages = StageOutput(logits, boxes, fdr)
+        stages = StageOutput(logits, boxes, fdr, embedding)
         matching = stages.of_queries(slice(-num_queries, None))
         training = TrainingOutput(
             matching=matching,
             encoder=HeadOutput(proposals.logits, jax.nn.sigmoid(proposals.boxes_logit)),
             denoising=None if denoising is None else stages.of_queries(slice(-num_queries)),
+            pixels=pixels,
         )
         return ModelOutput(Answer(matching.logits[-1], matching.boxes_cxcywh[-1]), proposals.index, training)
 
@@ -136,12 +153,13 @@ class QueryDecoder(nn.Module):
         source: Source,
         blocked: Bool[Array, "u n"] | None,
         train: bool,
-    ) -> tuple[list[tuple[Array, Array, Array | None]], HeadOutput | None, Int[Array, "b k"]]:
-        """Logits, boxes and distributions by layer, what stands before the first, and the tokens of the queries left.
+    ) -> tuple[list[_Layer], HeadOutput | None, Int[Array, "b k"]]:
+        """What each layer says, what stands before the first, and the tokens of the queries left.
 
         Unless ``train``, the evaluated layer is the last, and those before it that drop no queries are left out.
         """
         position, head = self.position(), self.box_head
+        embed = self._mask_head()
         whole = train or self.is_initializing()  # so that parameters depend on neither mode
         last = self.num_layers - 1 if whole else self.eval_layer
         keep = () if whole else self.keep_queries[:last]
@@ -157,12 +175,19 @@ class QueryDecoder(nn.Module):
                     pre = HeadOutput(at_least_float32(score_head(x)), pre_boxes)
             boxes, corners, reference_cxcywh, state = head.step(state, x)
             if whole or i == last or i < len(keep):
-                outputs.append((head.scored(at_least_float32(score_head(x)), state), boxes, corners))
+                outputs.append((head.scored(at_least_float32(score_head(x)), state), boxes, corners, embed(x)))
             if i < len(keep) and keep[i] < x.shape[1]:
                 _, best = jax.lax.top_k(outputs[-1][0].max(-1), keep[i])
                 going_on = (x, reference_cxcywh, state, index)
                 x, reference_cxcywh, state, index = jax.tree.map(partial(gather_tokens, index=best), going_on)
         return outputs, pre, index
+
+    def _mask_head(self) -> Callable[[Array], Array | None]:
+        """One for all layers; embeddings are scaled so that their products with pixels are logits."""
+        if not self.mask_width:
+            return lambda x: None
+        head = MLP(self.width, self.mask_width, 3, dtype=self.dtype, name="mask_head")
+        return lambda x: head(x) / math.sqrt(self.mask_width)
 
     def _score_head(self, name: str) -> Linear:
         # No compute type: logits are float32 whatever the type of the input.

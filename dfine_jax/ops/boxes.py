@@ -60,11 +60,11 @@ def iou_and_giou(a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"]) -> tuple[Fl
     return overlap, overlap - (hull - union) / hull
 
 
-def mapped_boxes(boxes_xyxy: Float[np.ndarray, "g 4"], matrix: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "g 4"]:
-    """Extents of the corners under an affine map of the plane, float64; NumPy only."""
+def mapped_boxes(boxes_xyxy: Float[np.ndarray, "g 4"], matrix: Float[np.ndarray, "*g 2 3"]) -> Float[np.ndarray, "g 4"]:
+    """Extents of the corners under an affine map of the plane, or one for each box, float64; NumPy only."""
     x0, y0, x1, y1 = boxes_xyxy.astype(np.float64).T
     corners = np.stack([np.stack([x, y], -1) for x in (x0, x1) for y in (y0, y1)], 1)  # [g, 4, 2]
-    corners = corners @ matrix[:, :2].T + matrix[:, 2]
+    corners = corners @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
     return np.concatenate([corners.min(1), corners.max(1)], 1)
 
 

@@ -1,10 +1,13 @@
-"""Nearest-neighbour resizing with PyTorch's rounding."""
+"""Nearest-neighbour resizing with PyTorch's rounding, and bilinear enlargement."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
+
+from dfine_jax.ops.replace import replaceable
 
 
 def nearest_index(source: int, target: int) -> Int[np.ndarray, " t"]:
@@ -25,3 +28,12 @@ def resize_nearest(images: Shaped[Array, "b h w *c"], height: int, width: int) -
     if source_width != width:
         images = jnp.take(images, nearest_index(source_width, width), axis=2, mode="clip")
     return images
+
+
+@replaceable
+def resize_bilinear(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b _ _ c"]:
+    """Maps of another size: cells are points at their centres, those beyond the edge repeat it; nothing is averaged.
+
+    ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False, antialias=False)``.
+    """
+    return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "linear", antialias=False)

@@ -2,7 +2,8 @@
 
 Every operation of the pipeline that moves pixels is affine, so nothing is drawn or resampled on the way, and a mask
 fits its object as exactly at the end as it did in the annotation file. Cutting hides: what a crop leaves of a picture
-travels along as a rectangle, because a letterbox shows black beside it.
+travels along as a rectangle, because a letterbox shows black beside it; a rotation leaves a rectangle of the picture
+before it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Masks(NamedTuple):
     outlines: tuple[Outline, ...]
     affine: Float[np.ndarray, "g 2 3"]  # float64
     visible_xyxy_px: Float[np.ndarray, "g 4"]  # float64; where in the window its picture can be seen
+    shown_xyxy_px: Float[np.ndarray, "g 4"]  # float64; of the annotated picture, what was left when it was rotated
 
     @property
     def exist(self) -> Bool[np.ndarray, " g"]:
@@ -35,8 +37,8 @@ class Masks(NamedTuple):
 
 def make_masks(outlines: Sequence[Outline], size_px: tuple[int, int]) -> Masks:
     """Masks in place, as annotated in a picture of (width, height)."""
-    visible = np.tile(np.array([0, 0, *size_px], np.float64), (len(outlines), 1))
-    return Masks(tuple(outlines), np.tile(np.eye(2, 3), (len(outlines), 1, 1)), visible)
+    whole = np.tile(np.array([0, 0, *size_px], np.float64), (len(outlines), 1))
+    return Masks(tuple(outlines), np.tile(np.eye(2, 3), (len(outlines), 1, 1)), whole, whole)
 
 
 def select(masks: Masks | None, keep: Bool[np.ndarray, " g"]) -> Masks | None:
@@ -44,7 +46,7 @@ def select(masks: Masks | None, keep: Bool[np.ndarray, " g"]) -> Masks | None:
     if masks is None:
         return None
     outlines = tuple(masks.outlines[i] for i in np.flatnonzero(keep))
-    return Masks(outlines, masks.affine[keep], masks.visible_xyxy_px[keep])
+    return Masks(outlines, *(array[keep] for array in masks[1:]))
 
 
 def cut(masks: Masks | None, size_px: tuple[int, int]) -> Masks | None:
@@ -61,12 +63,26 @@ def moved(masks: Masks | None, scale: Sequence[float], shift_px: Sequence[float]
 
 
 def mapped(masks: Masks | None, matrix: Float[np.ndarray, "2 3"]) -> Masks | None:
-    """Under an affine map of the plane; under a rotation, the extent of what was visible counts as visible."""
+    """Under an affine map of the plane."""
     if masks is None:
         return None
     affine = np.einsum("ij,gjk->gik", matrix[:, :2], masks.affine)
     affine[:, :, 2] += matrix[:, 2]
-    return Masks(masks.outlines, affine, mapped_boxes(masks.visible_xyxy_px, matrix))
+    visible, shown = masks.visible_xyxy_px, masks.shown_xyxy_px
+    if _is_slanted(matrix):  # then what was visible is an upright rectangle only in the annotated picture
+        before = mapped_boxes(visible, _inverses(masks.affine))
+        shown = np.concatenate([np.maximum(shown, before)[:, :2], np.minimum(shown, before)[:, 2:]], 1)
+    return Masks(masks.outlines, affine, mapped_boxes(visible, matrix), shown)
+
+
+def _is_slanted(matrix: Float[np.ndarray, "2 3"]) -> bool:
+    """Whether a map turns upright rectangles into others."""
+    return bool((matrix[0, :2] != 0).all() or (matrix[1, :2] != 0).all())
+
+
+def _inverses(affine: Float[np.ndarray, "g 2 3"]) -> Float[np.ndarray, "g 2 3"]:
+    linear = np.linalg.inv(affine[:, :, :2])
+    return np.concatenate([linear, -linear @ affine[:, :, 2:]], 2)
 
 
 def concatenated(parts: Sequence[Masks | None]) -> Masks | None:
@@ -76,8 +92,7 @@ def concatenated(parts: Sequence[Masks | None]) -> Masks | None:
         return None
     return Masks(
         tuple(outline for part in present for outline in part.outlines),
-        np.concatenate([part.affine for part in present]),
-        np.concatenate([part.visible_xyxy_px for part in present]),
+        *(np.concatenate(arrays) for arrays in zip(*(part[1:] for part in present), strict=True)),
     )
 
 
@@ -91,9 +106,9 @@ def drawn(masks: Masks, height_px: int, width_px: int, stride: int) -> UInt8[np.
     out = np.zeros((len(masks.outlines), height_px // stride, width_px // stride), np.uint8)
     pixels = np.ceil(masks.visible_xyxy_px - 0.5).astype(np.int64)  # of which the centre is inside
     visible = pixels.clip(0, [width_px, height_px] * 2)
-    for cells, outline, affine, seen in zip(out, masks.outlines, masks.affine, visible, strict=True):
+    for cells, outline, affine, seen, shown in zip(out, *masks[:2], visible, masks.shown_xyxy_px, strict=True):
         if outline is not None:
-            _draw(cells, outline, affine, seen, stride)
+            _draw(cells, outline, affine, seen, shown, stride)
     return out
 
 
@@ -102,6 +117,7 @@ def _draw(
     outline: Polygons | RunLengths,
     affine: Float[np.ndarray, "2 3"],
     visible: Int64[np.ndarray, " 4"],
+    shown: Float[np.ndarray, " 4"],
     stride: int,
 ) -> None:
     """Draw an outline into the cells that it can reach; only their pixels are computed."""
@@ -115,6 +131,8 @@ def _draw(
         pixels = _filled(outline, affine, corner_px, size_px)
     else:
         pixels = _warped(outline, affine, corner_px, size_px)
+    if _is_slanted(affine) and _reaches_beyond(outline, shown):
+        pixels = pixels & _filled(_rectangle(shown), affine, corner_px, size_px)
     left, top, right, bottom = (visible - np.tile(corner_px, 2)).clip(0).tolist()
     pixels[:top], pixels[bottom:], pixels[:, :left], pixels[:, right:] = 0, 0, 0, 0
     blocks = pixels.reshape(y1 - y0, stride, x1 - x0, stride)
@@ -132,6 +150,17 @@ def _extent(outline: Polygons | RunLengths, affine: Float[np.ndarray, "2 3"]) ->
     height, width = bits.shape
     box = np.array([[left, top, left + width, top + height]], np.float64)
     return mapped_boxes(box, affine)[0]
+
+
+def _reaches_beyond(outline: Polygons | RunLengths, shown: Float[np.ndarray, " 4"]) -> bool:
+    """Whether a part of the outline, in its picture, lies outside of what is shown of it."""
+    low_high = _extent(outline, np.eye(2, 3))
+    return bool((low_high[:2] < shown[:2]).any() or (low_high[2:] > shown[2:]).any())
+
+
+def _rectangle(xyxy: Float[np.ndarray, " 4"]) -> Polygons:
+    x0, y0, x1, y1 = xyxy
+    return Polygons((np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float64),))
 
 
 def _filled(

@@ -13,16 +13,18 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool
 from PIL import Image, ImageEnhance
 
 from dfine_jax.config import DataConfig
 from dfine_jax.data.augment import masks as object_masks
 from dfine_jax.data.augment.colour import adjust_brightness, adjust_contrast, mean_luma, shift_hue
-from dfine_jax.data.augment.masks import Masks
+from dfine_jax.data.augment.effects import add_effects
+from dfine_jax.data.augment.geometry import flip, flip_vertical, rotate, turn_90
+from dfine_jax.data.augment.sample import Distortion, Sample, sanitize
 from dfine_jax.data.augment.schedule import policy
 from dfine_jax.data.picture.images import inner_px
-from dfine_jax.ops.boxes import iou, xyxy_to_cxcywh
+from dfine_jax.ops.boxes import iou
 
 _IOU_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 _CROP_TRIALS = 40
@@ -30,49 +32,6 @@ _CROP_SCALE = (0.3, 1.0)
 _CROP_ASPECT = (0.5, 2.0)
 _ZOOM = (1.0, 4.0)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
-_MIN_SIZE_PX = 1.0
-
-
-class Distortion(NamedTuple):
-    """Photometric distortion to be applied; None leaves a step out."""
-
-    brightness: float | None
-    contrast: float | None
-    contrast_first: bool  # before saturation and hue, or after them
-    saturation: float | None
-    hue: float | None  # turn of the colour circle, as a fraction
-    channels: tuple[int, ...] | None
-
-
-class Sample(NamedTuple):
-    """An image with its objects on the way to the model.
-
-    ``window_px`` = (left, top, right, bottom) is what is visible, in pixels of ``image``; it may reach beyond it.
-    Boxes are pixels relative to the window's corner.
-    """
-
-    image: Image.Image  # RGB
-    window_px: tuple[int, int, int, int]
-    boxes_xyxy_px: Float32[np.ndarray, "g 4"]
-    labels: Int32[np.ndarray, " g"]
-    distortion: Distortion | None = None
-    masks: Masks | None = None  # relative to the window's corner, as the boxes; None: not asked for
-
-    @property
-    def size_px(self) -> tuple[int, int]:
-        """(width, height) of the window."""
-        left, top, right, bottom = self.window_px
-        return right - left, bottom - top
-
-
-def make_sample(
-    image: Image.Image,
-    boxes_xyxy_px: Float32[np.ndarray, "g 4"],
-    labels: Int32[np.ndarray, " g"],
-    masks: Masks | None = None,
-) -> Sample:
-    """A sample that shows the whole image."""
-    return Sample(image, (0, 0, *image.size), boxes_xyxy_px, labels, masks=masks)
 
 
 def augment(
@@ -80,10 +39,15 @@ def augment(
 ) -> Sample:
     """All training operations up to the model's input size; which of them an epoch has, ``schedule.policy`` says.
 
-    A mosaic is neither zoomed out nor cropped.
+    A mosaic is neither zoomed out nor cropped nor rotated; one with a random centre is complete.
     """
+    if is_mosaic and config.mosaic_layout == "random_centre":
+        return sanitize(sample)
     allowed = policy(config, epoch)
     if allowed.strong:
+        sample = add_effects(rng, sample, config)
+        if not is_mosaic:
+            sample = rotate(rng, sample, config.rotation_prob, config.rotation_deg)
         sample = photometric_distort(rng, sample, config.photometric_prob)
         if not is_mosaic:
             sample = zoom_out(rng, sample, config.zoom_out_prob)
@@ -91,6 +55,8 @@ def augment(
     sample = sanitize(sample)
     if allowed.flip:
         sample = flip(rng, sample, config.flip_prob)
+        sample = flip_vertical(rng, sample, config.flip_vertical_prob)
+        sample = turn_90(rng, sample, config.turn_90_prob)
     letterbox = config.resize == "letterbox"
     return sanitize(resize(sample, config.height_px, config.width_px, letterbox=letterbox, clip=config.clip_boxes))
 
@@ -215,35 +181,6 @@ def _cut(sample: Sample, crop: tuple[int, int, int, int], inside: Bool[np.ndarra
     )
 
 
-def sanitize(sample: Sample) -> Sample:
-    """Drop objects narrower or lower than one pixel, or reaching beyond the window."""
-    boxes = sample.boxes_xyxy_px
-    size = boxes[:, 2:] - boxes[:, :2]
-    inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] <= sample.size_px).all(1)
-    keep = np.asarray((size >= _MIN_SIZE_PX).all(1) & inside)
-    if keep.all():
-        return sample
-    masks = object_masks.select(sample.masks, keep)
-    return sample._replace(boxes_xyxy_px=boxes[keep], labels=sample.labels[keep], masks=masks)
-
-
-def flip(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
-    """Mirror left and right."""
-    if rng.random() >= prob:
-        return sample
-    width = sample.size_px[0]
-    x0, y0, x1, y1 = sample.boxes_xyxy_px.T
-    boxes = np.stack([width - x1, y0, width - x0, y1], 1)
-    left, top, right, bottom = sample.window_px
-    image_width = sample.image.width
-    return sample._replace(
-        image=sample.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-        window_px=(image_width - right, top, image_width - left, bottom),
-        boxes_xyxy_px=boxes,
-        masks=object_masks.moved(sample.masks, (-1, 1), (width, 0)),
-    )
-
-
 def resize(sample: Sample, height_px: int, width_px: int, *, letterbox: bool = False, clip: bool = True) -> Sample:
     """Render the window at the given size (Pillow's bilinear, antialiased).
 
@@ -323,8 +260,3 @@ def _lit(low: int, high: int, image_side: int, out_side: int) -> _Lit:
     source = max(0, math.floor(first * scale - reach)), min(length, math.ceil(last * scale + reach))
     box = first * length / out_side - source[0], last * length / out_side - source[0]
     return _Lit(first, last - first, source, box, first == 0 and last == out_side)
-
-
-def normalised_cxcywh(sample: Sample) -> Float32[np.ndarray, "g 4"]:
-    """Centres and sizes as fractions of the window."""
-    return xyxy_to_cxcywh(sample.boxes_xyxy_px) / np.array(sample.size_px * 2, np.float32)

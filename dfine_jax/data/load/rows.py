@@ -12,8 +12,8 @@ from dfine_jax.config import DataConfig
 from dfine_jax.data.augment import masks as object_masks
 from dfine_jax.data.augment import transforms
 from dfine_jax.data.augment.mosaic import mix_pixels, mosaic, tile
+from dfine_jax.data.augment.sample import Sample, make_sample, normalised_cxcywh
 from dfine_jax.data.augment.schedule import policy
-from dfine_jax.data.augment.transforms import Sample
 from dfine_jax.data.load import workers
 from dfine_jax.data.load.batch import batch_layout
 from dfine_jax.data.load.columns import RecordColumns
@@ -85,7 +85,7 @@ class TrainSource:
             raise UserError(f"{count} objects meet in {self.describe(step, row)}, but there are {self.slots} slots")
         images[:] = np.asarray(sample.image)
         labels[:count], labels[count:] = sample.labels, 0
-        boxes[:count], boxes[count:] = transforms.normalised_cxcywh(sample), 0.0
+        boxes[:count], boxes[count:] = normalised_cxcywh(sample), 0.0
         valid[:count], valid[count:] = True, False
         if self.mask_stride and sample.masks is not None:
             cells, has_mask = masks
@@ -101,11 +101,11 @@ class TrainSource:
         index, is_mosaic = int(plan.order[position]), bool(plan.is_mosaic[position])
         if is_mosaic:
             images = [index, *map(int, plan.partners[position])]
-            sample = mosaic(rng, [self._tile(image, step) for image in images])
+            sample = mosaic(rng, [self._tile(image, step) for image in images], self.config)
         else:
             sample = self._whole(index)
             if self.config.mosaic_cache and policy(self.config, epoch).dense:
-                self.tiles.add(index, step, self._make_tile(sample))
+                self.tiles.add(index, step, tile(sample, self.config))
         return transforms.augment(rng, sample, self.config, epoch, is_mosaic=is_mosaic)
 
     def finish(self, step: int, arrays: workers.Arrays) -> workers.Arrays:
@@ -141,15 +141,12 @@ class TrainSource:
         record = self.records[index]
         size_px = record.width_px, record.height_px
         masks = object_masks.make_masks(record.outlines, size_px) if self.mask_stride else None
-        return transforms.make_sample(open_record(record), record.boxes_xyxy_px, record.labels, masks)
+        return make_sample(open_record(record), record.boxes_xyxy_px, record.labels, masks)
 
     def _tile(self, index: int, step: int) -> Sample:
-        made = self.tiles.get(index) or self._make_tile(self._whole(index))
+        made = self.tiles.get(index) or tile(self._whole(index), self.config)
         self.tiles.add(index, step, made)
         return made
-
-    def _make_tile(self, sample: Sample) -> Sample:
-        return tile(sample, min(self.config.height_px, self.config.width_px) // 2)
 
 
 @dataclasses.dataclass(frozen=True)

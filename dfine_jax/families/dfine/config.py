@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from dfine_jax.config import Activation, Precision, check_ranges
+from dfine_jax.config import Activation, ConfigError, Precision, check_ranges
 from dfine_jax.families.ranges import check_loss, check_model
+
+_MASK_GROUPS = 32  # of the normalisations in nn/mask_head.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,15 @@ def check(model: ModelConfig, loss: LossConfig) -> None:
     Raises:
       ConfigError: a value makes no sense; the message names the key.
     """
-    check_ranges("model", model, {"not negative": ("return_stages",), "above 0": ("encoder_depth",)})
+    not_negative = ("return_stages", "mask_stages", "mask_width")
+    check_ranges("model", model, {"not negative": not_negative, "above 0": ("encoder_depth",)})
+    if model.mask_width % _MASK_GROUPS:
+        raise ConfigError(f"model.mask_width={model.mask_width} must be a multiple of {_MASK_GROUPS}; 0 for no masks")
+    if model.mask_stages and not model.mask_width:
+        raise ConfigError(f"model.mask_stages={model.mask_stages} is of models with masks; give model.mask_width too")
+    stages = [*model.mask_stages, *model.return_stages]
+    if stages != sorted(set(stages)):
+        raise ConfigError(f"model.mask_stages={model.mask_stages} must be finer than return_stages, finest first")
     check_model(model, len(model.return_stages))
     check_loss(loss)
+    check_ranges("loss", loss, {"not negative": tuple(f.name for f in dataclasses.fields(loss) if "_mask_" in f.name)})

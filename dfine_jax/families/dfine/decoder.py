@@ -104,5 +104,6 @@ def decoder(
         bn_axis_name=bn_axis_name,
         dtype=dtype,
         keep_queries=keep_queries,
+        mask_width=config.mask_width,
         name=name,
     )

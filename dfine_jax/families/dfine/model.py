@@ -30,7 +30,8 @@ class DFine(nn.Module):
         self, images: Float[Array, "b h w 3"], denoising: DenoisingQueries | None = None, *, train: bool
     ) -> ModelOutput:
         """As ``nn.detector.detect``."""
-        return detector.detect(self, self._parts, images, denoising, train=train)
+        finer = len(self.config.mask_stages)
+        return detector.detect(self, self._parts, images, denoising, train=train, finer=finer)
 
     def _parts(self, dtype: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
         config = self.config
@@ -39,7 +40,7 @@ class DFine(nn.Module):
             config.backbone_lab,
             config.backbone_frozen_bn,
             config.backbone_frozen_stem,
-            config.return_stages,
+            (*config.mask_stages, *config.return_stages),
             self.bn_axis_name,
             dtype,
             "backbone" in self.remat,
@@ -51,6 +52,7 @@ class DFine(nn.Module):
             split_and_chain(config.encoder_width, config.encoder_expansion, config.encoder_depth),
             depthwise_halving(config.encoder_width),
             config.num_heads,
+            position_order=config.position_order,
             bn_axis_name=self.bn_axis_name,
             dtype=dtype,
             name="encoder",

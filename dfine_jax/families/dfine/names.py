@@ -11,7 +11,8 @@ _ORDER = {name: rank for rank, name in enumerate(
     "self_attn in_proj_weight in_proj_bias out_proj norm1 cross_attn num_points_scale sampling_offsets "
     "attention_weights gateway gate linear1 linear2 encoder_norm1 norm2 norm3 reg_conf layers lqe_layers aggregation "
     "denoising_class_embed query_pos_head enc_output proj norm enc_score_head enc_bbox_head dec_score_head "
-    "pre_bbox_head dec_bbox_head weight scale bias running_mean running_var num_batches_tracked".split()
+    "pre_bbox_head dec_bbox_head mask_decoder lateral fusion_conv fusion_norm up_conv bn1 mask_head "
+    "weight scale bias running_mean running_var num_batches_tracked".split()
 )}  # fmt: skip
 
 

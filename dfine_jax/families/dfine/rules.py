@@ -27,8 +27,7 @@ def rules(model: ModelConfig, optim: OptimConfig) -> tuple[Rule, ...]:
     elif optim.backbone_bn == "no_decay":
         found.append(Rule(r"^backbone/.*/bn/", "backbone", optim.backbone_lr, decay=False))
     found.append(Rule(r"^backbone/", "backbone", optim.backbone_lr, decay=True))
-    norm = r"(norm|bn)_?\d?/"
-    without_decay = rf"{norm}(scale|bias)$" if optim.decay_bias else rf"({norm}scale|bias)$"
+    without_decay = r"(norm\d?|bn_?\d)/(scale|bias)$" if optim.decay_bias else r"((norm\d?|bn_?\d)/scale|bias)$"
     found.append(Rule(rf"^(encoder|decoder)/.*{without_decay}", "base", optim.lr, decay=False))
     found.append(Rule(r"", "base", optim.lr, decay=True))
     return with_optimizers(found, optim)

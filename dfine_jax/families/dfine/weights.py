@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 _HINTS = {
     "swish_ffn": "these names are those of DEIMv2, another architecture",
-    "mask": "these names are those of a D-FINE that segments, another architecture",
     "conv.bias": "this looks like the deployed form with merged convolutions, give the training checkpoint",
 }
 # RT-DETRv4 (arXiv 2510.25257) is this architecture with SiLU. A projection to its teacher's features serves training
@@ -65,7 +64,20 @@ def recognise_official(
         decoder_activation="silu" if _PROJECTOR[0] in shapes else config.decoder_activation,
         mlp_activation="silu" if _PROJECTOR[0] in shapes else config.mlp_activation,
     )
-    return official.with_sampling(config, tensors)
+    return official.with_sampling(_with_masks(config, shapes), tensors)
+
+
+def _with_masks(model: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> ModelConfig:
+    """With the masks that tensors show: of one level more than the encoder's, it is the backbone's before them.
+
+    Models with masks come from dfine-seg, whose position embedding has the right order on inputs that are not square.
+    """
+    width, levels = _dimension(shapes, "decoder.mask_decoder.up_conv.weight"), len(model.return_stages)
+    if width is None:
+        return model
+    finer = max(_count(shapes, "decoder.mask_decoder.lateral.") - levels, 0)
+    stages = tuple(model.return_stages[0] - i for i in range(finer, 0, -1))
+    return dataclasses.replace(model, mask_width=width, mask_stages=stages, position_order="row_major")
 
 
 _PROJECTION = "decoder.decoder.layers.0.cross_attn.value_proj.weight"  # of detectors with the same backbone

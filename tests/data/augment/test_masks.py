@@ -10,8 +10,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dfine_jax.config import DataConfig
+from dfine_jax.data.augment import geometry, mosaic, transforms
 from dfine_jax.data.augment import masks as M  # noqa: N812
-from dfine_jax.data.augment import mosaic, transforms
+from dfine_jax.data.augment.sample import make_sample, sanitize
 from dfine_jax.data.load.pipeline import TrainLoader
 from dfine_jax.data.read.coco import read_coco, read_segmentations, with_outlines
 from dfine_jax.data.read.layout import find_split
@@ -20,7 +21,8 @@ from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset, run_lengths
 from dfine_jax.errors import UserError
 
-WIDTH, HEIGHT = 120, 90
+WIDTH, HEIGHT = SIZE = 120, 90
+DENSE = DataConfig(augment="dense")
 OUTLINE = [20, 15, 80, 20, 90, 60, 40, 75]
 
 
@@ -33,7 +35,7 @@ def sample_of(outline):
     """One object, painted white, with its box and mask."""
     painted = Image.fromarray(np.repeat(bitmap_of(OUTLINE)[..., None] * np.uint8(255), 3, 2))
     box = np.array([[20, 15, 90, 75]], np.float32)
-    return transforms.make_sample(painted, box, np.zeros(1, np.int32), M.make_masks([outline], (WIDTH, HEIGHT)))
+    return make_sample(painted, box, np.zeros(1, np.int32), M.make_masks([outline], (WIDTH, HEIGHT)))
 
 
 OUTLINES = {
@@ -43,6 +45,11 @@ OUTLINES = {
         {"size": [HEIGHT, WIDTH], "counts": coco_mask.encode(np.asfortranarray(bitmap_of(OUTLINE)))["counts"].decode()}
     ),
 }
+
+
+def dense(tile_px):
+    """Configuration of mosaics whose tiles have this short side."""
+    return DataConfig(augment="dense", height_px=2 * tile_px, width_px=2 * tile_px)
 
 
 def overlap(a, b):
@@ -67,7 +74,7 @@ def agreement(sample, stride=1):
 def test_masks_travel_through_every_operation(kind):
     base = sample_of(OUTLINES[kind])
     assert agreement(base)[0] > 0.97
-    flipped = transforms.flip(np.random.default_rng(0), base, 1.0)
+    flipped = geometry.flip(np.random.default_rng(0), base, 1.0)
     assert agreement(flipped)[0] > 0.97
     zoomed = transforms.zoom_out(np.random.default_rng(1), base, 1.0)
     assert zoomed is not base and agreement(zoomed)[0] > 0.97
@@ -77,9 +84,9 @@ def test_masks_travel_through_every_operation(kind):
         resized = transforms.resize(flipped, 160, 160, letterbox=letterbox)
         assert agreement(resized)[0] > 0.95
         assert agreement(resized, 4)[0] > 0.85
-    warped = mosaic.warped(base, mosaic.random_affine(np.random.default_rng(2), WIDTH, HEIGHT))
+    warped = geometry.warped(base, mosaic.random_affine(np.random.default_rng(2), SIZE, SIZE, DENSE), SIZE)
     assert agreement(warped)[0] > 0.95
-    tiled = mosaic.mosaic(np.random.default_rng(3), [mosaic.tile(base, 45)] * 4)
+    tiled = mosaic.mosaic(np.random.default_rng(3), [mosaic.tile(base, dense(45))] * 4, DENSE)
     painted = np.asarray(tiled.image)[..., 0] > 127
     assert overlap(drawn(tiled).any(0), painted) > 0.9
 
@@ -94,7 +101,7 @@ def full_sample(kind, level=255):
     """An object that fills its picture of 100 x 100."""
     image = Image.new("RGB", (100, 100), (level,) * 3)
     box = np.array([[0, 0, 100, 100]], np.float32)
-    return transforms.make_sample(image, box, np.zeros(1, np.int32), M.make_masks([FULL[kind]], (100, 100)))
+    return make_sample(image, box, np.zeros(1, np.int32), M.make_masks([FULL[kind]], (100, 100)))
 
 
 @pytest.mark.parametrize("kind", FULL)
@@ -109,7 +116,7 @@ def test_what_a_crop_hides_stays_hidden_in_a_letterbox(kind):
     base = transforms.zoom_out(np.random.default_rng(1), full_sample(kind), 1.0)  # as the pipeline: zoom, crop, flip
     left, top = -base.window_px[0], -base.window_px[1]
     part = transforms._cut(base, (left + 50, top - 20, left + 150, top + 20), np.ones(1, bool))
-    part = transforms.resize(transforms.flip(np.random.default_rng(1), part, 1.0), 96, 96, letterbox=True)
+    part = transforms.resize(geometry.flip(np.random.default_rng(1), part, 1.0), 96, 96, letterbox=True)
     painted = np.asarray(part.image)[..., 0] > 127
     assert overlap(drawn(part)[0], painted) > 0.97 and 0.05 * painted.size < painted.sum() < 0.2 * painted.size
 
@@ -118,11 +125,11 @@ def test_what_a_crop_hides_stays_hidden_in_a_letterbox(kind):
 def test_what_a_mosaic_hides_stays_hidden_in_a_letterbox(kind):
     magnified = 0
     for seed in range(12):
-        tiles = [mosaic.tile(full_sample(kind, 120 + 40 * i), 60) for i in range(4)]
+        tiles = [mosaic.tile(full_sample(kind, 120 + 40 * i), dense(60)) for i in range(4)]
         tiles[1:3] = [transforms._cut(t, (0, 0, 60, 30), np.ones(1, bool)) for t in tiles[1:3]]
         tiles[1:3] = [transforms.resize(t, 30, 60) for t in tiles[1:3]]
         tiles[0] = transforms.resize(tiles[0], 60, 90)  # cells of 90 x 60: a wide canvas has bars
-        boxed = transforms.resize(mosaic.mosaic(np.random.default_rng(seed), tiles), 96, 96, letterbox=True)
+        boxed = transforms.resize(mosaic.mosaic(np.random.default_rng(seed), tiles, DENSE), 96, 96, letterbox=True)
         assert boxed.size_px == (96, 96)
         masks = drawn(boxed)
         assert not masks[:, :16].any() and not masks[:, 80:].any()  # 180 x 120 in 96 x 96: bars of 16 rows
@@ -136,7 +143,7 @@ def test_masks_are_dropped_with_their_boxes():
     base = sample_of(OUTLINES["polygon"])
     boxes = np.array([[0, 0, 0.5, 9], [20, 15, 90, 75]], np.float32)
     masks = M.make_masks([None, OUTLINES["polygon"]], (WIDTH, HEIGHT))
-    kept = transforms.sanitize(transforms.make_sample(base.image, boxes, np.arange(2, dtype=np.int32), masks))
+    kept = sanitize(make_sample(base.image, boxes, np.arange(2, dtype=np.int32), masks))
     assert kept.labels.tolist() == [1] and kept.masks.outlines == (OUTLINES["polygon"],)
     assert len(kept.masks.affine) == len(kept.masks.visible_xyxy_px) == 1
 
@@ -270,11 +277,18 @@ def batches(dataset, count=3, workers=0, mask_stride=4, **data):
     return out
 
 
+GRID = {"augment": "dense", "mixup_prob": 1.0}
+CENTRE = {"augment": "dense", "mosaic_layout": "random_centre", "mixup_prob": 0.0, "mosaic_shear_deg": 2.0}
+_OTHERS = ("flip_vertical", "turn_90", "rotation", "dropout", "brightness", "gamma", "blur", "noise", "grey")
+CENTRE |= {f"{name}_prob": 0.3 for name in _OTHERS}
+
+
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
-def test_a_loader_gives_masks_that_fit_the_boxes(shapes, resize):
+@pytest.mark.parametrize("data", [GRID, CENTRE])
+def test_a_loader_gives_masks_that_fit_the_boxes(shapes, resize, data):
     dataset = read_dataset(shapes, "train")
     seen = 0
-    for batch in batches(dataset, 6, mixup_prob=1.0, augment="dense", resize=resize):
+    for batch in batches(dataset, 6, resize=resize, **data):
         assert batch.masks.shape == (4, batch.valid.shape[1], 16, 24) and batch.masks.dtype == np.uint8
         assert not batch.masks[~batch.valid].any() and batch.masks.max() == 4
         np.testing.assert_array_equal(batch.has_mask, batch.valid)
@@ -289,15 +303,15 @@ def test_a_loader_gives_masks_that_fit_the_boxes(shapes, resize):
     assert seen > 60
 
 
-@pytest.mark.parametrize("augment", ["standard", "dense"])
-def test_masks_change_nothing_else_and_come_through_workers(shapes, augment):
+@pytest.mark.parametrize("data", [{"augment": "standard"}, GRID, CENTRE, CENTRE | {"mosaic_cache": 2}])
+def test_masks_change_nothing_else_and_come_through_workers(shapes, data):
     dataset = read_dataset(shapes, "train")
-    with_masks = batches(dataset, augment=augment)
-    for a, b in zip(with_masks, batches(dataset, augment=augment, mask_stride=None), strict=True):
+    with_masks = batches(dataset, **data)
+    for a, b in zip(with_masks, batches(dataset, mask_stride=None, **data), strict=True):
         assert b.masks is None and b.has_mask is None
         for x, y in zip(a[:4], b[:4], strict=True):
             np.testing.assert_array_equal(x, y)
-    for a, b in zip(with_masks, batches(dataset, augment=augment, workers=2), strict=True):
+    for a, b in zip(with_masks, batches(dataset, workers=2, **data), strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
 

@@ -11,8 +11,9 @@ from scipy import stats
 
 from dfine_jax.config import DataConfig
 from dfine_jax.data.augment import mosaic as M  # noqa: N812
+from dfine_jax.data.augment.geometry import warped
+from dfine_jax.data.augment.sample import make_sample
 from dfine_jax.data.augment.schedule import announced_sizes_px, batch_size_px, multi_scale_sizes, policy
-from dfine_jax.data.augment.transforms import make_sample
 from dfine_jax.data.load.plan import Sampling, epoch_order, epoch_plan, most_objects, num_slots
 from dfine_jax.errors import UserError
 
@@ -37,17 +38,17 @@ def flat(colour, width, height, boxes):
 
 
 def test_a_tile_has_the_short_side_and_the_aspect():
-    wide = M.tile(flat((9, 0, 0), 640, 480, [[0, 0, 640, 480], [64, 48, 128, 96]]), 320)
+    wide = M.tile(flat((9, 0, 0), 640, 480, [[0, 0, 640, 480], [64, 48, 128, 96]]), DEIM)
     assert wide.image.size == (426, 320)  # int(320 * 640 / 480)
     np.testing.assert_allclose(wide.boxes_xyxy_px[0], [0, 0, 426, 320], atol=1e-3)
-    assert M.tile(flat((9, 0, 0), 300, 500, []), 320).image.size == (320, 533)
+    assert M.tile(flat((9, 0, 0), 300, 500, []), DEIM).image.size == (320, 533)
 
 
 def test_tiles_lie_in_the_corners_of_equal_cells(monkeypatch):
-    monkeypatch.setattr(M, "random_affine", lambda rng, width, height: np.eye(2, 3))
+    monkeypatch.setattr(M, "random_affine", lambda *_: np.eye(2, 3))
     sizes = [(40, 30), (50, 20), (30, 30), (20, 60)]
     tiles = [flat((50 * i + 50, 0, 0), *size, [[1, 2, 11, 12]]) for i, size in enumerate(sizes)]
-    whole = M.mosaic(np.random.default_rng(0), tiles)
+    whole = M.mosaic(np.random.default_rng(0), tiles, DEIM)
     assert whole.image.size == (100, 120)
     np.testing.assert_array_equal(
         whole.boxes_xyxy_px, [[1, 2, 11, 12], [51, 2, 61, 12], [1, 62, 11, 72], [51, 62, 61, 72]]
@@ -61,7 +62,7 @@ def test_tiles_lie_in_the_corners_of_equal_cells(monkeypatch):
 
 def test_the_affine_map_has_the_distribution_of_the_definition():
     rng, width, height = np.random.default_rng(0), 800, 600
-    maps = np.array([M.random_affine(rng, width, height) for _ in range(4000)])
+    maps = np.array([M.random_affine(rng, (width, height), (width, height), DEIM) for _ in range(4000)])
     scale = np.sqrt(np.linalg.det(maps[:, :, :2]))
     angle = np.degrees(np.arctan2(maps[:, 1, 0], maps[:, 0, 0]))
     centre = np.array([width, height]) / 2
@@ -82,18 +83,18 @@ def test_boxes_follow_the_pixels_and_are_cut_at_the_canvas():
         image = np.zeros((240, 320, 3), np.uint8)
         image[80:140, 120:200] = 255
         sample = make_sample(Image.fromarray(image), np.array([[120, 80, 200, 140]], np.float32), np.zeros(1, np.int32))
-        moved = M.warped(sample, M.random_affine(rng, 320, 240))
+        moved = warped(sample, M.random_affine(rng, (320, 240), (320, 240), DEIM), (320, 240))
         rows, columns = np.nonzero(np.asarray(moved.image)[..., 0])
         seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         np.testing.assert_allclose(moved.boxes_xyxy_px[0], seen, atol=1.5)
-    away = M.warped(sample, np.array([[1, 0, 500], [0, 1, 0]], float))
+    away = warped(sample, np.array([[1, 0, 500], [0, 1, 0]], float), (320, 240))
     np.testing.assert_array_equal(away.boxes_xyxy_px, [[320, 80, 320, 140]])  # no width: sanitising drops it
 
 
 def test_a_mosaic_with_empty_images():
     tiles = [flat((1, 0, 0), 20, 20, []) for _ in range(3)] + [flat((2, 0, 0), 20, 20, [[0, 0, 20, 20]])]
-    assert len(M.mosaic(np.random.default_rng(0), tiles).labels) == 1
-    assert M.mosaic(np.random.default_rng(0), tiles[:3] + tiles[:1]).boxes_xyxy_px.shape == (0, 4)
+    assert len(M.mosaic(np.random.default_rng(0), tiles, DEIM).labels) == 1
+    assert M.mosaic(np.random.default_rng(0), tiles[:3] + tiles[:1], DEIM).boxes_xyxy_px.shape == (0, 4)
 
 
 def test_mix_pixels_rounds_the_weighted_sum():

@@ -9,6 +9,8 @@ from scipy import stats
 
 from dfine_jax.config import DataConfig
 from dfine_jax.data.augment import transforms as T  # noqa: N812
+from dfine_jax.data.augment.geometry import flip
+from dfine_jax.data.augment.sample import make_sample, normalised_cxcywh, sanitize
 
 SIGNIFICANCE = 1e-4  # draws are seeded: a test passes or fails for good
 
@@ -20,7 +22,7 @@ def picture(width=40, height=30, seed=0):
 
 def sample_of(boxes, width=40, height=30, seed=0):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    return T.make_sample(picture(width, height, seed), boxes, np.arange(len(boxes), dtype=np.int32))
+    return make_sample(picture(width, height, seed), boxes, np.arange(len(boxes), dtype=np.int32))
 
 
 def uniform(values, low, high):
@@ -102,7 +104,7 @@ def test_lazy_pixels_equal_the_plain_pipeline():
         cropped = T.iou_crop(rng, zoomed, 0.8)
         x, y = zoomed.window_px[:2]
         expected = canvas.crop(tuple(v - o for v, o in zip(cropped.window_px, (x, y, x, y), strict=True)))
-        flipped = T.flip(rng, cropped, 0.5)
+        flipped = flip(rng, cropped, 0.5)
         if flipped is not cropped:
             expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         result = T.resize(flipped, 24, 32)
@@ -225,7 +227,7 @@ def test_objects_with_centre_outside_are_dropped_and_others_clamped():
     )
     assert cut.window_px == (10, 5, 30, 25)
     np.testing.assert_array_equal(cut.boxes_xyxy_px, [[0, 0, 0, 0], [0, 3, 20, 20], [0, 0, 0, 0]])
-    clean = T.sanitize(cut)
+    clean = sanitize(cut)
     assert clean.labels.tolist() == [1]
 
 
@@ -234,25 +236,25 @@ def test_objects_with_centre_outside_are_dropped_and_others_clamped():
 
 def test_sanitize_keeps_one_pixel_and_drops_less():
     boxes = [[0, 0, 1, 1], [0, 0, 0.9, 5], [0, 0, 5, 0.9], [39, 29, 40, 30], [39, 28, 40.5, 30], [-1, 0, 5, 5]]
-    clean = T.sanitize(sample_of(boxes))
+    clean = sanitize(sample_of(boxes))
     assert clean.labels.tolist() == [0, 3]
     np.testing.assert_array_equal(clean.boxes_xyxy_px, np.array(boxes, np.float32)[[0, 3]])
 
 
 def test_flip():
     base = sample_of([[1, 2, 11, 7]])
-    flipped = T.flip(np.random.default_rng(0), base, 1.0)
+    flipped = flip(np.random.default_rng(0), base, 1.0)
     np.testing.assert_array_equal(flipped.boxes_xyxy_px, [[29, 2, 39, 7]])
     np.testing.assert_array_equal(np.asarray(flipped.image), np.asarray(base.image)[:, ::-1])
     rng = np.random.default_rng(8)
-    assert share([T.flip(rng, base, 0.5) is not base for _ in range(2000)], 0.5)
+    assert share([flip(rng, base, 0.5) is not base for _ in range(2000)], 0.5)
 
 
 def test_resize_and_normalise():
     result = T.resize(sample_of([[10, 3, 20, 15]]), height_px=60, width_px=20)
     assert result.image.size == (20, 60)
     np.testing.assert_allclose(result.boxes_xyxy_px, [[5, 6, 10, 30]])
-    np.testing.assert_allclose(T.normalised_cxcywh(result), [[7.5 / 20, 18 / 60, 5 / 20, 24 / 60]])
+    np.testing.assert_allclose(normalised_cxcywh(result), [[7.5 / 20, 18 / 60, 5 / 20, 24 / 60]])
 
 
 def config(**changes):
@@ -290,4 +292,4 @@ def test_augment_gives_valid_boxes_and_is_deterministic():
 
 def test_images_without_objects_pass_through():
     result = T.augment(np.random.default_rng(0), sample_of([]), config(), 0)
-    assert result.boxes_xyxy_px.shape == (0, 4) and T.normalised_cxcywh(result).shape == (0, 4)
+    assert result.boxes_xyxy_px.shape == (0, 4) and normalised_cxcywh(result).shape == (0, 4)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dfine_jax.config import DataConfig
 from dfine_jax.data.augment import transforms
+from dfine_jax.data.augment.sample import make_sample, sanitize
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.load.plan import Sampling, epoch_plan
 from dfine_jax.data.picture.images import Preprocess
@@ -137,16 +138,14 @@ def test_input_sizes_are_announced(data):
 
 def touching(width, height):
     box = np.array([[width // 2, height // 2, width, height]], np.float32)
-    return transforms.make_sample(Image.new("RGB", (width, height)), box, np.zeros(1, np.int32))
+    return make_sample(Image.new("RGB", (width, height)), box, np.zeros(1, np.int32))
 
 
 def test_objects_at_the_edge_survive_rounding():
     lost = {True: 0, False: 0}
     for width in range(300, 700):
         for clip in lost:
-            lost[clip] += not len(
-                transforms.sanitize(transforms.resize(touching(width, 481), 640, 640, clip=clip)).labels
-            )
+            lost[clip] += not len(sanitize(transforms.resize(touching(width, 481), 640, 640, clip=clip)).labels)
     assert lost[True] == 0 and lost[False] > 10  # the reference's arithmetic loses them
 
 
