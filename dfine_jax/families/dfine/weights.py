@@ -194,7 +194,8 @@ _METHODS = {"relu": "D-FINE with ReLU", "silu": "DEIM with SiLU"}
 def described(model: ModelConfig, origin: Origin) -> Config:
     """The configuration of weights of another program.
 
-    Weights with SiLU are described as DEIM's, so that training them further is done in the same way. Hugging Face's
+    Weights with SiLU are described as DEIM's, those with masks as D-FINE-seg's, so that training them further is done
+    in the same way. Hugging Face's
     port says the activation in its configuration and has ReLU without one, published files have ReLU, RT-DETRv4's have
     SiLU; for others it is what was asked for, or what ``guess_activation`` finds, with a warning.
 
@@ -211,7 +212,7 @@ def described(model: ModelConfig, origin: Origin) -> Config:
     return Config(
         model=dataclasses.replace(model, decoder_activation=activation, mlp_activation=activation),
         loss=LossConfig(class_loss="mal" if deim else "vfl"),
-        train=TrainConfig(method="deim" if deim else "dfine"),
+        train=TrainConfig(method="deim" if deim else "dfine-seg" if model.mask_width else "dfine"),
     )
 
 
