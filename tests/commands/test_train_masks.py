@@ -66,7 +66,7 @@ def test_masks_are_added_to_a_detector(trained, tmp_path):
         told = [line for line in notes if "start anew, because this run builds them otherwise" in line]
         assert len(told) == 1 and told[0].endswith(", ".join(MASKS))
         new = {path for path in params if is_mask(path)}
-        assert {path.rsplit("/", 2)[0] for path in new} >= {MASKS[0], f"{MASKS[1]}"} and len(new) == 17
+        assert {path.rsplit("/", 2)[0] for path in new} >= {MASKS[0], MASKS[1]} and len(new) == 21
         kept = [leaf for path, leaf in params.items() if not is_mask(path) and path.startswith("encoder/")]
         assert all(np.unique(leaf).size == 1 for leaf in kept)  # each leaf of the weights has one value
         assert np.unique(params["decoder/mask_decoder/fusion_conv/kernel"]).size > 1000

@@ -13,9 +13,8 @@ from dfine_jax.training.plan.recipes import Recipe
 _WIDTH = 116
 # What a family does not have is left out.
 _LINES: dict[str, tuple[str, ...]] = {
-    "optimiser": ("optim.optimizer", "optim.aux_optimizer", "optim.backbone_optimizer"),
-    "rates": ("optim.lr", "optim.backbone_lr", "optim.muon_lr_factor", "optim.adan_lr_factor", "optim.weight_decay")
-    + ("optim.clip_norm",),
+    "optimiser": ("optim.optimizer", "optim.aux_optimizer", "optim.backbone_optimizer", "optim.lr", "optim.backbone_lr")
+    + ("optim.muon_lr_factor", "optim.adan_lr_factor", "optim.weight_decay", "optim.clip_norm"),
     "schedule": ("train.epochs", "optim.schedule", "optim.flat_epochs", "optim.final_epochs", "optim.min_lr_ratio")
     + ("optim.onecycle_rise",),
     "warm-up": ("optim.warmup_steps",),

@@ -115,7 +115,7 @@ def test_the_plan_shows_what_the_optimiser_has():
         assert part in text
     assert "optim.onecycle_rise=0.1" in text and "warmup_steps=0" not in text.replace("ema_warmup_steps", "")
     text = "\n".join(shown(default_config("l", 7, 5000)))
-    assert "optim.optimizer=adamw\n" in text and "muon" not in text and "onecycle" not in text
+    assert "optimiser:    optim.optimizer=adamw, optim.lr" in text and "muon" not in text and "onecycle" not in text
 
 
 def test_a_family_without_masks_says_so():
@@ -157,7 +157,7 @@ def test_the_plan_shows_every_value_with_its_origin():
     assert "loss.class_loss=mal, " in text and "log.wandb= (given)" in text
     assert all(len(line) <= 120 for line in text.splitlines())
     subjects = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
-    assert len(subjects) == 12 and "optim.flat_epochs=16" in text
+    assert len(subjects) == 13 and "optim.flat_epochs=16" in text
     assert "batch 8 for 32: rates with its root" in text and "33 epochs for 132: changes keep their share" in text
     assert "optim.flat_epochs" not in "\n".join(shown(default_config("s", 4, 800)))
 
