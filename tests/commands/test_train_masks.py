@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 from flax import traverse_util
+from tiny import tiny_config
 from tiny_weights import tiny_weights
 
 from dfine_jax.cli import main
+from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.families import task
+from dfine_jax.families.dfine.family import DFINE
+from dfine_jax.families.dfine.model import init_variables
+from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.dfine.weights import write_official
+from dfine_jax.families.state_dict import leaf_shapes
 from dfine_jax.training.report.log import read_metrics
 from dfine_jax.training.run import loop
-from dfine_jax.training.run.checkpoint import load_metadata
+from dfine_jax.training.run.checkpoint import Metadata, load_metadata, load_training, load_weights, save_weights
+from dfine_jax.training.step.optimizer import make_optimizer
+from dfine_jax.training.step.state import create_state
 
 MASKS = ("decoder/mask_decoder", "decoder/mask_head")
 HEAD_ALONE = ["^(backbone|encoder)/", "^decoder/(?!mask_)"]
@@ -92,6 +104,32 @@ def test_masks_can_be_left_out_and_built_otherwise(trained, tmp_path):
     assert any("start anew, because" in line for line in notes)
 
 
+@pytest.mark.parametrize(("asked", "method"), [((), "dfine-seg"), (("--task", "detect"), "dfine-seg")])
+def test_files_with_masks_are_trained_further_as_they_were_trained(trained, tmp_path, asked, method):
+    config, notes, params = trained("--weights", official(tmp_path / "dfine_seg_n_coco.pt", segments=True), *asked)
+    assert config.train.method == method and task(config.model) == (asked or ("", "segment"))[1]
+    assert any(map(is_mask, params)) == (not asked)
+    assert not any("start anew, because" in line for line in notes)
+
+
+def test_an_official_detector_gets_masks(trained, tmp_path):
+    weights = official(tmp_path / "dfine_n_coco.pth", segments=False)
+    config, notes, params = trained("--weights", weights, "--task", "segment")
+    assert config.train.method == "dfine" and config.model.mask_width == 128
+    assert sum("start anew, because" in line for line in notes) == 1
+    assert np.all(params["encoder/input_proj_0/conv/kernel"] == 0.25)
+    assert np.unique(params["decoder/mask_head/layers_0/kernel"]).size > 1000
+
+
+def official(file, segments):
+    """N's official file, all tensors the same number."""
+    model = model_config("n", num_classes=3)
+    model = DFINE.tasks["segment" if segments else "detect"](model)
+    leaves = {path: np.full(shape, 0.25, np.float32) for path, shape in leaf_shapes(model).items()}
+    torch_pickle.save(file, {"model": write_official(model, traverse_util.unflatten_dict(leaves, sep="/"))})
+    return file
+
+
 def test_what_a_run_of_the_mask_head_alone_holds(data, tmp_path, capsys):
     """The line of docs/training.md."""
     freeze = f"optim.freeze={json.dumps(HEAD_ALONE)}"
@@ -130,27 +168,47 @@ def test_what_cannot_be(data, tmp_path, capsys):
     assert "no object has a mask" in capsys.readouterr().err
 
 
+def whole_state(folder):
+    """All arrays of a checkpoint of a run, by path."""
+    config = load_metadata(folder).config
+    variables, _ = load_weights(folder)
+    tx = make_optimizer(config.model, config.optim)
+    template = jax.eval_shape(lambda: create_state(variables, tx, jax.random.key(0)))
+    state, *_ = load_training(folder, template)
+    state = state.replace(key=jax.random.key_data(state.key))
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(state)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [["--method", "dfine-seg"], [f"optim.freeze={json.dumps(HEAD_ALONE)}"]])
-def test_a_run_from_a_detector_and_its_resumption(data, tmp_path, more):
-    import jax
-    from tiny import tiny_config
-
-    from dfine_jax.families.dfine.model import init_variables
-    from dfine_jax.training.run.checkpoint import Metadata, save_weights
-
+def test_a_run_from_a_detector_and_its_resumption(data, tmp_path, monkeypatch, more):
     config = tiny_config(model={"num_classes": 2})
-    save_weights(
-        tmp_path / "w", init_variables(config.model, jax.random.key(0)), Metadata(config, ("circle", "dog"), (1, 2))
-    )
-    out = tmp_path / "run"
-    where = ["--data", str(data), "--out", str(out), "--no-export"]
+    weights = init_variables(config.model, jax.random.key(0))
+    save_weights(tmp_path / "w", weights, Metadata(config, ("circle", "dog"), (1, 2)))
     small = ["--epochs", "2", "--batch-size", "4", "data.workers=0", "log.pictures=0", "model.mask_width=32"]
     start = ["--weights", str(tmp_path / "w"), "--task", "segment", "loss.assignment=device"]
-    assert main(["train", "n", *where, *start, *small, *more, "--max-hours", "1e-6"]) == 0
-    assert main(["train", "n", *where, "--resume"]) == 0
-    metadata = load_metadata(out / "last")
-    assert task(metadata.config.model) == "segment"
-    rows = read_metrics(out)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def train(out, *words):
+        return main(["train", "n", "--data", str(data), "--out", str(out), "--no-export", *words])
+
+    assert train(whole, *start, *small, *more) == 0
+    with monkeypatch.context() as patch:
+        split, steps = loop.split_over_devices, iter(range(9))
+
+        def stopped_at_the_third(batch):
+            if next(steps) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return split(batch)
+
+        patch.setattr(loop, "split_over_devices", stopped_at_the_third)
+        assert train(parts, *start, *small, *more) == 0
+    assert whole_state(parts / "last")[".step"] == 3
+    assert train(parts, "--resume") == 0
+    ours, theirs = whole_state(parts / "last"), whole_state(whole / "last")
+    assert ours.keys() == theirs.keys() and ours[".step"] == 4
+    assert not [path for path in ours if not np.array_equal(ours[path], theirs[path])]
+    rows = read_metrics(whole)
     assert [row["epoch"] for row in rows] == [1, 2] and all(row["loss_mask_bce"] > 0 for row in rows)
     assert ("muon_lr" in rows[0]) == ("--method" in more)
+    assert any("momentum" in path for path in ours) == ("--method" in more)
