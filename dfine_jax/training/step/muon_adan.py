@@ -68,14 +68,14 @@ def scale_by_muon() -> optax.GradientTransformation:
     def init(params: PyTree) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads: PyTree, state: MuonState, params: PyTree | None = None) -> tuple[PyTree, MuonState]:
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, MuonState]:
         del params
-        momentum = _averaged(MOMENTUM, state.momentum, grads)
+        momentum = _averaged(MOMENTUM, state.momentum, updates)
 
         def direction(mixed: Array) -> Array:
             return orthogonalised(mixed) * math.sqrt(max(1.0, mixed.shape[-1] / mixed.shape[-2]))
 
-        return jax.tree.map(direction, _averaged(MOMENTUM, momentum, grads)), MuonState(momentum)
+        return jax.tree.map(direction, _averaged(MOMENTUM, momentum, updates)), MuonState(momentum)
 
     return optax.GradientTransformation(init, update)
 
@@ -87,8 +87,9 @@ def scale_by_adan() -> optax.GradientTransformation:
     def init(params: PyTree) -> AdanState:
         return AdanState(jnp.zeros((), jnp.int32), *(jax.tree.map(jnp.zeros_like, params) for _ in range(4)))
 
-    def update(grads: PyTree, state: AdanState, params: PyTree | None = None) -> tuple[PyTree, AdanState]:
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, AdanState]:
         del params
+        grads = updates
         count = state.count + 1
         differences = jax.tree.map(lambda g, last: jnp.where(count == 1, 0, g - last), grads, state.last)
         ahead = jax.tree.map(lambda g, d: jnp.square(g + b2 * d), grads, differences)
@@ -129,13 +130,13 @@ def each_by_its_own(
     def init(params: PyTree) -> tuple[Any, ...]:
         return tuple(optimizer.init(of(name, params)) for name, optimizer in optimizers.items())
 
-    def update(grads: PyTree, states: tuple[Any, ...], params: PyTree | None = None) -> tuple[PyTree, tuple[Any, ...]]:
-        updates: Named = traverse_util.flatten_dict(jax.tree.map(jnp.zeros_like, grads))
-        new = []
-        for (name, optimizer), state in zip(optimizers.items(), states, strict=True):
-            moved, changed = optimizer.update(of(name, grads), state, params)
-            updates |= traverse_util.flatten_dict(moved)
-            new.append(changed)
-        return traverse_util.unflatten_dict(updates), tuple(new)
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, tuple[Any, ...]]:
+        out: Named = traverse_util.flatten_dict(jax.tree.map(jnp.zeros_like, updates))
+        states = []
+        for (name, optimizer), own in zip(optimizers.items(), state, strict=True):
+            moved, changed = optimizer.update(of(name, updates), own, params)
+            out |= traverse_util.flatten_dict(moved)
+            states.append(changed)
+        return traverse_util.unflatten_dict(out), tuple(states)
 
     return optax.GradientTransformation(init, update)
