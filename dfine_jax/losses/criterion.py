@@ -151,7 +151,8 @@ def loss_terms(
       denoising: the queries the model ran with; None without denoising (the ``dn`` terms are absent).
       matching: what ``match`` gave.
       norm: its counts, averaged. As in the reference all terms are divided by averages over devices except ddf, and the
-        group count of the denoising queries is this device's; so is the number of pairs with a mask.
+        group count of the denoising queries is this device's. Those of masks are divided by pairs with a mask; the
+        reference counts these on each device alone.
       bins: of the decoder's edge distributions, if it has them.
       masks: as for ``match``.
     """
@@ -168,7 +169,7 @@ def loss_terms(
     values |= _distributions(stages, union or own, distil, bins, config)
     if masks is not None and _segments(training, targets):
         matched = pairs_of_objects(pairs.outputs[:layers], targets)
-        values |= _masks(stages, training.pixels, targets, matched, norm.here[-1 - layers : -1], masks)
+        values |= _masks(stages, training.pixels, targets, matched, norm.over_devices[-1 - layers : -1], masks)
     named = _by_layer(values, [*(f"aux_{i}" for i in range(layers - 1)), "last"])
     for i, (where, head) in enumerate(_single_heads(training).items()):
         own = _Goal(jax.tree.map(lambda x, i=i: x[layers + i], truth), num_boxes)
@@ -182,7 +183,7 @@ def loss_terms(
     values |= _distributions(stages, goal, distil, bins, config, denoising.exists)
     if masks is not None and _segments(training, targets):
         matched = _known_masks(denoising, targets)
-        values |= _masks(stages, training.pixels, targets, matched, norm.here[-1], masks)
+        values |= _masks(stages, training.pixels, targets, matched, norm.over_devices[-1], masks)
     named |= _by_layer(values, [f"dn_{i}" for i in range(layers)])
     if distil is not None:
         named[f"ddf/dn_{layers - 1}"] = jnp.zeros_like(goal.normalizer)  # the teacher itself

@@ -9,7 +9,7 @@ import sys
 
 import jax
 import numpy as np
-from tiny import known_backbone, random_batch, tiny_config, tiny_rtdetr
+from tiny import known_backbone, random_batch, tiny_config, tiny_rtdetr, tiny_segmenter, with_masks
 
 from dfine_jax.families import of
 from dfine_jax.training.step.optimizer import make_optimizer
@@ -24,14 +24,15 @@ def main(family: str, out: str, steps: int, batch: int, exact: bool) -> None:
         loss = {"label_noise_ratio": 0.0, "box_noise_scale": 0.0, "weight_ddf": 0.0}
     else:
         loss = {}
-    config = {"dfine": tiny_config, "rtdetrv2": tiny_rtdetr}[family](loss=loss)
+    config = {"dfine": tiny_config, "rtdetrv2": tiny_rtdetr, "masks": tiny_segmenter}[family](loss=loss)
     tx = make_optimizer(config.model, config.optim)
     state = replicated(create_state(of(config.model).init(config.model, jax.random.key(0)), tx, jax.random.key(1)))
     step = make_train_step(config, tx)
     rows = []
     for index in range(steps):
         counts = [3, 1, 0, 3] if exact else None  # the layout follows the largest count of a device
-        state, metrics = step(state, random_batch(index, devices, batch // devices, counts))
+        images = random_batch(index, devices, batch // devices, counts)
+        state, metrics = step(state, with_masks(images) if family == "masks" else images)
         rows.append([metrics.loss, metrics.grad_norm, metrics.finite])
         print(index, *map(float, rows[-1]), flush=True)
     leaves = jax.tree.leaves((state.params, state.batch_stats, ema_variables(state)))

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tiny import random_batch, tiny_config
+from tiny import random_batch, tiny_config, tiny_segmenter, with_masks
 
 from dfine_jax.families.dfine.model import DFine, init_variables
 from dfine_jax.ops.resize import nearest_index
@@ -51,10 +51,17 @@ def assert_close(ours, theirs, metrics, other_metrics):
     assert np.abs(apart).max() < 2.1e-3 and np.abs(apart).mean() < 2e-5
 
 
+def with_and_without_masks(test):
+    """The test for a detector and a segmenter: what makes its configuration, and what completes a batch."""
+    cases = [(tiny_config, lambda batch: batch), (tiny_segmenter, lambda batch: with_masks(batch, without=1))]
+    return pytest.mark.parametrize(("tiny", "complete"), cases, ids=["boxes", "masks"])(test)
+
+
 @pytest.mark.slow
-def test_parts_of_a_batch_give_the_step_of_the_whole():
-    config = tiny_config(loss=EXACT)
-    batch = paired_batch()
+@with_and_without_masks
+def test_parts_of_a_batch_give_the_step_of_the_whole(tiny, complete):
+    config = tiny(loss=EXACT)
+    batch = complete(paired_batch())
     whole_metrics, whole, _ = take(config, batch)
     parts = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
     metrics, params, _ = take(parts, batch)
@@ -109,9 +116,10 @@ def test_held_batch_norms_do_not_drift(accumulate):
 
 
 @pytest.mark.slow
-def test_computing_again_changes_nothing():
-    config = tiny_config(loss=EXACT)
-    batch = random_batch(1, 1, 16)
+@with_and_without_masks
+def test_computing_again_changes_nothing(tiny, complete):
+    config = tiny(loss=EXACT)
+    batch = complete(random_batch(1, 1, 16))
     metrics, params, memory = take(config, batch)
     again = dataclasses.replace(
         config, train=dataclasses.replace(config.train, remat=("backbone", "encoder", "decoder"))
@@ -123,9 +131,10 @@ def test_computing_again_changes_nothing():
 
 
 @pytest.mark.slow
-def test_bfloat16_keeps_losses_close_and_weights_in_float32():
-    config = tiny_config(loss={"assignment": "device"})
-    batch = random_batch(1, 1, 4)
+@with_and_without_masks
+def test_bfloat16_keeps_losses_close_and_weights_in_float32(tiny, complete):
+    config = tiny(loss={"assignment": "device"})
+    batch = complete(random_batch(1, 1, 4))
     metrics, _, _ = take(config, batch)
     short, params, _ = take(
         dataclasses.replace(config, model=dataclasses.replace(config.model, precision="bfloat16")), batch
