@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dfine_jax.config import Config
     from dfine_jax.data.read.dataset import Dataset
-    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.evaluation.score import Metrics
     from dfine_jax.prediction.detector import OpenedModel
     from dfine_jax.training.run.loop import Result
     from dfine_jax.weights.load import LoadedModel
@@ -50,6 +50,7 @@ def default_config(
     *,
     weights: Weights | None = None,
     method: str | None = None,
+    task: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     size_px: tuple[int, int] | None = None,
@@ -62,6 +63,7 @@ def default_config(
       data: to train on.
       weights: to start from; they decide the architecture. Checkpoint folder, file, published name, or a loaded model.
       method: whose recipe; None: that of the weights, else the family's own.
+      task: ``detect`` or ``segment``; None: that of the weights, else ``detect``.
       epochs, batch_size, size_px: (height, width) of the input; None: from data and weights.
       values: assignments such as ``optim.lr=2e-4``.
 
@@ -73,6 +75,7 @@ def default_config(
     asked = argparse.Namespace(
         recipe=recipe,
         method=method,
+        task=task,
         epochs=epochs,
         batch_size=batch_size,
         size=None if size_px is None else "x".join(map(str, size_px)),

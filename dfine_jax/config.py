@@ -11,6 +11,7 @@ from dfine_jax.errors import UserError
 
 Activation = Literal["relu", "silu"]
 Precision = Literal["float32", "bfloat16"]
+AuxOptimizer = Literal["adan", "adamw"]
 
 
 class ConfigError(UserError, ValueError):
@@ -50,11 +51,18 @@ class LossSection(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with a schedule, global-norm clipping and an exponential moving average of the weights."""
+    """An optimiser with a schedule, global-norm clipping and an exponential moving average of the weights."""
 
-    lr: float = 8e-4  # a rate of 0 freezes
-    backbone_lr: float = 4e-4
-    schedule: Literal["constant", "flat_cosine"] = "constant"  # after the warm-up; flat_cosine: DEIM
+    lr: float = 8e-4  # by AdamW, of all but the backbone; a rate of 0 freezes
+    backbone_lr: float = 4e-4  # by AdamW
+    # muon: Muon takes the matrices of attention and feed-forward layers; what the next two name takes the rest.
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    aux_optimizer: AuxOptimizer = "adan"  # of what else is outside the backbone
+    backbone_optimizer: AuxOptimizer = "adan"
+    muon_lr_factor: float = 10.0  # rate of what Muon takes over that by AdamW
+    adan_lr_factor: float = 5.0  # of what Adan takes
+    schedule: Literal["constant", "flat_cosine", "onecycle"] = "constant"  # flat_cosine: DEIM; onecycle: D-FINE-seg
+    onecycle_rise: float = 0.1  # onecycle: share of the run after which the full rate is reached
     flat_epochs: int = 0  # flat_cosine: end of the flat part
     final_epochs: int = 0  # flat_cosine: so many last epochs at the smallest rate
     min_lr_ratio: float = 1.0  # flat_cosine: smallest rate over the full one
@@ -62,14 +70,15 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     clip_norm: float = 0.1
-    warmup_steps: int = 500
+    warmup_steps: int = 500  # constant and flat_cosine
     ema_decay: float = 0.9999
     ema_warmup_steps: int = 1000
     ema_restart: Literal["apply", "ignore"] = "apply"  # ignore: stage 2 leaves the decay alone, as the reference does
     ema_restart_decay: float = 0.9999  # from the start of stage 2 on
     ema_restart_step: float = 1e-4  # taken off the decay at every return to the best weights in stage 2
     decay_bias: bool = False  # weight decay on biases outside the backbone
-    backbone_bn: Literal["backbone", "base"] = "backbone"  # base: full rate and no weight decay
+    # Of the backbone's batch norms. base: full rate and no weight decay; no_decay: the backbone's rate without it.
+    backbone_bn: Literal["backbone", "base", "no_decay"] = "backbone"
     freeze: tuple[str, ...] = ()  # regular expressions; parameters whose path matches stay as they are
 
 
@@ -85,9 +94,9 @@ class DataConfig:
     width_px: int = 640
     resize: Literal["stretch", "letterbox"] = "stretch"
     augment: Literal["standard", "dense", "none"] = "standard"  # dense: also mosaic and MixUp
-    start_augment_epoch: int = 0  # e0: before it only flip and resize
+    start_augment_epoch: int = 0  # e0: before it only flips, quarter turns and resize
     stop_mosaic_epoch: int = 78  # e1: end of mosaic and MixUp
-    stop_augment_epoch: int = 148  # e2: from it on only flip and resize, and one input size
+    stop_augment_epoch: int = 148  # e2: from it on only these, and one input size
     photometric_prob: float = 0.5
     zoom_out_prob: float = 0.5
     iou_crop_prob: float = 0.8
@@ -128,6 +137,7 @@ class TrainConfig:
     remat: tuple[str, ...] = ()  # parts (backbone, encoder, decoder) computed again backwards, to save memory
     patience: int = 0  # evaluations without a new best after which training ends; 0 = never
     target_ap: float = 0.0  # average precision at which training ends; 0 = never
+    best_by: Literal["masks", "boxes"] = "masks"  # whose AP decides what is best; without masks, that of boxes
     eval_batch_size: int = 16
     eval_every: int = 1  # epochs
     checkpoint_every: int = 1  # epochs
@@ -217,8 +227,9 @@ def check_shared(config: Config) -> None:
         raise ConfigError(f"data.mosaic_scale={list(scale)} must be two numbers, the smallest and the largest")
     rules = {
         "not negative": ("lr", "backbone_lr", "weight_decay", "warmup_steps", "ema_warmup_steps", "flat_epochs")
-        + ("final_epochs",),
-        "between 0 and 1": ("ema_decay", "beta1", "beta2", "min_lr_ratio", "ema_restart_decay", "ema_restart_step"),
+        + ("final_epochs", "muon_lr_factor", "adan_lr_factor"),
+        "between 0 and 1": ("ema_decay", "beta1", "beta2", "min_lr_ratio", "ema_restart_decay", "ema_restart_step")
+        + ("onecycle_rise",),
         "above 0": ("clip_norm",),
     }
     check_ranges("optim", config.optim, rules)

@@ -23,7 +23,8 @@ import numpy as np
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dfine_jax.evaluation.evaluate import ClassMatch, Truth
+    from dfine_jax.evaluation.evaluate import ClassMatch
+    from dfine_jax.evaluation.truth import Truth
 
 _THROUGHPUT_RUNS = 5
 
@@ -148,7 +149,7 @@ def num_blocks(contenders: int, amounts: Amounts) -> int:
 
 def average_precision(measurement: Measurement, truth: Truth, classes: ClassMatch) -> tuple[float, float | None]:
     """AP of the timed detections on the images that were detected in, of boxes and, where there are any, of masks."""
-    from dfine_jax.evaluation.evaluate import score
+    from dfine_jax.evaluation.score import score
 
     results = []
     for image_id, columns in measurement.detections.items():

@@ -22,6 +22,7 @@ OVERFIT_BATCH = 8
 OVERFIT_SIZE = (320, 320)
 _MOST_CLASSES = 30  # printed
 _MOST_EXAMPLES = 3  # printed
+_MASK_STRIDE = 4  # of the masks shown
 _FOUND_ERRORS = 1  # exit status
 
 
@@ -31,10 +32,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "check",
         help="find what is wrong with a dataset before training on it",
         description="Read all splits, decode every picture, and report counts, class balance, broken, duplicate and "
-        "out-of-range boxes, unreadable and repeated pictures. Two grids of pictures are written: as annotated, and "
-        "augmented as the model sees them. The exit status is 1 if there are errors. With --repair nothing is drawn: "
-        "what can be cured without guessing is cured in new annotation files, and the exit status is 1 if something is "
-        "left for you.",
+        "out-of-range boxes, masks that are empty, tiny or contradict their box, unreadable and repeated pictures. Two "
+        "grids of pictures are written, with masks where there are any: as annotated, and augmented as the model sees "
+        "them. The exit status is 1 if there are errors. With --repair nothing is drawn: what can be cured without "
+        "guessing is cured in new annotation files, and the exit status is 1 if something is left for you.",
         epilog="examples:\n"
         "  dfine check --data cells\n"
         "  dfine check --data cells --out check --size 320x320 data.augment=dense\n"
@@ -67,13 +68,13 @@ def run(options: argparse.Namespace) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; give a folder for the pictures")
     splits = _read(options.data)
-    findings = _report(splits, _size(options, (640, 640)))
+    findings, with_masks = _report(splits, _size(options, (640, 640)))
     unusable = any(finding.level == "error" for finding in findings)
     if unusable:
         print("\nthere are errors: training on this data fails or learns wrong things")
         print(f"dfine check --data {options.data} --repair OUT cures what needs no guessing")
         return _FOUND_ERRORS
-    _draw(options, splits["train"])
+    _draw(options, splits["train"], with_masks)
     if options.overfit:
         return _overfit(options, splits["train"])
     return 0
@@ -126,22 +127,28 @@ def _read(data: Path) -> dict[str, Dataset]:
     return splits
 
 
-def _report(splits: dict[str, Dataset], size_px: tuple[int, int]) -> list[Finding]:
+def _report(splits: dict[str, Dataset], size_px: tuple[int, int]) -> tuple[list[Finding], bool]:
+    """What was found, and whether the training split has masks that can be trained on."""
     from tqdm import tqdm
 
     from dfine_jax.data.read import audit
+    from dfine_jax.data.read.audit_masks import inspect_masks
 
-    findings = []
+    findings, with_masks = [], False
     checks: dict[str, list[ImageCheck]] = {}
     for split, dataset in splits.items():
-        lines = audit.summary(dataset)
+        lines, masks = audit.summary(dataset), inspect_masks(dataset, size_px)
+        if masks.objects:
+            lines.insert(4, f"masks    {masks.objects} of the objects")
+        first = 5 + bool(masks.objects)  # line of the classes
+        with_masks |= split == "train" and masks.can_be_trained_on
         print(f"\n{split}: {dataset.annotation_file}")
-        for line in lines[: 5 + _MOST_CLASSES]:
+        for line in lines[: first + _MOST_CLASSES]:
             print(f"  {line}" if line else "")
-        if len(lines) > 5 + _MOST_CLASSES:
-            print(f"  and {len(lines) - 5 - _MOST_CLASSES} rarer classes")
+        if len(lines) > first + _MOST_CLASSES:
+            print(f"  and {len(lines) - first - _MOST_CLASSES} rarer classes")
         content = audit.inspect_content(dataset, size_px, for_training=split == "train")
-        own = [*audit.inspect_annotations(dataset), *content]
+        own = [*audit.inspect_annotations(dataset), *masks.findings, *content]
         if own:
             print()
         for finding in own:
@@ -153,16 +160,17 @@ def _report(splits: dict[str, Dataset], size_px: tuple[int, int]) -> list[Findin
     pictures = audit.image_findings(checks)
     for finding in pictures:
         print(f"  {finding}")
-    return findings + pictures
+    return findings + pictures, with_masks
 
 
-def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
+def _draw(options: argparse.Namespace, dataset: Dataset, with_masks: bool) -> None:
     """Grids of the training split: as annotated, and in the middle of the training as configured."""
     from dfine_jax import families
     from dfine_jax.config import Config, DataConfig
     from dfine_jax.data.load.grid import annotated_grid, batch_grid
     from dfine_jax.data.load.pipeline import TrainLoader
     from dfine_jax.data.picture.images import save_picture
+    from dfine_jax.data.read.coco import with_outlines
     from dfine_jax.system.config_values import override
 
     height, width = _size(options, (640, 640))
@@ -173,11 +181,13 @@ def _draw(options: argparse.Namespace, dataset: Dataset) -> None:
         options.overrides,
     )
     families.validate(config)
-    shown = dataset.records[:: max(1, len(dataset) // NUM_SHOWN)][:NUM_SHOWN]
-    save_picture(annotated_grid(shown, dataset.names), options.out / "annotated.jpg", quality=90)
+    few = tuple(dataset.records[:: max(1, len(dataset) // NUM_SHOWN)][:NUM_SHOWN])
+    shown = dataclasses.replace(dataset, records=few)
+    shown = with_outlines(shown) if with_masks else shown
+    save_picture(annotated_grid(shown.records, dataset.names), options.out / "annotated.jpg", quality=90)
 
     data = config.data
-    stride = families.of(config.model).mask_stride(config.model)
+    stride = _MASK_STRIDE if with_masks else None
     loader = TrainLoader(dataset, data, batch_size=NUM_SHOWN, seed=config.train.seed, workers=0, mask_stride=stride)
     print()
     for note in loader.notes:

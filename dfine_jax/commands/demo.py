@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from dfine_jax.config import Config
     from dfine_jax.converters.gate.report import GateReport
     from dfine_jax.data.read.dataset import Dataset, Record
-    from dfine_jax.evaluation.evaluate import Metrics
     from dfine_jax.evaluation.report import Figure, Section
+    from dfine_jax.evaluation.score import Metrics
 
 PICTURE_PX, INPUT_PX = 240, 128
 NUM_TRAIN, NUM_VAL = 1200, 100

@@ -20,7 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "evaluate",
         help="COCO average precision of a model on a dataset",
         description="COCO's twelve numbers, AP by class, the best score threshold with precision, recall and F1, and "
-        "confusions. Classes are matched by name; boxes are compared in pixels of the original images.",
+        "confusions, of boxes and, where model and data have any, of masks. Classes are matched by name; everything is "
+        "compared in pixels of the original images.",
         epilog="examples:\n"
         "  dfine evaluate runs/cells/best --data cells --json metrics.json\n"
         "  dfine evaluate cells.onnx --data cells --runtime openvino",
@@ -85,7 +86,8 @@ def run(options: argparse.Namespace) -> int:
         from dfine_jax.evaluation.plots import save_evaluation
 
         save_evaluation(metrics, options.out, origin)
-        print(f"\nwritten: {options.out}/metrics.json, confusion.png, thresholds.png")
+        of_masks = ", mask_confusion.png, mask_thresholds.png" if metrics.masks else ""
+        print(f"\nwritten: {options.out}/metrics.json, confusion.png, thresholds.png{of_masks}")
     return 0
 
 

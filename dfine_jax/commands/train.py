@@ -11,7 +11,7 @@ from dfine_jax.commands.train_card import check_card
 from dfine_jax.commands.train_plan import is_file, is_plan, parse_size, plan, write_plan
 from dfine_jax.commands.train_resume import check_changes, resumed_config
 from dfine_jax.errors import UserError
-from dfine_jax.families import ACTIVATION_HELP, METHOD_HELP
+from dfine_jax.families import ACTIVATION_HELP, METHOD_HELP, TASKS
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
@@ -32,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "  dfine train s --data cells --out runs/cells --weights dfine-s-coco\n"
         "  dfine train rtdetrv2-r18 --data cells --out runs/cells --weights rtdetrv2-r18-coco\n"
         "  dfine train s --method deim --data cells --out runs/cells --backbone imagenet\n"
+        "  dfine train s --task segment --method dfine-seg --data cells --out runs/cells --weights dfine-s-coco\n"
         "  dfine train experiments/deim_coco.py:m --data coco --out runs/m --backbone imagenet\n"
         "  dfine train n --data cells --out runs/cells optim.lr=4e-4 data.augment=none\n"
         "  dfine train n --data cells --out runs/cells --resume\n"
@@ -55,6 +56,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--method",
         metavar="NAME",
         help=f"whose recipe, {METHOD_HELP} (default: that of the weights, else the family's)",
+    )
+    run_options.add_argument(
+        "--task",
+        choices=TASKS,
+        help="what to train: boxes, or boxes and masks (default: that of the weights, else detect)",
     )
     run_options.add_argument(
         "--size", metavar="HxW", help="input size in pixels, multiples of 32 (default: that of --weights, else 640x640)"
@@ -185,7 +191,9 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
     if not result.finished:
         print(f"stopped; to continue: {_resume_command(options)}")
     elif result.best_ap >= 0:
-        print(f"done: AP {result.best_ap:.3f} in epoch {result.best_epoch}, kept in {options.out / 'best'}")
+        of_masks = result.metrics and result.metrics.masks and config.train.best_by == "masks"
+        what = "mask AP" if of_masks else "AP"
+        print(f"done: {what} {result.best_ap:.3f} in epoch {result.best_epoch}, kept in {options.out / 'best'}")
     else:
         print(f"done: weights in {options.out / 'last'}")
     return result.finished
@@ -272,6 +280,8 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UserError("--activation is for the file given with --weights")
     if options.method and is_file(options.recipe):
         raise UserError(f"{options.recipe} says itself whose recipe it is; leave out --method")
+    if options.task and is_file(options.recipe):
+        raise UserError(f"{options.recipe} says itself what its model does; leave out --task")
     together = [options.coordinator, options.processes, options.process]
     if None in together and together != [None] * 3:
         raise UserError("--coordinator, --processes and --process are given together or not at all")

@@ -114,15 +114,18 @@ def _recipe(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | No
     """The configuration before weights and values given: derived for a variant, else that of a file."""
     import jax
 
+    from dfine_jax.families import task
     from dfine_jax.training.plan.recipes import Recipe, default_config, headline, rescaled
 
     size_px = parse_size(options.size) if options.size else None
+    of_weights = _of_weights(options.recipe, loaded)
     if not is_file(options.recipe):
         return default_config(
             options.recipe,
             len(data.names),
             len(data),
-            method=options.method or _method(options.recipe, loaded),
+            method=options.method or (of_weights.train.method if of_weights else ""),
+            task=options.task or (task(of_weights.model) if of_weights else "detect"),
             batch_size=options.batch_size,
             epochs=options.epochs,
             size_px=size_px or (640, 640),
@@ -140,13 +143,13 @@ def _recipe(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | No
     return Recipe(config, table, headline(config, f"file {options.recipe}", len(data)), {}, source="file")
 
 
-def _method(recipe: str, loaded: LoadedModel | None) -> str:
-    """Whose recipe the weights were trained by, if they are of the recipe's family; else empty."""
+def _of_weights(recipe: str, loaded: LoadedModel | None) -> Config | None:
+    """The weights' configuration, if they are of the family of a variant."""
     from dfine_jax.families import of_recipe
 
-    if loaded is None or loaded.metadata.config.model.family != of_recipe(recipe)[0].name:
-        return ""
-    return loaded.metadata.config.train.method
+    if loaded is None or is_file(recipe) or loaded.metadata.config.model.family != of_recipe(recipe)[0].name:
+        return None
+    return loaded.metadata.config
 
 
 def _of_plan(options: argparse.Namespace) -> Config:
@@ -185,13 +188,14 @@ def _of_experiment(recipe: str) -> Config:
 def _as_in_weights(config: Config, options: argparse.Namespace, loaded: LoadedModel) -> tuple[Config, list[str]]:
     """With the architecture of the weights and, for a variant, their input; the keys of these.
 
+    Fields that training adapts to are the weights' where they are those of the variant for the weights' task.
     The input of other programs' files is 640x640; ``--size`` decides the size.
     """
-    from dfine_jax.families import of
+    from dfine_jax.families import of, task
     from dfine_jax.weights.load import bound_fields
 
     of_weights, family = loaded.metadata.config, of(config.model)
-    table = family.variants.get(config.model.variant, config.model)
+    table = family.tasks[task(of_weights.model)](family.variants.get(config.model.variant, config.model))
     kept = {name for name in family.adaptable if getattr(config.model, name) != getattr(table, name)}
     fields = {name: value for name, value in bound_fields(of_weights.model).items() if name not in kept}
     names = () if is_file(options.recipe) else ("resize",) if options.size else ("height_px", "width_px", "resize")

@@ -16,7 +16,7 @@ _CHANGEABLE = (
     *(f"train.{name}" for name in ("remat", "accumulate", "eval_batch_size", "log_every", "checkpoint_every")),
     *(f"train.{name}" for name in ("checkpoint_steps", "max_skipped_steps", "patience", "target_ap")),
 )
-_OPTIONS = ("weights", "activation", "backbone", "method", "size", "epochs", "batch_size", "augment")
+_OPTIONS = ("weights", "activation", "backbone", "method", "task", "size", "epochs", "batch_size", "augment")
 
 
 def check_changes(options: argparse.Namespace) -> None:

@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from dfine_jax.evaluation.detections import Detections, Groups, Objects
+from dfine_jax.evaluation.detections import Detections, Groups, Kind, Objects
+from dfine_jax.evaluation.run_lengths import areas_px
+
+_IOU_TYPES: dict[Kind, Any] = {"boxes": "bbox", "masks": "segm"}  # in pycocotools' words
 
 
 class Precision(NamedTuple):
@@ -27,9 +30,13 @@ class Precision(NamedTuple):
 
 
 def coco_precision(
-    truth: Objects, found: Detections, image_ids: Sequence[int], category_ids: Sequence[int]
+    truth: Objects,
+    found: Detections,
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    kind: Kind = "boxes",
 ) -> Precision:
-    """COCO's twelve numbers on the images and categories named.
+    """COCO's twelve numbers on the images and categories named, of boxes or of masks (which all must have).
 
     Objects are numbered from 1 (pycocotools takes number 0 for "unmatched", which loses a true positive).
     """
@@ -44,8 +51,8 @@ def coco_precision(
             rows, detected = (groups.rows(category) for groups in by_category)
             rows = rows[np.isin(truth.image_id[rows], images)]
             detected = detected[np.isin(found.image_id[detected], images)]
-            evaluated.append(_of_class(truth, rows, found, detected, category))
-        whole: Any = COCOeval(iouType="bbox")
+            evaluated.append(_of_class(truth, rows, found, detected, category, kind))
+        whole: Any = COCOeval(iouType=_IOU_TYPES[kind])
         whole.params.imgIds, whole.params.catIds = images.tolist(), ascending
         whole.eval = {
             "params": whole.params,
@@ -64,6 +71,7 @@ def _of_class(
     found: Detections,
     detected: Int64[np.ndarray, " n"],
     category: int,
+    kind: Kind,
 ) -> dict[str, Any]:
     """pycocotools' tables of one class."""
     from pycocotools.coco import COCO
@@ -72,23 +80,26 @@ def _of_class(
     images = np.unique(np.concatenate([truth.image_id[rows], found.image_id[detected]])).tolist()
     one: Any = COCO()
     other: Any = COCO()
-    one.dataset = {"images": [{"id": i} for i in images], "categories": [{"id": category}]}
+    # Sizes are only asked for, not used: run lengths have their own.
+    entries = [{"id": i, "height": 0, "width": 0} for i in images]
+    one.dataset = {"images": entries, "categories": [{"id": category}]}
     other.dataset = dict(one.dataset)
-    common = ("image_id", "bbox", "area", "iscrowd")
-    columns = truth.image_id, truth.box_xywh_px, truth.area_px, truth.crowd.astype(np.int64)
+    shape, objects, detections, areas = _shapes(truth, rows, found, detected, kind)
+    common = ("image_id", shape, "area", "iscrowd")
+    columns = [column[rows].tolist() for column in (truth.image_id, truth.area_px, truth.crowd.astype(np.int64))]
     one.dataset["annotations"] = [
         {"id": number, "category_id": category, **dict(zip(common, values, strict=True))}
-        for number, values in enumerate(zip(*(column[rows].tolist() for column in columns), strict=True), 1)
+        for number, values in enumerate(zip(columns[0], objects, *columns[1:], strict=True), 1)
     ]
-    columns = found.image_id, found.box_xywh_px, found.box_xywh_px[:, 2:].prod(1), found.score
-    common = ("image_id", "bbox", "area", "score")
+    columns = found.image_id[detected].tolist(), detections, areas.tolist(), found.score[detected].tolist()
+    common = ("image_id", shape, "area", "score")
     other.dataset["annotations"] = [
         {"id": number, "category_id": category, "iscrowd": 0, **dict(zip(common, values, strict=True))}
-        for number, values in enumerate(zip(*(column[detected].tolist() for column in columns), strict=True), 1)
+        for number, values in enumerate(zip(*columns, strict=True), 1)
     ]
     one.createIndex()
     other.createIndex()
-    run: Any = COCOeval(one, other, "bbox")
+    run: Any = COCOeval(one, other, _IOU_TYPES[kind])
     run.params.imgIds, run.params.catIds = images, [category]
     if images:
         run.evaluate()
@@ -97,6 +108,22 @@ def _of_class(
     p = run.params
     shape = len(p.iouThrs), len(p.recThrs), 1, len(p.areaRng), len(p.maxDets)
     return {"precision": -np.ones(shape), "recall": -np.ones((shape[0], *shape[2:]))}
+
+
+def _shapes(
+    truth: Objects,
+    rows: Int64[np.ndarray, " g"],
+    found: Detections,
+    detected: Int64[np.ndarray, " n"],
+    kind: Kind,
+) -> tuple[str, list[Any], list[Any], Float64[np.ndarray, " n"]]:
+    """What COCO calls it, the shapes of objects and of detections, and the areas of the latter."""
+    if kind == "boxes":
+        boxes = found.box_xywh_px[detected]
+        return "bbox", truth.box_xywh_px[rows].tolist(), boxes.tolist(), boxes[:, 2:].prod(1)
+    assert truth.masks is not None and found.masks is not None
+    detections = found.masks.coco(detected)
+    return "segmentation", truth.masks.coco(rows), detections, areas_px(detections)
 
 
 def _mean_of_present(precision: Float64[np.ndarray, "t r"]) -> float:

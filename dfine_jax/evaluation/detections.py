@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+
+from dfine_jax.evaluation.run_lengths import RunLengths
+
+Kind = Literal["boxes", "masks"]  # what is compared
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,10 +23,14 @@ class Objects:
     box_xywh_px: Float64[np.ndarray, "n 4"]
     area_px: Float64[np.ndarray, " n"]
     crowd: Bool[np.ndarray, " n"]
+    masks: RunLengths | None = None  # None: not asked for
 
     @classmethod
     def of_coco(cls, annotations: Sequence[Mapping[str, Any]]) -> Objects:
-        """From COCO annotations in memory; areas are those of the boxes where none are given."""
+        """From COCO annotations in memory; areas are those of the boxes where none are given.
+
+        Masks are there if every ``segmentation`` is one in compressed run lengths.
+        """
         boxes = _boxes(annotations)
         areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations]
         return cls(
@@ -31,7 +39,30 @@ class Objects:
             boxes,
             np.array(areas, np.float64),
             np.array([bool(a.get("iscrowd")) for a in annotations], bool),
+            _masks(annotations),
         )
+
+    def judged_by_mask(self) -> Objects:
+        """The objects where masks are compared: those without one become regions to ignore, of the size of their box.
+
+        What is detected there counts for nothing, as in a crowd region: nobody knows whether it is right.
+        """
+        from pycocotools.mask import frPyObjects
+
+        assert self.masks is not None
+        absent = np.flatnonzero(~self.masks.exist)
+        if not len(absent):
+            return self
+        boxes = []
+        for row, (height, width) in zip(absent.tolist(), self.masks.size_px[absent].tolist(), strict=True):
+            box: Any = self.box_xywh_px[row : row + 1]
+            boxes += frPyObjects(box, height, width)
+        both = RunLengths.joined([self.masks, RunLengths.of_coco(boxes)])
+        which = np.arange(len(self.masks))
+        which[absent] = len(self.masks) + np.arange(len(absent))
+        crowd = self.crowd.copy()
+        crowd[absent] = True
+        return dataclasses.replace(self, crowd=crowd, masks=both.select(which))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,19 +73,24 @@ class Detections:
     category_id: Int64[np.ndarray, " n"]
     box_xywh_px: Float64[np.ndarray, "n 4"]
     score: Float64[np.ndarray, " n"]
+    masks: RunLengths | None = None  # None: of a model that only detects
 
     @classmethod
     def of_coco(cls, results: Iterable[Mapping[str, Any]]) -> Detections:
         """From COCO results in memory."""
         results = list(results)
         scores = np.array([result["score"] for result in results], np.float64)
-        return cls(_ids(results, "image_id"), _ids(results, "category_id"), _boxes(results), scores)
+        image_id, category_id = _ids(results, "image_id"), _ids(results, "category_id")
+        return cls(image_id, category_id, _boxes(results), scores, _masks(results))
 
     @classmethod
     def joined(cls, parts: Sequence[Detections]) -> Detections:
-        """One after another."""
-        parts = [cls.of_coco([]), *parts]
-        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls)))
+        """One after another; with masks if all of them have masks."""
+        masks = [part.masks for part in parts if part.masks is not None]
+        every = [cls.of_coco([]), *parts]
+        columns = ("image_id", "category_id", "box_xywh_px", "score")
+        joined: Any = {name: np.concatenate([getattr(part, name) for part in every]) for name in columns}
+        return cls(**joined, masks=RunLengths.joined(masks) if masks and len(masks) == len(parts) else None)
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -65,8 +101,14 @@ class Detections:
         for start in range(0, len(self), 4096):
             part = slice(start, start + 4096)
             columns = (self.image_id, self.category_id, self.box_xywh_px, self.score)
-            for image, category, box, score in zip(*(column[part].tolist() for column in columns), strict=True):
-                yield {"image_id": image, "category_id": category, "bbox": box, "score": score}
+            entries = [
+                {"image_id": image, "category_id": category, "bbox": box, "score": score}
+                for image, category, box, score in zip(*(column[part].tolist() for column in columns), strict=True)
+            ]
+            masks = self.masks.coco(np.arange(start, start + len(entries))) if self.masks else []
+            for entry, mask in zip(entries, masks, strict=False):
+                entry["segmentation"] = mask | {"counts": mask["counts"].decode()}
+            yield from entries
 
 
 class Groups:
@@ -88,3 +130,10 @@ def _ids(entries: Sequence[Mapping[str, Any]], key: str) -> Int64[np.ndarray, " 
 
 def _boxes(entries: Sequence[Mapping[str, Any]]) -> Float64[np.ndarray, "n 4"]:
     return np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
+
+
+def _masks(entries: Sequence[Mapping[str, Any]]) -> RunLengths | None:
+    """None where there is an entry without run lengths, or no entry."""
+    masks = [entry.get("segmentation") for entry in entries]
+    compressed = [m for m in masks if isinstance(m, Mapping) and isinstance(m.get("counts"), str | bytes)]
+    return RunLengths.of_coco(compressed) if masks and len(compressed) == len(masks) else None

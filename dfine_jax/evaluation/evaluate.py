@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -15,13 +14,13 @@ from tqdm import tqdm
 from dfine_jax.data.load.batch import EvalBatch
 from dfine_jax.data.load.pipeline import EvalLoader
 from dfine_jax.data.load.workers import closing_batches
-from dfine_jax.data.read.annotations import decode
+from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.data.read.dataset import Classes, Dataset, listed
-from dfine_jax.data.read.index import read_columns
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.average_precision import coco_precision
-from dfine_jax.evaluation.detections import Detections, Objects
-from dfine_jax.evaluation.metrics import DetectionReport, detection_report
+from dfine_jax.evaluation.detections import Detections
+from dfine_jax.evaluation.run_lengths import RunLengths
+from dfine_jax.evaluation.score import Metrics, score
+from dfine_jax.evaluation.truth import Truth
 from dfine_jax.ops.postprocess import Selected
 from dfine_jax.serving.backends.base import PixelPredictions, in_view
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from dfine_jax.prediction.detector import OpenedModel
 
 Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Selected]
-# A dataset, its annotation file in COCO JSON, or the content of such a file.
-Truth = Dataset | Path | str | Mapping[str, Any]
 Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
 
 
@@ -51,55 +48,6 @@ class ClassMatch:
             f"{len(self.unscored)} of the model's {total} classes are not in the data, detections of them do not count:"
             f" {listed(self.unscored)}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """COCO's twelve numbers in [0, 1] (-1: no such ground truth), AP by class name, and counts at score thresholds."""
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-    ar_1: float
-    ar_10: float
-    ar_100: float
-    ar_small: float
-    ar_medium: float
-    ar_large: float
-    per_class: dict[str, float]
-    num_images: int
-    report: DetectionReport
-
-    def numbers(self) -> dict[str, float]:
-        """The twelve numbers by name."""
-        return {name: getattr(self, name) for name in METRIC_NAMES}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; None where nothing is annotated."""
-        return {
-            **{name: _or_none(value) for name, value in self.numbers().items()},
-            "per_class": {name: _or_none(value) for name, value in self.per_class.items()},
-            "num_images": self.num_images,
-            "report": self.report.to_dict(),
-        }
-
-    def table(self) -> str:
-        """The numbers as text of a few lines."""
-        rows = [("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), ("AP small", "ap_small"), ("AP medium", "ap_medium")]
-        rows += [("AP large", "ap_large"), ("AR 1", "ar_1"), ("AR 10", "ar_10"), ("AR 100", "ar_100")]
-        rows += [("AR small", "ar_small"), ("AR medium", "ar_medium"), ("AR large", "ar_large")]
-        values = self.numbers()
-        lines = [f"{label:<12}{_number(values[name])}" for label, name in rows]
-        width = max((len(name) for name in self.per_class), default=0) + 2
-        lines += ["", "AP by class", *(f"{name:<{width}}{_number(v)}" for name, v in self.per_class.items())]
-        lines += ["", self.report.table()]
-        return "\n".join(lines)
-
-
-METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Metrics))[:12]
 
 
 def evaluate(
@@ -135,10 +83,16 @@ def evaluate_detections(
     """As ``evaluate``, for what answers in pixels (``Backend.detect`` of any runtime) and may know more classes."""
     found: list[Detections] = []
     seen: list[int] = []
-    with closing_batches(batches) as stream:
+    latest: Future[Detections] | None = None
+    # Run lengths are made while the network is at the next batch; not of more than one, maps are large.
+    with closing_batches(batches) as stream, ThreadPoolExecutor(1, "run lengths") as worker:
         for batch in stream:
             seen += [int(i) for i in batch.image_id[_real(batch)]]
-            found.append(pixel_results(detect(batch.images, _view_px(batch)), batch, classes.category_of_label))
+            predictions = detect(batch.images, _view_px(batch))
+            found += [latest.result()] if latest else []
+            latest = worker.submit(pixel_results, predictions, batch, classes.category_of_label)
+            del predictions
+        found += [latest.result()] if latest else []
     detections = Detections.joined(found)
     del found
     if observe is not None:
@@ -188,7 +142,7 @@ def evaluate_opened(
 
 
 def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:
-    """Detections from corners in pixels; labels with None as category are left out."""
+    """Detections from corners in pixels; labels with None as category are left out. Masks become run lengths."""
     scores, labels, corners = (np.asarray(value) for value in predictions[:3])
     boxes = corners.astype(np.float64)
     boxes[..., 2:] -= boxes[..., :2]
@@ -196,55 +150,25 @@ def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids:
     ids = np.array([category or 0 for category in category_ids], np.int64)
     use = known[labels] & _real(batch)[:, None]
     image_id = np.broadcast_to(np.asarray(batch.image_id, np.int64)[:, None], labels.shape)
-    return Detections(image_id[use], ids[labels[use]], boxes[use], scores[use].astype(np.float64))
+    columns = image_id[use], ids[labels[use]], boxes[use], scores[use].astype(np.float64)
+    return Detections(*columns, _run_lengths(predictions, use, batch))
 
 
-def score(
-    truth: Truth,
-    results: Detections | Iterable[Mapping[str, Any]],
-    image_ids: Sequence[int],
-    classes: Classes,
-) -> Metrics:
-    """COCO metrics of ``results`` on the images named, with pycocotools, and counts (metrics.py).
-
-    The annotations are those of the file, with flags and areas of the wrong JSON type, and areas that cannot be, cured
-    as when it is read (``data.coco.read_coco``).
-
-    Args:
-      truth: the dataset, its COCO file, or the content of one.
-    """
-    objects = annotated(truth)
-    found = results if isinstance(results, Detections) else Detections.of_coco(results)
-    precision = coco_precision(objects, found, image_ids, classes.ids)
-    return Metrics(
-        *precision.stats.tolist(),
-        per_class=dict(zip(classes.names, precision.by_class.tolist(), strict=True)),
-        num_images=len(set(image_ids)),
-        report=detection_report(objects, found, image_ids, classes),
-    )
-
-
-def annotated(truth: Truth) -> Objects:
-    """All annotations with a listed category, crowd regions included; a dataset's file is not read again.
-
-    Raises:
-      UserError: the file is missing or wrong.
-    """
-    if isinstance(truth, Mapping):
-        images = [{"file_name": "", **image} for image in truth["images"]]  # pictures are not asked for here
-        text = json.dumps({**truth, "images": images}).encode()
-        arrays, classes, _ = decode(text, Path("annotations"))
-    else:
-        columns = truth.columns if isinstance(truth, Dataset) else None
-        if columns is None:
-            columns = read_columns(Path(truth.annotation_file if isinstance(truth, Dataset) else truth))
-        arrays, classes = columns.shared.arrays, columns.classes
-    ids = np.array(classes.ids, np.int64)
-    image_id = np.repeat(arrays["image_id"], np.diff(arrays["objects"]))
-    label = arrays["label"]
-    use = label >= 0
-    everything = (image_id, ids[label], arrays["box_xywh_px"], arrays["area_px"], arrays["crowd"])
-    return Objects(*(everything if use.all() else (column[use] for column in everything)))
+def _run_lengths(predictions: PixelPredictions, use: Bool[np.ndarray, "b n"], batch: EvalBatch) -> RunLengths | None:
+    """Masks of the detections in use, over their whole pictures."""
+    if predictions.masks_logit is None:
+        return None
+    counts, sizes = [], []
+    views = _view_px(batch).tolist()
+    pictures = zip(predictions.masks_logit, predictions.boxes_xyxy_px, views, batch.size_px, use, strict=True)
+    for maps, boxes, view, size_px, used in pictures:
+        left, top, width, height = view
+        picture = round(float(size_px[0])), round(float(size_px[1]))
+        masks = MapMasks(maps, boxes, (left, top, width, height), picture)
+        texts = [masks.rle(row)["counts"] for row in np.flatnonzero(used).tolist()]
+        counts += texts
+        sizes += [picture[::-1]] * len(texts)
+    return RunLengths.of(counts, np.array(sizes, np.int64).reshape(-1, 2))
 
 
 def match_categories(model_names: Sequence[str], data: Classes, model: str, dataset: str) -> ClassMatch:
@@ -271,14 +195,6 @@ def match_categories(model_names: Sequence[str], data: Classes, model: str, data
     return ClassMatch(scored, tuple(ids.get(name) for name in model_names), unscored)
 
 
-def _or_none(value: float) -> float | None:
-    return None if value < 0 else value
-
-
-def _number(value: float) -> str:
-    return "     -" if value < 0 else f"{value:6.3f}"
-
-
 def _real(batch: EvalBatch) -> Bool[np.ndarray, " b"]:
     """Rows that hold an image. Those that fill a batch have id -1, which is a legal id too, and one pixel."""
     return (np.asarray(batch.image_id) != -1) | (np.asarray(batch.size_px) != 1).any(1)
@@ -293,4 +209,5 @@ def _view_px(batch: EvalBatch) -> Float[np.ndarray, "b 4"]:
 
 def _in_pixels(predictions: Selected, view_px: Float[np.ndarray, "b 4"]) -> PixelPredictions:
     scores, labels, boxes_cxcywh = (np.asarray(value) for value in predictions[:3])
-    return PixelPredictions(scores, labels, in_view(boxes_cxcywh.astype(np.float64), view_px), predictions.masks_logit)
+    masks_logit = None if predictions.masks_logit is None else np.asarray(predictions.masks_logit)
+    return PixelPredictions(scores, labels, in_view(boxes_cxcywh.astype(np.float64), view_px), masks_logit)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dfine_jax.data.read.dataset import Classes
-from dfine_jax.evaluation.detections import Detections, Groups, Objects
+from dfine_jax.evaluation.detections import Detections, Groups, Kind, Objects
 
 THRESHOLDS: Float[np.ndarray, " t"] = np.arange(1, 100) / 100  # where the best one is looked for
 IOU_THRESHOLD = 0.5
@@ -117,6 +117,7 @@ class DetectionReport:
     best: Scores
     per_class: dict[str, Scores]  # at the best threshold
     confusion: Int[np.ndarray, "k+1 k+1"]  # at the best threshold; rows: objects, columns: predictions, last: none
+    kind: Kind = "boxes"  # what was compared
 
     def at(self, threshold: float) -> Scores:
         """All classes at the counted threshold nearest to this one."""
@@ -151,13 +152,14 @@ def detection_report(
     results: Detections | Iterable[Mapping[str, Any]],
     image_ids: Iterable[int],
     classes: Classes,
+    kind: Kind = "boxes",
 ) -> DetectionReport:
-    """Count the boxes of COCO ``results`` against COCO ``ground_truth`` on the images named.
+    """Count the boxes or masks of COCO ``results`` against COCO ``ground_truth`` on the images named.
 
     Args:
       classes: by label; annotations and results of others do not count.
     """
-    images = Overlaps(ground_truth, results, image_ids, classes.ids, float(THRESHOLDS[0]))
+    images = Overlaps(ground_truth, results, image_ids, classes.ids, float(THRESHOLDS[0]), kind)
     counts = count(images, len(classes))
     index = counts.best_index()
     return DetectionReport(
@@ -167,6 +169,7 @@ def detection_report(
         best=counts.overall(index),
         per_class={name: counts.of_class(index, label) for label, name in enumerate(classes.names)},
         confusion=confusion_matrix(images, len(classes), float(THRESHOLDS[index])),
+        kind=kind,
     )
 
 
@@ -208,12 +211,13 @@ def confusion_matrix(images: Iterable[ImageOverlaps], num_classes: int, threshol
 
 
 class Overlaps:
-    """Box overlaps of COCO results, one entry for each image.
+    """Overlaps of COCO results, one entry for each image.
 
     They are made anew in each pass: those of all images at once would need gigabytes.
 
     Args:
       min_score: results below it do not count.
+      kind: what is compared; of masks, all objects and results must have one.
     """
 
     def __init__(
@@ -223,6 +227,7 @@ class Overlaps:
         image_ids: Iterable[int],
         category_ids: Sequence[int],
         min_score: float = 0.0,
+        kind: Kind = "boxes",
     ) -> None:
         is_coco = isinstance(ground_truth, Mapping)
         self._truth = Objects.of_coco(ground_truth["annotations"]) if is_coco else ground_truth
@@ -232,6 +237,7 @@ class Overlaps:
         self._label = _labels(self._found.category_id, category_ids)
         self._label[self._found.score < min_score] = -1
         self._groups = Groups(self._truth.image_id), Groups(self._found.image_id)
+        self._kind = kind
 
     def __iter__(self) -> Iterator[ImageOverlaps]:
         """By image, in ascending order of the ids."""
@@ -244,15 +250,21 @@ class Overlaps:
 
         crowd = self._truth.crowd[annotated]
         objects, crowds = annotated[~crowd], annotated[crowd]
-        boxes, truth = self._found.box_xywh_px[found], self._truth.box_xywh_px
         iou, inside = np.zeros((len(found), len(objects))), np.zeros((len(found), len(crowds)))
         if iou.size:
-            iou = np.asarray(overlap(boxes, truth[objects], [0] * len(objects)))
+            iou = np.asarray(overlap(*self._shapes(found, objects), [0] * len(objects)))
         if inside.size:  # with the crowd flag the share of the prediction's own area
-            inside = np.asarray(overlap(boxes, truth[crowds], [1] * len(crowds)))
+            inside = np.asarray(overlap(*self._shapes(found, crowds), [1] * len(crowds)))
         labels = self._label[found]
         in_crowd = np.any((inside >= IOU_THRESHOLD) & (labels[:, None] == self._truth_label[crowds]), 1)
         return ImageOverlaps(self._found.score[found], labels, self._truth_label[objects], iou, in_crowd)
+
+    def _shapes(self, found: Int[np.ndarray, " n"], objects: Int[np.ndarray, " g"]) -> tuple[Any, Any]:
+        """As pycocotools takes them."""
+        if self._kind == "boxes":
+            return self._found.box_xywh_px[found], self._truth.box_xywh_px[objects]
+        assert self._found.masks is not None and self._truth.masks is not None
+        return self._found.masks.coco(found), self._truth.masks.coco(objects)
 
 
 def _labels(ids: Int[np.ndarray, " n"], category_ids: Sequence[int]) -> Int[np.ndarray, " n"]:

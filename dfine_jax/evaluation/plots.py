@@ -6,10 +6,12 @@ Figures are built without pyplot: nothing global changes, and no display is need
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import itertools
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,19 +26,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.evaluation.score import Metrics
 
 COLOURS = ("#2f6fde", "#d9822b", "#2e9e6b", "#b0417f", "#7a6a55", "#6f5bd0")
+_LINE_COLOURS = (*COLOURS, "#222222", "#9aa3ad")
 MAX_CLASSES = 80  # shown in a confusion matrix
 _MAX_NUMBERED = 25  # classes up to which the cells hold their counts
 _LONGEST_NAME = 24  # letters
+_CALLED = {"boxes": "Detections", "masks": "Masks"}
 _FONTS = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK JP", "Arial Unicode MS", "PingFang SC", "Microsoft YaHei")
 _PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("Average precision, averaged weights", "linear", {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}),
+    (
+        "Average precision, averaged weights",
+        "linear",
+        {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+        | {"mask_ap": "mask AP", "mask_ap50": "mask AP50", "mask_ap75": "mask AP75"},
+    ),
     (
         "Counting at the best threshold",
         "linear",
-        {"f1": "F1", "precision": "precision", "recall": "recall", "best_threshold": "threshold"},
+        {"f1": "F1", "precision": "precision", "recall": "recall", "best_threshold": "threshold"}
+        | {"mask_f1": "mask F1", "mask_best_threshold": "mask threshold"},
     ),
     ("Learning rate", "linear", {"lr": "base", "backbone_lr": "backbone"}),
     ("Gradient norm before clipping", "log", {"grad_norm": "mean of the epoch"}),
@@ -61,7 +71,7 @@ def confusion_figure(report: DetectionReport) -> Figure:
     Beyond ``MAX_CLASSES`` classes those with the most errors are shown, which the title says.
     """
     shown = most_confused(report.confusion, MAX_CLASSES)
-    title = f"Detections at threshold {report.best_threshold:.2f}"
+    title = f"{_CALLED[report.kind]} at threshold {report.best_threshold:.2f}"
     if len(shown) < len(report.names):
         title += f" ({len(shown)} classes with the most errors, of {len(report.names)})"
     index = np.append(shown, len(report.names))
@@ -105,7 +115,8 @@ def threshold_figure(report: DetectionReport) -> Figure:
         ]
         left.plot(thresholds, values, color=colour, label=label)
     left.axvline(report.best_threshold, color="#555555", linestyle=":")
-    _finish(left, f"Best F1 {report.best.f1:.3f} at threshold {report.best_threshold:.2f}", "score threshold")
+    best = f"Best F1 {report.best.f1:.3f} at threshold {report.best_threshold:.2f}"
+    _finish(left, best if report.kind == "boxes" else f"{best}, masks", "score threshold")
     left.set(xlim=(0, 1), ylim=(0, 1.02))
     found = [p for p in points if p.true_positives + p.false_positives]  # without predictions there is no precision
     right.plot(
@@ -117,7 +128,15 @@ def threshold_figure(report: DetectionReport) -> Figure:
     return figure
 
 
-EVALUATION_FIGURES = {"confusion": confusion_figure, "thresholds": threshold_figure}  # by file name
+def evaluation_figures(metrics: Metrics) -> dict[str, Callable[[], Figure]]:
+    """What draws the figures of an evaluation, by file name; of masks, where there are any, under ``mask_``."""
+    drawn = {"confusion": confusion_figure, "thresholds": threshold_figure}
+    reports = {"": metrics.report} | ({"mask_": metrics.masks.report} if metrics.masks else {})
+    return {
+        prefix + name: functools.partial(draw, report)
+        for prefix, report in reports.items()
+        for name, draw in drawn.items()
+    }
 
 
 @_fonts()
@@ -133,7 +152,7 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (title, scale, curves) in zip(grid, panels, strict=False):
         shown = {name: label for name, label in curves.items() if any(name in row for row in rows)}
-        for colour, (name, label) in zip((*COLOURS, "#222222"), shown.items(), strict=False):
+        for colour, (name, label) in zip(itertools.cycle(_LINE_COLOURS), shown.items(), strict=False):
             _curve(axes, rows, name, label, colour)
         axes.set_yscale(scale if any(row.get(name, 0.0) > 0 for row in rows for name in shown) else "linear")
         if "images_per_s" in shown:
@@ -155,14 +174,16 @@ def save_evaluation(
 ) -> None:
     """All that is known of an evaluation: ``metrics.json``, and as pictures ``confusion.png`` and ``thresholds.png``.
 
+    Masks have pictures of their own, ``mask_confusion.png`` and ``mask_thresholds.png``.
+
     Args:
       extra: more entries for the JSON.
     """
     folder = Path(folder)
     write_whole(folder / "metrics.json", json.dumps(metrics.to_dict() | dict(extra or {}), indent=2) + "\n")
     if pictures:
-        for name, draw in EVALUATION_FIGURES.items():
-            save_png(draw(metrics.report), folder / f"{name}.png")
+        for name, draw in evaluation_figures(metrics).items():
+            save_png(draw(), folder / f"{name}.png")
 
 
 def save_png(figure: Figure, path: Path | str) -> None:

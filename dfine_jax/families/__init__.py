@@ -15,7 +15,8 @@ NAMES = ("dfine", "rtdetrv2")
 FIRST = NAMES[0]  # its variants need no family before them; of files written when it was the only one
 # For the help of commands, which load no family.
 ACTIVATION_HELP = "relu, or silu for DEIM"
-METHOD_HELP = "such as deim"
+TASKS = ("detect", "segment")
+METHOD_HELP = "such as deim or dfine-seg"
 
 
 def named(name: str) -> Family[Any, Any, Any, Any]:

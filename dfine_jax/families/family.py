@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dfine_jax.typing import Matching, ModelOutput, Norm, Targets
 
 Start = Literal["nothing", "backbone", "detector"]  # what is pretrained
+Optimizer = Literal["adamw", "adan", "muon"]
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
 M = TypeVar("M")  # the family's model configuration
 L = TypeVar("L")  # its loss configuration
@@ -40,6 +41,7 @@ class Rule:
     group: str  # ``base``, or a name for the rate's curve in the log
     lr: float  # full rate; 0.0: the parameters are frozen, and their gradients count in no norm
     decay: bool
+    optimizer: Optimizer = "adamw"
 
 
 class Queries(Protocol):
@@ -170,7 +172,8 @@ class Family(Generic[M, L, Q, P]):
     terms: Callable[[ModelOutput, Targets, Q | None, Matching[P], Norm, M, L], dict[str, Float[Array, ""]]]
     kinds: Callable[[M, L], tuple[str, ...]]  # kinds of terms that there can be, that of the classes first
     rules: Callable[[M, OptimConfig], tuple[Rule, ...]]  # the last one takes the rest
-    recipe: Callable[[str, Start, str], tuple[str, Config]]  # of variant, start, method: a table's name and line
+    # Of variant, start, method and task: a table's name and line.
+    recipe: Callable[[str, Start, str, str], tuple[str, Config]]
     # Weights.
     class_leaves: tuple[ClassLeaf, ...]
     frozen: tuple[str, ...]  # fields of the model, bool: parts that are held, for pretrained backbones only

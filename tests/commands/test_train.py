@@ -65,7 +65,9 @@ def test_a_variant_is_adapted_to_the_data(data, planned, tmp_path, capsys):
     assert options["start"] is None and not options["resume"]
     notes = "\n".join(options["notes"])
     shape = "4 epochs of 2 steps of 2 images"
-    assert notes.startswith(f"D-FINE-N, 4 classes, 5 images: {shape} (table dfine_custom)\nrates: ")
+    assert notes.startswith(
+        f"D-FINE-N, 4 classes, 5 images: {shape} (table dfine_custom)\ntask:         detect\noptimiser: "
+    )
     for text in ("optim.lr=0.25 (given)", "data.augment=none (given)", "train.epochs=4 (given)", "size: "):
         assert text in notes
     assert "optim.weight_decay=0.0001," in notes and "data.width_px=96 (given)" in notes

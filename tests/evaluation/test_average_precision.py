@@ -16,7 +16,9 @@ from dfine_jax.data.load.batch import EvalBatch
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.evaluation.detections import Detections
-from dfine_jax.evaluation.evaluate import evaluate, score
+from dfine_jax.evaluation.evaluate import evaluate
+from dfine_jax.evaluation.score import score
+from dfine_jax.ops.postprocess import Selected
 
 CLASSES = Classes(("bird", "cat", "dog", "eel"), (90, 5, 17, 2))  # of eels there are none
 
@@ -98,10 +100,10 @@ def test_the_annotation_file_is_not_read_again(tmp_path, monkeypatch):
     images = [image["id"] for image in content["images"]]
     before = score(file, results, images, CLASSES).numbers()
     file.unlink()
-    monkeypatch.setattr("dfine_jax.evaluation.evaluate.read_columns", lambda *_: 1 / 0)
+    monkeypatch.setattr("dfine_jax.evaluation.truth.read_columns", lambda *_: 1 / 0)
     assert score(data, results, images, data.classes).numbers() == before
     batch = EvalBatch(np.zeros((1, 8, 8, 3), np.uint8), np.array(images[:1]), np.full((1, 2), 400, np.float32))
-    nothing = np.zeros((1, 0)), np.zeros((1, 0), int), np.zeros((1, 0, 4))
+    nothing = Selected(np.zeros((1, 0)), np.zeros((1, 0), int), np.zeros((1, 0, 4)))
     assert evaluate(lambda _: nothing, [batch], data, data.classes).num_images == 1
 
 
@@ -120,8 +122,9 @@ import resource
 import numpy as np
 from dfine_jax.data.load.batch import EvalBatch
 from dfine_jax.evaluation.evaluate import Detections, pixel_results
+from dfine_jax.serving.backends.base import PixelPredictions
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-found = np.random.rand(100, 100), np.zeros((100, 100), int), np.random.rand(100, 100, 4)
+found = PixelPredictions(np.random.rand(100, 100), np.zeros((100, 100), int), np.random.rand(100, 100, 4))
 batch = EvalBatch(np.zeros((100, 1, 1, 3), np.uint8), np.arange(100), np.ones((100, 2), np.float32))
 before = peak()
 kept = Detections.joined([pixel_results(found, batch, [5]) for _ in range(200)])

@@ -18,8 +18,10 @@ from dfine_jax.evaluation.evaluate import (
     evaluate_detections,
     match_categories,
     pixel_results,
-    score,
 )
+from dfine_jax.evaluation.score import score
+from dfine_jax.ops.postprocess import Selected
+from dfine_jax.serving.backends.base import PixelPredictions
 
 CLASSES = Classes(("cat", "dog"), (5, 2))  # ids in another order than labels
 
@@ -53,7 +55,7 @@ def batch(ids=(1, 2)):
 
 def test_results_are_in_original_pixels_and_ids():
     corners = np.array([[[50.0, 25.0, 150.0, 75.0]], [[0.0, 0.0, 1.0, 1.0]]])
-    predictions = np.array([[0.7], [0.6]]), np.array([[0], [1]]), corners
+    predictions = PixelPredictions(np.array([[0.7], [0.6]]), np.array([[0], [1]]), corners)
     results = pixel_results(predictions, batch((1, -1)), CLASSES.ids)
     assert list(results) == [{"image_id": 1, "category_id": 5, "bbox": [50.0, 25.0, 100.0, 50.0], "score": 0.7}]
 
@@ -70,7 +72,7 @@ def test_perfect_predictions_score_one_whatever_the_numbering(tmp_path):
         rows = [truth[i] for i in (1, 2)]
         seen.append(images.shape)
         labels = np.array([[label] for label, _ in rows])
-        return np.full((2, 1), 0.9), labels, np.array([[box] for _, box in rows])
+        return Selected(np.full((2, 1), 0.9), labels, np.array([[box] for _, box in rows]))
 
     metrics = evaluate(predict, [batch()], file, CLASSES)
     assert seen == [(2, 8, 8, 3)]
@@ -140,7 +142,8 @@ def test_numbers_written_as_text_or_null_and_negative_image_ids(tmp_path):
     file = tmp_path / "annotations.json"
     file.write_text(json.dumps(ground_truth(annotations, (-7,))))
     boxes = np.array([[[0.175, 0.3, 0.25, 0.4], [0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.2, 0.2]]])
-    metrics = evaluate(lambda _: (np.full((1, 3), 0.9), np.array([[0, 1, 1]]), boxes), [batch((-7,))], file, CLASSES)
+    found = Selected(np.full((1, 3), 0.9), np.array([[0, 1, 1]]), boxes)
+    metrics = evaluate(lambda _: found, [batch((-7,))], file, CLASSES)
     assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 1.0})
     assert metrics.ap_medium == pytest.approx(1.0)  # 2000 and 100 * 100 as numbers
     assert metrics.num_images == 1
@@ -181,7 +184,9 @@ def test_a_model_may_know_more_classes_than_the_data(tmp_path):
     corners = np.array([[[20, 10, 60, 30], [20, 10, 60, 30], [0, 0, 9, 9]]], np.float32)
 
     def detect(images, view_px):
-        return np.array([[0.9, 0.8, 0.7]]), np.array([[2, 1, 3]]), corners  # the bird scores best and does not count
+        return PixelPredictions(
+            np.array([[0.9, 0.8, 0.7]]), np.array([[2, 1, 3]]), corners
+        )  # the bird scores best and does not count
 
     metrics = evaluate_detections(detect, [batch((1,))], file, match)
     assert metrics.per_class == pytest.approx({"cat": 1.0, "dog": 1.0})

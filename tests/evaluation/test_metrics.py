@@ -164,6 +164,42 @@ def test_best_threshold_is_the_highest_of_equals():
     assert counts.thresholds[counts.best_index()] == 0.3
 
 
+def masks_report(truth, found, labels=None, truth_labels=None):
+    """Bitmaps of one picture, counted as run lengths; all score 0.9."""
+
+    def entries(bitmaps, classes, **more):
+        return [
+            {"image_id": 1, "category_id": CLASSES.ids[c], "bbox": [0, 0, 1, 1], "segmentation": encode(bitmap), **more}
+            for bitmap, c in zip(bitmaps, classes or [0] * len(bitmaps), strict=True)
+        ]
+
+    def encode(bitmap):
+        from pycocotools.mask import encode
+
+        return encode(np.asfortranarray(bitmap.astype(np.uint8)))
+
+    return detection_report(
+        coco(entries(truth, truth_labels)), entries(found, labels, score=0.9), [1], CLASSES, "masks"
+    ).at(0.5)
+
+
+def test_masks_are_counted_from_their_run_lengths():
+    whole, empty = np.ones((4, 4), bool), np.zeros((4, 4), bool)
+    shorter = whole.copy()
+    shorter[3] = False
+    assert ratios(masks_report([whole], [whole])) == (1, 1, 1)
+    assert ratios(masks_report([whole], [shorter])) == (1, 1, 0.75)
+    assert ratios(masks_report([whole], [whole], [1], [0])) == (0, 0, 0)
+    assert ratios(masks_report([], [whole])) == (0, 0, 0)
+    assert ratios(masks_report([whole], [empty])) == (0, 0, 0)
+    truth, first, second = np.zeros((3, 10, 10), bool)
+    truth[:5, :6] = True
+    first[:3, :6] = first[9, :2] = True
+    second[6:8, 6:8] = True
+    for extra in (second, truth & ~first):
+        assert ratios(masks_report([truth], [first, extra])) == (0.5, 1, 0.28125)
+
+
 def coco(annotations):
     return {"annotations": [{"id": i, **a} for i, a in enumerate(annotations)], "images": [], "categories": []}
 

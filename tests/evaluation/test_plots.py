@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from dfine_jax.data.read.dataset import Classes
-from dfine_jax.evaluation.evaluate import score
 from dfine_jax.evaluation.metrics import detection_report
 from dfine_jax.evaluation.plots import (
     confusion_figure,
@@ -19,6 +18,7 @@ from dfine_jax.evaluation.plots import (
     threshold_figure,
     training_figure,
 )
+from dfine_jax.evaluation.score import score
 
 
 def report(num_classes, found, names=None):

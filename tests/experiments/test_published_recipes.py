@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 
 import pytest
 from conftest import ROOT
 
-from dfine_jax.families import validate
-from dfine_jax.families.dfine.tables import recipes
+from dfine_jax.data.augment.schedule import policy
+from dfine_jax.families import task, validate
+from dfine_jax.families.dfine.tables import dfine_seg, recipes
+from dfine_jax.training.step.optimizer import parameter_rules
 from dfine_jax.training.step.schedule import make_schedule
 
 # lr, backbone lr, weight decay, batch, evaluation batch, epochs, stop epoch, restart decay, repeat, warm-ups (lr, EMA)
@@ -47,6 +50,14 @@ coco m     4e-4   4e-5   1e-4    32  64  102 90  .9999 6  2000 1000 .5  49    12
 coco l     5e-4   2.5e-5 1.25e-4 32  64  58  50  .9999 4  2000 1000 .5  29    8  4 29 50
 coco x     5e-4   5e-6   1.25e-4 32  64  58  50  .9998 3  2000 1000 .5  29    8  4 29 50
 obj2coco x 2.5e-4 2.5e-6 1.25e-4 32  64  24  20  .9999 3  0    0    1.0 12000 4  2 12 20
+"""
+# learning rates of backbone and rest, optimiser of the backbone in the default recipe
+DFINE_SEG = """
+custom n 4e-4 8e-4 adan
+custom s 6e-5 2.5e-4 adan
+custom m 2e-5 1.5e-4 adan
+custom l 1e-5 1.6e-4 adamw
+custom x 2e-6 2e-4 adamw
 """
 CLASSES = {"coco": 80, "obj2coco": 80, "objects365": 366, "custom": 777, "crowdhuman": 1}
 
@@ -122,9 +133,52 @@ def test_deim(row):
     assert model.backbone_frozen_bn == model.backbone_frozen_stem == tuned
 
 
+@pytest.mark.parametrize("row", rows(DFINE_SEG), ids=lambda row: "-".join(row[:2]))
+def test_dfine_seg(row):
+    data, variant, backbone_lr, lr, backbone_optimizer = row
+    config = resolved("dfineseg", data, variant)
+    validate(config)
+    optim, train, data = config.optim, config.train, config.data
+    assert (optim.lr, optim.backbone_lr) == (2 * float(lr), 2 * float(backbone_lr))
+    assert (optim.weight_decay, optim.clip_norm, optim.beta1, optim.beta2) == (1.25e-4, 0.1, 0.9, 0.999)
+    assert (optim.schedule, optim.onecycle_rise, optim.ema_decay, optim.ema_warmup_steps) == (
+        "onecycle", 0.1, 0.9998, 2000
+    )  # fmt: skip
+    assert (train.epochs, train.stage2_epoch, train.method) == (55, 0, "dfine-seg")
+    check_rates_of_dfine_seg(config, float(backbone_lr), float(lr), backbone_optimizer)
+    assert (data.augment, data.mosaic_layout, data.mosaic_prob) == ("dense", "random_centre", 0.5)
+    shape = (data.mosaic_scale, data.mosaic_rotation_deg, data.mosaic_translation, data.mosaic_shear_deg)
+    assert shape == ((0.5, 1.5), 0, 0.2, 2.0)
+    assert (data.rotation_deg, data.rotation_prob, data.flip_prob, data.flip_vertical_prob) == (10, 0.05, 0.3, 0)
+    assert (data.grey_prob, data.blur_prob, data.gamma_prob) == (0.01, 0.01, 0.02)
+    assert (data.brightness_prob, data.noise_prob, data.dropout_prob, data.turn_90_prob) == (0.02, 0.01, 0, 0)
+    assert not any((data.photometric_prob, data.zoom_out_prob, data.iou_crop_prob, data.mixup_prob))
+    assert data.multi_scale_repeat == 0
+    epochs = [policy(data, epoch) for epoch in range(55)]
+    assert all(p.strong and p.flip for p in epochs) and [p.dense for p in epochs] == [True] * 50 + [False] * 5
+    assert task(config.model) == "segment" and task(dfine_seg(variant, "detect").model) == "detect"
+    assert dfine_seg(variant, "detect").data == dataclasses.replace(data, mosaic_prob=0.8)
+
+
+def check_rates_of_dfine_seg(config, backbone_lr, lr, backbone_optimizer):
+    def full(**changes):
+        optim = dataclasses.replace(config.optim, **changes)
+        rules = parameter_rules(config.model, optim)
+        return {(rule.group, rule.optimizer): pytest.approx(rule.lr) for rule in rules if rule.lr}
+
+    backbone = 2 * backbone_lr * (5 if backbone_optimizer == "adan" else 1)
+    by_default = {("base", "adan"): 10 * lr, ("muon", "muon"): 20 * lr, ("backbone", backbone_optimizer): backbone}
+    assert full() == by_default
+    assert full(optimizer="adamw") == {("base", "adamw"): 2 * lr, ("backbone", "adamw"): 2 * backbone_lr}
+    assert full(aux_optimizer="adamw")["base", "adamw"] == 2 * lr
+
+
+_TABLES = (("dfine", DFINE), ("deim", DEIM), ("dfineseg", DFINE_SEG))
+
+
 def test_no_table_is_missing_or_without_a_file():
-    known = {f"{m}_{row[0]}": set() for m, text in (("dfine", DFINE), ("deim", DEIM)) for row in rows(text)}
-    for method, text in (("dfine", DFINE), ("deim", DEIM)):
+    known = {f"{m}_{row[0]}": set() for m, text in _TABLES for row in rows(text)}
+    for method, text in _TABLES:
         for data, variant, *_ in rows(text):
             known[f"{method}_{data}"].add(variant)
     assert {name: set(variants) for name, variants in recipes().items()} == known

@@ -2,8 +2,8 @@
 
 Every operation of the pipeline that moves pixels is affine, so nothing is drawn or resampled on the way, and a mask
 fits its object as exactly at the end as it did in the annotation file. Cutting hides: what a crop leaves of a picture
-travels along as a rectangle, because a letterbox shows black beside it; a rotation leaves a rectangle of the picture
-before it.
+travels along as a rectangle, because a letterbox shows black beside it. When a picture is rotated, what was left of it
+is noted as a rectangle of the annotated picture, where it stays upright.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def mapped(masks: Masks | None, matrix: Float[np.ndarray, "2 3"]) -> Masks | Non
     visible, shown = masks.visible_xyxy_px, masks.shown_xyxy_px
     if _is_slanted(matrix):  # then what was visible is an upright rectangle only in the annotated picture
         before = mapped_boxes(visible, _inverses(masks.affine))
-        shown = np.concatenate([np.maximum(shown, before)[:, :2], np.minimum(shown, before)[:, 2:]], 1)
+        low, high = np.maximum(shown, before)[:, :2], np.minimum(shown, before)[:, 2:]
+        shown = np.concatenate([low, np.maximum(low, high)], 1)
     return Masks(masks.outlines, affine, mapped_boxes(visible, matrix), shown)
 
 

@@ -18,17 +18,17 @@ _MULTI_SCALE = 3  # stream of random numbers under one seed (data/load/plan.py h
 class Policy(NamedTuple):
     """What an epoch allows."""
 
-    strong: bool  # photometric distortion, zooming out, cropping
+    strong: bool  # effects, rotation, photometric distortion, zooming out, cropping
     dense: bool  # mosaic and MixUp
-    flip: bool
+    flip: bool  # mirroring and quarter turns
     multi_scale: bool
 
 
 def policy(config: DataConfig, epoch: int) -> Policy:
     """The policy [e0, e1, e2] of an epoch counted from 0.
 
-    Flip in all epochs; the strong operations in e0 <= epoch < e2; mosaic and MixUp, where the method has them, in
-    e0 <= epoch < e1; several input sizes in epoch < e2 (D-FINE configs/*/include, DEIM engine/data/transforms). With
+    Flips and turns in all epochs; the strong operations in e0 <= epoch < e2; mosaic and MixUp, where the method has
+    them, in e0 <= epoch < e1; several input sizes in epoch < e2 (D-FINE configs/*/include, DEIM's engine/data). With
     augment=none there is nothing of all this.
     """
     strong = config.start_augment_epoch <= epoch < config.stop_augment_epoch

@@ -12,7 +12,7 @@ import numpy as np
 from dfine_jax.data.formats.picture import polygon_area
 from dfine_jax.data.read.areas import can_be
 from dfine_jax.data.read.notes import Notes
-from dfine_jax.data.read.outlines import fills
+from dfine_jax.data.read.outlines import area_px, drawable, fills, in_run_lengths
 from dfine_jax.data.read.values import OTHER_FLAGS, are_corners, area_of, flag, is_ignored
 
 WENT_WITH_IMAGES = "annotations of images that were left out went with them"
@@ -117,6 +117,9 @@ def _shape(entry: dict[str, Any], size_px: tuple[int, int], where: str, changes:
     segmentation = _segmentation(written, size_px)
     if written not in (None, []) and segmentation != written:
         changes.add("masks that are none, or parts of them, were removed", f"{where}: {str(written)[:40]}")
+    if segmentation is not None and not _has_pixels(segmentation, size_px):
+        segmentation = None
+        changes.add("masks without a pixel were removed", where)
     if "segmentation" in entry:
         entry["segmentation"] = segmentation if segmentation is not None else []
     box = _box(entry.get("bbox"))
@@ -179,6 +182,12 @@ def _segmentation(value: Any, size_px: tuple[int, int]) -> Any:
         if isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts):
             return value if sum(counts) == size_px[0] * size_px[1] else None
     return None
+
+
+def _has_pixels(segmentation: Any, size_px: tuple[int, int]) -> bool:
+    """Whether anything is drawn of what ``_segmentation`` gives."""
+    outline = drawable(segmentation, *size_px)
+    return outline is not None and area_px(in_run_lengths(outline, *size_px)) > 0
 
 
 def _area(entry: dict[str, Any], segmentation: Any, is_cut: bool, where: str, changes: Notes) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from dfine_jax.data.augment import masks as object_masks
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.draw import class_colour, draw_boxes
 from dfine_jax.data.read.dataset import Record, open_record
@@ -34,15 +35,25 @@ def batch_grid(batches: Sequence[Batch], names: Sequence[str], count: int) -> Im
 
 
 def annotated_grid(records: Sequence[Record], names: Sequence[str], cell_px: int = 480) -> Image.Image:
-    """Pictures as they are annotated, each shrunk to fit a square."""
+    """Pictures as they are annotated, with their masks where outlines were read, each shrunk to fit a square."""
     pictures = []
     for record in records:
         image = open_record(record)
         scale = min(1.0, cell_px / max(image.size))
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        masks = _shrunk_masks(record, image.size) if record.outlines else None
+        if masks is not None:
+            image = _tinted(image, object_masks.drawn(masks, image.height, image.width, 1), record.labels)
         labels = [names[int(label)] for label in record.labels]
         pictures.append(draw_boxes(image, record.boxes_xyxy_px * scale, record.labels, labels))
     return tiled(pictures)
+
+
+def _shrunk_masks(record: Record, size_px: tuple[int, int]) -> object_masks.Masks | None:
+    """Masks of a record in its picture of another (width, height)."""
+    annotated_px = record.width_px, record.height_px
+    scale = size_px[0] / annotated_px[0], size_px[1] / annotated_px[1]
+    return object_masks.moved(object_masks.make_masks(record.outlines, annotated_px), scale, (0, 0))
 
 
 def tiled(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -68,10 +68,12 @@ class TrainLoader:
         most = most_objects(self._sampling, objects_per_image(dataset.records).tolist(), epochs)
         slots = num_slots(most, config.max_objects, str(dataset.annotation_file))
         tiles = RecentTiles(config.mosaic_cache)
-        records = for_loading((with_outlines(dataset) if mask_stride else dataset).records, workers)
+        dataset = with_outlines(dataset) if mask_stride else dataset
+        records = for_loading(dataset.records, workers)
         self._source = TrainSource(records, slots, self._sampling, host_index, host_count, tiles, mask_stride)
         self._workers = workers
         self.notes = _notes(dataset, config, batch_size, slots, most)  # for the log of the run
+        self.notes += _mask_notes(dataset) if mask_stride else ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,6 +102,20 @@ class TrainLoader:
         with contextlib.closing(workers.batches(self._source, itertools.count(start_step), self._workers)) as stream:
             while True:
                 yield Batch(*next(stream))
+
+
+def _mask_notes(dataset: Dataset) -> tuple[str, ...]:
+    """A line about objects without masks.
+
+    Raises:
+      UserError: none has one.
+    """
+    has_mask = [outline is not None for record in dataset.records for outline in record.outlines]
+    if has_mask and not any(has_mask):
+        raise UserError(f"{dataset.annotation_file}: no object has a mask; train it to detect (--task detect)")
+    if all(has_mask):
+        return ()
+    return (f"{sum(has_mask)} of {len(has_mask)} objects have masks; the others train boxes alone",)
 
 
 class EvalLoader:

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
-from pycocotools import mask as coco_mask
 
-from dfine_jax.data.read.outlines import Polygons, RunLengths, parse_segmentation
+from dfine_jax.data.read.outlines import Polygons, RunLengths, area_px, parse_segmentation
 
 _MOST = 1.5  # times the area of the box
 
@@ -63,8 +62,7 @@ def mask_area(segmentation: Any) -> float | None:
         if isinstance(shape, Polygons):
             area = sum(_polygon_area(part) for part in shape.parts)
         elif isinstance(shape, RunLengths):
-            encoded: Any = {"size": [shape.height_px, shape.width_px], "counts": shape.counts}
-            area = float(coco_mask.area(encoded))
+            area = area_px(shape)
         else:
             return None
     except (TypeError, ValueError, OverflowError):  # not of numbers, or not of two sides

@@ -34,7 +34,7 @@ _UNIT_PX = 8  # boxes within 0 to 1 are objects in no picture larger than this
 _SMALL_AREA, _LARGE_AREA = 32**2, 96**2  # pixels, COCO's classes of size
 _RARE = 10  # objects
 _DECODERS = 4
-_NUM_EXAMPLES = 3
+NUM_EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ class _Annotated:
             ),
         ]
         return [
-            Finding(level, text, len(which), tuple(self._where(row) + more(row) for row in which[:_NUM_EXAMPLES]))
+            Finding(level, text, len(which), tuple(self._where(row) + more(row) for row in which[:NUM_EXAMPLES]))
             for level, text, which, more in rows
             if len(which)
         ]
@@ -192,7 +192,7 @@ def why_nothing_to_learn(dataset: Dataset) -> str | None:
 def inspect_content(dataset: Dataset, size_px: tuple[int, int], *, for_training: bool = True) -> list[Finding]:
     """Problems of what is left to train or evaluate on: none, rare classes, objects too small for (height, width)."""
     counts, per_image = class_counts(dataset), objects_per_image(dataset.records)
-    empty = [dataset.records[i].path.name for i in np.flatnonzero(per_image == 0)[:_NUM_EXAMPLES].tolist()]
+    empty = [dataset.records[i].path.name for i in np.flatnonzero(per_image == 0)[:NUM_EXAMPLES].tolist()]
     rare = [n for n, (c, _) in counts.items() if 0 < c < _RARE]
     absent = [n for n, (objects, _) in counts.items() if not objects]
     rows: list[tuple[Level, str, Sequence[str], int]] = [
@@ -200,7 +200,7 @@ def inspect_content(dataset: Dataset, size_px: tuple[int, int], *, for_training:
         ("warning", f"classes with fewer than {_RARE} objects", rare, len(rare)),
         ("note", "images without objects", empty, int((per_image == 0).sum())),
     ]
-    out = [Finding(level, text, number, tuple(n[:_NUM_EXAMPLES])) for level, text, n, number in rows if number]
+    out = [Finding(level, text, number, tuple(n[:NUM_EXAMPLES])) for level, text, n, number in rows if number]
     small = thin_objects(dataset.records, np.array(size_px[::-1]) / np.maximum(sizes_px(dataset.records), 1))
     if small:
         out.append(Finding("warning", f"objects thinner than a pixel at {size_px[0]}x{size_px[1]}", small))
@@ -256,7 +256,7 @@ def image_findings(checks: dict[str, list[ImageCheck]]) -> list[Finding]:
         ("warning", "pictures occur more than once in a split", _joined(within)),
         ("note", "pictures that viewers turn (EXIF); their boxes are taken as those of the stored pixels", doubts),
     ]
-    return [Finding(level, text, len(n), tuple(n[:_NUM_EXAMPLES])) for level, text, n in rows if n]
+    return [Finding(level, text, len(n), tuple(n[:NUM_EXAMPLES])) for level, text, n in rows if n]
 
 
 def _joined(groups: list[list[str]]) -> list[str]:

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from jaxtyping import Int64
 
 from dfine_jax.data.picture.images import image_size
-from dfine_jax.data.read.coco_pieces import plain_json
-from dfine_jax.data.read.dataset import Changes, Dataset, Record, Stored, listed
-from dfine_jax.data.read.index import Columns, read_columns
-from dfine_jax.data.read.outlines import Outline, checked, parse_segmentation
+from dfine_jax.data.read.coco_pieces import OutlineEntry, coco_lists, in_pieces
+from dfine_jax.data.read.dataset import Changes, Dataset, Stored, listed
+from dfine_jax.data.read.index import Columns, file_content, read_columns
+from dfine_jax.data.read.outlines import Outline, drawable
 from dfine_jax.data.read.pictures import Places, find_pictures
 from dfine_jax.data.read.records import Records, all_names, find_usable, name_at, named_path, share_usable
 from dfine_jax.errors import RepairableError, UserError
-from dfine_jax.system.files import telling, utf8
 
 logger = logging.getLogger(__name__)
 
@@ -122,51 +120,53 @@ def _check_classes(columns: Columns, source: Path) -> None:
     )
 
 
-class _Outline(msgspec.Struct, gc=False):
-    id: int
-    segmentation: Any = None
+def segmentations(dataset: Dataset) -> Iterator[tuple[int, int, Any]]:
+    """Objects that have a ``segmentation``: annotation id, position of its record, polygons or run lengths.
 
-
-class _Outlines(msgspec.Struct, gc=False):
-    annotations: list[_Outline]
-
-
-def read_segmentations(dataset: Dataset) -> dict[int, Any]:
-    """Polygons or run lengths by annotation id, read from the file again: boxes alone need none of this memory.
+    The file is read again, a few megabytes at a time: boxes alone need none of this memory.
 
     Raises:
       UserError: the file is gone or has become unreadable.
     """
-    wanted = {int(i) for record in dataset.records for i in record.annotation_ids}
+    numbers = [record.annotation_ids for record in dataset.records]
+    position = np.repeat(np.arange(len(numbers)), [len(ids) for ids in numbers]).tolist()
+    position_of = dict(zip(np.concatenate([np.empty(0, np.int64), *numbers]).tolist(), position, strict=True))
     file = dataset.annotation_file
-    with telling(file):
-        text = utf8(file.read_bytes(), file)
-    try:
-        entries = [(e.id, e.segmentation) for e in msgspec.json.decode(text, type=_Outlines).annotations]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        entries = [(e["id"], e.get("segmentation")) for e in plain_json(text, file)["annotations"]]
-    return {number: outline for number, outline in entries if outline and number in wanted}
+    with file_content(file) as text:
+        for piece in in_pieces(coco_lists(text, file)["annotations"], OutlineEntry, file):
+            for entry in piece.entries:
+                if entry.segmentation and entry.id in position_of:
+                    yield entry.id, position_of[entry.id], entry.segmentation
 
 
 def with_outlines(dataset: Dataset) -> Dataset:
     """The dataset with the outlines of its objects, for masks.
 
     Raises:
-      UserError: as ``read_segmentations``, or an outline cannot be drawn.
+      UserError: as ``segmentations``, or an outline cannot be drawn.
     """
-    found = read_segmentations(dataset)
-
-    def outline(number: int, record: Record) -> Outline:
-        try:
-            return checked(parse_segmentation(found.get(number)), record.width_px, record.height_px)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise RepairableError(
-                f"{dataset.annotation_file}: the mask of annotation {number} in {record.path.name} cannot be used "
-                f"({error})"
-            ) from error
-
-    records = tuple(
-        dataclasses.replace(record, outlines=tuple(outline(int(i), record) for i in record.annotation_ids))
-        for record in dataset.records
+    records, found = tuple(dataset.records), dict[int, Outline]()
+    dataset = dataclasses.replace(dataset, records=records)
+    for number, position, segmentation in segmentations(dataset):
+        record = records[position]
+        size_px = record.width_px, record.height_px
+        found[number] = usable_outline(segmentation, size_px, number, record.path.name, dataset.annotation_file)
+    outlined = (
+        dataclasses.replace(record, outlines=tuple(found.get(i) for i in record.annotation_ids.tolist()))
+        for record in records
     )
-    return dataclasses.replace(dataset, records=records)
+    return dataclasses.replace(dataset, records=tuple(outlined))
+
+
+def usable_outline(segmentation: Any, size_px: tuple[int, int], number: int, picture: str, source: Path) -> Outline:
+    """``segmentation`` of annotation ``number`` in a picture of (width, height).
+
+    Raises:
+      UserError: it cannot be drawn.
+    """
+    try:
+        return drawable(segmentation, *size_px)
+    except ValueError as error:
+        raise RepairableError(
+            f"{source}: the mask of annotation {number} in {picture} cannot be used ({error})"
+        ) from error

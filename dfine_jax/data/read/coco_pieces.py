@@ -43,9 +43,18 @@ class AnnotationEntry(msgspec.Struct, gc=False):
     area: Any = _MISSING
 
 
+class OutlineEntry(msgspec.Struct, gc=False):
+    """What is read of an entry of ``annotations`` for its mask."""
+
+    id: int | msgspec.UnsetType = _MISSING
+    segmentation: Any = None
+
+
+Entry = ImageEntry | AnnotationEntry | OutlineEntry
 _DECODERS: dict[type, Any] = {
     ImageEntry: msgspec.json.Decoder(list[ImageEntry]),
     AnnotationEntry: msgspec.json.Decoder(list[AnnotationEntry]),
+    OutlineEntry: msgspec.json.Decoder(list[OutlineEntry]),
 }
 
 
@@ -116,7 +125,7 @@ def plain_json(text: bytes, source: Path) -> Any:
         raise UserError(f"annotation file {source} is not JSON ({error}); export it again as COCO JSON") from None
 
 
-def in_pieces(part: Any, kind: type[ImageEntry] | type[AnnotationEntry], source: Path) -> Iterator[Piece]:
+def in_pieces(part: Any, kind: type[Entry], source: Path) -> Iterator[Piece]:
     """A list of ``coco_lists`` in pieces of whole entries. Errors as ``plain_json``."""
     if isinstance(part, list):
         for start in range(0, len(part), _PIECE_ENTRIES):
@@ -148,6 +157,6 @@ def in_pieces(part: Any, kind: type[ImageEntry] | type[AnnotationEntry], source:
         start = following
 
 
-def _structured(values: list[Any], kind: type[ImageEntry] | type[AnnotationEntry]) -> list[Any]:
+def _structured(values: list[Any], kind: type[Entry]) -> list[Any]:
     names = kind.__struct_fields__
     return [kind(**{n: v[n] for n in names if n in v}) if isinstance(v, dict) else kind() for v in values]

@@ -52,7 +52,7 @@ class Record:
     boxes_xyxy_px: Float32[np.ndarray, "g 4"]
     labels: Int32[np.ndarray, " g"]
     areas_px: Float32[np.ndarray, " g"]  # as annotated: of the mask where there is one
-    annotation_ids: Int64[np.ndarray, " g"]  # keys of ``coco.read_segmentations``
+    annotation_ids: Int64[np.ndarray, " g"]  # as ``coco.segmentations`` has them
     outlines: tuple[Outline, ...] = ()  # once ``coco.with_outlines`` has read them
     stored: Stored | None = None  # where the picture is when it is not a file; ``path`` then only names it
     upright: bool = False  # annotated as a viewer shows it, by its EXIF orientation; else as its pixels are stored

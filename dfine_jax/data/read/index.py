@@ -66,13 +66,13 @@ def read_columns(file: Path) -> Columns:
         state = os.stat(file)
     folder = _folder() if state.st_size >= WORTH_BYTES else None
     if folder is None:
-        with _content(file) as text:
+        with file_content(file) as text:
             return _in_memory(decode(text, file))
     note = folder / f"{_slug(file)}.json"
     entry = _noted(note, state.st_size)
     if entry is not None and _is_same(entry, state) and (found := _mapped(folder / entry["columns"])):
         return found
-    with _content(file) as text:
+    with file_content(file) as text:
         digest = hashlib.sha256(text).hexdigest()
         name = f"{_slug(file)}-{digest[:16]}.columns"
         found = _mapped(folder / name) if entry is not None and entry["columns"] == name else None
@@ -98,7 +98,7 @@ def _slug(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def _content(file: Path) -> Iterator[Any]:
+def file_content(file: Path) -> Iterator[Any]:
     """Bytes of a file in UTF-8; a large one is mapped, so that the system may take its pages back."""
     with telling(file), file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size

@@ -10,6 +10,8 @@ from pycocotools import mask as coco_mask
 
 from dfine_jax.data.picture.run_lengths import expanded
 
+_EDGES_AT_ONCE = 256
+
 
 class Polygons(NamedTuple):
     """Outlines of the parts of one object, continuous pixel coordinates (a pixel covers [i, i + 1])."""
@@ -44,6 +46,18 @@ def parse_segmentation(segmentation: Any) -> Outline:
     return None
 
 
+def drawable(segmentation: Any, width_px: int, height_px: int) -> Outline:
+    """An outline that can be drawn over its picture, of COCO's ``segmentation``.
+
+    Raises:
+      ValueError: what is wrong with it.
+    """
+    try:
+        return checked(parse_segmentation(segmentation), width_px, height_px)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
 def checked(outline: Outline, width_px: int, height_px: int) -> Outline:
     """An outline that can be drawn over its picture; points far outside are brought to a picture's size from it.
 
@@ -61,6 +75,41 @@ def checked(outline: Outline, width_px: int, height_px: int) -> Outline:
         if not fills(outline.counts, width_px * height_px):
             raise ValueError(f"does not fill its picture of {width_px}x{height_px}")
     return outline
+
+
+def in_run_lengths(outline: Polygons | RunLengths, width_px: int, height_px: int) -> RunLengths:
+    """An outline as pycocotools draws it: polygons even-odd within a part, parts united."""
+    if isinstance(outline, RunLengths):
+        return outline
+    parts: Any = [part.ravel() for part in outline.parts]
+    drawn: Any = coco_mask.merge(coco_mask.frPyObjects(parts, height_px, width_px))
+    return RunLengths(height_px, width_px, drawn["counts"])
+
+
+def area_px(runs: RunLengths) -> float:
+    """Number of pixels that are set."""
+    encoded: Any = {"size": [runs.height_px, runs.width_px], "counts": runs.counts}
+    return float(coco_mask.area(encoded))
+
+
+def crosses_itself(points: Float64[np.ndarray, "n 2"]) -> bool:
+    """Whether two edges of a closed polygon have inner points in common; edges that only touch do not count."""
+    following = np.roll(points, -1, axis=0)
+    for first in range(0, len(points), _EDGES_AT_ONCE):
+        block = slice(first, first + _EDGES_AT_ONCE)
+        side = _side(points[block, None], following[block, None], points)  # [edge, point]
+        edge, other = np.nonzero(side * np.roll(side, -1, axis=1) < 0)  # the other's ends lie on both sides of its line
+        edge += first
+        ends = (_side(points[other], following[other], point[edge]) for point in (points, following))
+        if (next(ends) * next(ends) < 0).any():
+            return True
+    return False
+
+
+def _side(start: np.ndarray, end: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """1 or -1 by the side of the line through two points that another lies on, 0 on the line."""
+    along, to = end - start, point - start
+    return np.sign(along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0])
 
 
 def fills(counts: bytes, area_px: int) -> bool:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.outlines import crosses_itself
 from dfine_jax.data.read.values import are_corners
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import read_text
@@ -196,7 +197,7 @@ def check_polygons(lines: Sequence[Line], notes: Notes) -> list[Line]:
 def _are_keypoints(polygons: Sequence[Line]) -> bool:
     if not all(_holds_its_points(line.values) for line in polygons):
         return False
-    odd = sum(_starts_amid(line.values) or _crosses_itself(line.values) for line in polygons)
+    odd = sum(_starts_amid(line.values) or crosses_itself(np.reshape(line.values, (-1, 2))) for line in polygons)
     return 2 * odd >= len(polygons)
 
 
@@ -232,26 +233,3 @@ def _starts_amid(values: Sequence[float]) -> bool:
         if not low + (high - low) / 4 <= values[axis] <= high - (high - low) / 4:
             return False
     return True
-
-
-def _crosses_itself(values: Sequence[float]) -> bool:
-    points = list(zip(values[::2], values[1::2], strict=True))
-    edges = [(point, points[(i + 1) % len(points)]) for i, point in enumerate(points)]
-    return any(
-        _cross(*edges[i], *edges[j])
-        for i in range(len(edges))
-        for j in range(i + 2, len(edges))
-        if (i, j) != (0, len(edges) - 1)
-    )
-
-
-Point = tuple[float, float]
-
-
-def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
-    """Whether the inner parts of two edges have a point in common."""
-
-    def side(p: Point, q: Point, r: Point) -> float:
-        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
-
-    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0

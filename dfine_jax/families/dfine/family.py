@@ -21,6 +21,7 @@ from dfine_jax.nn.detector import STRIDE
 from dfine_jax.typing import DenoisingQueries, Targets
 
 _FROZEN = ("backbone_frozen_stem", "backbone_frozen_bn")
+_MASKS = ("mask_width", "mask_stages")
 
 
 def _build(model: ModelConfig, how: Build) -> nn.Module:
@@ -33,6 +34,12 @@ def _queries(key: Key[Array, ""], targets: Targets, model: ModelConfig, config: 
     )
 
 
+def _renewed(weights: ModelConfig, model: ModelConfig) -> str | None:
+    """What makes masks, where it is built otherwise: of a detector all of it."""
+    same = all(getattr(weights, name) == getattr(model, name) for name in _MASKS)
+    return None if same else r"/decoder/mask_(decoder|head)/"
+
+
 DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     name="dfine",
     title="D-FINE",
@@ -40,7 +47,7 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     Loss=LossConfig,
     variants=VARIANTS,
     smallest="n",
-    methods=("dfine", "deim"),
+    methods=("dfine", "deim", "dfine-seg"),
     parts=("backbone", "encoder", "decoder"),
     check=check,
     grid_px=lambda model: STRIDE,
@@ -63,6 +70,8 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     frozen=_FROZEN,
     of_method=frozenset(("decoder_activation", "mlp_activation")),
     free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
+    adaptable=frozenset(_MASKS),
+    renewed=_renewed,
     formats=FORMATS,
     described=described,
     published=DETECTORS,

@@ -5,19 +5,31 @@ from __future__ import annotations
 import dataclasses
 
 from dfine_jax.config import Config
-from dfine_jax.families.dfine.tables import published, recipes
+from dfine_jax.families.dfine.tables import dfine_seg, published, recipes
+from dfine_jax.families.dfine.variants import detecting, segmenting
 from dfine_jax.families.family import Start
 
 
-def recipe(variant: str, start: Start, method: str) -> tuple[str, Config]:
-    """Name and line of the table that a training set of one's own is derived from.
+def recipe(variant: str, start: Start, method: str, task: str) -> tuple[str, Config]:
+    """Name and line of the table that a training set of one's own is derived from, with the architecture of the task.
+
+    Args:
+      method: ``dfine``, ``deim`` or ``dfine-seg``.
+      task: ``detect`` or ``segment``.
+    """
+    if method == "dfine-seg":
+        return "dfineseg_custom", dfine_seg(variant, task)
+    name, table = _detection(variant, start, method)
+    model = (segmenting if task == "segment" else detecting)(table.model)
+    return name, dataclasses.replace(table, model=model)
+
+
+def _detection(variant: str, start: Start, method: str) -> tuple[str, Config]:
+    """Of the tables for detectors, which serve for masks, too.
 
     It is the reference's: D-FINE's for custom data, D-FINE's for COCO after Objects365 when there are weights to start
     from, DEIM's for COCO. DEIM after Objects365 is published for X; the other variants take its rule: the rates, epochs
     and frozen parts of D-FINE's table, no warm-up, and the phases of DEIM.
-
-    Args:
-      method: ``dfine`` or ``deim``.
     """
     from dfine_jax.training.plan.recipes import COCO_IMAGES, rescaled
 

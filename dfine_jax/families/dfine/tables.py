@@ -1,4 +1,4 @@
-"""The published recipes, number by number (configs/ of Peterande/D-FINE and Intellindust-AI-Lab/DEIM).
+"""The published recipes, number by number (configs/ of Peterande/D-FINE and Intellindust-AI-Lab/DEIM; dfine-seg 0.6.2).
 
 ``published("deim_coco", "s")`` is a whole configuration. What all recipes share are the defaults of ``config.py``. The
 reference trains with automatic mixed precision; bfloat16 compute is its counterpart here.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dfine_jax.config import Config, DataConfig, OptimConfig, TrainConfig
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig
-from dfine_jax.families.dfine.variants import VARIANTS, model_config
+from dfine_jax.families.dfine.variants import VARIANTS, detecting, model_config, segmenting
 
 NEVER = 500  # the reference's stop epoch of runs without a second stage
 
@@ -94,12 +94,20 @@ DEIM: dict[str, dict[str, tuple[RecipeRow, Dense]]] = {
         "x": (RecipeRow(*_X, 24, 20, 3, warmup=0, ema_warmup=0), Dense(1.0, 12000, 4, 2, 12)),
     },
 }
+# D-FINE-seg: its ``lrs``, of the backbone and of the rest. Their doubles are the largest ones by AdamW.
+DFINE_SEG: dict[str, tuple[float, float]] = {
+    "n": (4e-4, 8e-4),
+    "s": (6e-5, 2.5e-4),
+    "m": (2e-5, 1.5e-4),
+    "l": (1e-5, 1.6e-4),
+    "x": (2e-6, 2e-4),
+}
 _CLASSES = {"coco": 80, "obj2coco": 80, "objects365": 366, "custom": 777, "crowdhuman": 1}
 
 
 def recipes() -> dict[str, tuple[str, ...]]:
     """Names of the published recipes with their variants."""
-    tables: dict[str, dict[str, dict[str, Any]]] = {"dfine": DFINE, "deim": DEIM}
+    tables: dict[str, dict[str, dict[str, Any]]] = {"dfine": DFINE, "deim": DEIM, "dfineseg": {"custom": DFINE_SEG}}
     return {f"{method}_{data}": tuple(rows) for method, sets in tables.items() for data, rows in sets.items()}
 
 
@@ -114,6 +122,8 @@ def published(recipe: str, variant: str) -> Config:
         names = ", ".join(f"{name} ({' '.join(variants)})" for name, variants in known.items())
         raise ValueError(f"no published recipe {recipe!r} for {variant!r}; there are {names}")
     method, data = recipe.split("_", 1)
+    if method == "dfineseg":
+        return dfine_seg(variant, "segment")
     if method == "dfine":
         config = _dfine(DFINE[data][variant], variant)
     else:
@@ -164,6 +174,57 @@ def _deim(row: RecipeRow, dense: Dense, variant: str, tuned: bool) -> Config:
             multi_scale_repeat=row.repeat,
         ),
         train=_train(row, "deim"),
+    )
+
+
+def dfine_seg(variant: str, task: str) -> Config:
+    """D-FINE-seg's recipe for data of one's own, by Muon and Adan; ``optim.optimizer=adamw`` makes it its AdamW recipe.
+
+    The reference's rate of the backbone counts for L and X alone; here it counts for all, in proportion. Its batch is
+    as large as memory allows, 8 in earlier versions. Pictures are mosaics, or changed a little.
+    """
+    backbone_lr, lr = DFINE_SEG[variant]
+    model = (segmenting if task == "segment" else detecting)(VARIANTS[variant])
+    epochs, batch = 55, 8
+    return Config(
+        model=dataclasses.replace(model, num_classes=_CLASSES["custom"], precision="bfloat16"),
+        loss=LossConfig(),
+        optim=OptimConfig(
+            lr=2 * lr,
+            backbone_lr=2 * backbone_lr,
+            optimizer="muon",
+            backbone_optimizer="adamw" if variant in "lx" else "adan",
+            schedule="onecycle",
+            weight_decay=1.25e-4,
+            warmup_steps=0,
+            ema_decay=0.9998,
+            ema_warmup_steps=2000,
+            backbone_bn="no_decay",
+        ),
+        data=_light_mosaics(epochs, mosaic_prob=0.5 if task == "segment" else 0.8),
+        train=TrainConfig(method="dfine-seg", epochs=epochs, batch_size=batch, eval_batch_size=2 * batch),
+    )
+
+
+def _light_mosaics(epochs: int, mosaic_prob: float) -> DataConfig:
+    """D-FINE-seg's pictures: mosaics, but not in the last five epochs, and single ones that little is done to."""
+    return DataConfig(
+        augment="dense",
+        stop_mosaic_epoch=epochs - 5,
+        stop_augment_epoch=epochs,
+        **dict.fromkeys(("photometric_prob", "zoom_out_prob", "iou_crop_prob", "mixup_prob"), 0.0),
+        mosaic_layout="random_centre",
+        mosaic_prob=mosaic_prob,
+        mosaic_rotation_deg=0.0,
+        mosaic_translation=0.2,
+        mosaic_shear_deg=2.0,
+        flip_prob=0.3,
+        rotation_prob=0.05,
+        brightness_prob=0.02,
+        gamma_prob=0.02,
+        blur_prob=0.01,
+        noise_prob=0.01,
+        grey_prob=0.01,
     )
 
 

@@ -195,9 +195,10 @@ _METHODS = {"relu": "D-FINE with ReLU", "silu": "DEIM with SiLU"}
 def described(model: ModelConfig, origin: Origin) -> Config:
     """The configuration of weights of another program.
 
-    Weights with SiLU are described as DEIM's, so that training them further is done in the same way. Hugging Face's
-    port says the activation in its configuration and has ReLU without one, published files and dfine-seg's have ReLU,
-    RT-DETRv4's have SiLU; for others it is what was asked for, or what ``guess_activation`` finds, with a warning.
+    Weights with SiLU are described as DEIM's, those with masks as D-FINE-seg's, so that training them further is done
+    in the same way. Hugging Face's port says the activation in its configuration and has ReLU without one, published
+    files and dfine-seg's have ReLU, RT-DETRv4's have SiLU; for others it is what was asked for, or what
+    ``guess_activation`` finds, with a warning.
 
     Raises:
       UserError: nothing tells the activation, or the file says another one than was asked for.

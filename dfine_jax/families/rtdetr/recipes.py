@@ -80,7 +80,7 @@ def published(table: str, variant: str) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def recipe(variant: str, start: Start, method: str) -> tuple[str, Config]:
+def recipe(variant: str, start: Start, method: str, task: str) -> tuple[str, Config]:
     """Name and line of the table that a training set of one's own is derived from: the one for COCO.
 
     Args:
@@ -89,7 +89,7 @@ def recipe(variant: str, start: Start, method: str) -> tuple[str, Config]:
     Raises:
       UserError: DEIM has published nothing for the variant.
     """
-    del start
+    del start, task
     table = "rtdetrv2_coco" if method == "rtdetrv2" else "deim_rtdetrv2_coco"
     return table, published(table, variant)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dfine_jax.config import OptimConfig
 from dfine_jax.families.family import Rule
+from dfine_jax.families.optimizers import with_optimizers
 from dfine_jax.families.rtdetr.config import RTDetrConfig
 
 
@@ -29,4 +30,4 @@ def rules(model: RTDetrConfig, optim: OptimConfig) -> tuple[Rule, ...]:
     without_decay = r"norm\d?/(scale|bias)$" if optim.decay_bias else r"(norm\d?/scale|bias)$"
     found.append(Rule(rf"^(encoder|decoder)/.*{without_decay}", "base", optim.lr, decay=False))
     found.append(Rule(r"", "base", optim.lr, decay=True))
-    return tuple(found)
+    return with_optimizers(found, optim)

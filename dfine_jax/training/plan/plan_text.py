@@ -7,27 +7,34 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from dfine_jax.config import Config
+from dfine_jax.families import task
 from dfine_jax.training.plan.recipes import Recipe
 
 _WIDTH = 116
 # What a family does not have is left out.
 _LINES: dict[str, tuple[str, ...]] = {
-    "rates": ("optim.lr", "optim.backbone_lr", "optim.weight_decay", "optim.clip_norm"),
-    "schedule": ("train.epochs", "optim.schedule", "optim.flat_epochs", "optim.final_epochs", "optim.min_lr_ratio"),
+    "optimiser": ("optim.optimizer", "optim.aux_optimizer", "optim.backbone_optimizer", "optim.lr", "optim.backbone_lr")
+    + ("optim.muon_lr_factor", "optim.adan_lr_factor", "optim.weight_decay", "optim.clip_norm"),
+    "schedule": ("train.epochs", "optim.schedule", "optim.flat_epochs", "optim.final_epochs", "optim.min_lr_ratio")
+    + ("optim.onecycle_rise",),
     "warm-up": ("optim.warmup_steps",),
     "average": ("optim.ema_decay", "optim.ema_warmup_steps"),
     "stages": ("train.stage2_epoch", "optim.ema_restart_decay", "optim.ema_restart_step", "train.patience"),
     "augmentation": ("data.augment", "data.start_augment_epoch", "data.stop_mosaic_epoch", "data.stop_augment_epoch"),
     "size": ("data.height_px", "data.width_px", "data.resize", "data.multi_scale_repeat"),
     "batch": ("train.batch_size", "train.accumulate", "train.eval_batch_size"),
+    "masks": ("model.mask_width", "model.mask_stages", "loss.weight_mask_bce", "loss.weight_mask_dice"),
     "model": ("model.precision", "model.decoder_activation", "model.backbone_frozen_bn", "model.backbone_frozen_stem"),
     "matching": ("loss.assignment", "loss.class_loss", "loss.num_denoising"),
 }
-_ONLY_WITH = {  # values that mean nothing otherwise
-    "optim.flat_epochs": ("optim.schedule", "flat_cosine"),
-    "optim.final_epochs": ("optim.schedule", "flat_cosine"),
-    "optim.min_lr_ratio": ("optim.schedule", "flat_cosine"),
-    "data.stop_mosaic_epoch": ("data.augment", "dense"),
+_ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {  # values that mean nothing otherwise
+    **dict.fromkeys(("optim.flat_epochs", "optim.final_epochs"), ("optim.schedule", ("flat_cosine",))),
+    "optim.min_lr_ratio": ("optim.schedule", ("flat_cosine",)),
+    "optim.onecycle_rise": ("optim.schedule", ("onecycle",)),
+    "optim.warmup_steps": ("optim.schedule", ("constant", "flat_cosine")),
+    **dict.fromkeys(("optim.aux_optimizer", "optim.backbone_optimizer"), ("optim.optimizer", ("muon",))),
+    **dict.fromkeys(("optim.muon_lr_factor", "optim.adan_lr_factor"), ("optim.optimizer", ("muon",))),
+    "data.stop_mosaic_epoch": ("data.augment", ("dense",)),
 }
 
 _NEVER = {"model.num_classes"}  # that of the data
@@ -39,11 +46,13 @@ def plan_lines(recipe: Recipe, given: Collection[str] = ()) -> list[str]:
     Args:
       given: keys that the user set.
     """
-    config, lines = recipe.config, []
+    config, does = recipe.config, task(recipe.config.model)
+    lines = _wrapped("task", [does])
     for subject, names in _LINES.items():
         there = [name for name in names if _has(config, name)]
         meant = [name for name in there if name not in _ONLY_WITH or _means(config, *_ONLY_WITH[name])]
-        lines += _wrapped(subject, [_marked(name, recipe, given) for name in meant])
+        if meant and (subject != "masks" or does == "segment"):
+            lines += _wrapped(subject, [_marked(name, recipe, given) for name in meant])
     shown = {name for names in _LINES.values() for name in names}
     others = (set(given) | differing(config, recipe.table)) - shown - _NEVER
     if others:
@@ -89,8 +98,8 @@ def _has(config: Config, name: str) -> bool:
     return hasattr(getattr(config, section), key)
 
 
-def _means(config: Config, name: str, value: str) -> bool:
-    return _get(config, name) == value
+def _means(config: Config, name: str, values: Collection[str]) -> bool:
+    return _get(config, name) in values
 
 
 def _marked(name: str, recipe: Recipe, given: Collection[str]) -> str:

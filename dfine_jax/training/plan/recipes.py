@@ -36,6 +36,7 @@ def default_config(
     num_images: int,
     *,
     method: str = "",
+    task: str = "detect",
     batch_size: int | None = None,
     epochs: int | None = None,
     size_px: tuple[int, int] = (640, 640),
@@ -45,15 +46,17 @@ def default_config(
 ) -> Recipe:
     """Configuration for a training set.
 
-    The table is the family's, for the method and for what is pretrained. The length follows from ``default_epochs``,
-    what depends on it and on the batch size from ``rescaled``. A backbone that starts from nothing learns whole and at
-    half the full rate at least, because smaller backbone rates and frozen parts are for pretrained ones.
+    The table is the family's, for the method, the task and what is pretrained. The length follows from
+    ``default_epochs``, what depends on it and on the batch size from ``rescaled``. A backbone that starts from nothing
+    learns whole and at half the full rate at least, because smaller backbone rates and frozen parts are for pretrained
+    ones.
 
     Args:
       recipe: ``[family-]variant``.
       num_classes: classes of the data.
       num_images: training images.
       method: whose recipe, of the family's ``methods``; empty: its own.
+      task: of the family's ``tasks``.
       batch_size: images per step over all devices, taken as it is; None: the table's (8 without an accelerator), for
         few images a smaller one.
       epochs: as ``default_epochs`` if None.
@@ -63,15 +66,17 @@ def default_config(
       batch_multiple: a batch size that is not given becomes a multiple of this, the number of devices.
 
     Raises:
-      UserError: unknown recipe or method, no images, or a size that does not fit the model.
+      UserError: unknown recipe, method or task, no images, or a size that does not fit the model.
     """
     family, variant = of_recipe(recipe)
     method = method or family.methods[0]
     if method not in family.methods:
         raise UserError(f"{recipe} has no recipe of {method!r}; there are those of {', '.join(family.methods)}")
+    if task not in family.tasks:
+        raise UserError(f"{family.title} does not {task}; it can {' and '.join(family.tasks)}")
     if num_images < 1:
         raise UserError("the training set has no images")
-    name, table = family.recipe(variant, start, method)
+    name, table = family.recipe(variant, start, method, task)
     grid_px = family.grid_px(table.model)
     if any(side % grid_px or side < grid_px for side in size_px):
         raise UserError(f"input size {size_px[0]}x{size_px[1]} must be multiples of {grid_px}, for example 640x640")

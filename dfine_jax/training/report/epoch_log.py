@@ -8,9 +8,10 @@ from typing import Any
 
 from dfine_jax.config import Config
 from dfine_jax.data.read.dataset import Dataset
-from dfine_jax.evaluation.evaluate import METRIC_NAMES, Metrics
 from dfine_jax.evaluation.metrics import RATIO_NAMES
-from dfine_jax.families import of
+from dfine_jax.evaluation.score import MASK, METRIC_NAMES, Metrics
+from dfine_jax.evaluation.truth import Truth
+from dfine_jax.families import of, task
 from dfine_jax.training.report.examples import Examples
 from dfine_jax.training.report.log import EpochRow, RunLog
 from dfine_jax.training.report.meter import Meter, by_kind
@@ -35,16 +36,23 @@ def rates_of(config: Config, schedule: Callable[[Any], Any]) -> Rates:
 
 
 def open_log(
-    config: Config, log_dir: Path, finished_epochs: int, step: int, rates: Rates, val_data: Dataset | None
+    config: Config,
+    log_dir: Path,
+    finished_epochs: int,
+    step: int,
+    rates: Rates,
+    val_data: Dataset | None,
+    truth: Truth | None = None,
 ) -> RunLog:
     """The log of a run that has done ``step`` steps; only the first host shows pictures and feeds the sinks."""
     log_dir.mkdir(exist_ok=True)
     if hosts.index():
         return RunLog(log_dir, finished_epochs)
     number = config.log.pictures
-    examples = Examples(val_data, number) if val_data is not None and number else None
+    examples = Examples(val_data, number, truth) if val_data is not None and number else None
     sinks = open_sinks(config, log_dir, step)
-    return RunLog(log_dir, finished_epochs, sinks, config.train.log_every, rates, examples, pictures=number > 0)
+    reported = {"rates": rates, "examples": examples, "pictures": number > 0, "best_by": config.train.best_by}
+    return RunLog(log_dir, finished_epochs, sinks, config.train.log_every, **reported)
 
 
 def epoch_row(
@@ -64,7 +72,14 @@ def epoch_row(
     row |= {name: means.get(name) for name in losses}
     row |= {"images_per_s": meter.images_per_second(), "data_wait": meter.wait_share()}
     row |= {"skipped": progress.skipped, "stage": progress.stage}
+    row |= _evaluated(metrics)
+    if task(config.model) == "segment":
+        row |= {MASK + name: value for name, value in _evaluated(metrics.masks if metrics else None).items()}
+    return row
+
+
+def _evaluated(metrics: Metrics | None) -> dict[str, float | None]:
     if metrics is None:
-        return row | dict.fromkeys((*METRIC_NAMES, *RATIO_NAMES, "best_threshold"))
-    counted = metrics.report.best.numbers()
-    return row | metrics.numbers() | counted | {"best_threshold": metrics.report.best_threshold}
+        return dict.fromkeys((*METRIC_NAMES, *RATIO_NAMES, "best_threshold"))
+    numbers = {name: getattr(metrics, name) for name in METRIC_NAMES}
+    return {**numbers, **metrics.report.best.numbers(), "best_threshold": metrics.report.best_threshold}

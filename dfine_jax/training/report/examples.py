@@ -14,9 +14,13 @@ from PIL import Image
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.load.grid import batch_grid
 from dfine_jax.data.load.pipeline import TrainLoader
-from dfine_jax.data.picture.draw import draw_boxes
+from dfine_jax.data.picture.draw import class_colour, draw_boxes, style_for
+from dfine_jax.data.picture.draw_masks import paint_masks
 from dfine_jax.data.picture.images import save_picture
+from dfine_jax.data.picture.object_masks import RunMasks
 from dfine_jax.data.read.dataset import Dataset, Record, open_record
+from dfine_jax.evaluation.detections import Objects
+from dfine_jax.evaluation.truth import Truth
 
 _LONGER_SIDE_PX = 800  # of each half; larger pictures are reduced
 _GAP_PX = 8
@@ -38,9 +42,14 @@ def save_batch(batch: Batch, names: Sequence[str], file: Path) -> None:
 class Examples:
     """Some images of a dataset, and the detections of the latest evaluation on them."""
 
-    def __init__(self, data: Dataset, number: int) -> None:
-        """Take ``number`` images with objects, spread evenly over the set (all, when there are fewer)."""
+    def __init__(self, data: Dataset, number: int, truth: Truth | None = None) -> None:
+        """Take ``number`` images with objects, spread evenly over the set (all, when there are fewer).
+
+        Args:
+          truth: what evaluations compare with; masks in it are drawn.
+        """
         self._data = data
+        self._truth = truth if isinstance(truth, Objects) and truth.masks is not None else None
         annotated = [record for record in data.records if len(record.labels)]
         chosen = np.linspace(0, len(annotated) - 1, min(number, len(annotated))).round().astype(int)
         self._records = [annotated[i] for i in chosen]
@@ -75,16 +84,43 @@ class Examples:
     def _pair(self, record: Record, threshold: float) -> Image.Image:
         image = open_record(record)
         scale = min(1.0, _LONGER_SIDE_PX / max(image.size))
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         found = [r for r in self._found.get(record.image_id, []) if r["score"] >= threshold]
         boxes = np.array([r["bbox"] for r in found], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([self._label_of[r["category_id"]] for r in found], np.int64)
         scores = np.array([r["score"] for r in found], np.float64)
         names = self._data.names
-        left = draw_boxes(image, record.boxes_xyxy_px * scale, record.labels, [names[i] for i in record.labels])
-        right = draw_boxes(image, boxes * scale, labels, [names[i] for i in labels], scores)
+        before, after = self._annotated(image, record.image_id, scale), image
+        if found and all("segmentation" in result for result in found):
+            after = _painted(
+                image, [result["segmentation"]["counts"].encode() for result in found], labels.tolist(), scale
+            )
+        before, after = (_scaled(picture, scale) for picture in (before, after))
+        left = draw_boxes(before, record.boxes_xyxy_px * scale, record.labels, [names[i] for i in record.labels])
+        right = draw_boxes(after, boxes * scale, labels, [names[i] for i in labels], scores)
         pair = Image.new("RGB", (left.width + _GAP_PX + right.width, left.height), "white")
         pair.paste(left, (0, 0))
         pair.paste(right, (left.width + _GAP_PX, 0))
         return pair
+
+    def _annotated(self, image: Image.Image, image_id: int, scale: float) -> Image.Image:
+        """The picture with the masks of its objects."""
+        truth = self._truth
+        if truth is None or truth.masks is None:
+            return image
+        rows = np.flatnonzero((truth.image_id == image_id) & ~truth.crowd & truth.masks.exist)
+        labels = [self._label_of[category] for category in truth.category_id[rows].tolist()]
+        return _painted(image, [mask["counts"] for mask in truth.masks.coco(rows)], labels, scale)
+
+
+def _painted(image: Image.Image, counts: Sequence[bytes], labels: Sequence[int], scale: float) -> Image.Image:
+    """With masks over the whole picture, in lines that are right once it is scaled."""
+    line_px = style_for(round(image.width * scale), round(image.height * scale)).line / scale
+    pixels = np.array(image.convert("RGB"))
+    colours = [class_colour(int(label)) for label in labels]
+    paint_masks(pixels, RunMasks(tuple(counts), image.size), colours, max(1, round(line_px)))
+    return Image.fromarray(pixels)
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

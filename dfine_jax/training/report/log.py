@@ -19,7 +19,8 @@ from dfine_jax.system.files import telling, write_whole
 from dfine_jax.training.report.sinks import Sink
 
 if TYPE_CHECKING:
-    from dfine_jax.evaluation.evaluate import Metrics
+    from dfine_jax.evaluation.detections import Kind
+    from dfine_jax.evaluation.score import Metrics
     from dfine_jax.training.report.examples import Examples
 
 EpochRow = Mapping[str, float | int | None]  # numbers of an epoch by name, a line of the table
@@ -37,6 +38,7 @@ _LAST = (
     ("F1", "f1", "6.3f"),
     ("at", "best_threshold", "5.2f"),
 )
+_OF_MASKS = (("mask AP", "mask_ap", "7.3f"), ("mask AP50", "mask_ap50", "9.3f"), ("mask F1", "mask_f1", "7.3f"))
 LOSS = "loss_"  # before the kind, in the names of losses summed over what they are of
 _GROUPS = {"grad_norm": "optim", "images_per_s": "speed", "data_wait": "speed"}
 _MAX_CLASSES = 12  # in a line
@@ -55,6 +57,7 @@ class RunLog:
         rates: Callable[[int], Mapping[str, float]] | None = None,
         examples: Examples | None = None,
         pictures: bool = False,
+        best_by: Kind = "boxes",
     ) -> None:
         """Open for appending; CSV rows of epochs after ``finished_epochs`` (lost in a crash, run again) are dropped.
 
@@ -63,9 +66,10 @@ class RunLog:
           rates: learning rates at a 0-based step, for the sinks.
           examples: images to draw after each evaluation, if any.
           pictures: draw curves and evaluations.
+          best_by: whose AP decides which epoch is the best, where there are masks.
         """
         self.out_dir, self._every, self._rates, self._examples = out_dir, every, rates, examples
-        self._sinks, self._pictures = list(sinks), pictures
+        self._sinks, self._pictures, self._best_by = list(sinks), pictures, best_by
         self._text = out_dir / "log.txt"
         self._csv = out_dir / "metrics.csv"
         self._columns: list[str] = []
@@ -76,7 +80,7 @@ class RunLog:
             kept = [row for row in _read_rows(self._csv) if int(row["epoch"]) <= finished_epochs]
             if kept:
                 self._columns = list(kept[0])
-                self._best_ap = max((float(row["ap"]) for row in kept if row.get("ap")), default=-1.0)
+                self._best_ap = max((float(ap) for row in kept if (ap := self._deciding_ap(row))), default=-1.0)
                 self._write(kept)
             else:
                 self._csv.unlink()
@@ -103,7 +107,7 @@ class RunLog:
         """Add an epoch to the table, the CSV (its columns are those of the first row) and the sinks."""
         if self._table_lines % _HEADER_EVERY == 0:
             self.line(table_header(values))
-        ap = values.get("ap")
+        ap = self._deciding_ap(values)
         is_best = ap is not None and ap > self._best_ap
         if ap is not None:
             self._best_ap = max(ap, self._best_ap)
@@ -129,6 +133,8 @@ class RunLog:
         from dfine_jax.evaluation.plots import save_evaluation
 
         self.line(by_class(metrics.per_class))
+        if metrics.masks:
+            self.line("mask " + by_class(metrics.masks.per_class))
         save_evaluation(metrics, self.out_dir / "best_evaluation", pictures=False)
 
     def draw(self, step: int, metrics: Metrics | None, best: bool) -> None:
@@ -137,7 +143,7 @@ class RunLog:
         The curves so far; and after an evaluation (``metrics``) examples, its numbers in ``last_evaluation``, and its
         figures where they are looked for: in ``best_evaluation`` if it is the best, and for the sinks.
         """
-        from dfine_jax.evaluation.plots import EVALUATION_FIGURES, rendered, save_evaluation, save_png, training_figure
+        from dfine_jax.evaluation.plots import evaluation_figures, rendered, save_evaluation, save_png, training_figure
 
         shown: dict[str, Image.Image] = {}
         if self._pictures:
@@ -146,23 +152,29 @@ class RunLog:
             return
         save_evaluation(metrics, self.out_dir / "last_evaluation", pictures=False)
         if self._pictures and (best or self._sinks):  # drawing takes seconds, which tiny datasets would feel
-            shown = {f"evaluation/{name}": rendered(draw(metrics.report)) for name, draw in EVALUATION_FIGURES.items()}
+            shown = {f"evaluation/{name}": rendered(draw()) for name, draw in evaluation_figures(metrics).items()}
         if best:
             for name, picture in shown.items():
                 save_picture(picture, self.out_dir / "best_evaluation" / f"{Path(name).name}.png")
         if self._examples is not None:
-            drawn = self._examples.draw(metrics.report.best_threshold)
+            drawn = self._examples.draw((metrics.masks or metrics).report.best_threshold)
             examples = self.out_dir / "examples"
             for name, picture in drawn.items():
                 save_picture(picture, examples / f"{name}.jpg", quality=90)
                 shown[f"examples/{name}"] = picture
         classes = {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0}
+        of_masks = metrics.masks.per_class if metrics.masks else {}
+        classes |= {f"mask_ap_by_class/{name}": ap for name, ap in of_masks.items() if ap >= 0}
         self._tell(lambda sink: sink.scalars(step, classes))
         self._tell(lambda sink: sink.pictures(step, shown))
 
     def close(self) -> None:
         """Finish the sinks."""
         self._tell(lambda sink: sink.close())
+
+    def _deciding_ap(self, row: Mapping[str, Any]) -> Any:
+        of_masks = row.get("mask_ap") if self._best_by == "masks" else None
+        return row.get("ap") if of_masks in (None, "") else of_masks
 
     def _tell(self, message: Callable[[Sink], None]) -> None:
         for sink in tuple(self._sinks):
@@ -183,7 +195,8 @@ class RunLog:
 
 def _columns(row: EpochRow) -> list[tuple[str, str, str]]:
     kinds = [name.removeprefix(LOSS) for name in row if name.startswith(LOSS)]
-    return [*_FIRST, *((kind, LOSS + kind, "6.2f") for kind in kinds), *_LAST]
+    of_masks = _OF_MASKS if "mask_ap" in row else ()
+    return [*_FIRST, *((kind, LOSS + kind, f"{max(6, len(kind))}.2f") for kind in kinds), *_LAST, *of_masks]
 
 
 def table_header(values: EpochRow) -> str:

@@ -18,7 +18,8 @@ from dfine_jax.data.load.batch import Batch, EvalBatch
 from dfine_jax.data.load.pipeline import EvalLoader
 from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.evaluate import Metrics, evaluate
+from dfine_jax.evaluation.evaluate import evaluate
+from dfine_jax.evaluation.score import Metrics
 from dfine_jax.families import of
 from dfine_jax.losses.matcher import is_cacheable
 from dfine_jax.training.report.epoch_log import epoch_row, open_log, rates_of
@@ -100,8 +101,8 @@ class _Run:
         kept: Path | None,
     ) -> None:
         self.config, self.out_dir, self.val_data, self.stop = config, out_dir, val_data, stop
-        train = config.train
         self.loader, self.eval_loader = make_loaders(config, train_data, val_data)
+        train, self.truth = config.train, setup.val_truth(config, val_data)
         self.steps = self.loader.steps_per_epoch
         self.total = train.epochs * self.steps
         self.tx = make_optimizer(config.model, config.optim)
@@ -126,7 +127,7 @@ class _Run:
         self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps, self.kept)
         first = hosts.index() == 0
         log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
-        self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data)
+        self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data, self.truth)
         self.skips = SkippedSteps(log_dir, self.out_dir, self.config.train.max_skipped_steps)
         for note in notes:
             self.log.line(note)
@@ -259,13 +260,14 @@ class _Run:
             self.meter.restart()  # the first step's time is that of compiling
             self.forecast = Forecast(self.recorded, self.total)
         if self.recorded % self.config.train.log_every == 0 or self.recorded == self.first_step + 1:
-            epochs = self.config.train.epochs
-            self.bar.set_description(f"epoch {taken.step // self.steps + 1}/{epochs}", refresh=False)
+            train = self.config.train
+            self.bar.set_description(f"epoch {taken.step // self.steps + 1}/{train.epochs}", refresh=False)
             shown, speed = {"loss": f"{host.loss:.2f}"}, self.meter.images_per_second()
             if speed is not None:
                 shown["images/s"] = f"{speed:.1f}"
             if self.progress.best_ap >= 0:
-                shown["AP"] = f"{self.metrics.ap if self.metrics else self.progress.best_ap:.3f}"
+                ap = self.metrics.deciding_ap(train.best_by) if self.metrics else self.progress.best_ap
+                shown["AP"] = f"{ap:.3f}"
             self.bar.set_postfix(shown, refresh=False)
 
     def _skipped(self, taken: Taken, values: dict[str, float], state: TrainState) -> None:
@@ -285,8 +287,9 @@ class _Run:
         if evaluated and metrics is None:
             return None
         self.metrics = metrics or self.metrics
-        self.metadata = dataclasses.replace(self.metadata, epoch=epoch, ap=metrics.ap if metrics else None)
-        verdict = self._judge(metrics, epoch)
+        ap = metrics.deciding_ap(train.best_by) if metrics else None
+        self.metadata = dataclasses.replace(self.metadata, epoch=epoch, ap=ap)
+        verdict = self._judge(ap, epoch)
         self.progress = dataclasses.replace(verdict.progress, epoch=epoch)
         step, first = int(state.step), hosts.index() == 0
         rates = self.rates(step - 1)
@@ -302,8 +305,7 @@ class _Run:
         if verdict.is_start:
             self._write(self.out_dir / STAGE1, state)
         if self.progress.ended_early and epoch < train.epochs:
-            without = f"no new best in {self.progress.without_best} evaluations: training ends (train.patience)"
-            self.log.line(without if self.progress.without_best else "training ends (train.target_ap)")
+            self.log.line(stages.why_ended(self.progress))
         elif verdict.go_back and epoch < train.epochs:
             state = self._from_start(state)
         # With every new best, so that the record of the best is never older than the best itself.
@@ -315,19 +317,17 @@ class _Run:
         self.meter.restart()
         return state
 
-    def _judge(self, metrics: Metrics | None, epoch: int) -> stages.Verdict:
+    def _judge(self, ap: float | None, epoch: int) -> stages.Verdict:
         train, progress = self.config.train, self.progress
-        if metrics is None or metrics.ap < 0:  # no object to find: such an evaluation judges nothing
+        if ap is None or ap < 0:  # no object to find: such an evaluation judges nothing
             return stages.Verdict(progress, False, False, False)
-        has_start = 0 < train.stage2_epoch < train.epochs
-        has_start &= progress.stage == 1 or (self.out_dir / STAGE1).is_dir()
+        has_start = 0 < train.stage2_epoch < train.epochs and (progress.stage == 1 or (self.out_dir / STAGE1).is_dir())
         limits = {"patience": train.patience, "target_ap": train.target_ap}
-        return stages.judge(progress, metrics.ap, epoch, has_start=has_start, **limits)
+        return stages.judge(progress, ap, epoch, has_start=has_start, **limits)
 
     def _evaluate(self, state: TrainState) -> Metrics | None:
-        assert self.val_data is not None and self.eval_loader is not None
+        assert self.val_data is not None and self.truth is not None and self.eval_loader is not None
         loader: EvalLoader = self.eval_loader
-        predict = predict_function(self.eval_step, ema_variables(state))
 
         def until_stopped() -> Iterator[EvalBatch]:
             for batch in tqdm(loader, total=len(loader), unit="batch", desc="evaluate", leave=False, disable=None):
@@ -336,8 +336,8 @@ class _Run:
                 yield batch
 
         try:
-            shared, data = hosts.shared(predict, until_stopped()), self.val_data
-            return evaluate(*shared, data, data.classes, self.log.observe)
+            shared = hosts.shared(predict_function(self.eval_step, ema_variables(state)), until_stopped())
+            return evaluate(*shared, self.truth, self.val_data.classes, self.log.observe)
         except _StopError:
             return None
 

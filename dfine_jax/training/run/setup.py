@@ -17,7 +17,8 @@ from dfine_jax.data.load.workers import automatic_workers
 from dfine_jax.data.read.audit import why_nothing_to_learn
 from dfine_jax.data.read.dataset import Dataset, check_same_categories
 from dfine_jax.errors import UserError
-from dfine_jax.families import of, validate
+from dfine_jax.evaluation.truth import Truth, annotated
+from dfine_jax.families import of, task, validate
 from dfine_jax.training.report.sinks import check_installed
 from dfine_jax.training.run import checkpoint, hosts
 from dfine_jax.training.run.checkpoint import Metadata
@@ -137,6 +138,17 @@ def make_loaders(
     rows = -(-train.eval_batch_size // jax.device_count()) * devices
     size = {"height_px": data.height_px, "width_px": data.width_px, "resize": data.resize}
     return loader, EvalLoader(val_data, **common, **size, batch_size=rows)
+
+
+def val_truth(config: Config, val_data: Dataset | None) -> Truth | None:
+    """What evaluations compare with; of models that segment, masks are drawn now, once for all of them.
+
+    Raises:
+      UserError: a mask cannot be drawn.
+    """
+    if val_data is None or task(config.model) != "segment":
+        return val_data
+    return annotated(val_data, masks=True)
 
 
 def opening_notes(config: Config, loader: TrainLoader, params: Any, sizes_px: Sequence[tuple[int, int]]) -> list[str]:

@@ -69,6 +69,13 @@ def judge(
     return Verdict(progress, is_best, has_start and progress.stage == 1 and improved, go_back)
 
 
+def why_ended(progress: Progress) -> str:
+    """Of a run that an evaluation has ended."""
+    if not progress.without_best:
+        return "training ends (train.target_ap)"
+    return f"no new best in {progress.without_best} evaluations: training ends (train.patience)"
+
+
 def second_stage(progress: Progress) -> Progress:
     """The first moment of stage 2: patience starts anew."""
     return dataclasses.replace(progress, stage=2, without_best=0)

@@ -15,6 +15,7 @@ from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.images import unit_range
 from dfine_jax.families import of
 from dfine_jax.families.family import Build
+from dfine_jax.nn.held_norms import held_norms
 from dfine_jax.ops.resize import resize_nearest
 from dfine_jax.typing import Norm, Targets
 
@@ -44,7 +45,7 @@ def make_gradient(
     """A function of parameters, batch statistics and stacked parts (``split_parts``).
 
     With several parts, all are run forwards once more beforehand: the counts of the whole batch divide the losses of
-    each.
+    each. Batch norms that ``optim.freeze`` holds compute as at inference.
 
     Args:
       axis_name: of the devices that share batch statistics.
@@ -91,7 +92,11 @@ def make_gradient(
         loss, terms = jax.tree.map(lambda x: jnp.mean(x, 0), (loss, terms))
         return LossGradient(loss, terms, jax.tree.map(lambda g: g / parts, summed), batch_stats)
 
-    return at_once if parts == 1 else in_parts
+    def with_held(params: PyTree, batch_stats: PyTree, stacked: Part) -> LossGradient:
+        with held_norms(config.optim.freeze):
+            return (at_once if parts == 1 else in_parts)(params, batch_stats, stacked)
+
+    return with_held
 
 
 def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, int] | None, dtype: Any) -> Part:

@@ -1,4 +1,4 @@
-"""AdamW with parameter groups, clipping by global norm, and the average of weights."""
+"""Optimisers with parameter groups, clipping by global norm, and the average of weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from dfine_jax.config import ConfigError, ModelSection, OptimConfig
 from dfine_jax.families import of
 from dfine_jax.families.family import Rule
+from dfine_jax.training.step.muon_adan import adan_decay, each_by_its_own, scale_by_adan, scale_by_muon
 
 PyTree = Any
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_
@@ -106,11 +107,12 @@ def clip_coefficient(norm: Float[Array, ""], limit: float) -> Float[Array, ""]:
     return jnp.minimum(1.0, limit / (norm + CLIP_EPS))
 
 
-def make_optimizer(model: ModelSection, optim: OptimConfig) -> optax.GradientTransformation:
-    """AdamW at the full rates on gradients that are already clipped; ``init`` checks the rules against the parameters.
+def make_optimizer(model: ModelSection, optim: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    """The optimiser at the full rates on clipped gradients; ``init`` checks the rules against the parameters.
 
-    The caller scales the updates by the schedule (training/step/schedule.py). Then they match torch.optim.AdamW: decay
-    ``lr * weight_decay`` is decoupled and follows the learning rate. Errors are those of ``check_freeze``.
+    The caller scales the updates by the schedule's share (training/step/schedule.py), which ``update`` takes too, as
+    ``share``: Adan's decay is not in proportion to it. AdamW and Muon decay as torch.optim.AdamW does, by
+    ``lr * weight_decay``, decoupled. Errors are those of ``check_freeze``.
     """
     ordered = parameter_rules(model, optim)
 
@@ -118,14 +120,27 @@ def make_optimizer(model: ModelSection, optim: OptimConfig) -> optax.GradientTra
         check_freeze(params, optim)  # first, because a rule of these that matches nothing is the user's mistake
         return jax.tree.map(lambda rule: rule.decay, match_rules(params, ordered))
 
-    def at_full_rates(updates: PyTree, params: PyTree | None = None) -> PyTree:
+    def at_full_rates(updates: PyTree, state: Any, params: PyTree | None = None, *, share: Any = 1.0) -> Any:
         del params
-        return jax.tree.map(lambda u, rule: -rule.lr * u, updates, match_rules(updates, ordered))
 
+        def scaled(update: Array, rule: Rule) -> Array:
+            if rule.optimizer == "adan" and rule.decay:
+                update = update * adan_decay(jnp.asarray(share, update.dtype) * rule.lr, optim.weight_decay)
+            return -rule.lr * update
+
+        return jax.tree.map(scaled, updates, match_rules(updates, ordered)), state
+
+    adamw = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=1e-8)
+    directions = adamw
+    if optim.optimizer != "adamw":
+        directions = each_by_its_own(
+            {"adamw": adamw, "adan": scale_by_adan(), "muon": scale_by_muon()},
+            lambda tree: jax.tree.map(lambda rule: rule.optimizer if rule.lr else "", match_rules(tree, ordered)),
+        )
     return optax.chain(
-        optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=1e-8),
+        directions,
         optax.add_decayed_weights(optim.weight_decay, mask=decays),
-        optax.stateless(at_full_rates),
+        optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), at_full_rates),
     )
 
 

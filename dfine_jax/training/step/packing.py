@@ -2,7 +2,8 @@
 
 A model has hundreds of biases, scales and running statistics. Updated one by one, each costs several kernels in each of
 several trees: half of all kernels of a step on a CPU, a quarter of all launches on a GPU. Laid end to end they cost a
-few. On GPUs all parameters go into vectors; on CPUs large ones stay arrays of their own, which more threads share.
+few. On GPUs all parameters go into vectors; on CPUs large ones stay arrays of their own, which more threads share. What
+Muon takes are stacks of matrices of one shape in place of vectors.
 
 Checkpoints, evaluations and everything else get arrays by name.
 """
@@ -17,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dfine_jax.families.family import Rule
@@ -36,68 +38,77 @@ class Layout:
     """Where each leaf of a tree lies: in a vector, which has the name of its first leaf, or alone under its own.
 
     Args:
-      tree: arrays or their shapes.
+      tree: arrays or their shapes, in dictionaries.
       groups: of each leaf; leaves of one group and one type share a vector.
       limit: see ``size_limit``.
+      matrices: whether each leaf stays a matrix; those of one shape then share a stack [k, i, o].
     """
 
-    def __init__(self, tree: PyTree, groups: Sequence[Hashable], limit: int | None) -> None:
-        named, self.structure = jax.tree_util.tree_flatten_with_path(tree)
-        self._shapes = [tuple(leaf.shape) for _, leaf in named]
-        self._places: list[tuple[str, int] | None] = []  # vector and first element
-        self._names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named]
+    def __init__(
+        self, tree: PyTree, groups: Sequence[Hashable], limit: int | None, matrices: Sequence[bool] | None = None
+    ) -> None:
+        named = _named(tree)
+        self._paths = {name: tuple(key.key for key in path) for name, path, _ in named}
+        self._shapes = {name: tuple(leaf.shape) for name, _, leaf in named}
+        self._places: dict[str, tuple[str, int] | None] = {}  # vector and first element
+        self._stacked: dict[str, tuple[int, ...]] = {}  # shape of the matrices of a stack
         vectors: dict[Hashable, str] = {}
-        self._lengths: dict[str, int] = {}
-        for name, (_, leaf), group in zip(self._names, named, groups, strict=True):
+        lengths: dict[str, int] = {}
+        for (name, _, leaf), group, is_matrix in zip(named, groups, matrices or [False] * len(named), strict=True):
             size = int(np.prod(leaf.shape))
             if limit is not None and size >= limit:
-                self._places.append(None)
+                self._places[name] = None
                 continue
-            vector = vectors.setdefault((group, np.dtype(leaf.dtype)), name)
-            start = self._lengths.get(vector, 0)
-            self._places.append((vector, start))
-            self._lengths[vector] = start + size
-        self.packed_structure = jax.tree.structure({**dict.fromkeys(self._lengths, 0), **dict.fromkeys(self._alone, 0)})
-
-    @property
-    def vectors(self) -> frozenset[str]:
-        """Names of the vectors."""
-        return frozenset(self._lengths)
-
-    @property
-    def _alone(self) -> list[str]:
-        return [name for name, place in zip(self._names, self._places, strict=True) if place is None]
+            shape = self._shapes[name] if is_matrix else None
+            vector = vectors.setdefault((group, np.dtype(leaf.dtype), shape), name)
+            if shape:
+                self._stacked[vector] = shape
+            start = lengths.get(vector, 0)
+            self._places[name] = (vector, start)
+            lengths[vector] = start + size
+        self.vectors = frozenset(lengths)  # their names, and those of the stacks
 
     def pack(self, tree: PyTree, join: Callable[[list[Any]], Any] = jnp.concatenate) -> dict[str, Any]:
-        """Vectors and single arrays by name."""
-        parts: dict[str, list[Any]] = {name: [] for name in self._lengths}
+        """Vectors and single arrays by name, of the tree or of whole groups of it."""
+        parts: dict[str, list[Any]] = {}
         packed = {}
-        for name, place, leaf in zip(self._names, self._places, jax.tree.leaves(tree), strict=True):
+        for name, _, leaf in _named(tree):
+            place = self._places[name]
             if place is None:
                 packed[name] = leaf
             else:
-                parts[place[0]].append(leaf)
-        return packed | {name: join([leaf.reshape(-1) for leaf in leaves]) for name, leaves in parts.items()}
+                parts.setdefault(place[0], []).append(leaf.reshape(-1))
+        for name, leaves in parts.items():
+            joined = join(leaves)
+            packed[name] = joined.reshape(-1, *self._stacked[name]) if name in self._stacked else joined
+        return packed
 
     def unpack(self, packed: dict[str, Any]) -> PyTree:
         """The tree again; slices of the vectors."""
-        leaves = []
-        for name, place, shape in zip(self._names, self._places, self._shapes, strict=True):
-            if place is None:
-                leaves.append(packed[name])
-            else:
-                vector, start = place
-                leaves.append(packed[vector][start : start + int(np.prod(shape))].reshape(shape))
-        return jax.tree.unflatten(self.structure, leaves)
+        leaves = {}
+        for name, place in self._places.items():
+            vector, start = place or (name, 0)
+            if vector not in packed:
+                continue
+            whole, shape = packed[vector], self._shapes[name]
+            part = whole if place is None else whole.reshape(-1)[start : start + int(np.prod(shape))].reshape(shape)
+            leaves[self._paths[name]] = part
+        return traverse_util.unflatten_dict(leaves)
 
 
-def within(tree: PyTree, structure: Any, change: Callable[[PyTree], PyTree]) -> PyTree:
-    """``change`` of every subtree of that structure, such as the moments in an optimiser's state."""
+def _named(tree: PyTree) -> list[tuple[str, tuple[Any, ...], Any]]:
+    """Name, path and leaf of all leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), path, leaf) for path, leaf in leaves]
 
-    def is_it(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
 
-    return jax.tree.map(lambda node: change(node) if is_it(node) else node, tree, is_leaf=is_it)
+def each_tree(state: PyTree, change: Callable[[dict[str, Any]], PyTree]) -> PyTree:
+    """An optimiser's state with ``change`` of every dictionary in it: arrays by the names of parameters."""
+
+    def is_tree(node: Any) -> bool:
+        return isinstance(node, dict)
+
+    return jax.tree.map(lambda node: change(node) if is_tree(node) else node, state, is_leaf=is_tree)
 
 
 class Packing:
@@ -109,7 +120,9 @@ class Packing:
     """
 
     def __init__(self, state: TrainState, rules: Sequence[Rule], limit: int | None) -> None:
-        self.params = Layout(state.params, matching_rules(state.params, rules), limit)
+        matching = matching_rules(state.params, rules)
+        matrices = [rules[first].optimizer == "muon" and rules[first].lr > 0 for first, *_ in matching]
+        self.params = Layout(state.params, matching, limit, matrices)
         statistics = [None] * len(jax.tree.leaves(state.batch_stats))
         self.stats = Layout(state.batch_stats, statistics, limit)
 
@@ -124,7 +137,7 @@ class Packing:
 
         def pack(layout: Layout, tree: PyTree) -> dict[str, Any]:
             packed = layout.pack(tree, lambda leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]))
-            return packed | place({name: packed[name] for name in layout.vectors})
+            return packed | place({name: packed[name] for name in layout.vectors & packed.keys()})
 
         return self._packed(state, pack)
 
@@ -133,7 +146,7 @@ class Packing:
             state,
             params=pack(self.params, state.params),
             batch_stats=pack(self.stats, state.batch_stats),
-            opt_state=within(state.opt_state, self.params.structure, lambda tree: pack(self.params, tree)),
+            opt_state=each_tree(state.opt_state, lambda tree: pack(self.params, tree)),
             ema_params=pack(self.params, state.ema_params),
             ema_batch_stats=pack(self.stats, state.ema_batch_stats),
         )
@@ -163,8 +176,7 @@ class PackedState:
     @property
     def opt_state(self) -> PyTree:
         """The optimiser's state, moments by name."""
-        layout = self.packing.params
-        return within(self.arrays.opt_state, layout.packed_structure, lambda tree: self._by_name(layout, tree))
+        return each_tree(self.arrays.opt_state, lambda tree: self._by_name(self.packing.params, tree))
 
     @property
     def ema_params(self) -> PyTree:

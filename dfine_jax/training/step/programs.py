@@ -44,7 +44,7 @@ class TrainPrograms:
     def __init__(
         self,
         config: Config,
-        tx: optax.GradientTransformation,
+        tx: optax.GradientTransformationExtraArgs,
         sizes_px: Sequence[Size],
         steps: int,
         kept: KeptPrograms | None = None,

@@ -50,7 +50,26 @@ class Constant:
         return jnp.minimum(1.0, (jnp.asarray(step) + 1) / max(self.warmup, 1))
 
 
-def make_schedule(config: Config, steps_per_epoch: int) -> Constant | FlatCosine:
+@dataclasses.dataclass(frozen=True)
+class OneCycle:
+    """Up and down along cosines over the whole run, as torch.optim.lr_scheduler.OneCycleLR by its defaults."""
+
+    steps: int
+    rise: float  # share of the steps until the full rate
+
+    def __call__(self, step: Step) -> Share:
+        """Share of 0-based ``step``: from 1/25 to 1, then to 1/25 of 1e-4."""
+        top, last = self.rise * self.steps - 1, self.steps - 1
+        done = jnp.minimum(jnp.asarray(step), last)
+
+        def between(start: float, end: float, part: Share) -> Share:
+            return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * part))
+
+        rising = between(1 / 25, 1.0, done / (top or 1))
+        return jnp.where(done <= top, rising, between(1.0, 1e-4 / 25, (done - top) / ((last - top) or 1)))
+
+
+def make_schedule(config: Config, steps_per_epoch: int) -> Constant | FlatCosine | OneCycle:
     """Schedule of a run; ``steps_per_epoch`` may be 0 (unknown) for the constant one.
 
     Raises:
@@ -60,7 +79,9 @@ def make_schedule(config: Config, steps_per_epoch: int) -> Constant | FlatCosine
     if optim.schedule == "constant":
         return Constant(optim.warmup_steps)
     if steps_per_epoch < 1:
-        raise ValueError("the flat_cosine schedule needs the number of steps per epoch")
+        raise ValueError(f"the {optim.schedule} schedule needs the number of steps per epoch")
+    if optim.schedule == "onecycle":
+        return OneCycle(epochs * steps_per_epoch, optim.onecycle_rise)
     if optim.final_epochs > epochs:
         raise ConfigError(f"optim.final_epochs={optim.final_epochs} must be at most train.epochs={epochs}")
     if optim.flat_epochs < epochs and optim.flat_epochs > epochs - optim.final_epochs:

@@ -70,7 +70,7 @@ class TrainStep:
     def __init__(
         self,
         config: Config,
-        tx: optax.GradientTransformation,
+        tx: optax.GradientTransformationExtraArgs,
         *,
         steps_per_epoch: int = 0,
         size_px: tuple[int, int] | None = None,
@@ -168,9 +168,9 @@ make_train_step = TrainStep
 
 
 def make_update(
-    config: Config, tx: optax.GradientTransformation, *, steps_per_epoch: int = 0
+    config: Config, tx: optax.GradientTransformationExtraArgs, *, steps_per_epoch: int = 0
 ) -> Callable[[TrainState, Array, PyTree, PyTree], tuple[TrainState, Float[Array, ""], Bool[Array, ""]]]:
-    """Clipping, AdamW at the schedule's rate and the averages of the weights.
+    """Clipping, the optimiser at the schedule's rate and the averages of the weights.
 
     A function of state, loss, gradients and batch statistics, means over devices all; it returns the next state, the
     gradients' norm and whether all was finite. If not, only the step counter has changed.
@@ -181,8 +181,8 @@ def make_update(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         grads = jax.tree.map(lambda g: g * clip_coefficient(norm, config.optim.clip_norm).astype(g.dtype), grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
         share = schedule(state.step)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, share=share)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: share.astype(u.dtype) * u, updates))
         decay = ema_decay(state.ema_updates + 1, config.optim, state.ema_shift)
         new = dataclasses.replace(

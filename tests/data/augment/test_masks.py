@@ -14,7 +14,7 @@ from dfine_jax.data.augment import geometry, mosaic, transforms
 from dfine_jax.data.augment import masks as M  # noqa: N812
 from dfine_jax.data.augment.sample import make_sample, sanitize
 from dfine_jax.data.load.pipeline import TrainLoader
-from dfine_jax.data.read.coco import read_coco, read_segmentations, with_outlines
+from dfine_jax.data.read.coco import read_coco, segmentations, with_outlines
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.outlines import RunLengths, checked, fills, parse_segmentation
 from dfine_jax.data.read.sources import read_dataset
@@ -377,6 +377,6 @@ def test_every_object_of_the_set_has_a_mask(shapes):
     dataset = with_outlines(read_dataset(shapes, "train"))
     assert all(outline is not None for record in dataset.records for outline in record.outlines)
     assert any(isinstance(outline, RunLengths) for record in dataset.records for outline in record.outlines)
-    assert len(read_segmentations(dataset)) == sum(len(record.outlines) for record in dataset.records)
+    assert len(list(segmentations(dataset))) == sum(len(record.outlines) for record in dataset.records)
     with pytest.raises(ValueError, match="masks at 1/5"):
         batches(dataset, mask_stride=5)

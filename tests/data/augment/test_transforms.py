@@ -272,6 +272,12 @@ def test_strong_operations_stop_at_their_epoch():
     flipped = picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((32, 24), Image.Resampling.BILINEAR)
     late = [s.image.tobytes() for s in run(10, config(stop_augment_epoch=10))]
     assert set(late) == {plain.tobytes(), flipped.tobytes()}
+    others = {"rotation_prob": 1.0, "noise_prob": 1.0, "dropout_prob": 1.0}
+    assert {s.image.tobytes() for s in run(10, config(stop_augment_epoch=10, **others))} == set(late)
+    turned = {
+        s.image.tobytes() for s in run(10, config(stop_augment_epoch=10, turn_90_prob=1.0, flip_vertical_prob=0.5))
+    }
+    assert len(turned) == 4 and not turned & set(late)
     early = [s.image.tobytes() for s in run(9, config(stop_augment_epoch=10))]
     assert len(set(early) - {plain.tobytes(), flipped.tobytes(), mirrored.tobytes()}) > 25
 

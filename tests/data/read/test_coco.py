@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfine_jax.data.read.coco import read_coco, read_segmentations
+from dfine_jax.data.read.coco import read_coco, segmentations
 from dfine_jax.data.read.dataset import check_same_categories
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.errors import UserError
@@ -92,7 +92,7 @@ def test_annotations_of_unlisted_classes_are_refused(folder):
 
 
 def test_segmentations_are_read_on_demand(folder):
-    assert read_segmentations(read(folder, content())) == {1: [[1, 2, 4, 2, 4, 6]]}
+    assert list(segmentations(read(folder, content()))) == [(1, 0, [[1, 2, 4, 2, 4, 6]])]
 
 
 def test_missing_sizes_come_from_the_files(folder):

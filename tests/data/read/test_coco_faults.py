@@ -12,7 +12,7 @@ from PIL import Image
 from dfine_jax.data.read import audit, coco_pieces
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.evaluate import score
+from dfine_jax.evaluation.score import score
 from dfine_jax.families.dfine.config import LossConfig
 
 WIDTH, HEIGHT = 64, 48
@@ -242,9 +242,9 @@ def test_any_unicode_encoding_is_read_by_all_who_read(folder, encoding):
     data["categories"][0]["name"] = "Käse"
     dataset = read(folder, json.dumps(data, ensure_ascii=False).encode(encoding))
     assert dataset.names[0] == "Käse"
-    from dfine_jax.data.read.coco import read_segmentations
+    from dfine_jax.data.read.coco import segmentations
 
-    assert read_segmentations(dataset) == {1: SQUARE}
+    assert list(segmentations(dataset)) == [(1, 0, SQUARE)]
     assert score(dataset.annotation_file, [], [1], dataset.classes).ap == 0.0
     assert audit.inspect_annotations(dataset) == []
 

@@ -81,7 +81,7 @@ def test_the_second_reading_decodes_nothing(folder, monkeypatch):
     monkeypatch.setattr(index, "decode", never)
     assert_same(read(folder), first)  # as young as its entry: the content decides
     aged(folder)
-    monkeypatch.setattr(index, "_content", never)
+    monkeypatch.setattr(index, "file_content", never)
     assert_same(read(folder), first)
     assert boxes(first).any() and first.changes.crowd == 1
 

@@ -9,7 +9,7 @@ import pytest
 from dfine_jax.errors import UserError
 from dfine_jax.families import validate
 from dfine_jax.families.dfine.tables import published
-from dfine_jax.families.dfine.variants import VARIANTS
+from dfine_jax.families.dfine.variants import VARIANTS, segmenting
 from dfine_jax.training.plan.plan_text import differing, plan_lines
 from dfine_jax.training.plan.recipes import COCO_IMAGES, default_config, dense_windows, rescaled
 from dfine_jax.training.step.schedule import make_schedule
@@ -22,6 +22,7 @@ from dfine_jax.training.step.schedule import make_schedule
         ({"start": "detector"}, "dfine_obj2coco"),
         ({"start": "backbone"}, "dfine_custom"),
         ({"start": "backbone", "method": "deim"}, "deim_coco"),
+        ({"start": "detector", "method": "dfine-seg", "task": "segment"}, "dfineseg_custom"),
     ],
 )
 def test_the_table_is_kept_for_as_many_images_as_coco_has(variant, options, table):
@@ -88,6 +89,41 @@ def test_warm_ups_and_average_keep_their_number_of_images():
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize("start", ["nothing", "backbone", "detector"])
+@pytest.mark.parametrize("method", ["dfine", "deim", "dfine-seg"])
+def test_every_recipe_trains_masks(variant, start, method):
+    detects, segments = (
+        default_config(variant, 7, 5000, method=method, start=start, task=which) for which in ("detect", "segment")
+    )
+    validate(segments.config)
+    width, stages = (128, (1,)) if variant == "n" else (256, ())
+    assert (segments.config.model.mask_width, segments.config.model.mask_stages) == (width, stages)
+    assert segments.config.model == segmenting(detects.config.model) and segments.config.loss == detects.config.loss
+    assert segments.config.optim == detects.config.optim and segments.config.train == detects.config.train
+    same = dataclasses.replace(segments.config.data, mosaic_prob=detects.config.data.mosaic_prob)
+    assert same == detects.config.data and (segments.config.data == detects.config.data) == (method != "dfine-seg")
+    lines = shown(segments)
+    assert "-seg-" in segments.headline and lines[0] == "task:         segment" and shown(detects)[0].endswith("detect")
+    masks = [line for line in lines if line.startswith("masks:")]
+    assert len(masks) == 1 and f"model.mask_width={width}" in masks[0]
+    assert not any(line.startswith("masks:") for line in shown(detects))
+
+
+def test_the_plan_shows_what_the_optimiser_has():
+    text = "\n".join(shown(default_config("l", 7, 5000, method="dfine-seg", start="detector")))
+    for part in ("optim.optimizer=muon, optim.aux_optimizer=adan, optim.backbone_optimizer=adamw", "muon_lr_factor=10"):
+        assert part in text
+    assert "optim.onecycle_rise=0.1" in text and "warmup_steps=0" not in text.replace("ema_warmup_steps", "")
+    text = "\n".join(shown(default_config("l", 7, 5000)))
+    assert "optimiser:    optim.optimizer=adamw, optim.lr" in text and "muon" not in text and "onecycle" not in text
+
+
+def test_a_family_without_masks_says_so():
+    with pytest.raises(UserError, match="RT-DETRv2 does not segment; it can detect"):
+        default_config("rtdetrv2-r18", 7, 5000, task="segment")
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
 def test_deim_from_a_detector_has_no_warm_up_and_tuned_rates(variant):
     config = default_config(variant, 7, COCO_IMAGES, method="deim", start="detector", accelerator=True).config
     tuned = published("dfine_obj2coco", variant)
@@ -121,7 +157,7 @@ def test_the_plan_shows_every_value_with_its_origin():
     assert "loss.class_loss=mal, " in text and "log.wandb= (given)" in text
     assert all(len(line) <= 120 for line in text.splitlines())
     subjects = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
-    assert len(subjects) == 12 and "optim.flat_epochs=16" in text
+    assert len(subjects) == 13 and "optim.flat_epochs=16" in text
     assert "batch 8 for 32: rates with its root" in text and "33 epochs for 132: changes keep their share" in text
     assert "optim.flat_epochs" not in "\n".join(shown(default_config("s", 4, 800)))
 

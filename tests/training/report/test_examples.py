@@ -7,12 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.picture.draw import class_colour
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.evaluation.truth import annotated
 from dfine_jax.training.report.examples import Examples, save_batch
 
 
@@ -92,3 +94,26 @@ def test_large_pictures_are_reduced(data, tmp_path):
     )
     (picture,) = Examples(read_coco(*find_split(root, "val")), 1).draw(0.5).values()
     assert picture.size == (2 * 800 + 8, 600)
+
+
+def test_masks_are_drawn_on_both_sides(data):
+    truth = annotated(data, masks=True)
+    assert truth.masks is not None
+    examples = Examples(data, 1, truth)
+    record = next(record for record in data.records if len(record.labels))
+    absent = next(label for label in range(len(data.names)) if label not in record.labels)
+    bitmap = np.zeros((400, 400), np.uint8)
+    bitmap[150:250, 120:200] = 1
+    mask = coco_mask.encode(np.asfortranarray(bitmap))
+    found = {"image_id": record.image_id, "category_id": data.classes.ids[absent], "bbox": [100, 100, 200, 200]}
+    found |= {"score": 0.9, "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()}}
+    examples.observe([found])
+    plain = Examples(data, 1)
+    plain.observe([{key: value for key, value in found.items() if key != "segmentation"}])
+    (with_masks,), (without,) = examples.draw(0.5).values(), plain.draw(0.5).values()
+    changed = (np.asarray(with_masks).astype(int) != np.asarray(without)).any(-1)
+    inside = changed[155:245, 408 + 125 : 408 + 195]
+    assert inside.mean() > 0.95 and changed[110:140, 408 + 220 : 408 + 290].mean() == 0
+    rows = (truth.image_id == record.image_id) & truth.masks.exist
+    objects = coco_mask.decode(truth.masks.coco(rows)).any(-1)
+    assert changed[:, :400][objects].mean() > 0.5 and not changed[:, :400][~objects].any()

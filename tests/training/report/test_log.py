@@ -17,7 +17,7 @@ from tiny import tiny_config
 from dfine_jax.config import LogConfig
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.evaluate import score
+from dfine_jax.evaluation.score import score
 from dfine_jax.system.config_values import from_dict
 from dfine_jax.training.report.log import RunLog, by_class, epoch_tag, read_metrics, table_header, table_line, tag
 from dfine_jax.training.report.meter import Meter, by_kind
@@ -323,3 +323,17 @@ def test_event_files_are_written_where_they_can_be(tmp_path, monkeypatch, instal
     config = tiny_config()
     check_installed(config)
     assert [type(sink).__name__ for sink in open_sinks(config, tmp_path, 0)] == ["TensorBoard"] * installed
+
+
+def test_masks_decide_which_epoch_is_the_best_unless_boxes_do(tmp_path):
+    rows = [(0.3, 0.1), (0.2, 0.2), (0.4, None)]
+    for best_by, expected in (("masks", [True, True, True]), ("boxes", [True, False, True])):
+        (tmp_path / best_by).mkdir()
+        log = RunLog(tmp_path / best_by, 0, best_by=best_by)
+        for epoch, (ap, mask_ap) in enumerate(rows, 1):
+            log.row({"epoch": epoch, "step": epoch, "ap": ap, "mask_ap": mask_ap})
+        lines = (tmp_path / best_by / "log.txt").read_text().splitlines()[1:]
+        assert [line.endswith("best") for line in lines] == expected
+        again = RunLog(tmp_path / best_by, 2, best_by=best_by)
+        again.row({"epoch": 3, "step": 3, "ap": 0.25, "mask_ap": 0.15})
+        assert not (tmp_path / best_by / "log.txt").read_text().splitlines()[-1].endswith("best")

@@ -12,7 +12,7 @@ from dfine_jax.config import Config, DataConfig, TrainConfig
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
-from dfine_jax.evaluation.evaluate import score
+from dfine_jax.evaluation.score import score
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.run import loop

@@ -86,3 +86,31 @@ def test_the_decay_of_the_average_follows_the_reference():
     constant = OptimConfig(ema_decay=0.9, ema_warmup_steps=0)
     np.testing.assert_allclose(ema_decay(jnp.asarray(1), constant), 0.9, rtol=1e-6)
     np.testing.assert_allclose(ema_decay(jnp.asarray(1), constant, -0.2), 0.7, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("epochs", "steps", "rise"), [(55, 40, 0.1), (7, 13, 0.3), (2, 3, 0.1)])
+def test_one_cycle_is_torchs(epochs, steps, rise):
+    torch = pytest.importorskip("torch")
+    config = with_optim(DEIM_L, schedule="onecycle", onecycle_rise=rise)
+    config = dataclasses.replace(config, train=TrainConfig(epochs=epochs))
+    schedule, total = make_schedule(config, steps), epochs * steps
+    adamw = torch.optim.AdamW([torch.zeros(1)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(adamw, 2.0, total, pct_start=rise, cycle_momentum=False)
+    for step in range(total):
+        np.testing.assert_allclose(2 * schedule(step), theirs.get_last_lr()[0], rtol=1e-4, atol=1e-7)
+        if step + 1 < total:
+            adamw.step()
+            theirs.step()
+    assert float(schedule(total + 5)) == pytest.approx(1e-4 / 25)
+
+
+def test_one_cycle_by_its_formula():
+    schedule = make_schedule(with_optim(DEIM_L, schedule="onecycle"), 100)  # of 5800 steps
+    assert float(schedule(0)) == pytest.approx(0.04) and float(schedule(579)) == pytest.approx(1.0)
+    assert float(schedule(579 / 2)) == pytest.approx(0.52, rel=1e-5)
+    middle = (579 + 5799) / 2
+    assert float(schedule(middle)) == pytest.approx((1 + 4e-6) / 2, rel=1e-5)
+    assert float(schedule(5799)) == pytest.approx(4e-6, abs=1e-7)
+    short = make_schedule(dataclasses.replace(with_optim(DEIM_L, schedule="onecycle"), train=TrainConfig(epochs=1)), 10)
+    shares = [float(short(step)) for step in range(10)]  # torch divides by zero here
+    assert shares[0] == pytest.approx(0.04) and shares[1:] == sorted(shares[1:], reverse=True) and 0.9 < shares[1] < 1

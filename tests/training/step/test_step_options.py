@@ -98,6 +98,23 @@ def test_what_is_computed_again_is_not_kept():
     np.testing.assert_allclose(sum(less.values()), whole - without, rtol=0.1)
 
 
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_held_batch_norms_do_not_drift(accumulate):
+    config = tiny_config(loss=EXACT, optim={"freeze": ("^(backbone|encoder)/",)}, train={"accumulate": accumulate})
+    tx, state = fresh_state(config)
+    held = jax.tree.leaves((state.batch_stats, state.params["backbone"], state.params["encoder"]))
+    before = [np.array(x) for x in held]
+    heads = np.array(state.params["decoder"]["enc_score_head"]["kernel"])
+    batch = random_batch(1, 1, 4)
+    program = make_train_step(config, tx).lower(state, batch).compile(FAST)
+    state, metrics = program(state, batch)
+    assert metrics.finite and not np.array_equal(state.params["decoder"]["enc_score_head"]["kernel"], heads)
+    after = [state.batch_stats, state.params["backbone"], state.params["encoder"]]
+    averages = [state.ema_batch_stats, state.ema_params["backbone"], state.ema_params["encoder"]]
+    for leaves in (jax.tree.leaves(after), jax.tree.leaves(averages)):
+        assert all(np.array_equal(old, new) for old, new in zip(before, leaves, strict=True))
+
+
 @pytest.mark.slow
 @with_and_without_masks
 def test_computing_again_changes_nothing(tiny, complete):
