@@ -55,6 +55,12 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
+class Commands(NamedTuple):
+    """What can be done next, and the command for it."""
+
+    rows: Sequence[tuple[str, str]]
+
+
 class Figure(NamedTuple):
     """A picture and what it shows."""
 
@@ -67,7 +73,7 @@ class Section(NamedTuple):
 
     heading: str
     text: str
-    items: Sequence[Chart | Table | Figure] = ()
+    items: Sequence[Chart | Table | Figure | Commands] = ()
 
 
 def page(title: str, text: str, sections: Sequence[Section]) -> str:
@@ -121,13 +127,19 @@ def _section(section: Section) -> str:
     return f"<h2>{html.escape(section.heading)}</h2>\n<p>{html.escape(section.text)}</p>\n{row}"
 
 
-def _item(item: Chart | Table | Figure) -> str:
+def _item(item: Chart | Table | Figure | Commands) -> str:
     if isinstance(item, Chart):
         return f'<figure class="card">{chart_svg(item)}<figcaption>{html.escape(item.title)}</figcaption></figure>'
     if isinstance(item, Figure):
         caption = html.escape(item.caption)
         source = _data_url(item.image)
         return f'<figure class="card"><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
+    if isinstance(item, Commands):
+        rows = (
+            f"<tr><td>{html.escape(what)}</td><td><code>{html.escape(line)}</code></td></tr>"
+            for what, line in item.rows
+        )
+        return f'<div class="card"><table>{"".join(rows)}</table></div>'
     return (
         f'<div class="card"><table>{_row(item.header, "th")}{"".join(_row(r, "td") for r in item.rows)}</table></div>'
     )

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from dfine_jax.evaluation.report import Chart, Curve, Figure, Section, Table, _ticks, chart_svg, page
+from dfine_jax.evaluation.report import Chart, Commands, Curve, Figure, Section, Table, _ticks, chart_svg, page
 
 
 def points(svg: str) -> list[list[tuple[float, float]]]:
@@ -66,3 +66,8 @@ def test_page_holds_everything_and_escapes_text():
     encoded = re.search(r"data:image/jpeg;base64,([^\"]+)", text)
     assert encoded
     assert Image.open(io.BytesIO(base64.b64decode(encoded[1]))).size == (30, 20)
+
+
+def test_commands_are_shown_as_they_are_typed():
+    text = page("t", "", [Section("Go on", "", [Commands([("a > b", "dfine predict 'a b' --out c")])])])
+    assert "<td>a &gt; b</td><td><code>dfine predict &#x27;a b&#x27; --out c</code></td>" in text
