@@ -18,20 +18,29 @@ SMALLEST_PX = 2  # of the network's input
 
 
 class RectangleBackend(Backend):
-    """The bounding box of every connected patch of one colour, scored by the share of it that has the colour."""
+    """The bounding box of every connected patch of one colour, scored by the share of it that has the colour.
 
-    def __init__(self) -> None:
+    With a stride it makes masks too: logits of the share of each cell that the patch covers.
+    """
+
+    def __init__(self, mask_stride: int | None = None) -> None:
         self.batches: list[int] = []
+        self.mask_stride = mask_stride
 
     def predict(self, images):
         self.batches.append(len(images))
         logits = np.full((len(images), QUERIES, 3), -9.0, np.float32)
         boxes = np.full((len(images), QUERIES, 4), 0.5, np.float32)
+        stride = self.mask_stride or 1
+        shares = np.zeros((len(images), QUERIES, images.shape[1] // stride, images.shape[2] // stride), np.float32)
         for row, image in enumerate(images):
-            for query, (label, fill, box) in enumerate(self._patches(image)[:QUERIES]):
-                logits[row, query, label] = 4 * fill
+            for query, (label, box, patch) in enumerate(self._patches(image)[:QUERIES]):
+                ys, xs = ndimage.find_objects(patch)[0]
+                logits[row, query, label] = 4 * float(patch[ys, xs].mean())
                 boxes[row, query] = box
-        return Answer(logits, boxes)
+                cells = patch.reshape(shares.shape[2], stride, shares.shape[3], stride)
+                shares[row, query] = cells.mean((1, 3))
+        return Answer(logits, boxes, None if self.mask_stride is None else 18 * shares - 9)
 
     @staticmethod
     def _patches(image):
@@ -44,7 +53,7 @@ class RectangleBackend(Backend):
                 if min(ys.stop - ys.start, xs.stop - xs.start) >= SMALLEST_PX:
                     box = [(xs.start + xs.stop) / 2 / width, (ys.start + ys.stop) / 2 / height]
                     box += [(xs.stop - xs.start) / width, (ys.stop - ys.start) / height]
-                    found.append((label, float((patches[ys, xs] == i).mean()), box))
+                    found.append((label, box, (patches == i).astype(np.uint8)))
         return found
 
 
@@ -59,3 +68,11 @@ def scene(width: int, height: int, *rectangles: tuple[str, int, int, int, int]) 
     for colour, x0, y0, x1, y1 in rectangles:
         image[y0:y1, x0:x1] = COLOURS[colour]
     return image
+
+
+def with_disc(image: np.ndarray, colour: str, x: float, y: float, radius: float) -> np.ndarray:
+    """A disc in place, and which pixels it covers."""
+    down, across = np.indices(image.shape[:2]) + 0.5
+    disc = (across - x) ** 2 + (down - y) ** 2 < radius**2
+    image[disc] = COLOURS[colour]
+    return disc

@@ -40,6 +40,7 @@ class _Read(NamedTuple):
     place: str  # in the file
     settings: Mapping[str, Any] | None  # of a folder: its config.json
     description: str  # of weights that this library wrote
+    beside: Mapping[str, Any]  # other entries of a file
 
 
 class Recognised(NamedTuple):
@@ -59,7 +60,7 @@ def import_weights(
 ) -> tuple[dict[str, Any], Metadata]:
     """Variables ``{"params", "batch_stats"}`` (float32 NumPy) and their description.
 
-    Class names come from the argument, else from a Hugging Face configuration; 80 or 366 classes without names are
+    Class names come from the argument, else from what stands beside the tensors; 80 or 366 classes without names are
     taken for those of COCO or Objects365, with a warning unless the file is a published one; others get ``class_0``,
     ``class_1`` ... and the class index as category id. Files that this library wrote carry their description, which
     says all of it (description.py).
@@ -107,8 +108,10 @@ def _undescribed(
     model, variables = form.read(read.tensors, model)
     published = hub.is_published_file(read.file.name, digest)
     stated = source / "config.json" if read.settings is not None else source
-    origin = Origin(str(stated), read.file.name, form.name, published, activation, read.settings is not None)
-    names = class_names or (None if read.settings is None else settings_names(read.settings))
+    is_stated = read.settings is not None
+    origin = Origin(str(stated), read.file.name, form.name, published, activation, is_stated, read.beside)
+    names = class_names or form.class_names(read.beside)
+    names = names or (None if read.settings is None else settings_names(read.settings))
     names, category_ids = class_table(source, model.num_classes, names, sure=published)
     return variables, Metadata(family.described(model, origin), names, category_ids)
 
@@ -140,7 +143,7 @@ def _read(source: Path) -> _Read:
     if not source.is_dir():
         selected = read_tensors(source)
         tell(selected, source)
-        return _Read(selected.tensors, source, selected.place, None, selected.description)
+        return _Read(selected.tensors, source, selected.place, None, selected.description, selected.beside)
     place = source / "config.json"
     if not place.is_file():
         raise UserError(f"{source}: no config.json; give a Hugging Face folder")
@@ -149,7 +152,7 @@ def _read(source: Path) -> _Read:
         raise UserError(f"{place} holds no configuration")
     selected = read_folder_tensors(source)
     tell(selected, source)
-    return _Read(selected.tensors, weights_file(source), "", settings, selected.description)
+    return _Read(selected.tensors, weights_file(source), "", settings, selected.description, {})
 
 
 def settings_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:

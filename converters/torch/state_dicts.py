@@ -44,6 +44,7 @@ class Selected(NamedTuple, Generic[T]):
     averaged: bool
     others: tuple[str, ...]  # places of the state dicts that were not taken
     description: str = ""  # beside them, of weights that this library wrote (converters/torch/description.py)
+    beside: Mapping[str, Any] = {}  # other entries of the file, dictionaries and plain values
 
 
 class _Candidate(NamedTuple, Generic[T]):

@@ -49,9 +49,11 @@ def read_tensors(path: Path, anchors: Sequence[Anchor] | None = None) -> Selecte
             arrays = torch_pickle.materialise(selected.tensors, most)
         except UserError as error:
             raise _with_name(path, error) from error
-    beside = content.get(DESCRIPTION) if isinstance(content, Mapping) else None
-    description = beside if isinstance(beside, str) else ""
-    return Selected(arrays, selected.place, selected.averaged, selected.others, description)
+    beside = {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
+    beside = {key: value for key, value in beside.items() if not isinstance(value, TensorRef)}
+    description = beside.get(DESCRIPTION)
+    description = description if isinstance(description, str) else ""
+    return selected._replace(tensors=arrays, description=description, beside=beside)
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

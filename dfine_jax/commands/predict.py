@@ -24,8 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="detect objects in images, folders, videos, streams and cameras",
-        description="Detect objects; write pictures and videos with boxes, COCO results, or cut-out objects. All "
-        "options work alike for every kind of model.",
+        description="Detect objects; write pictures and videos with boxes and masks, COCO results, YOLO labels, masks, "
+        "or cut-out objects. All options work alike for every kind of model.",
         epilog="examples:\n"
         "  dfine predict runs/cells/best photo.jpg\n"
         "  dfine predict runs/cells/best images/ --out drawn --json results.json --threshold 0.3\n"
@@ -40,20 +40,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "source", metavar="SOURCE", nargs="+",
         help="image, video, folder (searched with its subfolders), address of a stream, or number of a camera",
     )  # fmt: skip
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out", metavar="DIR", type=Path,
-        help="pictures and videos (default: predictions, unless --json or --crops is given)",
-    )  # fmt: skip
-    output.add_argument("--json", metavar="FILE", type=Path, help="COCO results, boxes in pixels of the original image")
-    output.add_argument("--crops", metavar="DIR", type=Path, help="cut out every object, in a folder for its class")
-    output.add_argument(
-        "--annotations", metavar="FILE", type=Path,
-        help="COCO annotations whose image ids go into --json; without it the id is the file name",
-    )  # fmt: skip
-    output.add_argument("--font", metavar="FILE", help="TrueType font for class names the installed fonts cannot write")
+    _add_outputs(parser)
     detection = parser.add_argument_group("detection")
     detection.add_argument("--threshold", metavar="T", type=float, default=0.5, help="smallest score (default: 0.5)")
+    detection.add_argument(
+        "--mask-threshold", metavar="P", type=float, default=0.5,
+        help="smallest probability of a pixel of an object (default: 0.5)",
+    )  # fmt: skip
     detection.add_argument(
         "--classes", metavar="NAMES", action="append", help="only these, by name or category id, separated by commas"
     )
@@ -75,6 +68,31 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_runtime_options(parser)
 
 
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", metavar="DIR", type=Path,
+        help="pictures and videos (default: predictions, unless another output is chosen)",
+    )  # fmt: skip
+    output.add_argument(
+        "--json", metavar="FILE", type=Path,
+        help="COCO results, boxes in pixels of the original image, masks as run lengths",
+    )  # fmt: skip
+    output.add_argument(
+        "--crops", metavar="DIR", type=Path,
+        help="cut out every object, in a folder for its class; along its mask, if the model makes masks",
+    )  # fmt: skip
+    output.add_argument("--labels", metavar="DIR", type=Path, help="YOLO label files: boxes, or polygons of masks")
+    output.add_argument(
+        "--masks", metavar="DIR", type=Path, help="PNG pictures of object numbers, and JSON that tells of the objects"
+    )
+    output.add_argument(
+        "--annotations", metavar="FILE", type=Path,
+        help="COCO annotations whose image ids go into --json; without it the id is the file name",
+    )  # fmt: skip
+    output.add_argument("--font", metavar="FILE", help="TrueType font for class names the installed fonts cannot write")
+
+
 def run(options: argparse.Namespace) -> int:
     """Detect in everything. The status is 1 when something could not be read, which is named at the end."""
     tiling = _tiling(options)
@@ -86,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     from dfine_jax.prediction.prediction import Prediction
 
     detector = Detector(
-        options.model, options.threshold, batch_size=options.batch_size,
+        options.model, options.threshold, batch_size=options.batch_size, mask_threshold=options.mask_threshold,
         runtime=options.runtime, device=options.device, threads=options.threads,
     )  # fmt: skip
     labels = class_labels(options.classes, detector.classes) if options.classes else None
@@ -116,7 +134,14 @@ def run(options: argparse.Namespace) -> int:
 def _job(options: argparse.Namespace) -> Job:
     """Everything that can be found wrong before the model is loaded."""
     from dfine_jax.data.picture.draw import check_font
-    from dfine_jax.prediction.inputs import clip_ids, find_inputs, image_ids, refuse_overwriting, result_files
+    from dfine_jax.prediction.inputs import (
+        clip_ids,
+        find_inputs,
+        image_ids,
+        refuse_overwriting,
+        result_files,
+        result_stems,
+    )
     from dfine_jax.prediction.prediction import Job
     from dfine_jax.prediction.video import require_av
     from dfine_jax.system.files import is_device, require_writable
@@ -127,8 +152,10 @@ def _job(options: argparse.Namespace) -> Job:
         raise UserError(f"--every {options.every} must be at least 1, which is each frame")
     if options.seconds is not None and not options.seconds > 0:
         raise UserError(f"--seconds {options.seconds:g} must be positive")
-    out = options.out or (None if options.json or options.crops else Path("predictions"))
-    for option, folder in (("--out", out), ("--crops", options.crops)):
+    parts = {"--crops": options.crops, "--labels": options.labels, "--masks": options.masks}
+    out = options.out or (None if options.json or any(parts.values()) else Path("predictions"))
+    folders = {"--out": out, **parts}
+    for option, folder in folders.items():
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UserError(f"{option} {folder} is a file; give a folder")
     if options.json is not None and options.json.is_dir():
@@ -136,17 +163,19 @@ def _job(options: argparse.Namespace) -> Job:
     if options.json is not None and not options.json.parent.is_dir():
         raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist; create it first")
     results = options.json.parent if options.json is not None and not is_device(options.json) else None
-    for place in (out, options.crops, results):
+    for place in (*folders.values(), results):
         if place is not None:
             require_writable(place)
-    inputs = find_inputs(options.source, exclude=[folder for folder in (out, options.crops) if folder])
+    inputs = find_inputs(options.source, exclude=[folder for folder in folders.values() if folder])
     if inputs.clips:
         require_av()
         if options.annotations:
             raise UserError("--annotations gives ids to images only; leave it away for videos, or the videos away")
     picture_files, clip_files = result_files(inputs)
-    if out is not None:
-        refuse_overwriting(inputs, [out / file for file in picture_files + clip_files])
+    targets = [out / file for file in picture_files + clip_files] if out else []
+    if options.masks:
+        targets += [options.masks / f"{stem}.png" for stem in result_stems(picture_files)]
+    refuse_overwriting(inputs, targets)
     ids = image_ids(inputs, options.annotations)
     moved = [
         i for i, picture in zip(ids, inputs.pictures, strict=True) if not options.annotations and i != picture.name
@@ -157,8 +186,8 @@ def _job(options: argparse.Namespace) -> Job:
             f"{moved[0]}), files are numbered"
         )
     return Job(
-        inputs, ids, clip_ids(inputs), picture_files, clip_files, out, options.crops, options.font, options.every,
-        options.seconds, any_size=bool(options.tile),
+        inputs, ids, clip_ids(inputs), picture_files, clip_files, out, options.crops, options.labels,
+        options.masks, options.font, options.every, options.seconds, any_size=bool(options.tile),
     )  # fmt: skip
 
 
@@ -185,6 +214,7 @@ def _report(tallies: list[Tally], job: Job, results: Path | None) -> None:
     places = [f"{len(pictures)} images"] if pictures or not clips else []
     places += [f"{sum(tally.frames for tally in clips)} frames"] if clips else []
     print(f"{total} objects in {' and '.join(places)}")
-    for what, path in (("drawn", job.drawn), ("cut out", job.crops), ("COCO results", results)):
+    places_of = {"drawn": job.drawn, "cut out": job.crops, "labels": job.labels, "masks": job.masks}
+    for what, path in {**places_of, "COCO results": results}.items():
         if path and tallies:
             print(f"{what}: {path}")

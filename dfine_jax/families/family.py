@@ -105,6 +105,7 @@ class Origin(NamedTuple):
     is_published: bool  # it is in a family's tables
     activation: Activation | None  # asked for; None: to be found
     is_stated: bool  # a configuration beside the tensors says the activation, so that the model has it
+    beside: Mapping[str, Any] = {}  # other entries of the file
 
 
 class Anchor(NamedTuple):
@@ -128,6 +129,8 @@ class WeightFormat(Generic[M]):
     write: Callable[[M, Mapping[str, Any], tuple[int, int]], dict[str, np.ndarray]] | None = None
     # The config.json beside what is written, from the names of the classes; None where the format has none.
     settings: Callable[[M, Sequence[str]], dict[str, Any]] | None = None
+    # Names of the classes that other entries of a file tell; None: they do not.
+    class_names: Callable[[Mapping[str, Any]], Sequence[str] | None] = lambda beside: None
 
 
 def preprocess_as_configured(model: Any, data: DataConfig) -> Preprocess:

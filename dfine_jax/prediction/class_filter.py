@@ -52,7 +52,7 @@ def keep_classes(result: DetectionResult, labels: frozenset[int]) -> DetectionRe
         labels=result.labels[kept],
         names=tuple(result.names[i] for i in kept),
         category_ids=tuple(result.category_ids[i] for i in kept),
-        masks=None if result.masks is None else result.masks[kept],
+        object_masks=None if result.object_masks is None else result.object_masks.select(kept),
     )
 
 

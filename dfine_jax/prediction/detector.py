@@ -9,16 +9,17 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast, overload
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from PIL import Image
 
 from dfine_jax.data.picture.any_image import any_pixels, is_one_picture
 from dfine_jax.data.picture.draw import draw_boxes
 from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.picture.object_masks import MapMasks, ObjectMasks
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.serving.artefact import is_artefact
-from dfine_jax.serving.backends.base import Backend
+from dfine_jax.serving.backends.base import Backend, PixelPredictions
 from dfine_jax.system.waiting import waiting
 
 if TYPE_CHECKING:
@@ -38,28 +39,43 @@ class DetectionResult:
     names: tuple[str, ...]  # class name of each detection
     category_ids: tuple[int, ...]  # original category id of each detection
     size_px: tuple[int, int]  # (width, height) of the image
-    masks: np.ndarray | None = None  # bool [n, h, w] of models that segment
+    object_masks: ObjectMasks | None = None  # of models that segment; small, other than their pixels
 
     def __len__(self) -> int:
         """Number of detections."""
         return len(self.scores)
 
+    @property
+    def masks(self) -> Bool[np.ndarray, "n h w"] | None:
+        """Masks in the size of the image, made anew each time: a byte for each pixel of each object."""
+        return None if self.object_masks is None else self.object_masks.all()
+
     def draw(self, image: ImageSource, font_file: str | None = None) -> Image.Image:
-        """Picture with boxes and labels; ``image`` is the one that was given to the detector."""
+        """Picture with masks, boxes and labels; ``image`` is the one that was given to the detector."""
         picture = Image.fromarray(any_pixels(image))
         if picture.size != self.size_px:
             raise UserError(
                 f"the picture is {picture.width}x{picture.height}, the detections belong to one of "
                 f"{self.size_px[0]}x{self.size_px[1]}; give the image that was detected in"
             )
-        return draw_boxes(picture, self.boxes_xyxy_px, self.labels, self.names, self.scores, font_file)
+        return draw_boxes(
+            picture, self.boxes_xyxy_px, self.labels, self.names, self.scores, font_file, self.object_masks
+        )
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Entries of a COCO results file: original category ids, bbox as (x, y, width, height) in pixels."""
+        """Entries of a COCO results file: original category ids, bbox as (x, y, width, height) in pixels.
+
+        Those of models that segment have a segmentation: compressed run lengths of the size of the image.
+        """
         corners = self.boxes_xyxy_px.astype(float)
         bbox = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).round(2)
         rows = zip(self.category_ids, bbox.tolist(), self.scores.astype(float).round(5).tolist(), strict=True)
-        return [{"image_id": image_id, "category_id": c, "bbox": b, "score": s} for c, b, s in rows]
+        entries = [{"image_id": image_id, "category_id": c, "bbox": b, "score": s} for c, b, s in rows]
+        if self.object_masks is not None:
+            for i, entry in enumerate(entries):
+                encoded = self.object_masks.rle(i)
+                entry["segmentation"] = {**encoded, "counts": encoded["counts"].decode()}
+        return entries
 
     def to_supervision(self) -> Any:
         """The same as ``supervision.Detections``, class names under ``data["class_name"]``."""
@@ -86,6 +102,7 @@ class Detector:
       batch_size: images per run of the network (default: the batch an exported file was made for, otherwise 1). In JAX
         every run has this size, a shorter one is padded, so that the network is compiled once.
       num_top: most detections of an image.
+      mask_threshold: smallest probability of a pixel of an object, of models that segment.
       runtime, device, threads: of exported files, see ``backends.registry.open_artefact``.
     """
 
@@ -96,12 +113,14 @@ class Detector:
         *,
         batch_size: int | None = None,
         num_top: int = 300,
+        mask_threshold: float = 0.5,
         runtime: str | None = None,
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
-        if not 0 <= threshold <= 1:
-            raise UserError(f"threshold={threshold} must lie between 0 and 1")
+        for name, value in (("threshold", threshold), ("mask_threshold", mask_threshold)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{name}={value} must lie between 0 and 1")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
         if not isinstance(model, OpenedModel):
@@ -109,6 +128,7 @@ class Detector:
         self.threshold = threshold
         self.batch_size = batch_size or model.batch or 1
         self.num_top = num_top
+        self.mask_threshold = mask_threshold
         self.classes = model.classes
         self._preprocess = model.preprocess
         self.input_size_px = self._preprocess.height_px, self._preprocess.width_px
@@ -151,22 +171,24 @@ class Detector:
             for row, picture in enumerate(pictures):
                 batch[row] = self._preprocess(picture)
                 views_px[row] = self._preprocess.view_px((picture.shape[1], picture.shape[0]))
-            scores, labels, boxes_px, _ = self._backend.detect(batch, views_px, self.num_top)
+            found = self._backend.detect(batch, views_px, self.num_top)
             for row, picture in enumerate(pictures):
-                keep = scores[row] >= self.threshold
-                size_px = (picture.shape[1], picture.shape[0])
-                yield self._result(scores[row][keep], labels[row][keep], boxes_px[row][keep], size_px)
+                yield self._result(found, row, (picture.shape[1], picture.shape[0]))
 
-    def _result(
-        self, scores: np.ndarray, labels: np.ndarray, boxes_xyxy_px: np.ndarray, size_px: tuple[int, int]
-    ) -> DetectionResult:
+    def _result(self, found: PixelPredictions, row: int, size_px: tuple[int, int]) -> DetectionResult:
+        keep = found.scores[row] >= self.threshold
+        labels, boxes_px, masks = found.labels[row][keep], found.boxes_xyxy_px[row][keep], None
+        if found.masks_logit is not None:
+            view_px = self._preprocess.view_px(size_px)
+            masks = MapMasks(found.masks_logit[row][keep], boxes_px, view_px, size_px, self.mask_threshold)
         return DetectionResult(
-            boxes_xyxy_px=boxes_xyxy_px,
-            scores=scores,
+            boxes_xyxy_px=boxes_px,
+            scores=found.scores[row][keep],
             labels=labels,
             names=tuple(self.classes.names[i] for i in labels),
             category_ids=tuple(self.classes.ids[i] for i in labels),
             size_px=size_px,
+            object_masks=masks,
         )
 
 

@@ -266,6 +266,12 @@ def result_files(inputs: Inputs) -> tuple[list[Path], list[Path]]:
     return [Path(name) for name in pictures], [Path(_unused(clip.stem, ".mp4", taken)) for clip in inputs.clips]
 
 
+def result_stems(pictures: Sequence[Path]) -> list[Path]:
+    """Relative paths without ending for files of another kind than the pictures: ``a.jpg`` and ``a.png`` differ too."""
+    taken: set[str] = set()
+    return [Path(_unused(path.with_suffix("").as_posix(), "", taken)) for path in pictures]
+
+
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 

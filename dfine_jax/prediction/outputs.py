@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -18,10 +19,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dfine_jax.data.picture.images import save_picture
-from dfine_jax.system.files import replacing, told
+from dfine_jax.errors import UserError
+from dfine_jax.system.files import replacing, told, write_whole
 
 if TYPE_CHECKING:
     from dfine_jax.prediction.detector import DetectionResult
+
+# How far written outlines may lie from the edges of pixels, so that they have fewer points: diagonals become lines.
+_OUTLINE_PX, _OUTLINE_SHARE = 0.75, 1 / 2000  # at least, and of the longer side of the picture
 
 
 @contextmanager
@@ -96,10 +101,11 @@ def frame_entries(result: DetectionResult, clip: str, index: int, time_s: float)
 
 
 def save_crops(image: UInt8[np.ndarray, "h w 3"], result: DetectionResult, folder: Path, name: Path) -> None:
-    """The part of the image in each box, in a folder for its class.
+    """The part of the image in each box, in a folder for its class; of a model that segments with all else transparent.
 
     Args:
-      name: relative path of the picture; ``sub/a.jpg`` gives ``FOLDER/CLASS/sub/a_0.jpg`` for the best detection.
+      name: relative path of the picture; ``sub/a.jpg`` gives ``FOLDER/CLASS/sub/a_0.jpg`` for the best detection. With
+        transparency it must be that of a PNG file.
     """
     height, width = image.shape[:2]
     for number, (class_name, box) in enumerate(zip(result.names, result.boxes_xyxy_px, strict=True)):
@@ -107,7 +113,60 @@ def save_crops(image: UInt8[np.ndarray, "h w 3"], result: DetectionResult, folde
         x1, y1 = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
         if x0 < x1 and y0 < y1:
             path = folder / _folder_name(class_name) / name.with_name(f"{name.stem}_{number}{name.suffix}")
-            save_picture(Image.fromarray(image[y0:y1, x0:x1]), path, quality=95)
+            picture = Image.fromarray(image[y0:y1, x0:x1])
+            if result.object_masks is not None:
+                inside = result.object_masks.runs(number).within(np.array([x0, y0, x1, y1])).painted()
+                alpha = Image.new("L", picture.size)
+                alpha.paste(255, (inside.left_px - x0, inside.top_px - y0), Image.fromarray(inside.mask))
+                picture.putalpha(alpha)
+            save_picture(picture, path, quality=95)
+
+
+def save_labels(result: DetectionResult, path: Path) -> None:
+    """A YOLO label file: class index and box, or of a model that segments the outline, in shares of the image's sides.
+
+    A line has one polygon, so of an object in several parts it is the outline of the largest, holes filled; an object
+    without a pixel has no line.
+    """
+    width, height = result.size_px
+    tolerance_px = max(_OUTLINE_PX, _OUTLINE_SHARE * max(width, height))
+    lines = []
+    for i, (label, box) in enumerate(zip(result.labels, result.boxes_xyxy_px.astype(float), strict=True)):
+        if result.object_masks is None:
+            x0, y0, x1, y1 = box.reshape(2, 2).clip(0, [width, height]).ravel().tolist()
+            values = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
+        else:
+            outlines = result.object_masks.outlines(i, tolerance_px)
+            values = (outlines[0].outer / [width, height]).ravel().tolist() if outlines else []
+        if values:
+            lines.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]))
+    write_whole(path, "".join(f"{line}\n" for line in lines), durable=False)
+
+
+def save_masks(result: DetectionResult, path: Path) -> None:
+    """A PNG picture of numbers, 0 where no object is and i where object i is seen, and JSON that tells of the objects.
+
+    The objects are numbered from 1, best first; where several are, the best is seen. Up to 255 objects are 8 bits for
+    a pixel, more are 16. The JSON file is beside the picture and has its name.
+
+    Raises:
+      UserError: the model makes no masks.
+    """
+    masks = result.object_masks
+    if masks is None:
+        raise UserError("the model makes boxes and no masks; leave --masks away")
+    numbers = np.zeros(result.size_px[::-1], np.uint8 if len(result) < 256 else np.uint16)
+    for i in reversed(range(len(result))):
+        left, top, mask = masks.crop(i)
+        np.copyto(numbers[top : top + mask.shape[0], left : left + mask.shape[1]], i + 1, where=mask)
+    areas = np.bincount(numbers.ravel(), minlength=len(result) + 1)[1:].tolist()
+    entries = dataclasses.replace(result, object_masks=None).to_coco(path.name)
+    objects = [
+        {"id": number, "name": name, **{key: entry[key] for key in ("category_id", "bbox", "score")}, "area": area}
+        for number, (name, entry, area) in enumerate(zip(result.names, entries, areas, strict=True), start=1)
+    ]
+    save_picture(Image.fromarray(numbers), path)
+    write_whole(path.with_suffix(".json"), json.dumps({"objects": objects}, indent=1) + "\n", durable=False)
 
 
 def _folder_name(class_name: str) -> str:

@@ -18,8 +18,8 @@ from dfine_jax.errors import UserError
 from dfine_jax.prediction.ahead import Ahead
 from dfine_jax.prediction.class_filter import keep_classes
 from dfine_jax.prediction.detector import DetectionResult, Detector
-from dfine_jax.prediction.inputs import Clip, Inputs, Picture
-from dfine_jax.prediction.outputs import ResultsFile, frame_entries, save_crops, uninterrupted
+from dfine_jax.prediction.inputs import Clip, Inputs, Picture, result_stems
+from dfine_jax.prediction.outputs import ResultsFile, frame_entries, save_crops, save_labels, save_masks, uninterrupted
 from dfine_jax.prediction.tiling import Tiling, detect_tiled
 from dfine_jax.prediction.video import VideoReader, VideoWriter
 
@@ -36,6 +36,8 @@ class Job(NamedTuple):
     clip_files: list[Path]
     drawn: Path | None  # folder of pictures and videos with boxes
     crops: Path | None  # folder of cut-out objects
+    labels: Path | None  # folder of YOLO label files
+    masks: Path | None  # folder of pictures of object numbers
     font: str | None
     every: int  # of so many frames one is used
     seconds: float | None  # end of each video
@@ -83,6 +85,7 @@ class Prediction:
         self.notes: list[str] = []
         self._job, self._detector, self._results = job, detector, results
         self._tiling, self._labels = tiling, labels
+        self._stems = result_stems(job.picture_files)
         self._at_once = 1 if tiling else detector.batch_size  # pictures in memory: as many again are read ahead
 
     def run(self) -> None:
@@ -103,8 +106,9 @@ class Prediction:
                 found = self._detect([image for _, image in batch], bar)
                 for (i, image), result in zip(batch, found, strict=True):
                     with uninterrupted():
-                        self._results.add(result.to_coco(self._job.ids[i]))
-                        self._keep(image, result, self._job.picture_files[i])
+                        if self._results.path is not None:  # run lengths take their time
+                            self._results.add(result.to_coco(self._job.ids[i]))
+                        self._keep(image, result, i)
                         self.tallies.append(Tally(pictures[i].place, Counter(result.names)))
                     bar.update()
 
@@ -137,10 +141,12 @@ class Prediction:
             for frames in _batches(ahead, self._at_once):
                 for frame, result in zip(frames, self._detect([f.image for f in frames], bar), strict=True):
                     with uninterrupted():
-                        self._results.add(frame_entries(result, tally.name, frame.index, frame.time_s))
+                        if self._results.path is not None:
+                            self._results.add(frame_entries(result, tally.name, frame.index, frame.time_s))
                         if writer is not None:
                             writer.write(result.draw(frame.image, self._job.font), frame.time_s)
-                        self._crop(frame.image, result, file.with_name(f"{file.stem}_{frame.index:06d}.jpg"))
+                        stem = file.with_name(f"{file.stem}_{frame.index:06d}")
+                        self._keep_parts(frame.image, result, stem.with_name(f"{stem.name}.jpg"), stem)
                         tally.objects.update(result.names)
                         tally.frames += 1
                     bar.update()
@@ -164,14 +170,21 @@ class Prediction:
             return found
         return [keep_classes(result, self._labels) for result in found]
 
-    def _keep(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:
+    def _keep(self, image: np.ndarray, result: DetectionResult, i: int) -> None:
+        file = self._job.picture_files[i]
         if self._job.drawn is not None:
             save_picture(result.draw(image, self._job.font), self._job.drawn / file, quality=92)
-        self._crop(image, result, file)
+        self._keep_parts(image, result, file, self._stems[i])
 
-    def _crop(self, image: np.ndarray, result: DetectionResult, file: Path) -> None:
+    def _keep_parts(self, image: np.ndarray, result: DetectionResult, file: Path, stem: Path) -> None:
+        """What is written besides the drawn picture: ``file`` names pictures of its kind, ``stem`` all others."""
         if self._job.crops is not None:
-            save_crops(image, result, self._job.crops, file)
+            transparent = result.object_masks is not None
+            save_crops(image, result, self._job.crops, stem.with_name(f"{stem.name}.png") if transparent else file)
+        if self._job.labels is not None:
+            save_labels(result, self._job.labels / stem.with_name(f"{stem.name}.txt"))
+        if self._job.masks is not None:
+            save_masks(result, self._job.masks / stem.with_name(f"{stem.name}.png"))
 
     def _readable(self, read: Iterable[tuple[int, Any]], bar: Any) -> Iterator[tuple[int, np.ndarray]]:
         for i, image in read:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from dfine_jax.data.picture.object_masks import RunMasks
+from dfine_jax.data.picture.run_lengths import ColumnRuns, united
 from dfine_jax.errors import UserError
 from dfine_jax.ops.boxes import iou
 
@@ -110,18 +112,18 @@ def merge(results: Sequence[DetectionResult], views: Sequence[View], size_px: tu
     kept = [i for i in range(len(groups)) if not _is_piece(i, groups, boxes, seen)]
     best = [max(groups[i], key=lambda m: seen.scores[m]) for i in kept]
     order = np.argsort([-seen.scores[m] for m in best], kind="stable")
-    chosen = [best[i] for i in order]
+    chosen, shown = [best[i] for i in order], [kept[i] for i in order]
     names = [name for result in results for name in result.names]
     ids = [category for result in results for category in result.category_ids]
     return dataclasses.replace(
         results[0],
-        boxes_xyxy_px=boxes[[kept[i] for i in order]].reshape(-1, 4),
+        boxes_xyxy_px=boxes[shown],
         scores=seen.scores[chosen].astype(np.float32),
         labels=seen.labels[chosen].astype(np.int32),
         names=tuple(names[m] for m in chosen),
         category_ids=tuple(ids[m] for m in chosen),
         size_px=size_px,
-        masks=_masks(results, views, size_px, [groups[kept[i]] for i in order]),
+        object_masks=_masks(results, views, size_px, boxes[shown], [_shown(seen, groups[i]) for i in shown]),
     )
 
 
@@ -200,20 +202,27 @@ def _clip(boxes: np.ndarray, cut: np.ndarray, limit: np.ndarray) -> np.ndarray:
     return np.concatenate([low, np.maximum(low, np.minimum(boxes[..., 2:], bound[..., 2:]))], axis=-1)
 
 
-def _box(seen: _Seen, members: Sequence[int]) -> np.ndarray:
-    """Box of an object: that of its best complete tile, else the hull of its pieces, else what the whole view says."""
-    whole = [m for m in members if seen.view[m] == seen.whole]
+def _shown(seen: _Seen, members: Sequence[int]) -> list[int]:
+    """What shows an object: its best complete tile, else its pieces, and the whole view for what no tile shows."""
     tiles = [m for m in members if seen.view[m] != seen.whole]
-    if not tiles:
-        return seen.boxes[whole[0]]
     complete = [m for m in tiles if not seen.cut[m].any()]
     if complete:
-        return seen.boxes[max(complete, key=lambda m: seen.scores[m])]
+        return [max(complete, key=lambda m: seen.scores[m])]
+    return list(members) if not tiles or seen.cut[tiles].all(0).any() else tiles
+
+
+def _box(seen: _Seen, members: Sequence[int]) -> np.ndarray:
+    """Box of an object: that of its best complete tile, else the hull of its pieces, else what the whole view says."""
+    shown = _shown(seen, members)
+    whole = [m for m in shown if seen.view[m] == seen.whole]
+    tiles = [m for m in shown if seen.view[m] != seen.whole]
+    if not tiles:
+        return seen.boxes[whole[0]]
     box = np.concatenate([seen.boxes[tiles, :2].min(0), seen.boxes[tiles, 2:].max(0)])
-    unseen = seen.cut[tiles].all(0)  # edges beyond all tiles that show the object
-    if not whole or not unseen.any():
+    if not whole:
         return box
     full = seen.boxes[whole[0]]  # coarse, but right where tiles show misleading parts
+    unseen = seen.cut[tiles].all(0)  # edges beyond all tiles that show the object
     allowed = _ASTRAY[0] * (full[2:] - full[:2]) + _ASTRAY[1] * seen.limits[seen.whole][2:]
     return np.where(unseen | (np.abs(box - full) > np.tile(allowed, 2)), full, box)
 
@@ -233,19 +242,24 @@ def _is_piece(i: int, groups: Sequence[list[int]], boxes: np.ndarray, seen: _See
 
 
 def _masks(
-    results: Sequence[DetectionResult], views: Sequence[View], size_px: tuple[int, int], groups: Sequence[list[int]]
-) -> Bool[np.ndarray, "n h w"] | None:
-    """Mask of each object: the union of what its views show; None when the network makes no masks."""
-    if any(result.masks is None for result in results):
+    results: Sequence[DetectionResult],
+    views: Sequence[View],
+    size_px: tuple[int, int],
+    boxes: Float[np.ndarray, "n 4"],
+    shown: Sequence[list[int]],
+) -> RunMasks | None:
+    """Mask of each object within its box, the union of what ``shown`` it; None when the network makes no masks."""
+    of_views = [result.object_masks for result in results if result.object_masks is not None]
+    if len(of_views) < len(views):
         return None
-    masks = np.zeros((len(groups), size_px[1], size_px[0]), bool)
-    places = [(v, row) for v, result in enumerate(results) for row in range(len(result))]
-    for mask, members in zip(masks, groups, strict=True):
-        for v, row in (places[m] for m in members):
-            view, shown = views[v], results[v].masks
-            assert shown is not None
-            mask[view.y0 : view.y1, view.x0 : view.x1] |= shown[row]
-    return masks
+    places = [(masks, row, view) for masks, view in zip(of_views, views, strict=True) for row in range(len(masks))]
+
+    def part(member: int) -> ColumnRuns:
+        masks, row, view = places[member]
+        return masks.runs(row).shifted(view.x0, view.y0)
+
+    whole = (united([part(m) for m in members]) for members in shown)
+    return RunMasks.of_runs([runs.within(box) for runs, box in zip(whole, boxes, strict=True)], size_px)
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:

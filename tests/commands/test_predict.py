@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rectangles import RectangleBackend, opened, scene
+from pycocotools import mask as coco_mask
+from rectangles import RectangleBackend, opened, scene, with_disc
 from videos import write_video
 
 from dfine_jax import cli
@@ -150,6 +151,105 @@ def test_crops(folder, tmp_path):
     blue = np.asarray(Image.open(crops / "blue" / "b_0.png"))
     assert blue.shape == (150, 200, 3)
     assert (blue == (0, 0, 255)).all()  # cut from the picture without frames
+
+
+@pytest.fixture
+def discs(folder, backend):
+    """A model that makes masks, and a picture of two discs, which overlap their boxes only."""
+    backend.mask_stride = 2
+    image = scene(320, 240)
+    shown = [with_disc(image, "red", 100, 120, 60), with_disc(image, "green", 230, 100, 50)]
+    Image.fromarray(image).save(folder / "discs.png")
+    return folder / "discs.png", shown
+
+
+def overlap(a, b) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+def test_masks_in_results_pictures_and_files(discs, tmp_path, capsys):
+    picture, (red, green) = discs
+    places = {f"--{name}": tmp_path / name for name in ("out", "crops", "labels", "masks")}
+    outputs = [part for option in places.items() for part in option]
+    assert run("model", picture, *outputs, "--json", tmp_path / "r.json") == 0
+    printed = capsys.readouterr().out
+    assert f"labels: {tmp_path / 'labels'}\nmasks: {tmp_path / 'masks'}\nCOCO results:" in printed
+
+    entries = {entry["category_id"]: entry for entry in json.loads((tmp_path / "r.json").read_text())}
+    assert entries[7]["segmentation"]["size"] == [240, 320]
+    for number, mask in ((7, red), (3, green)):
+        assert overlap(coco_mask.decode(entries[number]["segmentation"]).astype(bool), mask) > 0.95
+
+    numbers = np.asarray(Image.open(tmp_path / "masks" / "discs.png"))
+    objects = json.loads((tmp_path / "masks" / "discs.json").read_text())["objects"]
+    assert [one["id"] for one in objects] == [1, 2]
+    for one in objects:
+        assert overlap(numbers == one["id"], {"red": red, "green": green}[one["name"]]) > 0.95
+        assert one["area"] == (numbers == one["id"]).sum()
+        assert {key: one[key] for key in ("category_id", "bbox", "score")} == {
+            key: entries[one["category_id"]][key] for key in ("category_id", "bbox", "score")
+        }
+
+    lines = [line.split() for line in (tmp_path / "labels" / "discs.txt").read_text().splitlines()]
+    assert [int(line[0]) for line in lines] == [{7: 0, 3: 1}[one["category_id"]] for one in objects]
+    for line in lines:
+        polygon = [float(value) * (320, 240)[i % 2] for i, value in enumerate(line[1:])]
+        drawn = coco_mask.decode(coco_mask.frPyObjects([polygon], 240, 320))[..., 0].astype(bool)
+        assert overlap(drawn, (red, green)[int(line[0])]) > 0.95
+
+    assert files(tmp_path / "crops") == ["green/discs_1.png", "red/discs_0.png"]
+    cut = np.asarray(Image.open(tmp_path / "crops" / "red" / "discs_0.png"))
+    assert cut.shape == (120, 120, 4)
+    assert overlap(cut[..., 3] == 255, red[60:180, 40:160]) > 0.95
+    assert set(np.unique(cut[..., 3])) == {0, 255}
+
+    marked = np.asarray(Image.open(tmp_path / "out" / "discs.png")).astype(int)
+    assert abs(marked[120, 100] - [255, 0, 0]).max() > 20  # tinted
+    assert (marked[200:, 200:] == 20).all()  # nothing is there
+
+
+def test_mask_threshold_and_tiles(discs, tmp_path):
+    areas = {}
+    for name, arguments in {"half": [], "more": ["--mask-threshold", 0.02], "tiles": ["--tile", 160]}.items():
+        assert run("model", discs[0], "--json", tmp_path / "r.json", "--classes", "red", *arguments) == 0
+        (entry,) = json.loads((tmp_path / "r.json").read_text())
+        areas[name] = int(coco_mask.area(entry["segmentation"]))
+    assert areas["more"] > 1.01 * areas["half"]
+    assert areas["tiles"] == pytest.approx(areas["half"], rel=0.05)
+    assert run("model", discs[0], "--json", tmp_path / "r.json", "--mask-threshold", 2) == 2
+
+
+def test_labels_are_boxes_of_models_without_masks(folder, tmp_path):
+    assert run("model", folder, "--labels", tmp_path / "labels", "--classes", "blue,red") == 0
+    assert files(tmp_path / "labels") == ["a.txt", "b.txt", "sub/a.txt"]
+    assert (tmp_path / "labels" / "b.txt").read_text() == "2 0.5 0.5 0.5 0.5\n"
+    assert (tmp_path / "labels" / "sub" / "a.txt").read_text() == ""  # looked at, and nothing found
+
+
+def test_masks_are_refused_of_models_without(folder, tmp_path, capsys):
+    assert run("model", folder, "--masks", tmp_path / "masks") == 2
+    assert errors(capsys) == ["dfine: error: the model makes boxes and no masks; leave --masks away"]
+
+
+def test_files_of_pictures_that_differ_in_their_ending_alone(folder, discs, tmp_path):
+    Image.open(folder / "a.jpg").save(folder / "a.png")
+    assert run("model", folder / "a.jpg", folder / "a.png", "--masks", tmp_path / "m", "--crops", tmp_path / "c") == 0
+    assert files(tmp_path / "m") == ["a.json", "a.png", "a_2.json", "a_2.png"]
+    assert files(tmp_path / "c") == ["green/a_1.png", "green/a_2_1.png", "red/a_0.png", "red/a_2_0.png"]
+
+
+def test_masks_do_not_replace_pictures(discs, tmp_path, capsys):
+    assert run("model", discs[0], "--masks", discs[0].parent) == 2
+    assert "the drawn result would replace" in capsys.readouterr().err
+
+
+def test_masks_of_frames(clip, tmp_path, backend):
+    backend.mask_stride = 2
+    out = [tmp_path / name for name in ("out", "m", "l")]
+    assert run("model", clip, "--out", out[0], "--masks", out[1], "--labels", out[2], "--every", 5) == 0
+    assert files(out[0]) == ["clip.mp4"]
+    assert files(out[1]) == ["clip_000000.json", "clip_000000.png", "clip_000005.json", "clip_000005.png"]
+    assert len((out[2] / "clip_000005.txt").read_text().splitlines()) == 2
 
 
 def test_tiles_find_what_the_shrunk_picture_hides(tmp_path):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
+from rectangles import RectangleBackend, opened, scene, with_disc
 
 from dfine_jax.config import Config, DataConfig
 from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.ops.postprocess import Answer
+from dfine_jax.prediction.class_filter import keep_classes
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.serving.backends.base import Backend
 from dfine_jax.training.run.checkpoint import Metadata
@@ -133,6 +138,40 @@ def test_coco_entries_have_original_ids_and_width_and_height():
     assert entry == {"image_id": 12, "category_id": 3, "bbox": [50.0, 0.0, 100.0, 100.0], "score": 0.90196}
 
 
+def test_masks_are_small_until_asked_for():
+    image = scene(320, 200)
+    disc = with_disc(image, "red", 100, 120, 60)
+    with_disc(image, "blue", 260, 60, 40)
+    model = opened(RectangleBackend(mask_stride=2), (160, 160))
+    result = Detector(model)(image)
+    assert result.names == ("red", "blue")
+    assert isinstance(result.object_masks, MapMasks)
+    assert result.object_masks.maps_logit.shape == (2, 80, 80)  # of the 20 that the network answers with
+    masks = result.masks
+    assert masks.shape == (2, 200, 320)
+    assert (masks[0] & disc).sum() / (masks[0] | disc).sum() > 0.95
+    (entry, _) = result.to_coco("a.png")
+    assert json.loads(json.dumps(entry)) == entry
+    assert entry["segmentation"]["size"] == [200, 320]
+    np.testing.assert_array_equal(coco_mask.decode(entry["segmentation"]), masks[0])
+    lower = Detector(model, mask_threshold=0.01)(image)
+    assert lower.object_masks.area_px(0) > result.object_masks.area_px(0)
+    only = keep_classes(result, frozenset([2]))
+    np.testing.assert_array_equal(only.masks, masks[1:])
+    assert Detector(model, threshold=1.0)(image).masks.shape == (0, 200, 320)
+    with pytest.raises(UserError, match="mask_threshold=-1"):
+        Detector(model, mask_threshold=-1)
+
+
+def test_masks_of_a_letterbox_lie_where_the_object_does():
+    image = scene(320, 100)
+    disc = with_disc(image, "green", 200, 50, 40)
+    wide = opened(RectangleBackend(mask_stride=2), (160, 160))
+    result = Detector(wide._replace(preprocess=Preprocess(160, 160, resize="letterbox")))(image)
+    (mask,) = result.masks
+    assert (mask & disc).sum() / (mask | disc).sum() > 0.95
+
+
 def test_nothing_found():
     result = Detector(LOADED, threshold=0.99)(picture((0, 0, 0)))
     assert (len(result), result.names, result.to_coco(1)) == (0, (), [])
@@ -173,6 +212,16 @@ def test_wrong_options_are_refused():
         Detector(LOADED, batch_size=0)
     with pytest.raises(TypeError):
         Detector(LOADED, treshold=0.5)  # pyright: ignore
+
+
+def test_supervision_takes_masks():
+    sv = pytest.importorskip("supervision")
+    image = scene(320, 200)
+    with_disc(image, "red", 100, 120, 60)
+    result = Detector(opened(RectangleBackend(mask_stride=2), (160, 160)))(image)
+    converted = result.to_supervision()
+    assert isinstance(converted, sv.Detections)
+    np.testing.assert_array_equal(converted.mask, result.masks)
 
 
 def test_supervision():

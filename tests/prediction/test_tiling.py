@@ -6,8 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from rectangles import RectangleBackend, opened, scene
+from pycocotools import mask as coco_mask
+from rectangles import RectangleBackend, opened, scene, with_disc
 
+from dfine_jax.data.picture.object_masks import RunMasks
 from dfine_jax.errors import UserError
 from dfine_jax.prediction import detector as detector_module
 from dfine_jax.prediction.detector import DetectionResult, Detector
@@ -89,6 +91,19 @@ def test_objects_larger_than_a_tile_are_put_together(detector, box):
     np.testing.assert_allclose(row[1:], box, atol=8)  # the whole view sees one pixel for each 6
 
 
+def test_masks_of_objects_in_tiles_are_those_of_the_picture():
+    detector = Detector(opened(RectangleBackend(mask_stride=4), (TILE, TILE)), batch_size=4)
+    image = scene(300, 260)
+    large = with_disc(image, "blue", 150, 120, 100)  # larger than a tile
+    small = [with_disc(image, "red", x, y, 12) for x, y in ((20, 20), (270, 30), (25, 235), (280, 240))]
+    out = detect_tiled(detector, image, Tiling(TILE, TILE))
+    assert sorted(out.names) == ["blue", *["red"] * 4]
+    for mask, least in [(large, 0.96), *((mask, 0.85) for mask in small)]:  # those are six cells wide
+        overlap = [(mask & own).sum() / (mask | own).sum() for own in out.masks]
+        assert max(overlap) > least
+    assert out.object_masks.select([0]).size_px == (300, 260)
+
+
 def test_progress_counts_tiles_and_the_whole_view(detector):
     calls = []
     detect_tiled(detector, scene(300, 200), Tiling(TILE, TILE), lambda *counts: calls.append(counts))
@@ -104,8 +119,14 @@ def result(*rows: tuple[int, float, tuple[float, float, float, float]], size=(10
         names=tuple("abc"[i] for i in labels),
         category_ids=tuple(int(i) + 10 for i in labels),
         size_px=size,
-        masks=masks,
+        object_masks=None if masks is None else run_masks(masks),
     )
+
+
+def run_masks(masks):
+    """Masks [n, h, w] as COCO's run lengths."""
+    counts = tuple(coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask in masks)
+    return RunMasks(counts, masks.shape[:0:-1])
 
 
 LEFT, RIGHT = View(0, 0, 100, 100), View(60, 0, 160, 100)  # 40 pixels are seen twice
@@ -185,6 +206,37 @@ def test_masks_of_pieces_are_united():
     assert mask.shape == (100, 160)
     assert mask[20:40, 20:130].all()
     assert mask.sum() == 80 * 40 + 70 * 40 - 40 * 38
+
+
+def test_a_complete_tile_decides_about_the_mask_too():
+    """The whole view, shrunk, sees the object with a margin; the box is not its either."""
+    sharp, coarse = np.zeros((1, 100, 100), bool), np.zeros((1, 100, 160), bool)
+    sharp[0, 35:45, 35:45] = True
+    coarse[0, 30:60, 20:75] = True
+    whole, large = View(0, 0, *SIZE), (30, 30, 84, 50)
+    results = [
+        result((0, 0.6, large), masks=sharp), result(masks=sharp[:0]),
+        result((0, 0.9, large), size=SIZE, masks=coarse),
+    ]  # fmt: skip
+    out = merge(results, [LEFT, RIGHT, whole], SIZE)
+    assert found(out) == [("a", *large)]
+    np.testing.assert_array_equal(out.masks[0, :, :100], sharp[0])
+    assert out.object_masks.area_px(0) == 100
+
+
+def test_masks_end_where_their_boxes_do():
+    left, right = np.ones((1, 100, 100), bool), np.ones((1, 100, 100), bool)
+    results = [result((1, 0.9, (20, 10, 99, 50)), masks=left), result((1, 0.5, (1, 12, 70, 52)), masks=right)]
+    out = merge(results, [LEFT, RIGHT], SIZE)
+    assert out.object_masks.crop(0)[:2] == (20, 10)
+    assert out.object_masks.area_px(0) == 110 * 42
+
+
+def test_tiles_without_masks_and_without_objects_have_none():
+    assert merged([(0, 0.9, (62, 10, 90, 50))], []).masks is None
+    nothing = np.zeros((0, 100, 100), bool)
+    out = merge([result(masks=nothing), result(masks=nothing)], [LEFT, RIGHT], SIZE)
+    assert out.masks.shape == (0, 100, 160)
 
 
 def test_nothing_found(detector):

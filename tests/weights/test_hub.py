@@ -211,7 +211,7 @@ def test_cache_that_cannot_be_written(server, monkeypatch, tmp_path):
 
 
 def test_names():
-    assert len(DETECTORS) == 14
+    assert len(DETECTORS) == 14 + 5
     assert DETECTORS["dfine-l-obj2coco"].file == "dfine_l_obj2coco_e25.pth"
     assert hub.is_published("dfine-x-obj365") and hub.is_published("ustc-community/dfine-nano-coco")
     assert not hub.is_published("runs/best") and not hub.is_published("dfine-n-obj365")

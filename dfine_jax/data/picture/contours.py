@@ -20,6 +20,11 @@ class Outline(NamedTuple):
     outer: Ring
     holes: tuple[Ring, ...]
 
+    def shifted(self, left_px: int, top_px: int) -> Outline:
+        """To the right and down."""
+        by = np.array([left_px, top_px], np.float64)
+        return Outline(self.outer + by, tuple(hole + by for hole in self.holes))
+
     def joined(self) -> Ring:
         """One polygon of the part with its holes: each is reached by a cut and left by the same.
 
@@ -38,8 +43,7 @@ def outlines(mask: Bool[np.ndarray, "h w"], tolerance_px: float = 0.0) -> list[O
     """Outlines of the parts of a mask, the largest first.
 
     Args:
-      tolerance_px: points are left out as long as the outline moves by no more (Douglas and Peucker, 1973); of holes
-        that shrink to nothing by that, nothing is left.
+      tolerance_px: points are left out as long as the outline moves by no more (Douglas and Peucker, 1973).
     """
     rings = _rings(mask)
     areas = np.array([signed_area(ring) for ring in rings])
@@ -49,7 +53,7 @@ def outlines(mask: Bool[np.ndarray, "h w"], tolerance_px: float = 0.0) -> list[O
         rings = [simplified(ring, tolerance_px) for ring in rings]
     found = []
     for i in outer[np.argsort(-areas[outer], kind="stable")].tolist():
-        inner = tuple(rings[hole] for hole in holes.tolist() if owner[hole] == i and len(rings[hole]) > 2)
+        inner = tuple(rings[hole] for hole in holes.tolist() if owner[hole] == i)
         found.append(Outline(rings[i], inner))
     return found
 

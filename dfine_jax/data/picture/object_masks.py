@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dfine_jax.data.picture.contours import outlines
+from dfine_jax.data.picture.contours import Outline, Ring, outlines
 from dfine_jax.data.picture.run_lengths import (
     ColumnRuns,
     MaskCrop,
@@ -72,15 +72,18 @@ class ObjectMasks(abc.ABC):
         """Number of pixels of an object."""
         return self.runs(i).area_px
 
-    def polygons(self, i: int, tolerance_px: float = 0.0) -> tuple[Float[np.ndarray, "p 2"], ...]:
-        """Outline of each part of an object, the largest first; see ``contours.outlines``.
+    def outlines(self, i: int, tolerance_px: float = 0.0) -> list[Outline]:
+        """Parts of an object with their holes, the largest first, in pixels of the picture.
 
         Args:
-          tolerance_px: how far a simpler outline may lie from the pixels' edges; 0: exact.
+          tolerance_px: how far a simpler outline may lie from the edges of the pixels; 0: exact.
         """
-        crop = self.crop(i)
-        shift = np.array([crop.left_px, crop.top_px], np.float64)
-        return tuple(outline.joined() + shift for outline in outlines(crop.mask, tolerance_px))
+        left, top, mask = self.crop(i)
+        return [outline.shifted(left, top) for outline in outlines(mask, tolerance_px)]
+
+    def polygons(self, i: int, tolerance_px: float = 0.0) -> tuple[Ring, ...]:
+        """As COCO writes an object: a polygon for each of its ``outlines``, holes joined to it by cuts."""
+        return tuple(outline.joined() for outline in self.outlines(i, tolerance_px))
 
     def _paint(self, i: int, out: Bool[np.ndarray, "h w"]) -> None:
         left, top, mask = self.crop(i)
@@ -122,7 +125,7 @@ class MapMasks(ObjectMasks):
     def runs(self, i: int) -> ColumnRuns:
         """As ``ObjectMasks.runs``."""
         box = self.boxes_xyxy_px[i] if self.cut_to_boxes else np.array([0, 0, *self.size_px])
-        x0, y0, x1, y1 = np.ceil(np.clip(box, 0, [*self.size_px] * 2)).astype(int).tolist()
+        x0, y0, x1, y1 = np.ceil(np.nan_to_num(box).clip(0, [*self.size_px] * 2)).astype(int).tolist()
         if x0 >= x1 or y0 >= y1:
             return column_runs(np.zeros(0, np.int64), 1)
         logits = self.maps_logit[i]

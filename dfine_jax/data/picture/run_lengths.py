@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 
 _BITS = 5  # of a number in one character
 _CHARACTERS = 7  # of a number: 35 bits, more than a picture has pixels
@@ -39,6 +39,20 @@ class ColumnRuns(NamedTuple):
     def shifted(self, left_px: int, top_px: int) -> ColumnRuns:
         """To the right and down."""
         return ColumnRuns(self.column_px + left_px, self.top_px + top_px, self.bottom_px + top_px)
+
+    def enlarged(self, times: int) -> ColumnRuns:
+        """With so many pixels across and down for each."""
+        column = (self.column_px[:, None] * times + np.arange(times)).ravel()
+        order = np.argsort(column, kind="stable")
+        top, bottom = (np.repeat(value * times, times)[order] for value in (self.top_px, self.bottom_px))
+        return ColumnRuns(column[order], top, bottom)
+
+    def within(self, box_xyxy_px: Float[np.ndarray, " 4"]) -> ColumnRuns:
+        """The pixels whose indices lie in x1 <= x < x2 and y1 <= y < y2."""
+        x0, y0, x1, y1 = np.ceil(box_xyxy_px).astype(np.int64)
+        top, bottom = np.maximum(self.top_px, y0), np.minimum(self.bottom_px, y1)
+        kept = (self.column_px >= x0) & (self.column_px < x1) & (top < bottom)
+        return ColumnRuns(self.column_px[kept], top[kept], bottom[kept])
 
     def painted(self) -> MaskCrop:
         """As pixels."""

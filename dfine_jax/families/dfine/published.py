@@ -1,10 +1,11 @@
-"""Weights that have been released: D-FINE's, and the backbones they start from."""
+"""Weights that have been released: D-FINE's, dfine-seg's with masks, and the backbones they start from."""
 
 from __future__ import annotations
 
 from dfine_jax.families.family import Published, Repository
 
 _URL = "https://github.com/Peterande/storage/releases/download/dfinev1.0"
+_SEG_URL = "https://huggingface.co/ArgoSA/D-FINE-seg/resolve/main"
 _LICENCE = "Apache-2.0"
 # Where a SHA-256 stands, several independent public projects that download the release and check it record the same
 # one, with the same size: N (15,489,558 bytes), S (41,841,422) and M (79,108,938; also the identity of the file that
@@ -21,12 +22,17 @@ def _published(file: str) -> Published:
     return Published(f"{_URL}/{file}", _SHA256.get(file), _LICENCE)
 
 
+def _segmenter(variant: str) -> Published:
+    return Published(f"{_SEG_URL}/dfine_seg_{variant}_coco.pt", None, _LICENCE)
+
+
 DETECTORS: dict[str, Published] = {
     **{f"dfine-{v}-coco": _published(f"dfine_{v}_coco.pth") for v in "nsmlx"},
     **{f"dfine-{v}-obj365": _published(f"dfine_{v}_obj365.pth") for v in "smlx"},
     "dfine-l-obj365-e25": _published("dfine_l_obj365_e25.pth"),
     **{f"dfine-{v}-obj2coco": _published(f"dfine_{v}_obj2coco.pth") for v in "smx"},
     "dfine-l-obj2coco": _published("dfine_l_obj2coco_e25.pth"),
+    **{f"dfine-seg-{v}-coco": _segmenter(v) for v in "nsmlx"},
 }
 # Trained on ImageNet.
 BACKBONES: dict[str, Published] = {f"HGNetv2-B{i}": _published(f"PPHGNetV2_B{i}_stage1.pth") for i in range(7)}

@@ -14,7 +14,7 @@ import numpy as np
 from dfine_jax.config import Activation, Config, TrainConfig
 from dfine_jax.errors import UserError
 from dfine_jax.families import official
-from dfine_jax.families.dfine import huggingface, names
+from dfine_jax.families.dfine import dfine_seg, huggingface, names
 from dfine_jax.families.dfine.config import LossConfig, ModelConfig
 from dfine_jax.families.dfine.variants import VARIANTS
 from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
@@ -177,6 +177,7 @@ FORMATS = (
         recognise_official,
         read_official,
         write_official,
+        class_names=dfine_seg.class_names,
     ),
     WeightFormat(
         "huggingface",
@@ -195,9 +196,9 @@ def described(model: ModelConfig, origin: Origin) -> Config:
     """The configuration of weights of another program.
 
     Weights with SiLU are described as DEIM's, those with masks as D-FINE-seg's, so that training them further is done
-    in the same way. Hugging Face's
-    port says the activation in its configuration and has ReLU without one, published files have ReLU, RT-DETRv4's have
-    SiLU; for others it is what was asked for, or what ``guess_activation`` finds, with a warning.
+    in the same way. Hugging Face's port says the activation in its configuration and has ReLU without one, published
+    files and dfine-seg's have ReLU, RT-DETRv4's have SiLU; for others it is what was asked for, or what
+    ``guess_activation`` finds, with a warning.
 
     Raises:
       UserError: nothing tells the activation, or the file says another one than was asked for.
@@ -206,14 +207,16 @@ def described(model: ModelConfig, origin: Origin) -> Config:
     is_stated = origin.is_stated or stated == "silu"
     if is_stated and asked not in (None, stated):
         raise UserError(f"{origin.source} says that the activation is {stated}, not {asked}; leave it out")
-    known = "relu" if origin.is_published or origin.format == "huggingface" else None
+    of_seg = bool(model.mask_width) or dfine_seg.meta(origin.beside) is not None
+    known = "relu" if origin.is_published or origin.format == "huggingface" or of_seg else None
     activation = stated if is_stated else asked or known or _guessed(model, origin)
     deim = activation == "silu"
-    return Config(
+    config = Config(
         model=dataclasses.replace(model, decoder_activation=activation, mlp_activation=activation),
         loss=LossConfig(class_loss="mal" if deim else "vfl"),
         train=TrainConfig(method="deim" if deim else "dfine-seg" if model.mask_width else "dfine"),
     )
+    return config if deim else dfine_seg.trained(config, origin.beside)
 
 
 def _guessed(model: ModelConfig, origin: Origin) -> Activation:

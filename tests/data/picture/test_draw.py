@@ -8,8 +8,11 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
+from scipy import ndimage
 
 from dfine_jax.data.picture import draw
+from dfine_jax.data.picture.object_masks import MapMasks, RunMasks
 from dfine_jax.errors import UserError
 
 GREY = (90, 90, 90)
@@ -116,6 +119,73 @@ def test_a_video_frame_is_drawn_faster_than_it_is_shown():
 
     seconds()
     assert min(seconds() for _ in range(5)) < 0.1  # about 0.02; 0.4 when glyphs were looked up for every label
+
+
+def run_masks(*masks):
+    counts = tuple(coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask in masks)
+    return RunMasks(counts, masks[0].shape[::-1])
+
+
+def test_masks_are_tinted_outlined_and_nothing_else_is_touched():
+    large, small = np.zeros((2, 480, 640), bool)
+    large[100:400, 100:500] = True
+    small[200:260, 200:260] = True  # in front of it, though its score is lower
+    image = Image.new("RGB", (640, 480), GREY)
+    boxes = np.array([[100.0, 100, 500, 400], [200, 200, 260, 260]])
+    out = draw.draw_boxes(image, boxes, np.array([1, 4]), ["", ""], np.array([0.9, 0.5]), None, run_masks(large, small))
+    pixels = np.asarray(out).astype(int)
+    line = draw.style_for(640, 480, 2).line
+    for label, (y, x) in ((1, (350, 300)), (4, (230, 230))):
+        colour = np.array(draw.class_colour(label))
+        assert abs(pixels[y, x] - (0.55 * 90 + 0.45 * colour)).max() <= 1
+        mask = (None, large, None, None, small)[label]
+        rim = mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), line, border_value=0)
+        rim[:130] = False  # the labels
+        assert (pixels[rim & ~(small if label == 1 else 0 * small).astype(bool)] == colour).all(-1).mean() > 0.95
+    outside = ~large
+    outside[:110], outside[399:402], outside[:, 99:102], outside[:, 499:502] = False, False, False, False
+    assert (pixels[outside] == 90).all()
+    assert np.asarray(image).max() == 90
+
+
+def test_masks_of_enlarged_pictures_grow_with_them():
+    mask = np.zeros((50, 80), bool)
+    mask[10:40, 20:60] = np.tri(30, 40, dtype=bool)
+    image, boxes = Image.new("RGB", (80, 50), GREY), np.array([[20.0, 10, 60, 40]])
+    out = np.asarray(draw.draw_boxes(image, boxes, np.array([0]), ["a"], np.array([0.9]), None, run_masks(mask)))
+    plain = np.asarray(draw.draw_boxes(image, boxes, np.array([0]), ["a"], np.array([0.9])))
+    assert out.shape == plain.shape == (200, 320, 3)
+    inside = np.kron(ndimage.binary_erosion(mask, np.ones((3, 3)), 2), np.ones((4, 4))).astype(bool)
+    inside[:60] = False
+    assert (out != GREY)[inside].any(-1).all()
+    around = ~np.kron(mask, np.ones((4, 4))).astype(bool)
+    around[:, :81], around[:, 240:], around[:41], around[160:] = False, False, False, False  # inside the frame
+    assert around.any()
+    assert (out[around] == GREY).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 400), (400, 3), (4000, 30)])
+def test_masks_at_any_size(size):
+    mask = np.ones(size[::-1], bool)
+    boxes, labels = np.array([[0.0, 0, *size]] * 2), np.array([0, 1])
+    out = draw.draw_boxes(
+        Image.new("RGB", size, GREY), boxes, labels, ["a", "b"], None, None, run_masks(mask, 0 * mask)
+    )
+    assert (np.asarray(out) != GREY).any()
+
+
+def test_masks_of_a_large_picture_are_drawn_fast():
+    rng = np.random.default_rng(0)
+    size, cells = (4000, 3000), (np.arange(160) + 0.5) / 160
+    centre, radius = rng.uniform(0.1, 0.9, (100, 2)), rng.uniform(0.01, 0.1, (100, 2))
+    across, down = ((cells - centre[:, i : i + 1]) / radius[:, i : i + 1] for i in range(2))
+    boxes = np.concatenate([centre - radius, centre + radius], 1) * np.tile(size, 2)
+    maps = (5 * (1 - across[:, None] ** 2 - down[..., None] ** 2)).clip(-20, 20).astype(np.float32)
+    masks, labels = MapMasks(maps, boxes, (0, 0, *size), size), np.arange(100) % 5
+    image = Image.new("RGB", size, GREY)
+    started = time.perf_counter()
+    draw.draw_boxes(image, boxes, labels, ["cell"] * 100, np.full(100, 0.9), None, masks)
+    assert time.perf_counter() - started < 3  # a quarter of a second is usual
 
 
 def test_no_boxes():

@@ -1,0 +1,67 @@
+"""Files of dfine-seg: what stands beside their tensors."""
+
+from __future__ import annotations
+
+import golden_fill
+import numpy as np
+import pytest
+
+from dfine_jax import families
+from dfine_jax.converters.torch import torch_pickle
+from dfine_jax.converters.torch.importer import import_weights
+from dfine_jax.families.dfine.dfine_seg import class_names, meta
+
+NAMES = [f"thing {i}" for i in range(80)]
+META = {
+    "version": "0.6.2",
+    "model_name": "n",
+    "num_classes": 80,
+    "label_to_name": dict(enumerate(NAMES)),
+    "img_size": [480, 640],
+    "keep_ratio": True,
+}
+
+
+@pytest.fixture(scope="module")
+def tensors(golden):
+    name = "families/{}_dfineseg062_n"
+    return golden_fill.state_dict(golden(f"{name.format('manifest')}.json"), golden(f"{name.format('bnstats')}.npz"))
+
+
+def save(path, tensors):
+    """As dfine-seg does."""
+    torch = pytest.importorskip("torch")
+    model = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
+    torch.save({"model": model, "meta": META | {"task": "segment" if "mask" in str(list(tensors)) else "detect"}}, path)
+
+
+def test_a_checkpoint_tells_classes_and_input(tensors, tmp_path):
+    save(tmp_path / "model.pt", tensors)
+    _, metadata = import_weights(tmp_path / "model.pt")
+    config = metadata.config
+    assert families.task(config.model) == "segment" and config.train.method == "dfine-seg"
+    assert metadata.class_names == tuple(NAMES) and config.model.position_order == "row_major"
+    assert (config.data.height_px, config.data.width_px, config.data.resize) == (480, 640, "letterbox")
+
+
+def test_released_files_are_tensors_alone(tensors, tmp_path):
+    torch_pickle.save(tmp_path / "dfine_seg_n_coco.pt", dict(tensors))
+    variables, metadata = import_weights(tmp_path / "dfine_seg_n_coco.pt")
+    assert metadata.class_names[0] == "person" and metadata.config.model.mask_width == 128
+    kernel = variables["params"]["decoder"]["mask_decoder"]["lateral_0"]["kernel"]
+    np.testing.assert_array_equal(kernel[0, 0].T, tensors["decoder.mask_decoder.lateral.0.weight"][:, :, 0, 0])
+
+
+def test_a_detector_is_known_by_its_remarks(tensors, tmp_path):
+    boxes = {key: value for key, value in tensors.items() if ".mask_" not in key}
+    save(tmp_path / "a.pt", boxes)
+    _, metadata = import_weights(tmp_path / "a.pt")
+    model = metadata.config.model
+    assert (families.task(model), model.position_order, metadata.class_names[1]) == ("detect", "row_major", "thing 1")
+    torch_pickle.save(tmp_path / "dfine_n.pth", {"model": boxes})
+    assert import_weights(tmp_path / "dfine_n.pth")[1].config.model.position_order == "transposed"
+
+
+def test_remarks_of_other_programs_are_let_alone():
+    assert meta({"meta": {"epoch": 3}}) is None and class_names({"meta": "x"}) is None
+    assert class_names({"meta": {**META, "label_to_name": {0: "a", 2: "b"}}}) is None
