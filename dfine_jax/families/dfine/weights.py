@@ -214,7 +214,7 @@ def described(model: ModelConfig, origin: Origin) -> Config:
     config = Config(
         model=dataclasses.replace(model, decoder_activation=activation, mlp_activation=activation),
         loss=LossConfig(class_loss="mal" if deim else "vfl"),
-        train=TrainConfig(method="deim" if deim else "dfine-seg" if model.mask_width else "dfine"),
+        train=TrainConfig(method="deim" if deim else "dfine"),
     )
     return config if deim else dfine_seg.trained(config, origin.beside)
 
