@@ -45,7 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--size", metavar="HxW", help="input size (default: the one the model was trained at)")
     parser.add_argument(
         "--graph", choices=("raw", "complete"), default="raw",
-        help="raw: logits and boxes (default); complete: labels, scores and boxes in pixels of the original images",
+        help="raw: logits and boxes (default); complete: labels, scores and boxes in pixels of the original images; "
+        "either way with masks, of models that segment",
     )  # fmt: skip
     parser.add_argument(
         "--input", choices=("float32", "uint8"), default="float32",

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 sys.path.append(str(ROOT / "tests"))
 import onnx_models as tiny
+import toy_artefact as toy
 
 from dfine_jax.converters.gate import compare
 from dfine_jax.converters.gate.compare import LIMITS, Rows
@@ -205,3 +206,16 @@ def test_masks_on_one_side_only():
     reference = ellipses()
     with pytest.raises(UserError, match=r"the file gives no masks, the model \[40, 160, 160\]"):
         compare.compare_image(reference, reference._replace(masks_logit=None), (640, 640))
+
+
+def test_the_precision_of_masks_stands_beside_that_of_boxes(protos, model, reference, tmp_path):
+    save(protos["raw"], tmp_path / "file.onnx")
+    data = toy.toy_dataset(tmp_path / "shapes", num_val=3, names=tiny.META["class_names"])
+    given = {"reference": reference, "baseline": reference, "data": data, "operating_point": {"layers": 1}}
+    report = check_artefact(tmp_path / "file.onnx", *model, **given)
+    assert report.passed, report.table()
+    assert report.mask_accuracy is not None and report.mask_accuracy.drop == pytest.approx(0, abs=1e-3)
+    assert report.to_dict()["mask_accuracy"]["cost"] == report.mask_accuracy.cost
+    assert "mask AP on 3 images: model 0." in report.table() and "layers 1; mask AP cost" in report.table()
+    refused = check_artefact(tmp_path / "file.onnx", None, None, **given, max_ap_drop=-0.5)
+    assert [failure.split()[:2] for failure in refused.failures[2:]] == [["mask", "AP"]] * 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -47,10 +46,9 @@ def test_it_is_told_and_judges_nothing(splits):
     assert metrics.ap == -1.0
     run = SimpleNamespace(config=config, progress=Progress(), out_dir=None)
     for epoch in range(1, 6):
-        verdict = loop._Run._judge(run, metrics, epoch)
+        verdict = loop._Run._judge(run, metrics.ap, epoch)
         run.progress = verdict.progress
         assert not verdict.is_best and not run.progress.ended_early
-    found = dataclasses.replace(metrics, ap=0.0)
     for epoch in range(1, 5):
-        run.progress = loop._Run._judge(run, found, epoch).progress
+        run.progress = loop._Run._judge(run, 0.0, epoch).progress
     assert run.progress.ended_early  # whereas one that finds nothing counts
