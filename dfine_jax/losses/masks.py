@@ -135,7 +135,7 @@ def pair_costs(
     """Focal (alpha 0.25, gamma 2, mean over the cells) and dice cost of all pairs."""
     logits = at_least_float32(logits).reshape(logits.shape[0], -1)
     truth = quarters.reshape(quarters.shape[0], -1).astype(logits.dtype) / _QUARTERS
-    p = jax.nn.sigmoid(logits)
+    p = jax.nn.sigmoid(logits).clip(0, 1)  # compilers' approximations leave the range by a bit, and so the logarithm's
     positive = 0.25 * (1 - p) ** 2 * -jnp.log(p + _LOG_TINY)
     negative = 0.75 * p**2 * -jnp.log(1 - p + _LOG_TINY)
     focal = (negative.sum(-1, keepdims=True) + (positive - negative) @ truth.T) / logits.shape[-1]

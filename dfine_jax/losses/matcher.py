@@ -58,6 +58,11 @@ def matching_cost(
     l1 = jnp.sum(jnp.abs(boxes - truth), -1)
     _, giou = iou_and_giou(clamped_xyxy(boxes), clamped_xyxy(truth))
     cost = config.cost_bbox * l1 + config.cost_class * (positive - negative) - config.cost_giou * giou
+    return finite_cost(cost)
+
+
+def finite_cost(cost: Float[Array, "*s b q g"]) -> Float[Array, "*s b q g"]:
+    """The cost, where it is a number; as in the reference NaN becomes 1.0, and infinity the largest float32."""
     return jnp.nan_to_num(cost, nan=1.0, posinf=_LARGEST, neginf=-_LARGEST)
 
 
