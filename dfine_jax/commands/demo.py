@@ -131,7 +131,7 @@ def demo_config(num_classes: int, epochs: int, task: str) -> Config:
             epochs=epochs,
             batch_size=BATCH_SIZE,
             eval_batch_size=20,
-            eval_every=max(1, epochs // 3),
+            eval_every=max(1, epochs // 3) if task == "detect" else 1,
             checkpoint_every=epochs,
         ),
     )
