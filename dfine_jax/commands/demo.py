@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PICTURE_PX, INPUT_PX = 240, 128
 NUM_TRAIN, NUM_VAL = 1200, 100
 BATCH_SIZE = 8
-EPOCHS = {"detect": 7, "segment": 9}
+EPOCHS = 7
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -43,25 +43,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--task", choices=TASKS, default="detect", help="segment: masks of the objects too (default: detect)"
     )
     parser.add_argument(
-        "--epochs", metavar="N", type=int,
-        help=f"passes over the training pictures (default: {EPOCHS['detect']}, with masks {EPOCHS['segment']}); time "
-        "and accuracy grow with it",
+        "--epochs", metavar="N", type=int, default=EPOCHS,
+        help=f"passes over the training pictures (default: {EPOCHS}); time and accuracy grow with it",
     )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """The tour; everything goes into one new folder."""
     out: Path = options.out
-    epochs = EPOCHS[options.task] if options.epochs is None else options.epochs
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty; choose another --out, or remove it")
-    if epochs < 1:
-        raise UserError(f"--epochs {epochs} must be at least 1")
+    if options.epochs < 1:
+        raise UserError(f"--epochs {options.epochs} must be at least 1")
     started = time.monotonic()
     logging.getLogger().setLevel(logging.ERROR)  # of other libraries; this one's have a level of their own
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _tour(out, options.task, epochs, started)
+        _tour(out, options.task, options.epochs, started)
     return 0
 
 
