@@ -78,7 +78,7 @@ class Limits:
 
 LIMITS = {
     "fp32": Limits(0.01, 0.05, 0.25, 1e-4, 5e-4, 2e-3, 1e-3, 0.01, ap_drop=0.001),
-    "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, 0.01, 0.03, ap_drop=0.005, tie_share=0.05, lost_share=0.02),
+    "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, 0.01, 0.05, ap_drop=0.005, tie_share=0.05, lost_share=0.02),
     "int8": Limits(6.0, np.inf, np.inf, 0.05, np.inf, np.inf, 0.08, np.inf, ap_drop=0.01, lost_share=0.05),
 }
 
