@@ -19,7 +19,7 @@ from dfine_jax.evaluation.metrics import IOU_THRESHOLD, ImageOverlaps, Overlaps
 
 Fault = Literal["false_positive", "wrong_class", "poor_fit", "missed"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
-_LOOSE_IOU = 0.1  # a prediction that overlaps an object less means another one (TIDE, Bolya et al. 2020)
+_LOOSE_IOU = 0.3  # a prediction that overlaps an object less means another one: neighbours, where they lie close
 
 
 class Judged(NamedTuple):

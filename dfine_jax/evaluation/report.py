@@ -41,6 +41,7 @@ nav a, .beside a { color: var(--link); } p, figcaption { overflow-wrap: anywhere
 .beside b { display: block; color: var(--ink); font-size: 14px; font-weight: 600; padding-left: 9px;
   border-width: 0 0 0 5px; }
 .full { border-style: solid; } .dashed { border-style: dashed; }
+@media (max-width: 480px) { .card { padding: 8px; } td, th { padding: 4px 3px; font-size: 13px; } }
 code { background: var(--card); border: 1px solid var(--line); border-radius: 4px; padding: 1px 5px; }
 """
 

@@ -134,8 +134,8 @@ def _figure(one: Described, files: Mapping[int, str]) -> FigureBeside:
     if one.detected_class is not None:
         marks.append(Marked("full", DETECTED, f"{one.detected_class}, detected with score {suspect.score:.2f}"))
     if one.annotated_class is not None:
-        number = "" if one.annotation_id is None else f" in annotation {one.annotation_id}"
-        marks.append(Marked("dashed", ANNOTATED, f"{one.annotated_class}{number}"))
+        number = "" if one.annotation_id is None else f" as number {one.annotation_id}"
+        marks.append(Marked("dashed", ANNOTATED, f"{one.annotated_class}, annotated{number}"))
     notes = [f"#{one.rank}"]
     if one.detected_class is not None and one.annotated_class is not None:
         notes.append(f"IoU {suspect.iou:.2f}")

@@ -165,7 +165,7 @@ def test_the_page_is_whole_and_leads_to_files_that_are_there(dataset, model, tmp
     assert {Path(t).name for t in targets if "pictures/" in t} == {path.name for path in (out / "pictures").iterdir()}
     assert len([t for t in targets if "pictures/" in t]) == 4
     assert all((out / unquote(target)).is_file() for target in targets)
-    assert "green, detected with score 0.98" in text and "blue in annotation 101" in text
+    assert "green, detected with score 0.98" in text and "blue, annotated as number 101" in text
     assert {path.name for path in out.iterdir()} == {"index.html", "pictures", "suspects.csv", "suspects.json"}
     assert {path.name for path in tmp_path.iterdir()} == {"data", "out"}
 

@@ -50,8 +50,8 @@ def test_its_own_class_comes_before_a_larger_overlap():
 
 
 def test_a_box_far_off_is_one_suspect_not_two():
-    assert judged([0.9], [CAT], [CAT], [[0.1]])[0] == {("poor_fit", 0, 0)}
-    assert judged([0.9], [CAT], [CAT], [[0.09]])[0] == {("false_positive", 0, -1), ("missed", -1, 0)}
+    assert judged([0.9], [CAT], [CAT], [[0.3]])[0] == {("poor_fit", 0, 0)}
+    assert judged([0.9], [CAT], [CAT], [[0.29]])[0] == {("false_positive", 0, -1), ("missed", -1, 0)}
     assert judged([0.9], [CAT], [DOG], [[0.4]])[0] == {("false_positive", 0, -1), ("missed", -1, 0)}
 
 
