@@ -146,8 +146,8 @@ def _figure(one: Described, files: Mapping[int, str]) -> FigureBeside:
 
 def _overview(compared: Compared, findings: Findings, described: Sequence[Described], limit: int) -> Section:
     """Counts by fault and by class: of the annotated class where there is one."""
-    totals = {fault: len(findings.suspects[fault]) for fault in FAULTS}
-    rows = [(HEADINGS[fault], str(total), str(min(total, limit))) for fault, total in totals.items()]
+    totals = [len(findings.suspects[fault]) for fault in FAULTS]
+    rows = [(HEADINGS[fault], str(n), str(min(n, limit))) for fault, n in zip(FAULTS, totals, strict=True)]
     counts = Counter((one.annotated_class or one.detected_class, one.suspect.fault) for one in described)
     suspected = [name for name in compared.classes.names if any(counts[name, fault] for fault in FAULTS)]
     classes = [(name, *(str(counts[name, fault]) for fault in FAULTS)) for name in suspected]
