@@ -18,8 +18,9 @@ from dfine_jax.data.read.coco import usable_outline
 from dfine_jax.data.read.coco_pieces import OutlineEntry, coco_lists, in_pieces
 from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.data.read.index import file_content, read_columns
+from dfine_jax.data.read.names import name_at
 from dfine_jax.data.read.outlines import Outline, Polygons
-from dfine_jax.data.read.records import image_ids, name_at, sizes_px
+from dfine_jax.data.read.records import image_ids, sizes_px
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.detections import Objects
 from dfine_jax.evaluation.run_lengths import RunLengths
