@@ -77,7 +77,7 @@ def _sizes(arrays: Mapping[str, np.ndarray], truth: Truth) -> Int64[np.ndarray, 
 
 
 def _drawn(text: Any, source: Path, arrays: dict[str, np.ndarray], sizes: Int64[np.ndarray, "m 2"]) -> RunLengths:
-    """Masks of all annotations in the order of the columns; a few megabytes of the file are looked at at a time."""
+    """Masks of all annotations in the order of the columns; a short piece of the file is looked at at a time."""
     image = np.repeat(np.arange(len(sizes)), np.diff(arrays["objects"]))
     numbers = arrays["annotation_id"]
     order = np.argsort(numbers, kind="stable")

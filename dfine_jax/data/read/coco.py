@@ -123,7 +123,7 @@ def _check_classes(columns: Columns, source: Path) -> None:
 def segmentations(dataset: Dataset) -> Iterator[tuple[int, int, Any]]:
     """Objects that have a ``segmentation``: annotation id, position of its record, polygons or run lengths.
 
-    The file is read again, a few megabytes at a time: boxes alone need none of this memory.
+    The file is read again, a short piece at a time: boxes alone need none of this memory.
 
     Raises:
       UserError: the file is gone or has become unreadable.

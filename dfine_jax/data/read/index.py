@@ -113,9 +113,14 @@ def file_content(file: Path) -> Iterator[Any]:
     """Bytes of a file in UTF-8; a large one is mapped, so that the system may take its pages back."""
     with telling(file), file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        if size < _MAPPED_BYTES or encoding_of(stream.read(4)) != ("utf-8", 0):
-            stream.seek(0)
-            content: Any = utf8(stream.read(), file)
+        content: Any
+        plain = encoding_of(stream.read(4)) == ("utf-8", 0)
+        stream.seek(0)
+        if not plain:
+            content = utf8(stream.read(), file)
+        elif size < _MAPPED_BYTES:
+            memory = memoryview(np.empty(size, np.uint8))  # in pages of megabytes, where the system has them
+            content = memory[: stream.readinto(memory)]  # type: ignore[attr-defined] - of files opened as binary
         else:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # goes with the last view of it
     yield content  # errors of what is done with it are not the file's
@@ -158,7 +163,7 @@ def _keep_note(note: Path, values: dict[str, Any], before: dict[str, Any] | None
 
     values |= {"format": _FORMAT, "read_ns": time.time_ns()}
     with contextlib.suppress(UserError):
-        write_whole(note, json.dumps(values))
+        write_whole(note, json.dumps(values), durable=False)
         for old in note.parent.glob(f"{note.stem}-*.columns"):
             if old.name != values["columns"]:
                 with contextlib.suppress(OSError):
@@ -189,7 +194,7 @@ def _store(decoded: Decoded, path: Path) -> Columns:
         "notes": decoded.notes,
     }
     try:
-        with replacing(path) as stream, telling(path):
+        with replacing(path, durable=False) as stream, telling(path):  # the checksum finds what a power cut leaves
             checksum = 0
             text = json.dumps(about).encode()
             parts = ((np.ascontiguousarray(a).reshape(-1).view(np.uint8).data, a.nbytes) for a in arrays.values())
@@ -201,11 +206,11 @@ def _store(decoded: Decoded, path: Path) -> Columns:
     except UserError as error:
         logger.info("annotations are not kept for the next start: %s", error)
         return _in_memory(decoded)
-    return _mapped(path) or _in_memory(decoded)
+    return _mapped(path, known=True) or _in_memory(decoded)
 
 
-def _mapped(path: Path) -> Columns | None:
-    """A stored entry; None where it is missing, not whole or damaged."""
+def _mapped(path: Path, *, known: bool = False) -> Columns | None:
+    """A stored entry; None where it is missing, not whole or (unless it is known, being new) damaged."""
     try:
         stream = path.open("rb")
     except OSError:
@@ -218,7 +223,7 @@ def _mapped(path: Path) -> Columns | None:
         length = int.from_bytes(ending[:8], "little")
         if ending[16:] != _MAGIC or length > content:
             raise ValueError("not whole")
-        if _checksum(stream, content) != int.from_bytes(ending[8:16], "little"):
+        if not known and _checksum(stream, content) != int.from_bytes(ending[8:16], "little"):
             raise ValueError("damaged")
         stream.seek(content - length)
         about = json.loads(stream.read(length))

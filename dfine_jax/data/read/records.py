@@ -143,8 +143,8 @@ def clipped(
     box_xywh_px: Float64[np.ndarray, "n 4"], size_px: Int64[np.ndarray, "*n 2"]
 ) -> tuple[Float32[np.ndarray, "n 4"], Float32[np.ndarray, "n 4"]]:
     """Corners as annotated, and cut to the picture of (width, height)."""
-    xywh = box_xywh_px.clip(-_FARTHEST_PX, _FARTHEST_PX).astype(np.float32)
-    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+    corners = box_xywh_px.clip(-_FARTHEST_PX, _FARTHEST_PX).astype(np.float32)
+    corners[:, 2:] += corners[:, :2]
     limit: Float[np.ndarray, "..."] = np.concatenate([size_px, size_px], -1).astype(np.float32)
     return corners, corners.clip(0, limit)
 
@@ -159,10 +159,12 @@ def find_usable(columns: dict[str, np.ndarray], size_px: Int64[np.ndarray, "m 2"
         sizes = np.repeat(size_px[first:last], np.diff(bounds[first : last + 1]), axis=0)
         corners, boxes = clipped(columns["box_xywh_px"][rows], sizes)
         known = ~crowd[rows] & (columns["label"][rows] >= 0)
-        usable = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        usable = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         kept[rows] = known & usable
         degenerate += int((known & ~usable).sum())
-        clamped += int((np.abs(corners - boxes).max(1, initial=0)[kept[rows]] > CLAMP_TOLERANCE_PX).sum())
+        beyond = np.abs(corners - boxes) > CLAMP_TOLERANCE_PX
+        beyond = beyond[:, :2] | beyond[:, 2:]
+        clamped += int((kept[rows] & (beyond[:, 0] | beyond[:, 1])).sum())
     return Usable(kept, int(crowd.sum()), degenerate, clamped)
 
 
