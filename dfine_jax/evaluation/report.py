@@ -68,6 +68,12 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
+class Commands(NamedTuple):
+    """What can be done next, and the command for it."""
+
+    rows: Sequence[tuple[str, str]]
+
+
 class Figure(NamedTuple):
     """A picture and what it shows."""
 
@@ -92,7 +98,7 @@ class FigureBeside(NamedTuple):
     caption: str
 
 
-Item = Chart | Table | Figure | FigureBeside
+Item = Chart | Table | Figure | FigureBeside | Commands
 
 
 class Section(NamedTuple):
@@ -172,6 +178,12 @@ def _item(item: Item) -> str:
         return f'<figure class="card"><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
     if isinstance(item, FigureBeside):
         return _beside(item)
+    if isinstance(item, Commands):
+        rows = (
+            f"<tr><td>{html.escape(what)}</td><td><code>{html.escape(line)}</code></td></tr>"
+            for what, line in item.rows
+        )
+        return f'<div class="card"><table>{"".join(rows)}</table></div>'
     return (
         f'<div class="card"><table>{_row(item.header, "th")}{"".join(_row(r, "td") for r in item.rows)}</table></div>'
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dfine_jax.evaluation.report import (
     Chart,
+    Commands,
     Curve,
     Figure,
     FigureBeside,
@@ -87,3 +88,8 @@ def test_pictures_beside_the_page_lead_to_their_files():
     assert 'class="dashed" style="border-color: rgb(255, 176, 0)"' in text
     assert '<a href="#s1">Two</a>' in text and '<h2 id="s1">Two</h2>' in text
     assert "<nav>" not in page("t", "", [Section("One", "")])
+
+
+def test_commands_are_shown_as_they_are_typed():
+    text = page("t", "", [Section("Go on", "", [Commands([("a > b", "dfine predict 'a b' --out c")])])])
+    assert "<td>a &gt; b</td><td><code>dfine predict &#x27;a b&#x27; --out c</code></td>" in text
