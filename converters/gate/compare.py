@@ -78,7 +78,7 @@ class Limits:
 
 LIMITS = {
     "fp32": Limits(0.01, 0.05, 0.25, 1e-4, 5e-4, 2e-3, 1e-3, 0.01, ap_drop=0.001),
-    "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, 0.01, 0.03, ap_drop=0.005, tie_share=0.05, lost_share=0.02),
+    "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, 0.01, 0.05, ap_drop=0.005, tie_share=0.05, lost_share=0.02),
     "int8": Limits(6.0, np.inf, np.inf, 0.05, np.inf, np.inf, 0.08, np.inf, ap_drop=0.01, lost_share=0.05),
 }
 
@@ -153,8 +153,7 @@ def _mask_errors(
 ) -> Float[np.ndarray, " n"] | None:
     if reference.masks_logit is None or found.masks_logit is None:
         return None
-    a, b = (rows.masks_logit >= 0 for rows in (reference, found))
-    a, b = a[left], b[right]
+    a, b = (reference.masks_logit >= 0)[left], (found.masks_logit >= 0)[right]
     common, either = ((np.count_nonzero(op(a, b), (1, 2))) for op in (np.logical_and, np.logical_or))
     return np.where(either < _SPECK, np.nan, 1 - common / np.maximum(either, 1))
 
@@ -199,7 +198,8 @@ def summarise(
         cut = worst[(over[worst] > 1) & (confidence[worst] < CONFIDENT)]
         cut_rows += len(cut)
         counted.append((np.delete(boxes_px, cut), np.delete(scores, cut)))
-    all_boxes, all_scores = (np.concatenate([image[i] for image in images]) for i in (0, 1))
+    all_boxes = np.concatenate([image.boxes_px for image in images])
+    all_scores = np.concatenate([image.scores for image in images])
     masks = [image.masks[~np.isnan(image.masks)] for image in images if image.masks is not None]
     mask_medians = [float(np.median(errors)) if len(errors) else 0.0 for errors in masks]
     sure_rows, lost_rows = (sum(counts) for counts in zip(*lost_rows_of, strict=True)) if lost_rows_of else (0, 0)

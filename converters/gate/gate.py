@@ -94,17 +94,13 @@ def check_artefact(
     images = np.stack([artefact.preprocess(picture) for picture in shown])
     sizes_px = np.array([(picture.shape[1], picture.shape[0]) for picture in shown])
     comparisons, failures = _measure(backend, answer, images, sizes_px, limits)
-    accuracy, mask_accuracy, no_accuracy = None, None, checked_on.no_ap or "refused before"
+    accuracies, no_accuracy = (None, None), checked_on.no_ap or "refused before"
     if checked_on.dataset is not None and not failures and not wrong_description:
-        models = answer, baseline
-        (accuracy, mask_accuracy), wrong = _accuracies(
-            backend, models, checked_on.dataset, max_images, limits, max_ap_drop
-        )
+        accuracies, wrong = _precision(backend, (answer, baseline), checked_on.dataset, max_images, limits, max_ap_drop)
         failures += wrong
     divergence, no_divergence = None, ""
     if failures and model is not None:
-        worst = images[comparisons[-1].worst_image] if comparisons else images[0]
-        divergence, no_divergence = _divergence(path, model, variables, worst, artefact)
+        divergence, no_divergence = _divergence(path, model, variables, images, comparisons, artefact)
     return GateReport(
         file=Path(path).name,
         sha256=sha256(path),
@@ -116,9 +112,9 @@ def check_artefact(
         images=origin,
         limits=limits,
         comparisons=tuple(comparisons),
-        accuracy=accuracy,
-        mask_accuracy=mask_accuracy,
-        no_accuracy="" if accuracy else no_accuracy,
+        accuracy=accuracies[0],
+        mask_accuracy=accuracies[1],
+        no_accuracy="" if accuracies[0] else no_accuracy,
         failures=(*wrong_description, *failures),
         first_divergence=divergence,
         no_divergence=no_divergence,
@@ -260,14 +256,14 @@ def _of_image(column: Any, image: int) -> Any:
     return None if column is None else np.asarray(column[image])
 
 
-def _accuracies(
+def _precision(
     backend: ArtefactBackend,
     models: tuple[Reference, Reference | None],
     dataset: Dataset,
     max_images: int,
     limits: Limits,
     max_ap_drop: float | None,
-) -> tuple[list[Accuracy | None], list[str]]:
+) -> tuple[tuple[Accuracy | None, Accuracy | None], list[str]]:
     """AP of the file, of the model and of the unreduced one on the same images, and what is wrong with it.
 
     Of boxes and, where there are any, of masks.
@@ -279,7 +275,7 @@ def _accuracies(
         ap = AveragePrecision(dataset, artefact.class_names, artefact.preprocess, max_images)
         file = ap(backend, artefact.input.batch or 1)
     except UserError as error:
-        return [None, None], [str(error)]
+        return (None, None), [str(error)]
     model, full = (None if function is None else ap(FunctionBackend(function)) for function in models)
     assert model is not None
     out: list[Accuracy | None] = []
@@ -298,15 +294,21 @@ def _accuracies(
                 f"{name} {theirs:.4f} of this operating point is {accuracy.cost:.4f} below the unreduced model's, "
                 f"limit {max_ap_drop}"
             )
-    return out, failures
+    return (out[0], out[1]), failures
 
 
 def _divergence(
-    path: Path | str, model: Any, variables: Any, image: np.ndarray, artefact: Artefact
+    path: Path | str,
+    model: Any,
+    variables: Any,
+    images: Images,
+    comparisons: Sequence[Comparison],
+    artefact: Artefact,
 ) -> tuple[str | None, str]:
-    """Where the file diverges first; None, and why that is not known."""
+    """Where the file diverges first, on the worst image; None, and why that is not known."""
     from dfine_jax.converters.gate.divergence import first_divergence
 
+    image = images[comparisons[-1].worst_image if comparisons else 0]
     try:
         return first_divergence(path, model, variables, image, artefact), ""
     except UserError as error:

@@ -137,8 +137,8 @@ def _conv_norm(module: layers.ConvNorm, conv: FoldedConv, x: Array) -> Array:
 def _bare_conv(module: layers.Conv, kernel: Array, x: Array) -> Array:
     x = x.astype(module.dtype or x.dtype)
     padding = (module.kernel_size - 1) // 2 if module.padding is None else module.padding
-    kernel = np.asarray(kernel).transpose(3, 2, 0, 1)
-    return _nhwc(ops.conv(_nchw(x), kernel, None, module.stride, (padding, padding), module.groups))
+    weights = np.asarray(kernel).transpose(3, 2, 0, 1)
+    return _nhwc(ops.conv(_nchw(x), weights, None, module.stride, (padding, padding), module.groups))
 
 
 def _stem(module: Stem, folded: Mapping[Path, FoldedConv], images: Array, dtype: Any) -> Array:

@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="whole tour on a synthetic dataset",
         description=f"A tour in about four minutes on two CPU cores: draw {NUM_TRAIN + NUM_VAL} pictures of shapes, "
         "train a small detector on them from nothing, evaluate it before and after, export it to ONNX and compare the "
-        "file with the model, detect, and write pictures and a page with the results. With masks about seven minutes.",
+        "file with the model, detect, and write pictures and a page with the results. With masks up to ten minutes.",
         epilog="examples:\n  dfine demo --out demo                   then open demo/report.html\n"
         "  dfine demo --task segment --out demo    the same with masks",
     )
@@ -99,7 +99,7 @@ def going_on(out: Path, task: str) -> list[tuple[str, str]]:
         "all numbers": ["evaluate", best, "--data", str(data), "--out", "evaluation"],
         "your own data": ["train", "n", *segment, "--data", "DIR", "--out", "DIR"],
     }
-    return [(what, shlex.join(["dfine", *words])) for what, words in lines.items()]
+    return [(what, f"dfine {shlex.join(words)}") for what, words in lines.items()]
 
 
 def demo_config(num_classes: int, epochs: int, task: str) -> Config:

@@ -18,8 +18,9 @@ from dfine_jax.data.read.coco import usable_outline
 from dfine_jax.data.read.coco_pieces import OutlineEntry, coco_lists, in_pieces
 from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.data.read.index import file_content, read_columns
+from dfine_jax.data.read.names import name_at
 from dfine_jax.data.read.outlines import Outline, Polygons
-from dfine_jax.data.read.records import image_ids, name_at, sizes_px
+from dfine_jax.data.read.records import image_ids, sizes_px
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.detections import Objects
 from dfine_jax.evaluation.run_lengths import RunLengths
@@ -54,8 +55,10 @@ def annotated(truth: Truth, masks: bool = False) -> Objects:
     image_id = np.repeat(arrays["image_id"], np.diff(arrays["objects"]))
     label = arrays["label"]
     use = label >= 0
-    everything: Any = (image_id, ids[label], arrays["box_xywh_px"], arrays["area_px"], arrays["crowd"])
-    objects = Objects(*(everything if use.all() else [column[use] for column in everything]))
+    names = "box_xywh_px", "area_px", "crowd", "annotation_id"
+    everything: Any = image_id, ids[label], *(arrays[name] for name in names)
+    *columns, numbers = everything if use.all() else [column[use] for column in everything]
+    objects = Objects(*columns, annotation_id=numbers)
     if not masks:
         return objects
     sizes = _sizes(arrays, truth)
@@ -76,7 +79,7 @@ def _sizes(arrays: Mapping[str, np.ndarray], truth: Truth) -> Int64[np.ndarray, 
 
 
 def _drawn(text: Any, source: Path, arrays: dict[str, np.ndarray], sizes: Int64[np.ndarray, "m 2"]) -> RunLengths:
-    """Masks of all annotations in the order of the columns; a few megabytes of the file are looked at at a time."""
+    """Masks of all annotations in the order of the columns; a short piece of the file is looked at at a time."""
     image = np.repeat(np.arange(len(sizes)), np.diff(arrays["objects"]))
     numbers = arrays["annotation_id"]
     order = np.argsort(numbers, kind="stable")

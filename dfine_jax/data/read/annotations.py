@@ -1,7 +1,7 @@
 """COCO JSON as columns: decoded piece by piece, checked column by column.
 
 A large file is mostly a list of millions of small objects. Decoded at once they take ten times the memory of what
-they say, and looked at one by one in Python, minutes. Here a few megabytes are decoded at a time, each check is one
+they say, and looked at one by one in Python, minutes. Here a short piece is decoded at a time, each check is one
 operation on an array, and only the first entry that fails one is looked at by itself, to say what is wrong with it.
 """
 
@@ -22,7 +22,6 @@ from dfine_jax.data.read.coco_pieces import AnnotationEntry, ImageEntry, Piece, 
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.data.read.refusals import check_repeated, refuse
 from dfine_jax.data.read.values import (
-    OTHER_FLAGS,
     area_column,
     box_column,
     first_repeated,
@@ -36,6 +35,7 @@ from dfine_jax.errors import RepairableError
 from dfine_jax.system.host_memory import collection_paused
 
 _NUM_EXAMPLES = 3
+_GIVE_BACK_PIECES = 16  # a few megabytes of the file
 
 
 class Decoded(NamedTuple):
@@ -127,7 +127,7 @@ def _annotations(
     pieces: dict[str, list[np.ndarray]] = {}
     odd: dict[str, Any] = {"total": 0, "empty": 0, "areas": 0, "ignored": 0, "values": {}}
     first, ids = 0, []
-    for piece in in_pieces(part, AnnotationEntry, source):
+    for number, piece in enumerate(in_pieces(part, AnnotationEntry, source)):
         columns, wrong, listed, unusual = _columns(piece, ordered, by_id)
         ids.append(columns["annotation_id"])
         if wrong.any():
@@ -145,7 +145,8 @@ def _annotations(
         for name, column in columns.items():
             pieces.setdefault(name, []).append(column if whole else column[there])
         first += len(piece.entries)
-        _give_back(text)
+        if number % _GIVE_BACK_PIECES == 0:
+            _give_back(text)
     odd["total"] = first
     check_repeated(np.concatenate([np.empty(0, np.int64), *ids]), source)
     del ids
@@ -176,11 +177,10 @@ def _columns(
     category_ids, not_whole, unusual = whole_column([entry.category_id for entry in entries], typed)
     if unusual:
         wrong |= np.array([e.category_id is UNSET or isinstance(e.category_id, (list, dict)) for e in entries])
-    boxes, empty, bad = box_column([entry.bbox for entry in entries])
+    boxes, empty, bad = box_column([entry.bbox for entry in entries], typed)
     crowd, unclear = flag_column([entry.iscrowd for entry in entries])
     ignored = np.zeros(len(entries), bool)
-    for name in OTHER_FLAGS:
-        values = [getattr(entry, name) for entry in entries]
+    for values in ([entry.ignore for entry in entries], [entry.difficult for entry in entries]):  # OTHER_FLAGS
         if values.count(UNSET) < len(values):
             here, unclear_here = flag_column(values)
             ignored, unclear = ignored | (here & ~crowd), unclear | unclear_here
@@ -198,28 +198,26 @@ def _columns(
 
 
 def _places(
-    image_ids: Int64[np.ndarray, " n"], ordered: Int64[np.ndarray, " m"], by_id: Int64[np.ndarray, " m"]
+    ids: Int64[np.ndarray, " n"], ordered: Int64[np.ndarray, " m"], by_id: Int64[np.ndarray, " m"]
 ) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Positions of images by their ids (``ordered`` are those of the positions ``by_id``), and which are listed."""
+    """Positions by ids (``ordered`` are those of the positions ``by_id``), and which are listed."""
     if not len(ordered):
-        return np.zeros(len(image_ids), np.int64), np.zeros(len(image_ids), bool)
+        return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
     first, last = int(ordered[0]), int(ordered[-1])
     if last - first == len(ordered) - 1:  # numbered without a gap
-        listed = (image_ids >= first) & (image_ids <= last)
-        return by_id[np.where(listed, image_ids, first) - first], listed
-    found = np.searchsorted(ordered, image_ids)
+        listed = (ids >= first) & (ids <= last)
+        return by_id[np.where(listed, ids, first) - first], listed
+    found = np.searchsorted(ordered, ids)
     found[found == len(ordered)] = 0
-    return by_id[found], ordered[found] == image_ids
+    return by_id[found], ordered[found] == ids
 
 
 def _labels(
     annotations: dict[str, np.ndarray], classes: Classes, unusual: dict[int, str]
 ) -> tuple[Int32[np.ndarray, " n"], dict[str, Any]]:
     """Labels; and how many objects have a category that is not listed, with examples."""
-    ids = np.array(classes.ids, np.int64)
-    label = np.searchsorted(ids, annotations["category_id"]).astype(np.int32)
-    label[label == len(ids)] = 0
-    label[ids[label] != annotations["category_id"]] = -1
+    place, listed = _places(annotations["category_id"], np.array(classes.ids, np.int64), np.arange(len(classes)))
+    label = np.where(listed, place, -1).astype(np.int32)
     label[list(unusual)] = -1  # a text or a broken number is no id, whatever stands in its place in the column
     rows = np.flatnonzero((label < 0) & ~annotations["crowd"])
     examples = [

@@ -15,10 +15,10 @@ from jaxtyping import Int64
 from dfine_jax.data.picture.images import orientation_note
 from dfine_jax.data.read.dataset import Dataset, Record, open_record
 from dfine_jax.data.read.index import read_columns
+from dfine_jax.data.read.names import name_at
 from dfine_jax.data.read.records import (
     CLAMP_TOLERANCE_PX,
     image_ids,
-    name_at,
     objects_and_images,
     objects_per_image,
     sizes_px,

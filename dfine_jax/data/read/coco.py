@@ -19,9 +19,10 @@ from dfine_jax.data.picture.images import image_size
 from dfine_jax.data.read.coco_pieces import OutlineEntry, coco_lists, in_pieces
 from dfine_jax.data.read.dataset import Changes, Dataset, Stored, listed
 from dfine_jax.data.read.index import Columns, file_content, read_columns
+from dfine_jax.data.read.names import heads_of, name_at
 from dfine_jax.data.read.outlines import Outline, drawable
 from dfine_jax.data.read.pictures import Places, find_pictures
-from dfine_jax.data.read.records import Records, all_names, find_usable, name_at, named_path, share_usable
+from dfine_jax.data.read.records import Records, find_usable, named_path, share_usable
 from dfine_jax.errors import RepairableError, UserError
 
 logger = logging.getLogger(__name__)
@@ -57,16 +58,18 @@ def read_coco(
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
     columns = read_columns(annotation_file)
     arrays = columns.shared.arrays
-    names = all_names(arrays)
     if stored is None:
-        places = find_pictures(names, image_dir, annotation_file)
+        places = find_pictures(arrays, image_dir, annotation_file)
     else:
-        places = named_path(image_dir, names)
+        places = named_path(image_dir, heads_of(arrays))
     if not drop_unlisted:
         _check_classes(columns, annotation_file)
-    size_px = _sizes(arrays["size_px"], names, places)
-    usable = find_usable(arrays, size_px)
-    records = Records(columns.shared, share_usable(usable.kept, size_px), places, upright=upright, stored=stored)
+    usable, shared = columns.usable, columns.shared
+    if usable is None:  # sizes are missing in the file, and those of the pictures may change without it
+        size_px = _sizes(arrays, places)
+        usable = find_usable(arrays, size_px)
+        shared = share_usable(usable.kept, size_px)
+    records = Records(columns.shared, shared, places, upright=upright, stored=stored)
     notes = columns.notes
     changes = Changes(
         crowd=usable.crowd - notes["ignored"],
@@ -82,7 +85,7 @@ def read_coco(
         "%s: %d images, %d objects, %d classes",
         annotation_file,
         len(records),
-        int(usable.kept.sum()),
+        np.count_nonzero(usable.kept),
         len(columns.classes),
     )
     if str(dataset.changes):
@@ -90,14 +93,11 @@ def read_coco(
     return dataset
 
 
-def _sizes(given_px: Int64[np.ndarray, "m 2"], names: Sequence[str], places: Places) -> Int64[np.ndarray, "m 2"]:
+def _sizes(arrays: dict[str, np.ndarray], places: Places) -> Int64[np.ndarray, "m 2"]:
     """Sizes as the file gives them, or those of the pictures where it does not."""
-    absent = np.flatnonzero((given_px <= 0).any(1))
-    if not len(absent):
-        return given_px
-    sizes = given_px.copy()
-    for position in absent.tolist():
-        sizes[position] = image_size(places.path(names[position]))
+    sizes = arrays["size_px"].copy()
+    for position in np.flatnonzero((sizes <= 0).any(1)).tolist():
+        sizes[position] = image_size(places.path(name_at(arrays, position)))
     return sizes
 
 
@@ -123,7 +123,7 @@ def _check_classes(columns: Columns, source: Path) -> None:
 def segmentations(dataset: Dataset) -> Iterator[tuple[int, int, Any]]:
     """Objects that have a ``segmentation``: annotation id, position of its record, polygons or run lengths.
 
-    The file is read again, a few megabytes at a time: boxes alone need none of this memory.
+    The file is read again, a short piece at a time: boxes alone need none of this memory.
 
     Raises:
       UserError: the file is gone or has become unreadable.

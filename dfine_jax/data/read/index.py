@@ -29,6 +29,8 @@ import numpy as np
 from dfine_jax.data.load.shared import SharedArrays, aligned, share
 from dfine_jax.data.read.annotations import Decoded, decode
 from dfine_jax.data.read.dataset import Classes
+from dfine_jax.data.read.names import folder_columns
+from dfine_jax.data.read.records import Usable, find_usable
 from dfine_jax.errors import UserError
 from dfine_jax.system.cache import cache_dir
 from dfine_jax.system.files import encoding_of, replacing, telling, utf8, write_whole
@@ -37,19 +39,28 @@ logger = logging.getLogger(__name__)
 
 WORTH_BYTES = 1 << 22  # smaller files are decoded faster than an entry is looked up
 _MAPPED_BYTES = 1 << 28  # from here on a file is mapped instead of read
-_FORMAT = 2  # of the entries, and of the rules by which files become columns: raise it with either
+_FORMAT = 3  # of the entries, and of the rules by which files become columns: raise it with either
 _SETTLED_NS = 3 * 10**9  # a file changed so shortly before it was read may have been changed again in the same tick
 _MAGIC = b"dfine-columns\n"
 _TAIL_BYTES = 16 + len(_MAGIC)  # length of the description, checksum of all before, mark
-_READ_BYTES = 1 << 22
+_READ_BYTES = 1 << 18  # stays in the processor's cache until its checksum is taken
 
 
 class Columns(NamedTuple):
-    """``annotations.Decoded``, its arrays in memory that loader processes share."""
+    """``annotations.Decoded``, its arrays in memory that loader processes share, and what follows from them.
+
+    The arrays are also those of ``names.folder_columns``, and ``kept`` of ``usable``.
+    """
 
     shared: SharedArrays
     classes: Classes
     notes: dict[str, Any]
+
+    @property
+    def usable(self) -> Usable | None:
+        """The usable annotations; None where they depend on pictures, because the file lacks sizes."""
+        kept = self.shared.arrays.get("kept")
+        return None if kept is None else Usable(kept, *self.notes["usable"])
 
 
 def read_columns(file: Path) -> Columns:
@@ -67,7 +78,7 @@ def read_columns(file: Path) -> Columns:
     folder = _folder() if state.st_size >= WORTH_BYTES else None
     if folder is None:
         with file_content(file) as text:
-            return _in_memory(decode(text, file))
+            return _in_memory(_completed(decode(text, file)))
     note = folder / f"{_slug(file)}.json"
     entry = _noted(note, state.st_size)
     if entry is not None and _is_same(entry, state) and (found := _mapped(folder / entry["columns"])):
@@ -77,7 +88,7 @@ def read_columns(file: Path) -> Columns:
         name = f"{_slug(file)}-{digest[:16]}.columns"
         found = _mapped(folder / name) if entry is not None and entry["columns"] == name else None
         if found is None:
-            found = _store(decode(text, file), folder / name)
+            found = _store(_completed(decode(text, file)), folder / name)
     if _unchanged(file, state):
         _keep_note(note, {"columns": name, **_identity(state)}, entry)
     return found
@@ -102,9 +113,14 @@ def file_content(file: Path) -> Iterator[Any]:
     """Bytes of a file in UTF-8; a large one is mapped, so that the system may take its pages back."""
     with telling(file), file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        if size < _MAPPED_BYTES or encoding_of(stream.read(4)) != ("utf-8", 0):
-            stream.seek(0)
-            content: Any = utf8(stream.read(), file)
+        content: Any
+        plain = encoding_of(stream.read(4)) == ("utf-8", 0)
+        stream.seek(0)
+        if not plain:
+            content = utf8(stream.read(), file)
+        elif size < _MAPPED_BYTES:
+            memory = memoryview(np.empty(size, np.uint8))  # in pages of megabytes, where the system has them
+            content = memory[: stream.readinto(memory)]  # type: ignore[attr-defined] - of files opened as binary
         else:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # goes with the last view of it
     yield content  # errors of what is done with it are not the file's
@@ -147,11 +163,21 @@ def _keep_note(note: Path, values: dict[str, Any], before: dict[str, Any] | None
 
     values |= {"format": _FORMAT, "read_ns": time.time_ns()}
     with contextlib.suppress(UserError):
-        write_whole(note, json.dumps(values))
+        write_whole(note, json.dumps(values), durable=False)
         for old in note.parent.glob(f"{note.stem}-*.columns"):
             if old.name != values["columns"]:
                 with contextlib.suppress(OSError):
                     old.unlink()  # processes that have it mapped keep it
+
+
+def _completed(decoded: Decoded) -> Decoded:
+    """With what can be said of the columns once and for all, so that the next start does not look at each."""
+    arrays, notes = decoded.arrays | folder_columns(decoded.arrays), decoded.notes
+    if arrays["size_px"].all():
+        usable = find_usable(arrays, arrays["size_px"])
+        arrays["kept"] = usable.kept
+        notes = notes | {"usable": [usable.crowd, usable.degenerate, usable.clamped]}
+    return Decoded(arrays, decoded.classes, notes)
 
 
 def _in_memory(decoded: Decoded) -> Columns:
@@ -168,7 +194,7 @@ def _store(decoded: Decoded, path: Path) -> Columns:
         "notes": decoded.notes,
     }
     try:
-        with replacing(path) as stream, telling(path):
+        with replacing(path, durable=False) as stream, telling(path):  # the checksum finds what a power cut leaves
             checksum = 0
             text = json.dumps(about).encode()
             parts = ((np.ascontiguousarray(a).reshape(-1).view(np.uint8).data, a.nbytes) for a in arrays.values())
@@ -180,11 +206,11 @@ def _store(decoded: Decoded, path: Path) -> Columns:
     except UserError as error:
         logger.info("annotations are not kept for the next start: %s", error)
         return _in_memory(decoded)
-    return _mapped(path) or _in_memory(decoded)
+    return _mapped(path, known=True) or _in_memory(decoded)
 
 
-def _mapped(path: Path) -> Columns | None:
-    """A stored entry; None where it is missing, not whole or damaged."""
+def _mapped(path: Path, *, known: bool = False) -> Columns | None:
+    """A stored entry; None where it is missing, not whole or (unless it is known, being new) damaged."""
     try:
         stream = path.open("rb")
     except OSError:
@@ -197,7 +223,7 @@ def _mapped(path: Path) -> Columns | None:
         length = int.from_bytes(ending[:8], "little")
         if ending[16:] != _MAGIC or length > content:
             raise ValueError("not whole")
-        if _checksum(stream, content) != int.from_bytes(ending[8:16], "little"):
+        if not known and _checksum(stream, content) != int.from_bytes(ending[8:16], "little"):
             raise ValueError("damaged")
         stream.seek(content - length)
         about = json.loads(stream.read(length))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from dfine_jax.data.read.names import all_names, by_head, plain_names, tails_by_head
 from dfine_jax.errors import RepairableError, UserError
 from dfine_jax.system.files import telling
-
-_PARTED = operator.methodcaller("rpartition", "/")
 
 
 class Places:
@@ -50,9 +50,12 @@ class _Listings:
     def of(self, folder: str) -> frozenset[str]:
         if folder not in self._exact:
             with telling(folder):
-                there = os.path.isdir(folder)
-                self._exact[folder] = frozenset(entry.name for entry in os.scandir(folder)) if there else frozenset()
+                self._exact[folder] = frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
         return self._exact[folder]
+
+    def forget(self, folder: str) -> None:
+        """Free the memory of a folder that is not expected to be asked for again."""
+        self._exact.pop(folder, None)
 
     def spelled(self, folder: str, name: str) -> str | None:
         """The name as the folder has it, where letters with accents may be composed or decomposed."""
@@ -65,8 +68,8 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places:
-    """The pictures that an annotation file names.
+def find_pictures(columns: Mapping[str, np.ndarray], image_dir: Path, source: Path) -> Places:
+    """The pictures that an annotation file names (``names.folder_columns`` beside those of ``annotations.Decoded``).
 
     Names may have leading folders that are not there, as exports write them, and backslashes. The last folder is left
     out of all names or of none, and no two names mean one picture, so that no folder stands for another.
@@ -76,6 +79,10 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
     """
     if not image_dir.is_dir():
         raise UserError(f"image folder {image_dir} does not exist")
+    whole = _whole_folders(columns, image_dir) if "heads" in columns else None
+    if whole is not None and columns["names_differ"].all() and whole.are_apart:
+        return whole
+    names = all_names(columns)
     places, absent = locate(names, image_dir)
     if absent:
         refusal = UserError if len(absent) == len(names) else RepairableError  # which would leave no picture
@@ -90,25 +97,34 @@ def find_pictures(names: Sequence[str], image_dir: Path, source: Path) -> Places
 def locate(names: Sequence[str], image_dir: Path) -> tuple[Places, list[int]]:
     """Places of the pictures that are there, by the rule of ``find_pictures``, and the positions of the others."""
     listings = _Listings()
-    plain = [name.replace("\\", "/") if "\\" in name else name for name in names]
-    by_head: dict[str, tuple[list[int], list[str]]] = {}
-    for position, (head, _, tail) in enumerate(map(_PARTED, plain)):
-        if head not in by_head:
-            by_head[head] = [], []
-        positions, tails = by_head[head]
-        positions.append(position)
-        tails.append(tail)
-    places, absent = _located(plain, by_head, image_dir, listings, flat=False)
-    if absent and len(absent) == sum(len(positions) for head, (positions, _) in by_head.items() if head):
-        flat = _located(plain, by_head, image_dir, listings, flat=True)
+    plain = plain_names(names)
+    heads = by_head(plain)
+    places, absent = _located(plain, heads, image_dir, listings, flat=False)
+    if absent and len(absent) == sum(len(positions) for head, (positions, _) in heads.items() if head):
+        flat = _located(plain, heads, image_dir, listings, flat=True)
         if len(flat[1]) < len(absent):
             places, absent = flat
     return places, absent
 
 
+def _whole_folders(columns: Mapping[str, np.ndarray], image_dir: Path) -> Places | None:
+    """Places where each head means a folder that has all its pictures, spelled as in the file; else None."""
+    listings = _Listings()
+    folders: dict[str, str] = {}
+    for head, tails in tails_by_head(columns):
+        for folder in _candidates(image_dir, head, False, listings):
+            if listings.of(folder).issuperset(tails):
+                folders[head] = folder
+                listings.forget(folder)
+                break
+        else:
+            return None
+    return Places(folders, {})
+
+
 def _located(
     names: Sequence[str],
-    by_head: Mapping[str, tuple[list[int], list[str]]],
+    heads: Mapping[str, tuple[list[int], list[str]]],
     image_dir: Path,
     listings: _Listings,
     *,
@@ -117,12 +133,12 @@ def _located(
     """Places, and the positions of names that are not there; ``flat``: all folders of the names are left out.
 
     Args:
-      by_head: positions and last parts of the names, by what comes before the last slash.
+      heads: as ``names.by_head``.
     """
     folders: dict[str, str] = {}
     spelled: dict[str, str] = {}
     absent: list[int] = []
-    for head, (positions, tails) in by_head.items():
+    for head, (positions, tails) in heads.items():
         best: list[int] | None = None
         here: dict[str, str] = {}
         for folder in _candidates(image_dir, head, flat, listings):
@@ -165,7 +181,7 @@ def _candidates(image_dir: Path, head: str, flat: bool, listings: _Listings) -> 
 
 def _check_distinct(names: Sequence[str], places: Places, source: Path) -> None:
     """Each picture is one entry's: annotations of two cameras would end up on the picture of one."""
-    plain = [name.replace("\\", "/") if "\\" in name else name for name in names]
+    plain = plain_names(names)
     if len(set(plain)) == len(plain) and places.are_apart:
         return
     seen: dict[str, int] = {}

@@ -12,16 +12,17 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from dfine_jax.data.load.shared import SharedArrays, share
 from dfine_jax.data.read.dataset import Record, Stored
+from dfine_jax.data.read.names import name_at
 from dfine_jax.data.read.pictures import Places
 
 CLAMP_TOLERANCE_PX = 0.5  # rounding of the annotation tool; not worth a report
 
 _FARTHEST_PX = 1e9  # coordinates beyond are cut there, so that sums of them stay finite in float32
-_ROWS_AT_ONCE = 1 << 20
+_ROWS_AT_ONCE = 1 << 15  # small enough for the processor's cache
 
 
 class Usable(NamedTuple):
-    """Which annotations are objects to train on, and why the others are not."""
+    """Which annotations are objects to train on, and how many are not or were changed, and why."""
 
     kept: Bool[np.ndarray, " n"]
     crowd: int
@@ -36,7 +37,7 @@ class Records(Sequence[Record]):
 
     Args:
       columns: as in ``annotations.Decoded``.
-      usable: ``kept`` by annotation and ``size_px`` by image.
+      usable: ``kept`` by annotation and ``size_px`` by image; may be the same as ``columns``.
       places: where the pictures are.
       stored: the pictures, when they are not files; ``places`` then only names them.
       order: positions of the images.
@@ -138,24 +139,12 @@ class Records(Sequence[Record]):
         )
 
 
-def name_at(columns: dict[str, np.ndarray], position: int) -> str:
-    """``file_name`` of an image."""
-    start, end = columns["name_bounds"][position : position + 2].tolist()
-    return columns["names"][start:end].tobytes().decode("utf-8", "surrogatepass")
-
-
-def all_names(columns: dict[str, np.ndarray]) -> list[str]:
-    """``file_name`` of every image."""
-    text, bounds = columns["names"].tobytes(), columns["name_bounds"].tolist()
-    return [text[a:b].decode("utf-8", "surrogatepass") for a, b in zip(bounds, bounds[1:], strict=False)]
-
-
 def clipped(
     box_xywh_px: Float64[np.ndarray, "n 4"], size_px: Int64[np.ndarray, "*n 2"]
 ) -> tuple[Float32[np.ndarray, "n 4"], Float32[np.ndarray, "n 4"]]:
     """Corners as annotated, and cut to the picture of (width, height)."""
-    xywh = box_xywh_px.clip(-_FARTHEST_PX, _FARTHEST_PX).astype(np.float32)
-    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+    corners = box_xywh_px.clip(-_FARTHEST_PX, _FARTHEST_PX).astype(np.float32)
+    corners[:, 2:] += corners[:, :2]
     limit: Float[np.ndarray, "..."] = np.concatenate([size_px, size_px], -1).astype(np.float32)
     return corners, corners.clip(0, limit)
 
@@ -170,10 +159,12 @@ def find_usable(columns: dict[str, np.ndarray], size_px: Int64[np.ndarray, "m 2"
         sizes = np.repeat(size_px[first:last], np.diff(bounds[first : last + 1]), axis=0)
         corners, boxes = clipped(columns["box_xywh_px"][rows], sizes)
         known = ~crowd[rows] & (columns["label"][rows] >= 0)
-        usable = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        usable = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         kept[rows] = known & usable
         degenerate += int((known & ~usable).sum())
-        clamped += int((np.abs(corners - boxes).max(1, initial=0)[kept[rows]] > CLAMP_TOLERANCE_PX).sum())
+        beyond = np.abs(corners - boxes) > CLAMP_TOLERANCE_PX
+        beyond = beyond[:, :2] | beyond[:, 2:]
+        clamped += int((kept[rows] & (beyond[:, 0] | beyond[:, 1])).sum())
     return Usable(kept, int(crowd.sum()), degenerate, clamped)
 
 
@@ -183,7 +174,7 @@ def share_usable(kept: Bool[np.ndarray, " n"], size_px: Int64[np.ndarray, "m 2"]
 
 
 def _spans(lengths: Int64[np.ndarray, " m"]) -> Iterator[tuple[int, int]]:
-    """Ranges of images with about a million annotations each."""
+    """Ranges of images with some thousands of annotations each."""
     ends = np.cumsum(lengths)
     start = 0
     while start < len(lengths):
@@ -253,7 +244,6 @@ def object_blocks(
         yield np.full(len(labels), position), record.boxes_xyxy_px, labels
 
 
-def named_path(image_dir: Path, names: Sequence[str]) -> Places:
-    """Paths that only name pictures which are no files."""
-    heads = {name.replace("\\", "/").rpartition("/")[0] for name in names}
+def named_path(image_dir: Path, heads: Sequence[str]) -> Places:
+    """Paths that only name pictures which are no files; ``heads`` as ``names.heads_of``."""
     return Places({head: str(image_dir / head) for head in heads}, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from typing import Any
@@ -120,13 +121,17 @@ def whole_column(
 
 
 def box_column(
-    values: list[Any],
+    values: list[Any], typed: bool = False
 ) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Boxes; which entries mark the background (an empty list or null), and which are no boxes."""
-    kinds = set(map(type, values))
-    if kinds <= {tuple}:  # decoded as four finite numbers
-        flat = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(values))
-        return flat.reshape(-1, 4), np.zeros(len(values), bool), np.zeros(len(values), bool)
+    """Boxes; which entries mark the background (an empty list or null), and which are no boxes.
+
+    Args:
+      typed: they are tuples of four finite numbers, or missing.
+    """
+    with contextlib.suppress(TypeError):  # where one is missing
+        if typed:
+            flat = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(values))
+            return flat.reshape(-1, 4), np.zeros(len(values), bool), np.zeros(len(values), bool)
     empty = np.array([value is None or value == [] for value in values])
     good = [isinstance(v, (list, tuple)) and len(v) == 4 and all(finite(number) for number in v) for v in values]
     boxes = np.array([v if ok else (0, 0, 0, 0) for v, ok in zip(values, good, strict=True)], np.float64)
@@ -159,6 +164,8 @@ def are_corners(
 
 def flag_column(values: list[Any]) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Flags, and which are neither yes nor no."""
+    if values.count(0) == len(values):  # of any type; by far the most frequent
+        return np.zeros(len(values), bool), np.zeros(len(values), bool)
     if set(map(type, values)) <= {int, bool}:
         try:
             column = np.array(values, np.int64)

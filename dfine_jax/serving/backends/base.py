@@ -126,8 +126,8 @@ class ArtefactBackend(Backend):
             raise UserError(f"labels up to {labels.max()} for {len(self.artefact.class_names)} classes; export again")
         boxes = boxes + view_px[:, None, [0, 1, 0, 1]].astype(np.float32)
         masks = self._masks(out, scores.shape)
-        found = PixelPredictions(scores, labels, boxes, masks)
-        return PixelPredictions(*(None if column is None else column[:, :num_top] for column in found))
+        masks = None if masks is None else masks[:, :num_top]
+        return PixelPredictions(scores[:, :num_top], labels[:, :num_top], boxes[:, :num_top], masks)
 
     def _masks(self, out: Mapping[str, np.ndarray], rows: tuple[int, ...]) -> Float[np.ndarray, "b n h w"] | None:
         """Logits of the masks of so many images and rows, in the type of the file."""

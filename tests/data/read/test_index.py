@@ -12,8 +12,9 @@ from PIL import Image
 
 from dfine_jax.config import DataConfig
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
-from dfine_jax.data.read import index
+from dfine_jax.data.read import coco, index, pictures
 from dfine_jax.data.read.coco import read_coco
+from dfine_jax.errors import UserError
 
 IMAGES, OBJECTS = 6, 4
 
@@ -152,7 +153,7 @@ def test_loader_processes_map_the_same_file(folder):
     read(folder)
     data = read(folder)
     sent, descriptors = dumps(data.records)
-    assert len(sent) < 4000 and len(descriptors) == 2
+    assert len(sent) < 4000 and len(descriptors) == 1
     assert (
         os.readlink(f"/proc/self/fd/{descriptors[0]}").endswith(".columns") if os.path.isdir("/proc/self/fd") else True
     )
@@ -180,9 +181,11 @@ def test_records_are_a_sequence(folder):
             records[wrong]
 
 
-def test_counts_over_columns_are_those_over_records(folder):
+@pytest.mark.parametrize("rows_at_once", [3, 1 << 15])
+def test_counts_over_columns_are_those_over_records(folder, monkeypatch, rows_at_once):
     from dfine_jax.data.read import records as of
 
+    monkeypatch.setattr(of, "_ROWS_AT_ONCE", rows_at_once)
     lazy = read(folder).records[::-1][:5]
     plain = tuple(lazy)
     assert of.objects_per_image(lazy).tolist() == of.objects_per_image(plain).tolist()
@@ -226,3 +229,87 @@ def test_a_damaged_entry_is_not_believed(folder, place):
         np.testing.assert_array_equal(one.boxes_xyxy_px, other.boxes_xyxy_px)
         assert one.labels.tolist() == other.labels.tolist() and one.path == other.path
     assert stored.read_bytes() != bytes(content)  # written anew
+
+
+def test_from_the_index_no_box_and_no_name_is_looked_at_by_itself(folder, monkeypatch):
+    first = read(folder)
+    aged(folder)
+    for module, name in ((index, "decode"), (index, "find_usable"), (coco, "find_usable"), (pictures, "all_names")):
+        monkeypatch.setattr(module, name, never)
+    assert_same(read(folder), first)
+
+
+def test_from_the_index_pictures_are_looked_for_all_the_same(folder):
+    read(folder)
+    aged(folder)
+    (folder / "train" / "é1.png").unlink()
+    with pytest.raises(UserError, match=rf"1 of {IMAGES} images of .* \(first: é1.png\)"):
+        read(folder)
+    with pytest.raises(UserError, match="elsewhere does not exist"):
+        read_coco(folder / "a.json", folder / "elsewhere")
+    Image.new("RGB", (40, 30)).save(folder / "train" / "é1.png")
+    assert len(read(folder)) == IMAGES
+
+
+def renamed(folder, names):
+    """The annotation file with other names of its pictures."""
+    content = json.loads((folder / "a.json").read_text())
+    for image, name in zip(content["images"], names, strict=True):
+        image["file_name"] = name
+    (folder / "a.json").write_text(json.dumps(content))
+
+
+def test_pictures_in_many_folders_are_the_same_from_the_index(folder):
+    """Some below folders of the names, one beside them, with backslashes, or spelled with composed letters."""
+    names = ["a/é0.png", "b/c/é1.png", "b\\c\\é2.png", "a/é3.png", "é4.png", "b/e\u03015.png"]
+    for i, place in enumerate(["a", "b/c", "b/c", "a", "", "b"]):
+        (folder / "train" / place).mkdir(parents=True, exist_ok=True)
+        (folder / "train" / f"é{i}.png").rename(folder / "train" / place / f"é{i}.png")
+    for last in (names[5], "b/é5.png"):
+        renamed(folder, [*names[:5], last])
+        first = read(folder)
+        aged(folder)
+        again = read(folder)
+        assert_same(again, first)
+        for i, record in enumerate(again.records):
+            assert record.path.name == f"é{i}.png" and record.path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("é0.png", "images number 0 and 1 list é0.png twice"),
+        ("./é0.png", "mean one picture"),
+        ("é\0.png", "1 of 6 images"),
+        ("é\ud800.png", "1 of 6 images"),
+    ],
+    ids=["twice", "one picture", "no name of a file", "half a letter"],
+)
+def test_names_are_refused_alike_from_the_index(folder, name, told):
+    renamed(folder, ["é0.png", name, *(f"é{i}.png" for i in range(2, IMAGES))])
+    messages = []
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            read(folder)
+        messages.append(str(error.value))
+        aged(folder)
+    assert messages[0] == messages[1] and told in messages[0]
+
+
+def test_sizes_that_only_pictures_say_are_asked_of_them_each_time(folder):
+    """Boxes are cut to the pictures as they are now, not as they were when the index was written."""
+    content = json.loads((folder / "a.json").read_text())
+    del content["images"][0]["width"]
+    (folder / "a.json").write_text(json.dumps(content))
+    assert read(folder).records[0].width_px == 40
+    aged(folder)
+    Image.new("RGB", (9, 30)).save(folder / "train" / "é0.png")
+    record = read(folder).records[0]
+    assert record.width_px == 9 and record.boxes_xyxy_px[:, 2].max() == 9
+
+
+def test_a_file_without_images_is_read_from_the_index(folder):
+    (folder / "a.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}')
+    assert len(read(folder)) == 0
+    aged(folder)
+    assert len(read(folder)) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -14,6 +15,8 @@ sys.path.append(str(ROOT / "tests"))
 import onnx_models as tiny
 
 from dfine_jax.converters.onnx.export import export_onnx, save
+from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.errors import UserError
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.serving.artefact import KEY, from_json
@@ -64,18 +67,17 @@ def test_masks_of_the_detections(files, in_jax, form, runtime):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_masks_in_the_pictures_are_those_of_the_model(files, model, runtime):
-    """Where a probability is next to the threshold, a pixel may fall either way."""
+    """Whole, because random boxes are small. A pixel next to the threshold may fall either way."""
     pytest.importorskip(runtime)
     picture = np.random.default_rng(2).integers(0, 256, (51, 97, 3)).astype(np.uint8)
-    detector = Detector(files / "complete.onnx", threshold=0.0, num_top=12, runtime=runtime)
-    masks = detector(picture).masks
-    want = JaxBackend(*model).detect(detector._preprocess(picture)[None], np.array([[0, 0, 97, 51]]), 12)
-    from dfine_jax.data.picture.object_masks import MapMasks
-
-    assert want.masks_logit is not None and masks is not None
-    ours = MapMasks(want.masks_logit[0], want.boxes_xyxy_px[0], (0, 0, 97, 51), (97, 51)).all()
-    assert masks.shape == ours.shape == (12, 51, 97) and ours.any()
-    assert np.count_nonzero(masks != ours) <= 1e-3 * ours.size
+    masks = Detector(files / "complete.onnx", threshold=0.0, num_top=12, runtime=runtime)(picture).object_masks
+    view_px, images = np.array([[0, 0, 97, 51]]), Preprocess(*tiny.SIZE_HW)(picture)[None]
+    want = JaxBackend(*model).detect(images, view_px, 12)
+    assert want.masks_logit is not None and isinstance(masks, MapMasks)
+    found = dataclasses.replace(masks, cut_to_boxes=False).all()
+    ours = MapMasks(want.masks_logit[0], want.boxes_xyxy_px[0], (0, 0, 97, 51), (97, 51), cut_to_boxes=False).all()
+    assert found.shape == ours.shape == (12, 51, 97) and 0.01 < ours.mean() < 0.95
+    assert np.count_nonzero(found != ours) <= 1e-4 * ours.size
 
 
 def relabelled(file, target, **changes):
