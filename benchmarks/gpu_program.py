@@ -3,6 +3,7 @@
     python benchmarks/gpu_program.py --variants s n --cards h100 a100 t4 rtx3090 rtx4090 --precisions bfloat16 float32
     python benchmarks/gpu_program.py --variants s --program predict --batch 1
     python benchmarks/gpu_program.py --variants s --devices 8
+    python benchmarks/gpu_program.py --variants s x --task segment --slots 100
 
 Needs ``pip install 'dfine-jax[cuda]'``, but no card: each program is compiled from a description of the card (minutes
 on two cores) and not run, so there are no times here. Which of several equal kernels a real card takes is found by
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfine_jax.config import Config, DataConfig
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.config import LossConfig
+from dfine_jax.families.dfine.family import DFINE
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.plan.cards import CARDS
 from dfine_jax.training.plan.on_card import Answer, Question, fits, measure
@@ -54,23 +56,27 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[8], help="images of a device")
     parser.add_argument("--size", type=int, default=640)
     parser.add_argument("--slots", type=int, default=20, help="ground-truth boxes per image")
+    parser.add_argument("--task", default="detect", choices=["detect", "segment"])
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--program", default="train", choices=["train", "predict"])
     parser.add_argument("--out", type=Path, help="append answers as lines of JSON")
     args = parser.parse_args()
     data = DataConfig(height_px=args.size, width_px=args.size)
     for variant, precision, card, batch in itertools.product(args.variants, args.precisions, args.cards, args.batches):
-        config = Config(model_config(variant, precision=precision), LossConfig(), data=data)
+        model = DFINE.tasks[args.task](model_config(variant, precision=precision))
+        config = Config(model, LossConfig(), data=data)
         question = Question(config, card, batch, args.slots, args.devices, args.program)
-        print(f"{args.program} {variant.upper()} {args.size} px {precision} batch {batch} on {args.devices} {card}")
+        what = f"{args.program} {args.task} {variant.upper()} {args.size} px {precision}"
+        print(f"{what} batch {batch} of {args.slots} objects on {args.devices} {card}")
         try:
             answer = measure(question)
         except UserError as error:
             parser.exit(2, f"error: {error}\n")
         print(row(answer), flush=True)
         if args.out:
-            line = {"variant": variant, "precision": precision, "card": card, "batch": batch, "devices": args.devices}
-            line |= {"program": args.program, "size_px": args.size} | dataclasses.asdict(answer)
+            line = {"variant": variant, "task": args.task, "precision": precision, "card": card, "batch": batch}
+            line |= {"devices": args.devices, "program": args.program, "size_px": args.size, "slots": args.slots}
+            line |= dataclasses.asdict(answer)
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 

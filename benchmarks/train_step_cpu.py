@@ -1,6 +1,7 @@
 """One training step on the CPU: this library against the same model of transformers in PyTorch.
 
     python benchmarks/train_step_cpu.py --variant n --size 320 --batch 8 --objects 10
+    python benchmarks/train_step_cpu.py --only dfine_jax "dfine_jax masks"
 
 A step is loss, backward, clip and AdamW. Random weights and images; ``--objects`` boxes per image. Both sides train in
 float32 with 100 denoising queries. Ours also keeps the average of the weights, as the recipe asks; PyTorch's side does
@@ -12,6 +13,7 @@ what a notebook has.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -32,7 +34,7 @@ def _targets(batch: int, objects: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 80, (batch, objects)), np.concatenate([centre, size], -1).astype(np.float32)
 
 
-def _jax(args: argparse.Namespace, assignment: str = "scipy") -> Callable[[], object]:
+def _jax(args: argparse.Namespace, assignment: str = "scipy", task: str = "detect") -> Callable[[], object]:
     import jax
 
     from dfine_jax import families
@@ -44,13 +46,19 @@ def _jax(args: argparse.Namespace, assignment: str = "scipy") -> Callable[[], ob
 
     keep_freed_memory()  # as `dfine train` does
     config = peers.config(args.variant, loss={"assignment": assignment})
-    variables = families.of(config.model).init(config.model, jax.random.key(0))
+    family = families.of(config.model)
+    config = dataclasses.replace(config, model=family.tasks[task](config.model))
+    variables = family.init(config.model, jax.random.key(0))
     tx = make_optimizer(config.model, config.optim)
     step = make_train_step(config, tx)
     state = replicated(create_state(variables, tx, jax.random.key(1)))
     labels, boxes = _targets(args.batch, args.objects)
     images = np.random.default_rng(1).integers(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
     batch = Batch(images, labels.astype(np.int32), boxes, np.ones(labels.shape, bool))
+    if stride := family.mask_stride(config.model):
+        cells = args.size // stride
+        masks = np.random.default_rng(2).integers(0, 5, (*labels.shape, cells, cells), np.uint8)
+        batch = batch._replace(masks=masks, has_mask=batch.valid)
     batch = batch.each(lambda array: array[None])
     compiled = step.lower(state, batch).compile()
     give_back_memory()
@@ -90,6 +98,7 @@ SETUPS = {
     "dfine_jax": _jax,
     "dfine_jax system allocator": _jax,
     "dfine_jax device matching": lambda args: _jax(args, "device"),
+    "dfine_jax masks": lambda args: _jax(args, task="segment"),
     "transformers": lambda args: _torch(args, False),
     "transformers channels_last": lambda args: _torch(args, True),
 }
@@ -113,7 +122,7 @@ def main() -> None:
     shared = [f"--{key}={getattr(args, key)}" for key in ("variant", "size", "batch", "objects")]
     title = f"train step {args.variant.upper()} {args.size} px, batch {args.batch}, {args.objects} objects/image, CPU"
     preload = with_allocator({**os.environ, "JAX_PLATFORMS": "cpu"}) or {}
-    environments = {name: preload for name in ("dfine_jax", "dfine_jax device matching")}
+    environments = {name: preload for name in ("dfine_jax", "dfine_jax device matching", "dfine_jax masks")}
     interleave.compare(__file__, names, shared, args.rounds, args.runs, title, environments)
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "demo": "whole tour on a synthetic dataset in minutes: data, training, evaluation, pictures, report",
     "train": "train a detector on a dataset",
     "evaluate": "COCO average precision of a model on a dataset",
+    "errors": "annotations that a model finds missing or wrong: a page, a table, a COCO file",
     "predict": "detect objects in images, folders, videos and streams; pictures, videos, COCO results, crops",
     "convert": "official or Hugging Face weights to a checkpoint, and back",
     "export": "weights to ONNX, OpenVINO or TensorRT, checked against the model",
@@ -36,7 +37,7 @@ COMMANDS = {
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
 _TALKATIVE = ("jax", "absl", "orbax", "flax", "matplotlib", "PIL", "onnx", "nncf", "openvino")  # in warnings
-_COMPUTING = ("demo", "train", "evaluate", "check")  # commands that take many steps
+_COMPUTING = ("demo", "train", "evaluate", "errors", "check")  # commands that take many steps
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPT = 130
 
@@ -188,6 +189,8 @@ def _command(name: str) -> ModuleType:
             from dfine_jax.commands import train as command
         case "evaluate":
             from dfine_jax.commands import evaluate as command
+        case "errors":
+            from dfine_jax.commands import errors as command
         case "predict":
             from dfine_jax.commands import predict as command
         case "convert":

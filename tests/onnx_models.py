@@ -11,6 +11,7 @@ import onnx
 from PIL import Image
 from tiny import tiny_config
 
+from dfine_jax.families.dfine.family import DFINE
 from dfine_jax.families.dfine.model import DFine
 from dfine_jax.ops.postprocess import Answer
 
@@ -27,9 +28,9 @@ def noise_pictures(folder: Path) -> Path:
     return folder
 
 
-def tiny_model() -> tuple[DFine, dict[str, Any]]:
+def tiny_model(task: str = "detect") -> tuple[DFine, dict[str, Any]]:
     """All leaves random, also those that start as zeros or ones; some affine scales are negative."""
-    model = DFine(tiny_config().model)
+    model = DFine(DFINE.tasks[task](tiny_config().model))
     images = jax.ShapeDtypeStruct((1, 128, 128, 3), np.float32)
     shapes = jax.eval_shape(lambda k, x: model.init(k, x, train=True), jax.random.key(0), images)
     rng = np.random.default_rng(0)
@@ -57,7 +58,7 @@ def tiny_model() -> tuple[DFine, dict[str, Any]]:
 def answers(model: DFine, variables: Any, images: np.ndarray) -> Answer:
     """Of the model itself."""
     out = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    return Answer(np.asarray(out.logits), np.asarray(out.boxes_cxcywh))
+    return jax.tree.map(np.asarray, out.answer)
 
 
 def run(proto: onnx.ModelProto, **feeds: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -12,6 +13,13 @@ from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Dataset, Record
 from dfine_jax.evaluation.evaluate import evaluate_detections, match_categories
 from dfine_jax.serving.backends.base import Backend
+
+
+class Precision(NamedTuple):
+    """COCO AP."""
+
+    boxes: float
+    masks: float | None  # None: the backend makes none, or none is annotated
 
 
 class AveragePrecision:
@@ -33,7 +41,7 @@ class AveragePrecision:
         step = max(1, -(-len(dataset) // max_images))
         self.records: Sequence[Record] = dataset.records[::step]
 
-    def __call__(self, backend: Backend, batch: int = 1, records: Sequence[Record] | None = None) -> float:
+    def __call__(self, backend: Backend, batch: int = 1, records: Sequence[Record] | None = None) -> Precision:
         """AP on all images, or on some of them."""
         part = dataclasses.replace(self._dataset, records=self.records if records is None else records)
         loader = EvalLoader(
@@ -44,4 +52,5 @@ class AveragePrecision:
             resize=self._preprocess.resize,
         )
         bar = tqdm(loader, total=len(loader), unit="batch", desc="AP", leave=False, disable=None)
-        return evaluate_detections(backend.detect, bar, part, self._classes).ap
+        numbers = evaluate_detections(backend.detect, bar, part, self._classes).numbers()
+        return Precision(numbers["ap"], numbers.get("mask_ap"))

@@ -21,10 +21,16 @@ from dfine_jax.ops.boxes import cxcywh_to_xyxy, iou
 
 CONFIDENT = 0.3  # a detection of this score is no near-tie of the query selection
 _MEANINGS = {
-    "median": "median",
-    "p95": "95 % of rows",
-    "most": "all but near-ties",
+    "box_median_px": "box error, median",
+    "box_p95_px": "box error, 95 % of rows",
+    "box_most_px": "box error, all but near-ties",
+    "score_median": "score error, median",
+    "score_p95": "score error, 95 % of rows",
+    "score_most": "score error, all but near-ties",
+    "mask_median": "1 - IoU of masks, median",
+    "mask_p95": "1 - IoU of masks, 95 % of rows",
 }
+_SPECK = 16  # cells; the IoU of smaller masks hangs on one of them
 _PARTNER_IOU = 0.5
 _PARTNER_SCORE = 0.5  # of the detection's own score
 
@@ -34,11 +40,21 @@ class Rows(NamedTuple):
 
     boxes_cxcywh: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, "n k"]
+    masks_logit: Float[np.ndarray, "n h w"] | None = None  # of models that segment
+
+
+class Errors(NamedTuple):
+    """Of each pair of rows of one image."""
+
+    boxes_px: Float[np.ndarray, " n"]  # pixels of the input
+    scores: Float[np.ndarray, " n"]
+    confidence: Float[np.ndarray, " n"]
+    masks: Float[np.ndarray, " n"] | None = None  # 1 - IoU, NaN for specks; None: no masks
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Largest accepted errors. Boxes in pixels of the model input, scores in [0, 1], AP in [0, 1].
+    """Largest accepted errors. Boxes in pixels of the model input; scores, AP and 1 - IoU of masks in [0, 1].
 
     ``*_median`` holds for the median row of each image: most wrong weights move every row a little. ``*_p95`` holds for
     95 % of all rows: others move some rows. ``*_most`` holds for every confident row, and for all others but a share
@@ -53,19 +69,21 @@ class Limits:
     score_median: float
     score_p95: float
     score_most: float
-    ap_drop: float
+    mask_median: float
+    mask_p95: float
+    ap_drop: float  # of boxes and of masks
     tie_share: float = 0.02
     lost_share: float = 0.0
 
 
 LIMITS = {
-    "fp32": Limits(0.01, 0.05, 0.25, 1e-4, 5e-4, 2e-3, ap_drop=0.001),
-    "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, ap_drop=0.005, tie_share=0.05, lost_share=0.02),
-    "int8": Limits(6.0, np.inf, np.inf, 0.05, np.inf, np.inf, ap_drop=0.01, lost_share=0.05),
+    "fp32": Limits(0.01, 0.05, 0.25, 1e-4, 5e-4, 2e-3, 1e-3, 0.01, ap_drop=0.001),
+    "fp16": Limits(0.5, 3.0, 8.0, 5e-3, 0.03, 0.08, 0.01, 0.05, ap_drop=0.005, tie_share=0.05, lost_share=0.02),
+    "int8": Limits(6.0, np.inf, np.inf, 0.05, np.inf, np.inf, 0.08, np.inf, ap_drop=0.01, lost_share=0.05),
 }
 
 # Of float32 files that resize: some pixels are one level off Pillow's.
-RESIZING = Limits(0.1, 0.5, 2.5, 1e-3, 5e-3, 0.02, ap_drop=0.001)
+RESIZING = Limits(0.1, 0.5, 2.5, 1e-3, 5e-3, 0.02, 0.01, 0.05, ap_drop=0.001)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +99,8 @@ class Comparison:
     score_median: float
     score_p95: float
     score_most: float
+    mask_median: float | None  # None: no masks
+    mask_p95: float | None
     cut_rows: int  # rows that were left out as near-ties
     sure_rows: int  # confident detections of both sides
     lost_share: float  # of those, without one on the other side
@@ -92,26 +112,30 @@ def rows_of_detections(
     labels: Int[np.ndarray, " n"],
     boxes_cxcywh: Float[np.ndarray, "n 4"],
     num_classes: int,
+    masks_logit: Float[np.ndarray, "n h w"] | None = None,
 ) -> Rows:
     """Selected detections as rows: the score stands in the column of the label."""
     dense = np.zeros((len(scores), num_classes), np.float32)
     dense[np.arange(len(scores)), labels] = scores
-    return Rows(boxes_cxcywh, dense)
+    return Rows(boxes_cxcywh, dense, masks_logit)
 
 
-def compare_image(reference: Rows, found: Rows, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Box error (pixels of the input), score error and confidence of each pair of rows.
+def compare_image(reference: Rows, found: Rows, size_hw: tuple[int, int]) -> Errors:
+    """Errors of each pair of rows; ``size_hw`` is that of the input.
 
     Raises:
-      UserError: the sides have different numbers of rows or classes, or a value is not finite.
+      UserError: the sides have different numbers of rows or classes or other masks, or a value is not finite.
     """
     if reference.boxes_cxcywh.shape != found.boxes_cxcywh.shape or reference.scores.shape != found.scores.shape:
         raise UserError(
             f"the file gives {list(found.boxes_cxcywh.shape)} boxes and {list(found.scores.shape)} scores, the model "
             f"{list(reference.boxes_cxcywh.shape)} and {list(reference.scores.shape)}"
         )
+    ours, theirs = (None if rows.masks_logit is None else list(rows.masks_logit.shape) for rows in (reference, found))
+    if ours != theirs:
+        raise UserError(f"the file gives {theirs or 'no'} masks, the model {ours or 'none'}")
     for side, rows in (("file", found), ("model", reference)):
-        if not (np.isfinite(rows.boxes_cxcywh).all() and np.isfinite(rows.scores).all()):
+        if not all(np.isfinite(column).all() for column in rows if column is not None):
             raise UserError(f"outputs of the {side} hold values that are not finite")
     boxes = np.abs(reference.boxes_cxcywh[:, None] - found.boxes_cxcywh[None])
     scores = np.zeros(boxes.shape[:2], np.float32)
@@ -121,7 +145,17 @@ def compare_image(reference: Rows, found: Rows, size_hw: tuple[int, int]) -> tup
     height, width = size_hw
     errors_px = (boxes[left, right] * np.array([width, height, width, height])).max(-1)
     confidence = np.maximum(reference.scores[left].max(-1), found.scores[right].max(-1))
-    return errors_px, scores[left, right], confidence
+    return Errors(errors_px, scores[left, right], confidence, _mask_errors(reference, found, left, right))
+
+
+def _mask_errors(
+    reference: Rows, found: Rows, left: Int[np.ndarray, " n"], right: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"] | None:
+    if reference.masks_logit is None or found.masks_logit is None:
+        return None
+    a, b = (reference.masks_logit >= 0)[left], (found.masks_logit >= 0)[right]
+    common, either = ((np.count_nonzero(op(a, b), (1, 2))) for op in (np.logical_and, np.logical_or))
+    return np.where(either < _SPECK, np.nan, 1 - common / np.maximum(either, 1))
 
 
 def lost(reference: Rows, found: Rows) -> tuple[int, int]:
@@ -145,7 +179,7 @@ def _without_partner(rows: Rows, others: Rows) -> tuple[int, int]:
 
 def summarise(
     batch: int,
-    images: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    images: Sequence[Errors],
     limits: Limits,
     lost_rows_of: Sequence[tuple[int, int]] = (),
 ) -> Comparison:
@@ -157,16 +191,22 @@ def summarise(
     """
     counted: list[tuple[np.ndarray, np.ndarray]] = []
     cut_rows = 0
-    for boxes_px, scores, confidence in images:
+    for boxes_px, scores, confidence, _ in images:
         over = np.maximum(boxes_px / limits.box_most_px, scores / limits.score_most)
         free = int(np.ceil(limits.tie_share * len(over)))
         worst = np.argsort(-over, kind="stable")[:free]
         cut = worst[(over[worst] > 1) & (confidence[worst] < CONFIDENT)]
         cut_rows += len(cut)
         counted.append((np.delete(boxes_px, cut), np.delete(scores, cut)))
-    all_boxes, all_scores = (np.concatenate([image[i] for image in images]) for i in (0, 1))
+    all_boxes = np.concatenate([image.boxes_px for image in images])
+    all_scores = np.concatenate([image.scores for image in images])
+    masks = [image.masks[~np.isnan(image.masks)] for image in images if image.masks is not None]
+    mask_medians = [float(np.median(errors)) if len(errors) else 0.0 for errors in masks]
     sure_rows, lost_rows = (sum(counts) for counts in zip(*lost_rows_of, strict=True)) if lost_rows_of else (0, 0)
-    medians = [(float(np.median(boxes)), float(np.median(scores))) for boxes, scores, _ in images]
+    medians = [(float(np.median(image.boxes_px)), float(np.median(image.scores))) for image in images]
+    shares = [max(box / limits.box_median_px, score / limits.score_median) for box, score in medians]
+    if masks:
+        shares = np.maximum(shares, np.array(mask_medians) / limits.mask_median)
     return Comparison(
         batch=batch,
         images=len(images),
@@ -177,22 +217,23 @@ def summarise(
         score_median=max(score for _, score in medians),
         score_p95=float(np.quantile(all_scores, 0.95)),
         score_most=max(float(scores.max(initial=0)) for _, scores in counted),
+        mask_median=max(mask_medians) if masks else None,
+        mask_p95=float(np.quantile(np.concatenate([[0.0], *masks]), 0.95)) if masks else None,
         cut_rows=cut_rows,
         sure_rows=sure_rows,
         lost_share=lost_rows / max(sure_rows, 1),
-        worst_image=int(np.argmax([max(b / limits.box_median_px, s / limits.score_median) for b, s in medians])),
+        worst_image=int(np.argmax(shares)),
     )
 
 
 def exceeded(comparison: Comparison, limits: Limits) -> list[str]:
     """What is above its limit, in words."""
     out = []
-    for kind, unit in (("box", " px"), ("score", "")):
-        for which, meaning in _MEANINGS.items():
-            name = f"{kind}_{which}" + "_px" * (kind == "box")
-            value, limit = getattr(comparison, name), getattr(limits, name)
-            if not value <= limit:
-                out.append(f"batch {comparison.batch}: {kind} error, {meaning}: {value:.3g}{unit} > {limit:.3g}{unit}")
+    for name, meaning in _MEANINGS.items():
+        value, limit = getattr(comparison, name), getattr(limits, name)
+        unit = " px" if name.endswith("_px") else ""
+        if value is not None and not value <= limit:
+            out.append(f"batch {comparison.batch}: {meaning}: {value:.3g}{unit} > {limit:.3g}{unit}")
     if comparison.lost_share > limits.lost_share:
         out.append(
             f"batch {comparison.batch}: {comparison.lost_share:.0%} of {comparison.sure_rows} confident detections "

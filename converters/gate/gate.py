@@ -18,7 +18,7 @@ from dfine_jax.converters.gate import compare
 from dfine_jax.converters.gate.compare import LIMITS, RESIZING, Comparison, Limits, Rows
 from dfine_jax.converters.gate.data import CheckData, open_data, pictures
 from dfine_jax.converters.gate.report import Accuracy, GateReport
-from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.picture.images import Preprocess, inner_px
 from dfine_jax.data.read.dataset import Classes, Dataset
 from dfine_jax.errors import UserError
 from dfine_jax.ops.boxes import xyxy_to_cxcywh
@@ -94,14 +94,13 @@ def check_artefact(
     images = np.stack([artefact.preprocess(picture) for picture in shown])
     sizes_px = np.array([(picture.shape[1], picture.shape[0]) for picture in shown])
     comparisons, failures = _measure(backend, answer, images, sizes_px, limits)
-    accuracy, no_accuracy = None, checked_on.no_ap or "refused before"
+    accuracies, no_accuracy = (None, None), checked_on.no_ap or "refused before"
     if checked_on.dataset is not None and not failures and not wrong_description:
-        accuracy, wrong = _accuracy(backend, (answer, baseline), checked_on.dataset, max_images, limits, max_ap_drop)
+        accuracies, wrong = _precision(backend, (answer, baseline), checked_on.dataset, max_images, limits, max_ap_drop)
         failures += wrong
     divergence, no_divergence = None, ""
     if failures and model is not None:
-        worst = images[comparisons[-1].worst_image] if comparisons else images[0]
-        divergence, no_divergence = _divergence(path, model, variables, worst, artefact)
+        divergence, no_divergence = _divergence(path, model, variables, images, comparisons, artefact)
     return GateReport(
         file=Path(path).name,
         sha256=sha256(path),
@@ -113,8 +112,9 @@ def check_artefact(
         images=origin,
         limits=limits,
         comparisons=tuple(comparisons),
-        accuracy=accuracy,
-        no_accuracy="" if accuracy else no_accuracy,
+        accuracy=accuracies[0],
+        mask_accuracy=accuracies[1],
+        no_accuracy="" if accuracies[0] else no_accuracy,
         failures=(*wrong_description, *failures),
         first_divergence=divergence,
         no_divergence=no_divergence,
@@ -133,13 +133,20 @@ def of_input(answer: Reference, artefact: Artefact) -> Reference:
     if inside is None:
         return answer
     height, width = artefact.input.size_hw
+    cells = None
+    if artefact.mask_stride is not None:
+        inner = inner_px((width, height), inside.height_px, inside.width_px, inside.resize == "letterbox")
+        cells = [side // artefact.mask_stride for side in inner]
     left, top, across, down = inside.view_px((width, height))
     scale = np.array([across / width, down / height] * 2, np.float32)
     shift = np.array([left / width, top / height, 0, 0], np.float32)
 
     def resized(images: Images) -> Answer:
         found = answer(np.stack([inside(image) for image in images]))
-        return found._replace(boxes_cxcywh=np.asarray(found.boxes_cxcywh) * scale + shift)
+        masks_logit = found.masks_logit
+        if masks_logit is not None and cells is not None:
+            masks_logit = masks_logit[:, :, cells[1] :, cells[0] :][:, :, : cells[3], : cells[2]]
+        return Answer(found.logits, np.asarray(found.boxes_cxcywh) * scale + shift, masks_logit)
 
     return resized
 
@@ -222,32 +229,45 @@ def _compare(
 def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> list[Rows]:
     if backend.artefact.graph == "raw":
         answer = backend.predict(images)
-        scores = sigmoid(np.asarray(answer.logits, np.float32))
-        return [Rows(b, s) for b, s in zip(answer.boxes_cxcywh, scores, strict=True)]
+        return [_raw_rows(answer, i) for i in range(len(images))]
     views_px = np.concatenate([np.zeros_like(sizes_px), sizes_px], 1)
-    scores, labels, corners_px, _ = backend.detect(images, views_px)
+    scores, labels, corners_px, masks_logit = backend.detect(images, views_px)
     corners = corners_px / sizes_px[:, None, [0, 1, 0, 1]]
-    count = len(backend.artefact.class_names)
-    rows = zip(scores, labels, xyxy_to_cxcywh(corners).astype(np.float32), strict=True)
-    return [compare.rows_of_detections(*row, count) for row in rows]
+    boxes_cxcywh, count = xyxy_to_cxcywh(corners).astype(np.float32), len(backend.artefact.class_names)
+    return [
+        compare.rows_of_detections(scores[i], labels[i], boxes_cxcywh[i], count, _of_image(masks_logit, i))
+        for i in range(len(images))
+    ]
 
 
 def _model_rows(answer: Answer, count: int, graph: str) -> Rows:
     if graph == "raw":
-        return Rows(np.asarray(answer.boxes_cxcywh[0]), sigmoid(np.asarray(answer.logits[0], np.float32)))
-    scores, labels, boxes = (np.asarray(x)[0] for x in select(answer, count)[:3])
-    return compare.rows_of_detections(scores, labels, boxes, answer.logits.shape[-1])
+        return _raw_rows(answer, 0)
+    scores, labels, boxes_cxcywh, masks_logit = (_of_image(column, 0) for column in select(answer, count))
+    return compare.rows_of_detections(scores, labels, boxes_cxcywh, answer.logits.shape[-1], masks_logit)
 
 
-def _accuracy(
+def _raw_rows(answer: Answer, image: int) -> Rows:
+    logits, boxes_cxcywh, masks_logit = (_of_image(column, image) for column in answer)
+    return Rows(boxes_cxcywh, sigmoid(np.asarray(logits, np.float32)), masks_logit)
+
+
+def _of_image(column: Any, image: int) -> Any:
+    return None if column is None else np.asarray(column[image])
+
+
+def _precision(
     backend: ArtefactBackend,
     models: tuple[Reference, Reference | None],
     dataset: Dataset,
     max_images: int,
     limits: Limits,
     max_ap_drop: float | None,
-) -> tuple[Accuracy | None, list[str]]:
-    """AP of the file, of the model and of the unreduced one on the same images, and what is wrong with it."""
+) -> tuple[tuple[Accuracy | None, Accuracy | None], list[str]]:
+    """AP of the file, of the model and of the unreduced one on the same images, and what is wrong with it.
+
+    Of boxes and, where there are any, of masks.
+    """
     from dfine_jax.converters.gate.accuracy import AveragePrecision
 
     artefact = backend.artefact
@@ -255,27 +275,40 @@ def _accuracy(
         ap = AveragePrecision(dataset, artefact.class_names, artefact.preprocess, max_images)
         file = ap(backend, artefact.input.batch or 1)
     except UserError as error:
-        return None, [str(error)]
+        return (None, None), [str(error)]
     model, full = (None if function is None else ap(FunctionBackend(function)) for function in models)
     assert model is not None
-    accuracy = Accuracy(model=model, artefact=file, images=len(ap.records), baseline=full)
-    out = []
-    if accuracy.drop > limits.ap_drop:
-        out.append(f"AP {file:.4f} is {accuracy.drop:.4f} below the model's, limit {limits.ap_drop}")
-    if max_ap_drop is not None and accuracy.cost is not None and accuracy.cost > max_ap_drop:
-        out.append(
-            f"AP {file:.4f} of this operating point is {accuracy.cost:.4f} below the unreduced model's, limit "
-            f"{max_ap_drop}"
-        )
-    return accuracy, out
+    out: list[Accuracy | None] = []
+    failures = []
+    for kind, name in (("boxes", "AP"), ("masks", "mask AP")):
+        ours, theirs, whole = (None if found is None else getattr(found, kind) for found in (model, file, full))
+        if ours is None or theirs is None:
+            out.append(None)
+            continue
+        accuracy = Accuracy(model=ours, artefact=theirs, images=len(ap.records), baseline=whole)
+        out.append(accuracy)
+        if accuracy.drop > limits.ap_drop:
+            failures.append(f"{name} {theirs:.4f} is {accuracy.drop:.4f} below the model's, limit {limits.ap_drop}")
+        if max_ap_drop is not None and accuracy.cost is not None and accuracy.cost > max_ap_drop:
+            failures.append(
+                f"{name} {theirs:.4f} of this operating point is {accuracy.cost:.4f} below the unreduced model's, "
+                f"limit {max_ap_drop}"
+            )
+    return (out[0], out[1]), failures
 
 
 def _divergence(
-    path: Path | str, model: Any, variables: Any, image: np.ndarray, artefact: Artefact
+    path: Path | str,
+    model: Any,
+    variables: Any,
+    images: Images,
+    comparisons: Sequence[Comparison],
+    artefact: Artefact,
 ) -> tuple[str | None, str]:
-    """Where the file diverges first; None, and why that is not known."""
+    """Where the file diverges first, on the worst image; None, and why that is not known."""
     from dfine_jax.converters.gate.divergence import first_divergence
 
+    image = images[comparisons[-1].worst_image if comparisons else 0]
     try:
         return first_divergence(path, model, variables, image, artefact), ""
     except UserError as error:

@@ -15,7 +15,7 @@ from dfine_jax.system.files import write_whole
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """COCO AP on the same images."""
+    """COCO AP of boxes or of masks, on the same images."""
 
     model: float  # what the file is compared with
     artefact: float
@@ -48,6 +48,7 @@ class GateReport:
     limits: Limits
     comparisons: tuple[Comparison, ...]
     accuracy: Accuracy | None
+    mask_accuracy: Accuracy | None  # of models that segment, where masks are annotated
     no_accuracy: str  # why AP was not measured
     failures: tuple[str, ...]
     first_divergence: str | None
@@ -74,8 +75,9 @@ class GateReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
-        if self.accuracy is not None:
-            values["accuracy"] |= {"drop": self.accuracy.drop, "cost": self.accuracy.cost}
+        for name, accuracy in (("accuracy", self.accuracy), ("mask_accuracy", self.mask_accuracy)):
+            if accuracy is not None:
+                values[name] |= {"drop": accuracy.drop, "cost": accuracy.cost}
         return {"passed": self.passed, "verdict": self.verdict, **values}
 
     def table(self) -> str:
@@ -102,13 +104,22 @@ class GateReport:
             f"{'limit':>5} {'':>6} {limits.box_median_px:>15.2g} {limits.box_p95_px:>8.2g} {limits.box_most_px:>8.2g} "
             f"{limits.score_median:>14.2g} {limits.score_p95:>8.2g} {limits.score_most:>8.2g}"
         )
-        lines += ["", *self._confident_lines(), *self._accuracy_lines()]
+        lines += ["", *self._mask_lines(), *self._confident_lines(), *self._accuracy_lines()]
         if self.quantization:
             lines.append(f"quantization: {_listed(self.quantization)}")
         lines += [f"FAILED {failure}" for failure in self.failures]
         if self.first_divergence or self.no_divergence:
             lines.append(f"first difference: {self.first_divergence or f'not known ({self.no_divergence})'}")
         return "\n".join(lines).rstrip() + "\n"
+
+    def _mask_lines(self) -> list[str]:
+        limits = self.limits
+        return [
+            f"batch {c.batch}: 1 - IoU of masks: median {c.mask_median:.2g} (limit {limits.mask_median:.2g}), 95 % "
+            f"{c.mask_p95:.2g} (limit {limits.mask_p95:.2g})"
+            for c in self.comparisons
+            if c.mask_median is not None
+        ]
 
     def _confident_lines(self) -> list[str]:
         limit = self.limits.lost_share
@@ -120,17 +131,22 @@ class GateReport:
         ]
 
     def _accuracy_lines(self) -> list[str]:
-        accuracy = self.accuracy
-        reduced = f"operating point: {_listed(self.operating_point)}; AP cost"
-        if accuracy is None:
-            lines = [f"AP: not measured ({self.no_accuracy})"]
-            return lines + [f"{reduced}: not measured; give --data DIR with annotations"] * bool(self.operating_point)
-        lines = [
-            f"AP on {accuracy.images} images: model {accuracy.model:.4f}, file {accuracy.artefact:.4f}, drop "
-            f"{accuracy.drop:+.4f} (limit {self.limits.ap_drop})"
-        ]
-        if accuracy.cost is not None:
-            lines.append(f"{reduced} {accuracy.cost:+.4f} against {accuracy.baseline:.4f} of the unreduced model")
+        reduced, lines = f"operating point: {_listed(self.operating_point)};", []
+        if self.accuracy is None:
+            lines.append(f"AP: not measured ({self.no_accuracy})")
+            if self.operating_point:
+                lines.append(f"{reduced} AP cost: not measured; give --data DIR with annotations")
+        for accuracy, what in ((self.accuracy, "AP"), (self.mask_accuracy, "mask AP")):
+            if accuracy is None:
+                continue
+            lines.append(
+                f"{what} on {accuracy.images} images: model {accuracy.model:.4f}, file {accuracy.artefact:.4f}, drop "
+                f"{accuracy.drop:+.4f} (limit {self.limits.ap_drop})"
+            )
+            if accuracy.cost is not None:
+                lines.append(
+                    f"{reduced} {what} cost {accuracy.cost:+.4f} against {accuracy.baseline:.4f} of the unreduced model"
+                )
         return lines
 
 

@@ -2,12 +2,15 @@
 
 Two graphs:
 
-* ``raw``: ``images`` -> ``logits`` [b, q, k] before the sigmoid, ``boxes`` [b, q, 4] as (cx, cy, w, h) in [0, 1].
+* ``raw``: ``images`` -> ``logits`` [b, q, k] before the sigmoid, ``boxes`` [b, q, 4] as (cx, cy, w, h) in [0, 1]; of
+  models that segment also ``masks`` [b, q, h, w], logits too.
 * ``complete``: ``images``, ``original_sizes_px`` float32 [b, 2] (width, height) -> ``labels`` int32 [b, n], ``boxes``
-  float32 [b, n, 4] as corners in pixels of the original images, ``scores`` float32 [b, n], best first.
+  float32 [b, n, 4] as corners in pixels of the original images, ``scores`` float32 [b, n], best first, and ``masks``
+  [b, n, h, w] of these detections.
 
 ``images`` are float32 [b, 3, h, w], RGB in [0, 1], or with ``input_dtype="uint8"`` bytes [b, h, w, 3]. With
-``source_hw`` they are bytes of that size and the graph resizes (resize.py). Outputs are float32 always.
+``source_hw`` they are bytes of that size and the graph resizes (resize.py). Outputs are float32 always, except masks:
+those of a float16 graph are float16, because they are most of what leaves the device.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,14 +36,13 @@ from dfine_jax import __version__
 from dfine_jax.config import ModelSection
 from dfine_jax.converters.onnx import ops
 from dfine_jax.converters.onnx.graph import simplify
-from dfine_jax.converters.onnx.model import forward
+from dfine_jax.converters.onnx.model import Forward, forward
 from dfine_jax.converters.onnx.resize import resizing
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
-from dfine_jax.families import of, recipe_name
+from dfine_jax.families import of, recipe_name, task
 from dfine_jax.families.family import Reduction, Variables
-from dfine_jax.ops.postprocess import Answer
-from dfine_jax.serving.artefact import GRAPHS, KEY, SIZES_INPUT, Artefact, InputSpec
+from dfine_jax.serving.artefact import KEY, SIZES_INPUT, Artefact, InputSpec, outputs
 
 Precision = Literal["fp32", "fp16"]
 Graph = Literal["raw", "complete"]
@@ -88,26 +90,28 @@ def export_onnx(
     preprocess = dataclasses.replace(preprocess, height_px=size_hw[0], width_px=size_hw[1])
     input_dtype = "uint8" if source_hw else input_dtype
     network = forward(model, variables, preprocess.scale if input_dtype == "uint8" else None)
-    inside = None
+    inside, mask_stride = None, of(model.config).mask_stride(model.config)
     if source_hw:
-        network, inside = resizing(network, source_hw, preprocess), preprocess
+        network, inside = resizing(network, source_hw, preprocess, mask_stride), preprocess
         preprocess = Preprocess(*source_hw, scale=preprocess.scale)  # what is left for the host
         size_hw = source_hw
-    function: Callable[..., Any] = network if graph == "raw" else complete(network)
-    proto = _translate(function, size_hw, batch, graph, input_dtype)
+    names = outputs(graph, task(model.config))
+    function = raw(network) if graph == "raw" else complete(network)
+    proto = _translate(function, size_hw, batch, graph, input_dtype, names)
     artefact = Artefact(
         variant=recipe_name(model.config),
-        task="detect",
+        task=task(model.config),
         graph=graph,
         precision=precision,
         class_names=tuple(meta["class_names"]),
         category_ids=tuple(meta["category_ids"]),
         preprocess=preprocess,
         input=InputSpec("images", input_dtype, "NCHW" if input_dtype == "float32" else "NHWC", size_hw, batch),
-        outputs=GRAPHS[graph],
+        outputs=names,
         num_queries=model.config.num_queries,
         layers=model.config.decoder_layers,
         source=dict(meta.get("source", {})),
+        mask_stride=mask_stride,
         resizes=inside,
         dfine_jax_version=__version__,
         licence=meta.get("licence", ""),
@@ -156,11 +160,21 @@ def operating_point(model: Any, variables: Variables, reduction: Reduction) -> A
     return reduce(model, variables, reduction)
 
 
-def complete(network: Callable[[Array], Answer]) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
+def raw(network: Forward) -> Callable[[Array], tuple[Array, ...]]:
+    """All queries as they are."""
+
+    def call(images: Array) -> tuple[Array, ...]:
+        logits, boxes_cxcywh, masks = network(images)
+        return (logits, boxes_cxcywh, *((masks.logits(),) if masks else ()))
+
+    return call
+
+
+def complete(network: Forward) -> Callable[[Array, Array], tuple[Array, ...]]:
     """Selection and scaling behind the network, as ``postprocess.select`` and ``to_pixels``."""
 
-    def call(images: Array, sizes_px: Float[Array, "b 2"]) -> tuple[Array, Array, Array]:
-        logits, boxes_cxcywh, _ = network(images)
+    def call(images: Array, sizes_px: Float[Array, "b 2"]) -> tuple[Array, ...]:
+        logits, boxes_cxcywh, masks = network(images)
         queries, classes = logits.shape[1:]
         scores = jax.nn.sigmoid(ops.reshape(logits, queries * classes))
         scores, best = jax.lax.top_k(scores, min(NUM_TOP, queries * classes))
@@ -169,7 +183,8 @@ def complete(network: Callable[[Array], Answer]) -> Callable[[Array, Array], tup
         centre, size = ops.split(ops.gather_rows(boxes_cxcywh, query), 2)
         corners = ops.concatenate([centre - 0.5 * size, centre + 0.5 * size], 2)
         scale = ops.reshape(ops.concatenate([sizes_px, sizes_px], 1), 1, 4)
-        return labels, ops.multiply(corners, scale), scores
+        boxes_px = ops.multiply(corners, scale)
+        return (labels, boxes_px, scores, *((masks.logits_of(query),) if masks else ()))
 
     return call
 
@@ -189,7 +204,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _translate(
-    function: Callable[..., Any], size_hw: tuple[int, int], batch: int | None, graph: Graph, input_dtype: InputType
+    function: Callable[..., Any],
+    size_hw: tuple[int, int],
+    batch: int | None,
+    graph: Graph,
+    input_dtype: InputType,
+    output_names: Sequence[str],
 ) -> onnx.ModelProto:
     side: Any = "B" if batch is None else batch
     inputs = [jax.ShapeDtypeStruct((side, *size_hw, 3), np.dtype(input_dtype))]
@@ -205,7 +225,7 @@ def _translate(
             opset=OPSET,
             inputs_as_nchw=[0] if input_dtype == "float32" else None,
             input_names=names,
-            output_names=list(GRAPHS[graph]),
+            output_names=list(output_names),
         )
     model = ir.from_proto(traced)
     simplify(model)

@@ -7,7 +7,7 @@ them and some functions are replaced by equals made of ``ops``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,19 +17,28 @@ from jaxtyping import Array, Float
 
 from dfine_jax.converters.onnx import ops
 from dfine_jax.converters.onnx.fold import FoldedConv, Path, fold, scaled
+from dfine_jax.converters.onnx.masks import MaskFactors
 from dfine_jax.converters.onnx.sampling import build_table, deformable_attention, linear
 from dfine_jax.families import of
-from dfine_jax.nn import fdr_head, layers
+from dfine_jax.nn import fdr_head, layers, mask_head
 from dfine_jax.nn.deformable import DeformableAttention
 from dfine_jax.nn.hybrid_encoder import Bottleneck
 from dfine_jax.nn.stem import Stem
-from dfine_jax.ops import deformable, fdr, pooling, tokens
+from dfine_jax.ops import deformable, fdr, masks, pooling, resize, tokens
 from dfine_jax.ops.platform import traced_for
-from dfine_jax.ops.postprocess import Answer
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.replace import replaced
 
-Forward = Callable[[Float[Array, "b h w 3"]], Answer]
+
+class Parts(NamedTuple):
+    """The answer of a network, masks as what they are a product of."""
+
+    logits: Float[Array, "b q k"]
+    boxes_cxcywh: Float[Array, "b q 4"]
+    masks: MaskFactors | None
+
+
+Forward = Callable[[Float[Array, "b h w 3"]], Parts]
 
 
 def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None = None) -> Forward:
@@ -56,6 +65,10 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
                 return _stem(module, folded, args[0], model.compute_dtype or jnp.float32)
             case nn.LayerNorm():
                 return _layer_norm(module, _at(params, module.path), *args)
+            case mask_head.GroupNorm():
+                return _group_norm(module, _at(params, module.path), *args)
+            case layers.Conv():
+                return _bare_conv(module, _at(params, module.path)["kernel"], *args)
             case layers.Linear():
                 return linear(_at(params, module.path), args[0], module.dtype)
             case layers.MultiHeadAttention():
@@ -75,14 +88,16 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
         fdr.decode: _decode,
         tokens.gather_tokens: ops.gather_rows,
         tokens.take_rows: lambda rows, index: ops.take(rows, index, 0),
+        resize.resize_bilinear: _enlarged,
+        masks.masks_logit: lambda embedding, pixels: MaskFactors(embedding, _nchw(pixels)),
         tokens.limited: lambda x, limit: ops.clip(x, -limit, limit),
         deformable.build_table: build_table,
     }
 
-    def call(images: Float[Array, "b h w 3"]) -> Answer:
+    def call(images: Float[Array, "b h w 3"]) -> Parts:
         with traced_for("onnx"), nn.intercept_methods(intercept), replaced(replacements):
             out: Any = model.apply(variables, images, train=False)
-        return out.answer
+        return Parts(*out.answer)
 
     return call
 
@@ -117,6 +132,13 @@ def _conv_norm(module: layers.ConvNorm, conv: FoldedConv, x: Array) -> Array:
     if module.activation is not None and conv.bound is None:
         x = _activation(module.activation)(x)
     return _nhwc(x)
+
+
+def _bare_conv(module: layers.Conv, kernel: Array, x: Array) -> Array:
+    x = x.astype(module.dtype or x.dtype)
+    padding = (module.kernel_size - 1) // 2 if module.padding is None else module.padding
+    weights = np.asarray(kernel).transpose(3, 2, 0, 1)
+    return _nhwc(ops.conv(_nchw(x), weights, None, module.stride, (padding, padding), module.groups))
 
 
 def _stem(module: Stem, folded: Mapping[Path, FoldedConv], images: Array, dtype: Any) -> Array:
@@ -158,6 +180,23 @@ def _layer_norm(module: nn.LayerNorm, params: Mapping[str, Array], x: Array) -> 
     dtype = module.dtype or x.dtype
     scale, bias = (jnp.asarray(params[name], dtype) for name in ("scale", "bias"))
     return ops.layer_norm(x.astype(dtype), scale, bias, module.epsilon)
+
+
+def _group_norm(module: mask_head.GroupNorm, params: Mapping[str, Array], x: Array) -> Array:
+    """Each group is a row; scale and bias of the channels follow, because a row has but one of each."""
+    _, height, width, channels = x.shape
+    assert module.num_groups is not None
+    dtype = module.dtype or x.dtype
+    rows = ops.reshape(_nchw(x.astype(dtype)), module.num_groups, channels // module.num_groups * height * width)
+    x = ops.reshape(ops.instance_norm(rows, module.epsilon), channels, height, width)
+    scale, bias = (jnp.asarray(params[name], dtype)[:, None, None] for name in ("scale", "bias"))
+    return _nhwc(ops.add(ops.multiply(x, scale), bias))
+
+
+def _enlarged(x: Array, height: int, width: int) -> Array:
+    times = height // x.shape[1]
+    assert (height, width) == (times * x.shape[1], times * x.shape[2]), "maps differ by a whole factor"
+    return x if times == 1 else _nhwc(ops.enlarge_linear(_nchw(x), times))
 
 
 def _activation(name: str) -> Callable[[Array], Array]:

@@ -86,21 +86,25 @@ def _emit(
     )
 
 
-def conv(x: Array, kernel: np.ndarray, bias: np.ndarray, stride: int, pads: tuple[int, int], groups: int) -> Array:
+def conv(
+    x: Array, kernel: np.ndarray, bias: np.ndarray | None, stride: int, pads: tuple[int, int], groups: int
+) -> Array:
     """Cross-correlation of [b, c, h, w] with an OIHW kernel.
 
     Args:
       pads: zeros before and after, the same for both axes.
     """
     reference = functools.partial(_conv_reference, stride=stride, pads=pads, groups=groups)
-    arrays = (x, jnp.asarray(kernel, x.dtype), jnp.asarray(bias, x.dtype))
+    arrays = [x, *(jnp.asarray(weights, x.dtype) for weights in (kernel, bias) if weights is not None)]
     attributes: dict[str, Any] = {"strides": [stride] * 2, "pads": [pads[0]] * 2 + [pads[1]] * 2, "group": groups}
     return _emit("Conv", reference, *arrays, kernel_shape=list(kernel.shape[2:]), **attributes)[0]
 
 
-def _conv_reference(x: Array, kernel: Array, bias: Array, *, stride: int, pads: tuple[int, int], groups: int) -> Array:
+def _conv_reference(
+    x: Array, kernel: Array, bias: Array | None = None, *, stride: int, pads: tuple[int, int], groups: int
+) -> Array:
     y = lax.conv_general_dilated(x, kernel, (stride, stride), (pads, pads), feature_group_count=groups)
-    return y + bias[:, None, None]
+    return y if bias is None else y + bias[:, None, None]
 
 
 def max_pool2x2_padded(x: Array) -> Array:
@@ -137,6 +141,24 @@ def enlarge2x(x: Array) -> Array:
     attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     scales = ("float32", (1.0, 1.0, 2.0, 2.0))
     return _emit("Resize", lambda x: x.repeat(2, 2).repeat(2, 3), x, constants=(None, scales), **attributes)[0]
+
+
+def enlarge_linear(x: Array, times: int) -> Array:
+    """Bilinear, half-pixel centres: every cell of [b, c, h, w] becomes ``times`` x ``times``."""
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    scales = ("float32", (1.0, 1.0, float(times), float(times)))
+
+    def reference(x: Array) -> Array:
+        down, across = (jnp.asarray(_between_cells(side, times), x.dtype) for side in x.shape[2:])
+        return jnp.matmul(jnp.matmul(down, x), across.T)
+
+    return _emit("Resize", reference, x, constants=(None, scales), **attributes)[0]
+
+
+def _between_cells(cells: int, times: int) -> np.ndarray:
+    """Weights [times * cells, cells] of the two nearest cells; those at the edge repeat."""
+    place = np.clip((np.arange(times * cells) + 0.5) / times - 0.5, 0, cells - 1)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(cells)), 0)
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -192,6 +214,18 @@ def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
         return normal.astype(x.dtype) * scale + bias
 
     return _emit("LayerNormalization", reference, x, scale, bias, axis=-1, epsilon=epsilon)[0]
+
+
+def instance_norm(x: Array, epsilon: float) -> Array:
+    """Normalised rows of [b, c, n], statistics in at least float32."""
+
+    def reference(x: Array, *_: Array) -> Array:
+        wide = at_least_float32(x)
+        centred = wide - wide.mean(-1, keepdims=True)
+        return (centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+    scale, bias = np.ones(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
+    return _emit("InstanceNormalization", reference, x, scale, bias, epsilon=epsilon)[0]
 
 
 def gelu(x: Array) -> Array:

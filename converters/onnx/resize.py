@@ -7,42 +7,54 @@ runtime, with its fixed-point weights and its rounding to bytes after each direc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 from dfine_jax.converters.onnx import ops
+from dfine_jax.converters.onnx.model import Forward, Parts
 from dfine_jax.data.picture.images import Preprocess, inner_px
-from dfine_jax.ops.postprocess import Answer
+from dfine_jax.errors import UserError
 
 _FIXED_POINT = 1 << 22  # one, in Pillow's weights for bytes
-Network = Callable[[Array], Answer]
 
 
-def resizing(network: Network, source_hw: tuple[int, int], preprocess: Preprocess) -> Network:
-    """A network of pictures [b, source height, source width, 3] as bytes; boxes are fractions of the picture.
+def resizing(network: Forward, source_hw: tuple[int, int], preprocess: Preprocess, mask_stride: int | None) -> Forward:
+    """A network of pictures [b, source height, source width, 3] as bytes; boxes and masks are of the picture.
 
     Args:
       network: takes what ``preprocess`` makes of a picture, before the multiplication by its scale.
+
+    Raises:
+      UserError: the picture's edges lie between cells of the masks.
     """
     height, width = preprocess.height_px, preprocess.width_px
     letterbox = preprocess.resize == "letterbox"
-    left, top, inner_width, inner_height = inner_px((source_hw[1], source_hw[0]), height, width, letterbox)
+    inner = inner_px((source_hw[1], source_hw[0]), height, width, letterbox)
+    left, top, inner_width, inner_height = inner
+    if mask_stride and any(side % mask_stride for side in inner):
+        raise UserError(
+            f"source size {source_hw[0]}x{source_hw[1]}: letterboxed to {height}x{width}, the picture is "
+            f"{inner_height}x{inner_width} at {top} from the top and {left} from the left; masks can only be cut to it "
+            f"at multiples of {mask_stride}, so leave the source size out, or choose another size"
+        )
 
-    def call(images: UInt8[Array, "b h w 3"]) -> Answer:
+    cells = (top, left, inner_height, inner_width)
+
+    def call(images: UInt8[Array, "b h w 3"]) -> Parts:
         x = resample(jnp.transpose(images.astype(jnp.float32), (0, 3, 1, 2)), inner_height, inner_width)
         if (inner_height, inner_width) != (height, width):
             below, right = height - inner_height - top, width - inner_width - left
             x = jnp.pad(x, ((0, 0), (0, 0), (top, below), (left, right)))
-        answer = network(jnp.transpose(x, (0, 2, 3, 1)))
+        parts = network(jnp.transpose(x, (0, 2, 3, 1)))
         if letterbox:
             stretch = np.array([width / inner_width, height / inner_height] * 2, np.float32)
             shift = np.array([-left / inner_width, -top / inner_height, 0, 0], np.float32)
-            boxes_cxcywh = ops.add(ops.multiply(answer.boxes_cxcywh, jnp.asarray(stretch)), jnp.asarray(shift))
-            answer = answer._replace(boxes_cxcywh=boxes_cxcywh)
-        return answer
+            boxes_cxcywh = ops.add(ops.multiply(parts.boxes_cxcywh, jnp.asarray(stretch)), jnp.asarray(shift))
+            parts = parts._replace(boxes_cxcywh=boxes_cxcywh)
+        if mask_stride and parts.masks and (inner_height, inner_width) != (height, width):
+            parts = parts._replace(masks=parts.masks.cut(*(side // mask_stride for side in cells)))
+        return parts
 
     return call
 

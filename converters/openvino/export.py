@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dfine_jax.converters.gate.accuracy import AveragePrecision
+from dfine_jax.converters.gate.accuracy import AveragePrecision, Precision
 from dfine_jax.converters.gate.compare import LIMITS
 from dfine_jax.converters.gate.data import calibration_sources, read_source
 from dfine_jax.data.read.dataset import Dataset
@@ -43,7 +43,7 @@ class Quantization:
         ``read_dataset`` takes; where there is a training split, only that is used, so that AP is measured on other
         images.
       data: annotated split that AP is measured on; None: the drop is not limited.
-      max_drop: largest accepted loss of AP, in [0, 1].
+      max_drop: largest accepted loss of AP, of boxes and of masks, in [0, 1].
       calibration_images: taken from the folder, evenly.
       max_images: annotated images that AP is measured on, at most.
       ranking_images, max_iterations: bounds on the search of accuracy control.
@@ -66,6 +66,8 @@ class QuantizationResult:
     int8_ap: float | None
     accuracy_control: bool  # whether excluding the decoder was not enough
     quantizers: int
+    float_mask_ap: float | None = None
+    int8_mask_ap: float | None = None
 
 
 def export_openvino(onnx_file: Path | str, xml_file: Path | str, precision: Literal["fp32", "fp16"] = "fp16") -> Path:
@@ -106,23 +108,31 @@ def export_int8(onnx_file: Path | str, xml_file: Path | str, options: Quantizati
         subset_size=len(samples),
         ignored_scope=ignored,
     )
-    float_ap = int8_ap = None
+    before = after = None
     controlled = False
     if options.data is not None:
         ap = AveragePrecision(options.data, artefact.class_names, artefact.preprocess, options.max_images)
-        float_ap, int8_ap = (ap(_backend(m, artefact), artefact.input.batch or 1) for m in (model, quantized))
-        if float_ap - int8_ap > options.max_drop:
-            logger.warning("int8 without the decoder loses %.4f AP; looking for more to keep", float_ap - int8_ap)
+        before, after = (ap(_backend(m, artefact), artefact.input.batch or 1) for m in (model, quantized))
+        if (drop := largest_drop(before, after)) > options.max_drop:
+            logger.warning("int8 without the decoder loses %.4f AP; looking for more to keep", drop)
             controlled = True
-            quantized = _accuracy_control(model, artefact, samples, ignored, ap, options)
-            int8_ap = ap(_backend(quantized, artefact), artefact.input.batch or 1)
-        if float_ap - int8_ap > options.max_drop:
+            quantized = _accuracy_control(model, artefact, samples, ignored, ap, before, options)
+            after = ap(_backend(quantized, artefact), artefact.input.batch or 1)
+        if (drop := largest_drop(before, after)) > options.max_drop:
             raise UserError(
-                f"int8 loses {float_ap - int8_ap:.4f} AP, limit {options.max_drop}; calibrate with more images, allow "
-                "more with --max-ap-drop, or use fp16"
+                f"int8 loses {drop:.4f} AP, limit {options.max_drop}; calibrate with more images, allow more with "
+                "--max-ap-drop, or use fp16"
             )
     _save(quantized, dataclasses.replace(artefact, precision="int8"), xml_file, half=True)
-    return QuantizationResult(float_ap, int8_ap, controlled, count_quantizers(quantized))
+    (float_ap, float_mask_ap), (int8_ap, int8_mask_ap) = before or (None, None), after or (None, None)
+    count = count_quantizers(quantized)
+    return QuantizationResult(float_ap, int8_ap, controlled, count, float_mask_ap, int8_mask_ap)
+
+
+def largest_drop(before: Precision, after: Precision) -> float:
+    """What is lost of the AP of boxes or of that of masks, whichever is more."""
+    pairs = [(x, y) for x, y in zip(before, after, strict=True) if x is not None and y is not None]
+    return max(x - y for x, y in pairs)
 
 
 def decoder_operations(model: Any) -> list[str]:
@@ -169,13 +179,19 @@ def count_quantizers(model: Any) -> int:
 
 
 def _accuracy_control(
-    model: Any, artefact: Artefact, samples: Sequence[Any], ignored: Any, ap: AveragePrecision, options: Quantization
+    model: Any,
+    artefact: Artefact,
+    samples: Sequence[Any],
+    ignored: Any,
+    ap: AveragePrecision,
+    before: Precision,
+    options: Quantization,
 ) -> Any:
     import nncf
 
     def validate(compiled: Any, records: Iterable[Any]) -> tuple[float, None]:
         backend = ArtefactBackend(_CompiledSession(compiled, artefact))
-        return ap(backend, artefact.input.batch or 1, list(records)), None
+        return -largest_drop(before, ap(backend, artefact.input.batch or 1, list(records))), None
 
     return nncf.quantize_with_accuracy_control(
         model,

@@ -79,12 +79,16 @@ class Measurement:
     class_names: tuple[str, ...]
     precision: str
     raw_batch: int  # 1, or the only one the file accepts
-    end_to_end_ms: list[float] = dataclasses.field(default_factory=list)  # encoded file to detections
+    end_to_end_ms: list[float] = dataclasses.field(
+        default_factory=list
+    )  # encoded file to detections, masks in the size of the picture
     raw_ms: list[float] = dataclasses.field(default_factory=list)  # prepared batch to outputs
     block_ms: list[float] = dataclasses.field(default_factory=list)  # median raw time of each round
     throughput: list[dict[str, float]] = dataclasses.field(default_factory=list)  # batch, threads, images_per_s
-    detections: dict[int, Any] = dataclasses.field(default_factory=dict)  # scores, labels, corners by image id
+    # By image id: scores, labels, corners and, of models that segment, run lengths.
+    detections: dict[int, Any] = dataclasses.field(default_factory=dict)
     ap: float | None = None
+    mask_ap: float | None = None
 
     def ratio(self, other: Measurement) -> float:
         """This one's raw time over the other's, as the median over rounds."""
@@ -143,13 +147,13 @@ def num_blocks(contenders: int, amounts: Amounts) -> int:
     )
 
 
-def average_precision(measurement: Measurement, truth: Truth, classes: ClassMatch) -> float:
-    """AP of the timed detections on the images that were detected in."""
+def average_precision(measurement: Measurement, truth: Truth, classes: ClassMatch) -> tuple[float, float | None]:
+    """AP of the timed detections on the images that were detected in, of boxes and, where there are any, of masks."""
     from dfine_jax.evaluation.score import score
 
     results = []
-    for image_id, (scores, labels, corners) in measurement.detections.items():
-        for value, label, (left, top, right, bottom) in zip(scores, labels, corners, strict=True):
+    for image_id, columns in measurement.detections.items():
+        for value, label, (left, top, right, bottom), *mask in zip(*columns, strict=True):
             if (category := classes.category_of_label[label]) is None:
                 continue
             results.append(
@@ -158,9 +162,11 @@ def average_precision(measurement: Measurement, truth: Truth, classes: ClassMatc
                     "category_id": category,
                     "bbox": [left, top, right - left, bottom - top],
                     "score": value,
+                    **({"segmentation": mask[0]} if mask else {}),
                 }
             )
-    return score(truth, results, list(measurement.detections), classes.scored).ap
+    numbers = score(truth, results, list(measurement.detections), classes.scored).numbers()
+    return numbers["ap"], numbers.get("mask_ap")
 
 
 def hardware() -> dict[str, Any]:

@@ -23,6 +23,7 @@ def to_dict(measurements: Sequence[Measurement], hardware: Mapping[str, Any], im
                 "precision": m.precision,
                 "input_size_px": list(m.input_size_px),
                 "ap": m.ap,
+                "mask_ap": m.mask_ap,
                 "end_to_end_ms": {**percentiles(m.end_to_end_ms), "runs": len(m.end_to_end_ms)},
                 "raw_ms": {**percentiles(m.raw_ms), "runs": len(m.raw_ms), "batch": m.raw_batch},
                 "raw_ratio_to_first": m.ratio(measurements[0]),
@@ -39,15 +40,17 @@ def to_dict(measurements: Sequence[Measurement], hardware: Mapping[str, Any], im
 
 def table(measurements: Sequence[Measurement], hardware: Mapping[str, Any], images: str) -> str:
     """Text for people: latency, cost, throughput, hardware."""
-    header = ("model", "AP", "end to end p50", "p95", "p99", "raw p50", "p95", "p99", "ratio", "load s", "first s")
-    rows = [[*header, "MiB", "MB"]]
+    with_masks = any(m.mask_ap is not None for m in measurements)
+    header = ("end to end p50", "p95", "p99", "raw p50", "p95", "p99", "ratio", "load s", "first s", "MiB", "MB")
+    rows = [["model", "AP", *(["mask AP"] if with_masks else []), *header]]
     for m in measurements:
         times = [
             f"{v:.3g}" if v < 100 else f"{v:.0f}" for t in (m.end_to_end_ms, m.raw_ms) for v in percentiles(t).values()
         ]
-        ap = "-" if m.ap is None or m.ap < 0 else f"{m.ap:.4f}"
+        shown = (m.ap, m.mask_ap) if with_masks else (m.ap,)
+        precision = ["-" if ap is None or ap < 0 else f"{ap:.4f}" for ap in shown]
         rows.append(
-            [m.contender.name, ap, *times, f"{m.ratio(measurements[0]):.3f}", f"{m.load_s:.1f}"]
+            [m.contender.name, *precision, *times, f"{m.ratio(measurements[0]):.3f}", f"{m.load_s:.1f}"]
             + [f"{m.first_run_s:.2f}", f"{m.memory_mib:.0f}", f"{m.file_mb:.1f}"]
         )
     first = measurements[0]

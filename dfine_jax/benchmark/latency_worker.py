@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from dfine_jax.errors import UserError
-from dfine_jax.prediction.detector import Detector, open_model
+from dfine_jax.prediction.detector import DetectionResult, Detector, open_model
 from dfine_jax.serving.artefact import is_artefact
 from dfine_jax.serving.backends.base import ArtefactBackend, Backend
 from dfine_jax.system.host_memory import keep_freed_memory
 
 _WARM_UP_RUNS = 3
 _NUM_TOP = 300
+SHOWN = 0.5  # score of detections whose masks are made, Detector's default threshold
 
 
 class Served:
@@ -58,7 +59,10 @@ class Served:
         }
 
     def detect(self, pictures: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """From the encoded file to detections, one image after the other."""
+        """From the encoded file to detections, one image after the other.
+
+        Masks are made in the size of the picture for the detections that are shown (``SHOWN``).
+        """
         from dfine_jax.data.picture.images import open_annotated, read_image
 
         times, found = [], []
@@ -67,8 +71,10 @@ class Served:
             started = time.perf_counter()
             image = open_annotated(Path(picture["path"]), *size) if size else read_image(picture["path"])
             result = self._detector(image)
+            if result.object_masks is not None:
+                result.object_masks.select(np.flatnonzero(result.scores >= SHOWN)).all()
             times.append(1e3 * (time.perf_counter() - started))
-            found.append([result.scores.tolist(), result.labels.tolist(), result.boxes_xyxy_px.tolist()])
+            found.append(_plain(result))
         return {"ms": times, "found": found}
 
     def raw(self, batch: int, runs: int, threads: int | None = None) -> dict[str, Any]:
@@ -117,6 +123,17 @@ class Served:
                 for _ in range(_WARM_UP_RUNS):
                     self._runs[batch, threads]()
         return self._runs[batch, threads]
+
+
+def _plain(result: DetectionResult) -> list[Any]:
+    """Scores, labels, corners and, of models that segment, run lengths, for JSON."""
+    columns = [result.scores.tolist(), result.labels.tolist(), result.boxes_xyxy_px.tolist()]
+    masks = result.object_masks
+    return columns if masks is None else [*columns, [_text(masks.rle(i)) for i in range(len(masks))]]
+
+
+def _text(mask: dict[str, Any]) -> dict[str, Any]:
+    return {**mask, "counts": mask["counts"].decode()}
 
 
 def main() -> int:

@@ -26,7 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "benchmark",
         help="latency, throughput, memory and accuracy of models, interleaved",
         description="Every model runs in a process of its own; blocks of runs take turns. End to end is from the image "
-        "file to the detections, raw is the network alone. With annotated data, AP is that of the timed detections.",
+        "file to the detections, masks of those that score 0.5 in the size of the picture included; raw is the network "
+        "alone. With annotated data, AP is that of the timed detections.",
         epilog="examples:\n"
         "  dfine benchmark cells.onnx cells.onnx@openvino cells.xml --data cells --out bench\n"
         "  dfine benchmark runs/cells/best cells.onnx --images 50 --batches 1,2,8 --throughput-threads 1,2",
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     notes = ""
     if data is not None:
         for model, classes in zip(measured, matches, strict=True):
-            model.ap = latency.average_precision(model, data, classes)
+            model.ap, model.mask_ap = latency.average_precision(model, data, classes)
             if note := classes.note():
                 notes += f"{model.contender.name}: {note}\n"
     text = latency_report.table(measured, hardware, described) + notes

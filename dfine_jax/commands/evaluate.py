@@ -26,16 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "  dfine evaluate runs/cells/best --data cells --json metrics.json\n"
         "  dfine evaluate cells.onnx --data cells --runtime openvino",
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="checkpoint folder, weights file, published name, .onnx, .xml or .engine"
-    )
-    parser.add_argument(
-        "--data", metavar="DIR", required=True, type=Path, help="dataset: folder or file (docs/data.md), or tfds:NAME"
-    )
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="default: val")
-    parser.add_argument("--size", metavar="HxW", help="input size (default: the one the model was trained at)")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="images per run of the network")
-    parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that load images (default: 0)")
+    add_data_options(parser)
     add_runtime_options(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers here too")
     parser.add_argument("--out", metavar="DIR", type=Path, help="write the numbers and pictures of confusions here")
@@ -63,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     data = read_dataset(options.data, options.split, whole=True)
     check_objects(data)
     opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)
-    height, width = _size(options, opened.preprocess)
+    height, width = input_size(options, opened.preprocess)
     metrics, classes = evaluate_opened(
         opened,
         data,
@@ -91,6 +82,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Model and dataset of commands that detect in a whole split."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="checkpoint folder, weights file, published name, .onnx, .xml or .engine"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, type=Path, help="dataset: folder or file (docs/data.md), or tfds:NAME"
+    )
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="default: val")
+    parser.add_argument("--size", metavar="HxW", help="input size (default: the one the model was trained at)")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="images per run of the network")
+    parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that load images (default: 0)")
+
+
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """Options of commands that run exported files."""
     group = parser.add_argument_group("exported files")
@@ -101,7 +106,12 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", metavar="N", type=int, help="threads of one run on the CPU")
 
 
-def _size(options: argparse.Namespace, preprocess: Preprocess) -> tuple[int, int]:
+def input_size(options: argparse.Namespace, preprocess: Preprocess) -> tuple[int, int]:
+    """(height, width) that ``--size`` asks for, or that of the model.
+
+    Raises:
+      UserError: no such size, or the model has only one.
+    """
     if not options.size:
         return preprocess.height_px, preprocess.width_px
     from dfine_jax.commands.train_plan import parse_size

@@ -45,7 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--size", metavar="HxW", help="input size (default: the one the model was trained at)")
     parser.add_argument(
         "--graph", choices=("raw", "complete"), default="raw",
-        help="raw: logits and boxes (default); complete: labels, scores and boxes in pixels of the original images",
+        help="raw: logits and boxes (default); complete: labels, scores and boxes in pixels of the original images; "
+        "either way with masks, of models that segment",
     )  # fmt: skip
     parser.add_argument(
         "--input", choices=("float32", "uint8"), default="float32",
@@ -247,7 +248,7 @@ def _convert(
 
         drop = {} if options.max_ap_drop is None else {"max_drop": options.max_ap_drop}
         result = export_int8(source, staged, Quantization(options.calibration or options.data, data.dataset, **drop))
-        return dataclasses.asdict(result)
+        return {name: value for name, value in dataclasses.asdict(result).items() if value is not None}
     elif options.to == "openvino":
         from dfine_jax.converters.openvino.export import export_openvino
 

@@ -24,6 +24,7 @@ class Objects:
     area_px: Float64[np.ndarray, " n"]
     crowd: Bool[np.ndarray, " n"]
     masks: RunLengths | None = None  # None: not asked for
+    annotation_id: Int64[np.ndarray, " n"] | None = None  # None: not from a file
 
     @classmethod
     def of_coco(cls, annotations: Sequence[Mapping[str, Any]]) -> Objects:

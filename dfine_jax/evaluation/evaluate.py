@@ -81,6 +81,16 @@ def evaluate_detections(
     observe: Callable[[Detections], None] | None = None,
 ) -> Metrics:
     """As ``evaluate``, for what answers in pixels (``Backend.detect`` of any runtime) and may know more classes."""
+    detections, seen = detect_all(detect, batches, classes.category_of_label)
+    if observe is not None:
+        observe(detections)
+    return score(truth, detections, seen, classes.scored)
+
+
+def detect_all(
+    detect: Detect, batches: Iterable[EvalBatch], category_of_label: Sequence[int | None]
+) -> tuple[Detections, list[int]]:
+    """Detections of all images, and the ids of the images; labels with None as category are left out."""
     found: list[Detections] = []
     seen: list[int] = []
     latest: Future[Detections] | None = None
@@ -90,14 +100,10 @@ def evaluate_detections(
             seen += [int(i) for i in batch.image_id[_real(batch)]]
             predictions = detect(batch.images, _view_px(batch))
             found += [latest.result()] if latest else []
-            latest = worker.submit(pixel_results, predictions, batch, classes.category_of_label)
+            latest = worker.submit(pixel_results, predictions, batch, category_of_label)
             del predictions
         found += [latest.result()] if latest else []
-    detections = Detections.joined(found)
-    del found
-    if observe is not None:
-        observe(detections)
-    return score(truth, detections, seen, classes.scored)
+    return Detections.joined(found), seen
 
 
 def check_objects(data: Dataset) -> None:
@@ -116,6 +122,25 @@ def evaluate_opened(
     workers: int,
 ) -> tuple[Metrics, ClassMatch]:
     """A model on a dataset whose classes it knows; with the classes that did not count.
+
+    Arguments and errors as ``detect_opened``.
+    """
+    detections, seen, classes = detect_opened(
+        opened, data, named=named, size_px=size_px, batch_size=batch_size, workers=workers
+    )
+    return score(data, detections, seen, classes.scored), classes
+
+
+def detect_opened(
+    opened: OpenedModel,
+    data: Dataset,
+    *,
+    named: tuple[str, str],
+    size_px: tuple[int, int],
+    batch_size: int,
+    workers: int,
+) -> tuple[Detections, list[int], ClassMatch]:
+    """A model's detections on a dataset whose classes it knows, the ids of its images, and which classes count.
 
     Args:
       named: what to call model and data in messages.
@@ -138,7 +163,7 @@ def evaluate_opened(
     )
     opened.backend.prepare((batch_size, *size_px, 3))
     bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
-    return evaluate_detections(opened.backend.detect, bar, data, classes), classes
+    return *detect_all(opened.backend.detect, bar, classes.category_of_label), classes
 
 
 def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:

@@ -241,30 +241,45 @@ class Overlaps:
 
     def __iter__(self) -> Iterator[ImageOverlaps]:
         """By image, in ascending order of the ids."""
+        return (overlaps for *_, overlaps in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, Int[np.ndarray, " g"], Int[np.ndarray, " n"], ImageOverlaps]]:
+        """The same, each with the id of its image and the rows of its objects and of its predictions."""
         for image_id in self._image_ids:
             annotated, detected = (groups.rows(image_id) for groups in self._groups)
-            yield self._of_image(annotated[self._truth_label[annotated] >= 0], detected[self._label[detected] >= 0])
+            annotated, detected = annotated[self._truth_label[annotated] >= 0], detected[self._label[detected] >= 0]
+            crowd = self._truth.crowd[annotated]
+            objects = annotated[~crowd]
+            yield image_id, objects, detected, self._of_image(objects, annotated[crowd], detected)
 
-    def _of_image(self, annotated: Int[np.ndarray, " a"], found: Int[np.ndarray, " n"]) -> ImageOverlaps:
+    def among(self, found: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n n"]:
+        """Overlaps of predictions of one image with each other."""
         from pycocotools.mask import iou as overlap
 
-        crowd = self._truth.crowd[annotated]
-        objects, crowds = annotated[~crowd], annotated[crowd]
+        shapes = self._shapes(self._found, found)
+        return np.asarray(overlap(shapes, shapes, [0] * len(found))) if len(found) else np.zeros((0, 0))
+
+    def _of_image(
+        self, objects: Int[np.ndarray, " g"], crowds: Int[np.ndarray, " c"], found: Int[np.ndarray, " n"]
+    ) -> ImageOverlaps:
+        from pycocotools.mask import iou as overlap
+
         iou, inside = np.zeros((len(found), len(objects))), np.zeros((len(found), len(crowds)))
+        detected = self._shapes(self._found, found)
         if iou.size:
-            iou = np.asarray(overlap(*self._shapes(found, objects), [0] * len(objects)))
+            iou = np.asarray(overlap(detected, self._shapes(self._truth, objects), [0] * len(objects)))
         if inside.size:  # with the crowd flag the share of the prediction's own area
-            inside = np.asarray(overlap(*self._shapes(found, crowds), [1] * len(crowds)))
+            inside = np.asarray(overlap(detected, self._shapes(self._truth, crowds), [1] * len(crowds)))
         labels = self._label[found]
         in_crowd = np.any((inside >= IOU_THRESHOLD) & (labels[:, None] == self._truth_label[crowds]), 1)
         return ImageOverlaps(self._found.score[found], labels, self._truth_label[objects], iou, in_crowd)
 
-    def _shapes(self, found: Int[np.ndarray, " n"], objects: Int[np.ndarray, " g"]) -> tuple[Any, Any]:
+    def _shapes(self, of: Detections | Objects, rows: Int[np.ndarray, " r"]) -> Any:
         """As pycocotools takes them."""
         if self._kind == "boxes":
-            return self._found.box_xywh_px[found], self._truth.box_xywh_px[objects]
-        assert self._found.masks is not None and self._truth.masks is not None
-        return self._found.masks.coco(found), self._truth.masks.coco(objects)
+            return of.box_xywh_px[rows]
+        assert of.masks is not None
+        return of.masks.coco(rows)
 
 
 def _labels(ids: Int[np.ndarray, " n"], category_ids: Sequence[int]) -> Int[np.ndarray, " n"]:

@@ -55,8 +55,10 @@ def annotated(truth: Truth, masks: bool = False) -> Objects:
     image_id = np.repeat(arrays["image_id"], np.diff(arrays["objects"]))
     label = arrays["label"]
     use = label >= 0
-    everything: Any = (image_id, ids[label], arrays["box_xywh_px"], arrays["area_px"], arrays["crowd"])
-    objects = Objects(*(everything if use.all() else [column[use] for column in everything]))
+    names = "box_xywh_px", "area_px", "crowd", "annotation_id"
+    everything: Any = image_id, ids[label], *(arrays[name] for name in names)
+    *columns, numbers = everything if use.all() else [column[use] for column in everything]
+    objects = Objects(*columns, annotation_id=numbers)
     if not masks:
         return objects
     sizes = _sizes(arrays, truth)

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dfine_jax.losses import terms
 from dfine_jax.losses.fdr import Sides, ddf_sides, fdr_terms
 from dfine_jax.losses.masks import MaskPairs, MaskWeights, mask_cost, mask_terms, pairs_of_objects, pairs_of_queries
-from dfine_jax.losses.matcher import Costs, assign, matching_cost, union_match
+from dfine_jax.losses.matcher import Costs, assign, finite_cost, matching_cost, union_match
 from dfine_jax.ops.fdr import EdgeBins
 from dfine_jax.typing import (
     DenoisingQueries,
@@ -115,7 +115,8 @@ def match(
     costs = [matching_cost(head.logits, head.boxes_cxcywh, targets, config) for head in (training.matching, *heads)]
     segments = masks is not None and _segments(training, targets)
     if segments:
-        costs[0] = costs[0] + mask_cost(training.matching.mask_embedding, training.pixels, targets, masks)
+        cost = costs[0] + mask_cost(training.matching.mask_embedding, training.pixels, targets, masks)
+        costs[0] = finite_cost(cost)
     outputs, joined = assign(jnp.concatenate(costs), targets.valid, config.assignment), None
     counts = [jnp.sum(targets.valid)]
     if union and training.matching.fdr is not None:

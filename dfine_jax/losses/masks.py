@@ -135,9 +135,10 @@ def pair_costs(
     """Focal (alpha 0.25, gamma 2, mean over the cells) and dice cost of all pairs."""
     logits = at_least_float32(logits).reshape(logits.shape[0], -1)
     truth = quarters.reshape(quarters.shape[0], -1).astype(logits.dtype) / _QUARTERS
-    p = jax.nn.sigmoid(logits)
-    positive = 0.25 * (1 - p) ** 2 * -jnp.log(p + _LOG_TINY)
-    negative = 0.75 * p**2 * -jnp.log(1 - p + _LOG_TINY)
+    # Not 1 - p, to whose 1 compilers add the tiny number, which is lost there.
+    p, rest = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    positive = 0.25 * rest**2 * -jnp.log(p + _LOG_TINY)
+    negative = 0.75 * p**2 * -jnp.log(rest + _LOG_TINY)
     focal = (negative.sum(-1, keepdims=True) + (positive - negative) @ truth.T) / logits.shape[-1]
     dice = 1 - (2 * p @ truth.T + _TINY) / (p.sum(-1, keepdims=True) + truth.sum(-1) + _TINY)
     return focal, dice

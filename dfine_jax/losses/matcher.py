@@ -50,14 +50,21 @@ def matching_cost(
     logits = at_least_float32(jax.lax.stop_gradient(logits))
     boxes = jax.lax.stop_gradient(boxes_cxcywh).astype(logits.dtype)
     labels = jnp.broadcast_to(targets.labels[:, None, :], (*logits.shape[:-1], targets.labels.shape[-1]))
-    p = jax.nn.sigmoid(jnp.take_along_axis(logits, labels, -1))  # [*s, b, q, g]
-    positive = config.focal_alpha * (1.0 - p) ** config.focal_gamma * -jnp.log(p + 1e-8)
-    negative = (1.0 - config.focal_alpha) * p**config.focal_gamma * -jnp.log(1.0 - p + 1e-8)
+    logits = jnp.take_along_axis(logits, labels, -1)  # [*s, b, q, g]
+    # Not 1 - p, to whose 1 compilers add the tiny number, which is lost there.
+    p, rest = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    positive = config.focal_alpha * rest**config.focal_gamma * -jnp.log(p + 1e-8)
+    negative = (1.0 - config.focal_alpha) * p**config.focal_gamma * -jnp.log(rest + 1e-8)
     truth = jax.lax.stop_gradient(targets.boxes_cxcywh.astype(logits.dtype))[:, None]  # [b, 1, g, 4]
     boxes = boxes[..., None, :]  # [*s, b, q, 1, 4]
     l1 = jnp.sum(jnp.abs(boxes - truth), -1)
     _, giou = iou_and_giou(clamped_xyxy(boxes), clamped_xyxy(truth))
     cost = config.cost_bbox * l1 + config.cost_class * (positive - negative) - config.cost_giou * giou
+    return finite_cost(cost)
+
+
+def finite_cost(cost: Float[Array, "*s b q g"]) -> Float[Array, "*s b q g"]:
+    """The cost, where it is a number; as in the reference NaN becomes 1.0, and infinity the largest float32."""
     return jnp.nan_to_num(cost, nan=1.0, posinf=_LARGEST, neginf=-_LARGEST)
 
 

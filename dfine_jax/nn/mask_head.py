@@ -10,20 +10,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dfine_jax.nn import initializers
 from dfine_jax.nn.initializers import Initializer, fan_in_uniform
-from dfine_jax.nn.layers import Conv
+from dfine_jax.nn.layers import Conv, activation
 from dfine_jax.ops.resize import resize_bilinear
 
 GROUPS = 32  # of the normalisation; a width is a multiple of it
 
+
+class GroupNorm(nn.GroupNorm):
+    """Flax's, by a call of its own: jax2onnx replaces Flax's by what is slower and cannot be intercepted."""
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return super().__call__(x)
+
+
 # PyTorch's epsilon; two-pass variance.
-GroupNorm = functools.partial(
-    nn.GroupNorm,
+_group_norm = functools.partial(
+    GroupNorm,
     num_groups=GROUPS,
     epsilon=1e-5,
     use_fast_variance=False,
@@ -41,14 +47,13 @@ class PixelEmbedding(nn.Module):
     @nn.compact
     def __call__(self, maps: Sequence[Float[Array, "b _ _ _"]]) -> Float[Array, "b h w d"]:
         _, height, width, _ = maps[0].shape
-        x = jnp.zeros((), maps[0].dtype)
-        for i, level in enumerate(maps):
-            level = self._normalised(level, 1, f"lateral_{i}", f"bn_{i}")
-            x = x + (level if i == 0 else resize_bilinear(level, height, width))
-        x = jax.nn.relu(self._normalised(x, 3, "fusion_conv", "fusion_norm"))
+        x, *coarser = (self._normalised(level, 1, f"lateral_{i}", f"bn_{i}") for i, level in enumerate(maps))
+        for level in coarser:
+            x = x + resize_bilinear(level, height, width)
+        x = activation("relu")(self._normalised(x, 3, "fusion_conv", "fusion_norm"))
         x = resize_bilinear(x, 2 * height, 2 * width)
-        return jax.nn.relu(self._normalised(x, 3, "up_conv", "bn1", initializers.fan_out_normal))
+        return activation("relu")(self._normalised(x, 3, "up_conv", "bn1", initializers.fan_out_normal))
 
     def _normalised(self, x: Array, size: int, conv: str, norm: str, init: Initializer = fan_in_uniform) -> Array:
         x = Conv(self.width, size, kernel_init=init, dtype=self.dtype, name=conv)(x)
-        return GroupNorm(dtype=self.dtype, name=norm)(x)
+        return _group_norm(dtype=self.dtype, name=norm)(x)

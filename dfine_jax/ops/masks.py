@@ -5,7 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dfine_jax.ops.replace import replaceable
 
+
+@replaceable
 def masks_logit(embedding: Float[Array, "*b n d"], pixels: Float[Array, "*b h w d"]) -> Float[Array, "*b n h w"]:
     """Logit of every query's mask at every pixel, summed in at least float32."""
     *batch, height, width, depth = pixels.shape

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.data.picture.images import Preprocess, inner_px
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 
@@ -20,6 +20,8 @@ KEY = "dfine_jax"
 FORMAT = 1
 SUFFIXES = {".onnx": "onnxruntime", ".xml": "openvino", ".engine": "tensorrt"}
 GRAPHS = {"raw": ("logits", "boxes"), "complete": ("labels", "boxes", "scores")}
+MASKS = "masks"  # last output of models that segment: logits, whatever the graph
+TASKS = ("detect", "segment")
 SIZES_INPUT = "original_sizes_px"  # second input of complete graphs: (width, height) of each original image
 
 _CURE = "export the model again with dfine export"
@@ -57,6 +59,7 @@ class Artefact:
     num_queries: int
     layers: int
     source: dict[str, Any]  # file, weights_sha256; source_file, source_sha256 of what it was converted from
+    mask_stride: int | None = None  # of the masks to the network's input; None: no masks
     resizes: Preprocess | None = None  # what the graph does to its input first; the host brings pictures to its size
     dfine_jax_version: str = ""
     licence: str = ""
@@ -67,13 +70,30 @@ class Artefact:
         """Names and ids by label."""
         return Classes(self.class_names, self.category_ids)
 
+    @property
+    def mask_size_hw(self) -> tuple[int, int] | None:
+        """Height and width of the masks, which show what the input shows; None without masks."""
+        if self.mask_stride is None:
+            return None
+        height, width = self.input.size_hw
+        if self.resizes is not None:
+            letterbox = self.resizes.resize == "letterbox"
+            *_, width, height = inner_px((width, height), self.resizes.height_px, self.resizes.width_px, letterbox)
+        return height // self.mask_stride, width // self.mask_stride
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; inverse of ``from_dict``."""
         values = dataclasses.asdict(self)
         values.pop("extra")
-        if self.resizes is None:
-            values.pop("resizes")
+        for name in ("mask_stride", "resizes"):
+            if values[name] is None:
+                values.pop(name)
         return {"format_version": FORMAT, **values, **self.extra}
+
+
+def outputs(graph: str, task: str) -> tuple[str, ...]:
+    """Names of the outputs, in their order."""
+    return (*GRAPHS.get(graph, ()), *((MASKS,) if task == "segment" else ()))
 
 
 def from_json(text: str, where: object) -> Artefact:
@@ -136,9 +156,15 @@ def _build(values: dict[str, Any]) -> Artefact:
 
 def _checked(artefact: Artefact, where: object) -> Artefact:
     spec, preprocess = artefact.input, artefact.preprocess
+    known = set(outputs(artefact.graph, artefact.task))
     complaints = [
         (artefact.graph not in GRAPHS, f"graph {artefact.graph!r} is none of {', '.join(GRAPHS)}"),
-        (set(artefact.outputs) != set(GRAPHS.get(artefact.graph, ())), f"outputs {', '.join(artefact.outputs)}"),
+        (artefact.task not in TASKS, f"task {artefact.task!r} is none of {', '.join(TASKS)}"),
+        (set(artefact.outputs) != known, f"outputs {', '.join(artefact.outputs)}"),
+        (
+            ((artefact.mask_stride or 0) > 0) != (artefact.task == "segment"),
+            f"task {artefact.task!r} with mask stride {artefact.mask_stride}",
+        ),
         (spec.dtype not in _INPUT_TYPES, f"input type {spec.dtype!r} is none of {', '.join(_INPUT_TYPES)}"),
         (spec.layout not in ("NCHW", "NHWC"), f"layout {spec.layout!r} is neither NCHW nor NHWC"),
         (len(spec.size_hw) != 2 or min(spec.size_hw) < 1, f"input size {spec.size_hw}"),

@@ -10,13 +10,16 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from dfine_jax.benchmark import latency
+from dfine_jax.benchmark import latency, latency_worker
 from dfine_jax.benchmark.latency import Amounts, Contender, Measurement, Picture, measure, num_blocks, percentiles
+from dfine_jax.benchmark.latency_worker import Served
 from dfine_jax.cli import main
+from dfine_jax.data.picture.object_masks import ObjectMasks
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 sys.path.append(str(ROOT / "tests"))
+import onnx_models as tiny  # noqa: E402
 import tfds_toy  # noqa: E402
 import toy_artefact as toy  # noqa: E402
 
@@ -158,3 +161,40 @@ def test_ratios_are_formed_round_by_round():
 def test_errors(capsys, arguments, message):
     assert main(["benchmark", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def segmenting(tmp_path):
+    """A file with masks and its classes."""
+    from dfine_jax.converters.onnx.export import export_onnx, save
+
+    proto = export_onnx(*tiny.tiny_model("segment"), tiny.META, size_hw=tiny.SIZE_HW)
+    save(proto, tmp_path / "segment.onnx")
+    return tmp_path / "segment.onnx"
+
+
+def test_masks_are_made_in_the_size_of_the_picture_for_what_is_shown(segmenting, tmp_path, monkeypatch):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (51, 97, 3), np.uint8)).save(tmp_path / "picture.png")
+    made = []
+    monkeypatch.setattr(ObjectMasks, "all", lambda masks: made.append((len(masks), masks.size_px)))
+    served = Served({"model": str(segmenting), "runtime": None, "device": None, "threads": 1})
+    picture = {"path": str(tmp_path / "picture.png"), "size_px": None}
+    ((scores, labels, corners, masks),) = json.loads(json.dumps(served.detect([picture])["found"]))
+    assert len(scores) == len(labels) == len(corners) == len(masks) == 30
+    monkeypatch.setattr(latency_worker, "SHOWN", scores[7])
+    served.detect([picture])
+    assert made == [(0, (97, 51)), (8, (97, 51))]  # all scores are below 0.5
+    assert all(mask["size"] == [51, 97] for mask in masks)
+
+
+def test_mask_precision_stands_beside_that_of_boxes(segmenting, tmp_path):
+    data = toy.toy_dataset(tmp_path / "shapes", num_val=3, names=tiny.META["class_names"])
+    given = ["--images", 3, "--rounds", 1, "--runs", 1, "--batches", 1, "--out", tmp_path / "bench"]
+    assert main([str(a) for a in ["benchmark", segmenting, "--data", data, *given]]) == 0
+    (model,) = json.loads((tmp_path / "bench" / "benchmark.json").read_text())["models"]
+    evaluated = tmp_path / "evaluate.json"
+    assert main(["evaluate", str(segmenting), "--data", str(data), "--json", str(evaluated)]) == 0
+    numbers = json.loads(evaluated.read_text())
+    assert model["ap"] == pytest.approx(numbers["ap"], abs=1e-9)
+    assert model["mask_ap"] == pytest.approx(numbers["mask_ap"], abs=1e-9)
+    assert "mask AP" in (tmp_path / "bench" / "benchmark.txt").read_text()

@@ -10,7 +10,19 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from dfine_jax.evaluation.report import Chart, Curve, Figure, Section, Table, _ticks, chart_svg, page
+from dfine_jax.evaluation.report import (
+    Chart,
+    Commands,
+    Curve,
+    Figure,
+    FigureBeside,
+    Marked,
+    Section,
+    Table,
+    _ticks,
+    chart_svg,
+    page,
+)
 
 
 def points(svg: str) -> list[list[tuple[float, float]]]:
@@ -66,3 +78,18 @@ def test_page_holds_everything_and_escapes_text():
     encoded = re.search(r"data:image/jpeg;base64,([^\"]+)", text)
     assert encoded
     assert Image.open(io.BytesIO(base64.b64decode(encoded[1]))).size == (30, 20)
+
+
+def test_pictures_beside_the_page_lead_to_their_files():
+    figure = FigureBeside("p/a b.jpg", "../x&y/ü%.png", [Marked("dashed", (255, 176, 0), "a < b")], "IoU & more ")
+    text = page("t", "", [Section("One", "", [figure]), Section("Two", "")], long=True)
+    assert 'src="p/a%20b.jpg"' in text and text.count('href="../x%26y/%C3%BC%25.png"') == 2
+    assert ">ü%.png</a>" in text and "a &lt; b" in text and "IoU &amp; more" in text
+    assert 'class="dashed" style="border-color: rgb(255, 176, 0)"' in text
+    assert '<a href="#s1">Two</a>' in text and '<h2 id="s1">Two</h2>' in text
+    assert "<nav>" not in page("t", "", [Section("One", "")])
+
+
+def test_commands_are_shown_as_they_are_typed():
+    text = page("t", "", [Section("Go on", "", [Commands([("a > b", "dfine predict 'a b' --out c")])])])
+    assert "<td>a &gt; b</td><td><code>dfine predict &#x27;a b&#x27; --out c</code></td>" in text

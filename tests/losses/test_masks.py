@@ -44,6 +44,15 @@ def test_costs_of_pairs():
     np.testing.assert_allclose(dice, [[0.370299, 0.423178]], atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [20.0, 100.0, 1e4])
+def test_certain_masks_cost_a_number(size):
+    """In a compiled program too, where 1 - p + tiny is no more than 1 - p, whose logarithm may be infinite."""
+    logits = size * jnp.array([[[1.0, 1, -1, -1]]])
+    focal, _ = jax.jit(pair_costs)(logits, np.array([[[4, 0, 4, 0]], [[4, 4, 0, 0]]], np.uint8))
+    wrong = 0.25 * -np.log(1e-8) / 4 + 0.75 * -np.log(1e-8) / 4  # a cell for certain that is none, and the reverse
+    np.testing.assert_allclose(focal, [[wrong, 0]], rtol=0.02, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def batch():
     """Two layers, three images with 3, 0 and 2 objects in four slots, of which the first image's last has no mask."""

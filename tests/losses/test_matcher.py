@@ -50,6 +50,16 @@ def test_cost_of_single_pairs_follows_the_formula():
         np.testing.assert_allclose(cost[s, 0, q, g], want, rtol=2e-5)
 
 
+def test_a_certain_class_costs_a_number():
+    """In a compiled program too, where 1 - p + tiny is no more than 1 - p, whose logarithm may be infinite."""
+    boxes = jnp.full((1, 3, 4), 0.5)
+    targets = pad_targets([[0]], [[[0.5, 0.5, 0.5, 0.5]]])
+    logits = jnp.array([[[0.0], [30.0], [-30.0]]])
+    cost = jax.jit(lambda logits: matching_cost(logits, boxes, targets, LossConfig(cost_bbox=0, cost_giou=0)))(logits)
+    certain = 0.75 * -np.log(1e-8)
+    np.testing.assert_allclose(cost[0, 1:, 0], [-2 * certain, 2 * 0.25 * -np.log(1e-8)], rtol=1e-3)
+
+
 def test_nan_and_infinite_costs_become_the_values_of_the_reference():
     logits = jnp.zeros((1, 3, 2)).at[0, 0].set(jnp.nan)
     boxes = jnp.full((1, 3, 4), 0.5).at[0, 1, 0].set(jnp.inf)

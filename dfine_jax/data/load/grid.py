@@ -6,16 +6,17 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from dfine_jax.data.augment import masks as object_masks
 from dfine_jax.data.load.batch import Batch
-from dfine_jax.data.picture.draw import class_colour, draw_boxes
+from dfine_jax.data.picture.draw import draw_boxes
+from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.data.read.dataset import Record, open_record
 
 _GAP_PX = 6
-_MASK_SHARE = 0.45  # of the class colour over the picture
+_QUARTERS_LOGIT = np.array([-20, -np.log(3), 0, np.log(3), 20], np.float16)  # of 0 to 4 quarters, as probabilities
 
 
 def batch_grid(batches: Sequence[Batch], names: Sequence[str], count: int) -> Image.Image:
@@ -27,10 +28,9 @@ def batch_grid(batches: Sequence[Batch], names: Sequence[str], count: int) -> Im
             image, labels = Image.fromarray(batch.images[row]), batch.labels[row][valid]
             centre, half = np.split(batch.boxes_cxcywh[row][valid] * np.tile(image.size, 2), [2], axis=1)
             boxes = np.concatenate([centre - half / 2, centre + half / 2], axis=1)
-            if batch.masks is not None:
-                image = _tinted(image, batch.masks[row][valid], labels)
+            masks = None if batch.masks is None else _shown(batch.masks[row][valid], boxes, image.size)
             shown = [names[int(label)] for label in labels]
-            pictures.append(draw_boxes(image, boxes, labels, shown))
+            pictures.append(draw_boxes(image, boxes, labels, shown, masks=masks))
     return tiled(pictures[:count])
 
 
@@ -41,11 +41,12 @@ def annotated_grid(records: Sequence[Record], names: Sequence[str], cell_px: int
         image = open_record(record)
         scale = min(1.0, cell_px / max(image.size))
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-        masks = _shrunk_masks(record, image.size) if record.outlines else None
-        if masks is not None:
-            image = _tinted(image, object_masks.drawn(masks, image.height, image.width, 1), record.labels)
+        boxes, masks = record.boxes_xyxy_px * scale, None
+        shrunk = _shrunk_masks(record, image.size) if record.outlines else None
+        if shrunk is not None:
+            masks = _shown(object_masks.drawn(shrunk, image.height, image.width, 1), boxes, image.size)
         labels = [names[int(label)] for label in record.labels]
-        pictures.append(draw_boxes(image, record.boxes_xyxy_px * scale, record.labels, labels))
+        pictures.append(draw_boxes(image, boxes, record.labels, labels, masks=masks))
     return tiled(pictures)
 
 
@@ -70,9 +71,8 @@ def tiled(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _tinted(image: Image.Image, masks: UInt8[np.ndarray, "g h w"], labels: Int32[np.ndarray, " g"]) -> Image.Image:
-    """The picture with masks, in quarters, as veils of the colours of their classes."""
-    for mask, label in zip(masks, labels, strict=True):
-        area = Image.fromarray((mask * (_MASK_SHARE * 255 / 4)).astype(np.uint8)).resize(image.size)
-        image.paste(class_colour(int(label)), (0, 0, *image.size), area)
-    return image
+def _shown(
+    masks: UInt8[np.ndarray, "g h w"], boxes_xyxy_px: Float[np.ndarray, "g 4"], size_px: tuple[int, int]
+) -> MapMasks:
+    """Masks in quarters as those that a network answers with are shown, but not cut at their boxes."""
+    return MapMasks(_QUARTERS_LOGIT[masks], boxes_xyxy_px, (0, 0, *size_px), size_px, cut_to_boxes=False)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int32, UInt8
 
 from dfine_jax.errors import UserError
 from dfine_jax.ops.postprocess import Answer, select, to_pixels
-from dfine_jax.serving.artefact import SIZES_INPUT, Artefact
+from dfine_jax.serving.artefact import MASKS, SIZES_INPUT, Artefact
 
 Views = Float[np.ndarray, "b 4"]  # left, top, width, height in pixels of the original, see Preprocess.view_px
 
@@ -103,7 +103,7 @@ class ArtefactBackend(Backend):
                 f"outputs have shapes {list(logits.shape)} and {list(boxes.shape)}, expected [b, queries, "
                 f"{len(self.artefact.class_names)}] and [b, queries, 4]; the file is damaged, export it again"
             )
-        return Answer(logits, boxes)
+        return Answer(logits, boxes, self._masks(out, (len(images), queries)))
 
     def detect(self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300) -> PixelPredictions:
         """As ``Backend.detect``.
@@ -125,7 +125,22 @@ class ArtefactBackend(Backend):
         if labels.size and not 0 <= labels.min() <= labels.max() < len(self.artefact.class_names):
             raise UserError(f"labels up to {labels.max()} for {len(self.artefact.class_names)} classes; export again")
         boxes = boxes + view_px[:, None, [0, 1, 0, 1]].astype(np.float32)
-        return PixelPredictions(scores[:, :num_top], labels[:, :num_top], boxes[:, :num_top])
+        masks = self._masks(out, scores.shape)
+        masks = None if masks is None else masks[:, :num_top]
+        return PixelPredictions(scores[:, :num_top], labels[:, :num_top], boxes[:, :num_top], masks)
+
+    def _masks(self, out: Mapping[str, np.ndarray], rows: tuple[int, ...]) -> Float[np.ndarray, "b n h w"] | None:
+        """Logits of the masks of so many images and rows, in the type of the file."""
+        size_hw = self.artefact.mask_size_hw
+        if size_hw is None:
+            return None
+        masks = out[MASKS]
+        if masks.shape != (*rows, *size_hw):
+            raise UserError(
+                f"output {MASKS} has shape {list(masks.shape)}, expected {[*rows, *size_hw]}; the file is damaged, "
+                "export it again"
+            )
+        return masks
 
     def feeds(self, images: UInt8[np.ndarray, "b h w 3"], size_px: np.ndarray | None) -> dict[str, np.ndarray]:
         """Inputs by name, in the layout and type of the file."""

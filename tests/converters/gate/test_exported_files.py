@@ -132,6 +132,16 @@ def test_tensorrt_builds_engines_of_exported_graphs(files, tmp_path, name):
     assert engine.stat().st_size > 100_000
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_tensorrt_builds_engines_with_masks(tmp_path, name):
+    pytest.importorskip("tensorrt_rtx")
+    proto = export_onnx(*tiny.tiny_model("segment"), tiny.META, size_hw=tiny.SIZE_HW, batch=None, **GRAPHS[name])
+    save(proto, tmp_path / "masks.onnx")
+    EngineBuilder("tensorrt_rtx", (1, 2, 8)).build(tmp_path / "masks.onnx", tmp_path / "masks.engine")
+    described = json.loads((tmp_path / "masks.engine.json").read_text())
+    assert described["task"] == "segment" and described["mask_stride"] == 4 and described["outputs"][-1] == "masks"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("variant", ["n", "s", "m", "l", "x"])

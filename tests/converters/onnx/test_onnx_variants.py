@@ -37,7 +37,7 @@ def weights(golden, variant: str, kind: str = ""):
 
 # Random weights enlarge rounding errors a thousandfold and more, so float16 does more to them than to trained ones, for
 # which the gate's own limits are.
-HALF = Limits(10.0, np.inf, np.inf, 0.1, np.inf, np.inf, ap_drop=0.0, lost_share=np.inf)
+HALF = Limits(10.0, np.inf, np.inf, 0.1, np.inf, np.inf, np.inf, np.inf, ap_drop=0.0, lost_share=np.inf)
 
 
 def float32_limits(model, variables, reference, images) -> Limits:
@@ -128,6 +128,6 @@ def test_reference_numbers(golden, variant, height, width):
     got = tiny.run(proto, images=np.ascontiguousarray(images))
     for i in range(batch):
         theirs = Rows(want["pred_boxes"][i], want["pred_logits"][i])
-        boxes, logits, _ = compare.compare_image(theirs, Rows(got["boxes"][i], got["logits"][i]), (1, 1))
+        boxes, logits, *_ = compare.compare_image(theirs, Rows(got["boxes"][i], got["logits"][i]), (1, 1))
         print(f"{variant} {height}x{width} image {i}: boxes {boxes.max():.1e}, logits {logits.max():.1e}")
         assert np.sort(boxes)[-3] < 1e-5 and np.sort(logits)[-3] < 1e-3  # two queries may differ by a near-tie

@@ -13,17 +13,21 @@ from PIL import Image
 ov = pytest.importorskip("openvino")
 pytest.importorskip("onnx")
 sys.path.append(str(ROOT / "tests"))
+import onnx_models as tiny  # noqa: E402
 import tfds_toy  # noqa: E402
 import toy_artefact as toy  # noqa: E402
 
+from dfine_jax.converters.gate.accuracy import Precision  # noqa: E402
 from dfine_jax.converters.gate.data import calibration_sources, read_source  # noqa: E402
 from dfine_jax.converters.gate.gate import check_artefact  # noqa: E402
+from dfine_jax.converters.onnx.export import export_onnx, save  # noqa: E402
 from dfine_jax.converters.openvino.export import (  # noqa: E402
     Quantization,
     count_quantizers,
     decoder_operations,
     export_int8,
     export_openvino,
+    largest_drop,
 )
 from dfine_jax.data.read.dataset import Record  # noqa: E402
 from dfine_jax.data.read.sources import read_dataset  # noqa: E402
@@ -124,6 +128,31 @@ def test_int8_that_loses_too_much_is_refused_after_accuracy_control(tmp_path, mo
     with pytest.raises(UserError, match=r"int8 loses -?0.0\d+ AP, limit -0.5"):
         export_int8(source, tmp_path / "refused.xml", impossible)
     assert not (tmp_path / "refused.xml").exists()
+
+
+def test_int8_is_limited_by_boxes_and_by_masks(tmp_path):
+    assert largest_drop(Precision(0.5, 0.4), Precision(0.49, 0.3)) == pytest.approx(0.1)
+    assert largest_drop(Precision(0.5, 0.3), Precision(0.3, 0.4)) == pytest.approx(0.2)
+    assert largest_drop(Precision(0.5, None), Precision(0.6, None)) == pytest.approx(-0.1)
+    pytest.importorskip("nncf")
+    proto = export_onnx(*tiny.tiny_model("segment"), tiny.META, size_hw=tiny.SIZE_HW)
+    save(proto, tmp_path / "tiny.onnx")
+    data = toy.toy_dataset(tmp_path / "shapes", num_val=3, names=tiny.META["class_names"])
+    pictures = tiny.noise_pictures(tmp_path / "pictures")
+    kept = Quantization(pictures, read_dataset(data, "val"), max_drop=0.5)
+    result = export_int8(tmp_path / "tiny.onnx", tmp_path / "tiny.xml", kept)
+    assert result.float_mask_ap is not None and result.int8_mask_ap is not None
+    artefact = open_artefact(tmp_path / "tiny.xml").artefact
+    assert (artefact.task, artefact.precision, artefact.mask_size_hw) == ("segment", "int8", (16, 24))
+    quantized = ov.Core().read_model(tmp_path / "tiny.xml")
+    embedding = [op for op in quantized.get_ops() if op.get_type_name() == "Convolution" and op.shape[1] == 128]
+    fed = {
+        port.get_node().get_friendly_name()
+        for op in quantized.get_ops()
+        if op.get_type_name() == "FakeQuantize"
+        for port in op.output(0).get_target_inputs()
+    }
+    assert {op.get_friendly_name() for op in embedding} <= fed  # most of the work of masks
 
 
 def folder_of(source):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dfine_jax.data.augment.masks import drawn, make_masks
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.load.grid import annotated_grid, batch_grid
+from dfine_jax.data.picture.draw import class_colour
 from dfine_jax.data.read import audit
+from dfine_jax.data.read.coco import with_outlines
 from dfine_jax.data.read.sources import read_dataset
+from dfine_jax.data.read.synthetic import make_shapes_dataset
 
 
 def entry(number, image, category, bbox, **more):
@@ -111,8 +116,6 @@ def test_the_summary_counts(faulty):
 
 
 def test_a_healthy_dataset_has_no_findings(tmp_path):
-    from dfine_jax.data.read.synthetic import make_shapes_dataset
-
     data = read_dataset(make_shapes_dataset(tmp_path, 40, 1, 64, seed=0), "train")
     assert audit.inspect_annotations(data) == []
     assert not [f for f in audit.inspect_content(data, (64, 64)) if f.level != "note"]
@@ -133,7 +136,9 @@ def test_the_batch_grid_draws_boxes_and_masks_where_they_are():
     assert plain.shape == (2 * 326 + 6, 2 * 326 + 6, 3)
     first = plain[6:326, 6:326]
     assert first[160, 120].any() and first[160, 200].any() and not first[160, 160].any()  # frame at 120 and 200
-    assert tinted[6:326, 6:326][160, 160].any() and not tinted[6:326, 6:326][100, 160].any()
+    inside = tinted[6:326, 6:326]  # the mask goes from 120 to 200 down and from 140 to 180 across
+    assert inside[160, 160].any() and not inside[100, 160].any() and not inside[160, 130].any()
+    assert (inside[130:190, [140, 179]] == class_colour(0)).all() and (inside[160, 160] != class_colour(0)).any()
     assert (plain[-20:, -20:] == 255).all()  # three pictures: the fourth cell stays white
 
 
@@ -141,3 +146,18 @@ def test_the_annotated_grid_shrinks_pictures_with_their_boxes(faulty):
     records = [r for r in opened(faulty, "train").records if r.path.name in ("1.png", "5.png")]
     sheet = annotated_grid(records, ("cat", "dog", "cow"), cell_px=400)
     assert sheet.width > 320 and sheet.mode == "RGB"
+
+
+def test_the_annotated_grid_shows_masks_in_their_places(tmp_path):
+    data = with_outlines(read_dataset(make_shapes_dataset(tmp_path, 3, 1, 400, seed=1), "train"))
+    record = next(r for r in data.records if len(r.labels))
+    plain, shown = (
+        np.asarray(annotated_grid([r], data.names, cell_px=400)).astype(int)[6:-6, 6:-6]
+        for r in (dataclasses.replace(record, outlines=()), record)
+    )
+    masks = drawn(make_masks(record.outlines, (400, 400)), 400, 400, 1).astype(bool)
+    boxes = np.zeros((400, 400), bool)
+    for x0, y0, x1, y1 in record.boxes_xyxy_px.round().astype(int):
+        boxes[max(0, y0 - 30) : y1 + 8, max(0, x0 - 8) : x1 + 120] = True  # with their labels
+    differs = (plain != shown).any(-1)
+    assert differs[masks.any(0)].mean() > 0.8 and not differs[~boxes].any()
