@@ -99,7 +99,7 @@ def going_on(out: Path, task: str) -> list[tuple[str, str]]:
         "all numbers": ["evaluate", best, "--data", str(data), "--out", "evaluation"],
         "your own data": ["train", "n", *segment, "--data", "DIR", "--out", "DIR"],
     }
-    return [(what, shlex.join(["dfine", *words])) for what, words in lines.items()]
+    return [(what, f"dfine {shlex.join(words)}") for what, words in lines.items()]
 
 
 def demo_config(num_classes: int, epochs: int, task: str) -> Config:
