@@ -64,7 +64,7 @@ def signed_area(ring: Ring) -> float:
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def simplified(ring: Ring, tolerance_px: float) -> Ring:
+def simplified(ring: Ring, tolerance_px: float) -> Float64[np.ndarray, "q 2"]:
     """A closed polygon without the points that lie at most so far from the line between those that are kept.
 
     At least three points are kept of those there are.

@@ -119,7 +119,7 @@ def file_content(file: Path) -> Iterator[Any]:
         if not plain:
             content = utf8(stream.read(), file)
         elif size < _MAPPED_BYTES:
-            memory = memoryview(np.empty(size, np.uint8))  # in pages of megabytes, where the system has them
+            memory = np.empty(size, np.uint8).data  # in pages of megabytes, where the system has them
             content = memory[: stream.readinto(memory)]  # type: ignore[attr-defined] - of files opened as binary
         else:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # goes with the last view of it
