@@ -110,8 +110,8 @@ def difference(files: list[Path], size: int) -> str:
     for file in files:
         logits, boxes = run_onnxruntime(file, 2)()
         sides.append(Rows(boxes[0], sigmoid(np.asarray(logits[0]))))
-    boxes_px, scores, _ = compare_image(sides[0], sides[1], (size, size))
-    boxes_px, scores = ([float(f(x)) for f in (np.median, np.max)] for x in (boxes_px, scores))
+    errors = compare_image(sides[0], sides[1], (size, size))
+    boxes_px, scores = ([float(f(x)) for f in (np.median, np.max)] for x in (errors.boxes_px, errors.scores))
     return "boxes {:.1e} px (median), {:.1e} (worst), scores {:.1e}, {:.1e}".format(*boxes_px, *scores)
 
 

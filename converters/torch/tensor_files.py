@@ -53,7 +53,7 @@ def read_tensors(path: Path, anchors: Sequence[Anchor] | None = None) -> Selecte
     beside = {key: value for key, value in beside.items() if not isinstance(value, TensorRef)}
     description = beside.get(DESCRIPTION)
     description = description if isinstance(description, str) else ""
-    return selected._replace(tensors=arrays, description=description, beside=beside)
+    return Selected(arrays, selected.place, selected.averaged, selected.others, description, beside)
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

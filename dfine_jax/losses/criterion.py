@@ -84,6 +84,12 @@ class _Goal(NamedTuple):
     normalizer: Float[Array, ""]
 
 
+class _Segments(NamedTuple):
+    embedding: Float[Array, "s b q d"]
+    pixels: Float[Array, "b h w d"]
+    weights: MaskWeights
+
+
 class _Distillation(NamedTuple):
     sides: Sides
     num_matched: Float[Array, ""]
@@ -113,21 +119,20 @@ def match(
     training = _training_part(output, denoising)
     heads = [jax.tree.map(lambda x: x[None], head) for head in _single_heads(training).values()]
     costs = [matching_cost(head.logits, head.boxes_cxcywh, targets, config) for head in (training.matching, *heads)]
-    segments = masks is not None and _segments(training, targets)
-    if segments:
-        cost = costs[0] + mask_cost(training.matching.mask_embedding, training.pixels, targets, masks)
-        costs[0] = finite_cost(cost)
+    segments = _segments(training.matching, training, targets, masks)
+    if segments is not None:
+        costs[0] = finite_cost(costs[0] + mask_cost(segments.embedding, segments.pixels, targets, segments.weights))
     outputs, joined = assign(jnp.concatenate(costs), targets.valid, config.assignment), None
     counts = [jnp.sum(targets.valid)]
     if union and training.matching.fdr is not None:
         joined = union_match(outputs, targets.valid.shape[1])
         denoised = jnp.zeros((), jnp.int32) if denoising is None else jnp.sum(denoising.match >= 0)
         counts += [jnp.sum(joined >= 0), denoised]
-    if segments:
+    if segments is not None:
         layers = training.matching.logits.shape[0]
         counts += [*pairs_of_objects(outputs[:layers], targets).exists.sum((-2, -1))]
-        known = _known_masks(denoising, targets)
-        counts += [jnp.zeros((), jnp.int32) if known is None else known.exists.sum()]
+        zero = jnp.zeros((), jnp.int32)
+        counts += [zero if denoising is None else _known_masks(denoising, targets).exists.sum()]
     return Matching(
         Pairs(outputs, joined), jnp.stack(counts).astype(jnp.promote_types(output.logits.dtype, jnp.float32))
     )
@@ -168,9 +173,10 @@ def loss_terms(
     own = _Goal(jax.tree.map(lambda x: x[:layers], truth), num_boxes)
     values = _classes(stages, own, config) | _boxes(stages, union or own, config)
     values |= _distributions(stages, union or own, distil, bins, config)
-    if masks is not None and _segments(training, targets):
+    segments = _segments(stages, training, targets, masks)
+    if segments is not None:
         matched = pairs_of_objects(pairs.outputs[:layers], targets)
-        values |= _masks(stages, training.pixels, targets, matched, norm.over_devices[-1 - layers : -1], masks)
+        values |= _masks(segments, targets, matched, norm.over_devices[-1 - layers : -1])
     named = _by_layer(values, [*(f"aux_{i}" for i in range(layers - 1)), "last"])
     for i, (where, head) in enumerate(_single_heads(training).items()):
         own = _Goal(jax.tree.map(lambda x, i=i: x[layers + i], truth), num_boxes)
@@ -182,9 +188,9 @@ def loss_terms(
     values = _classes(stages, goal, config, denoising.exists) | _boxes(stages, goal, config)
     distil = distil and distil._replace(num_matched=norm.here[2])
     values |= _distributions(stages, goal, distil, bins, config, denoising.exists)
-    if masks is not None and _segments(training, targets):
-        matched = _known_masks(denoising, targets)
-        values |= _masks(stages, training.pixels, targets, matched, norm.over_devices[-1], masks)
+    segments = _segments(stages, training, targets, masks)
+    if segments is not None:
+        values |= _masks(segments, targets, _known_masks(denoising, targets), norm.over_devices[-1])
     named |= _by_layer(values, [f"dn_{i}" for i in range(layers)])
     if distil is not None:
         named[f"ddf/dn_{layers - 1}"] = jnp.zeros_like(goal.normalizer)  # the teacher itself
@@ -209,20 +215,23 @@ def _single_heads(training: TrainingOutput) -> dict[str, HeadOutput]:
     return {**pre, "enc_0": training.encoder}
 
 
-def _segments(training: TrainingOutput, targets: Targets) -> bool:
-    return training.pixels is not None and targets.masks is not None
+def _segments(
+    stages: StageOutput, training: TrainingOutput, targets: Targets, weights: MaskWeights | None
+) -> _Segments | None:
+    """What masks are trained with; None where the decoder makes none, or the data have none."""
+    if weights is None or targets.masks is None or training.pixels is None or stages.mask_embedding is None:
+        return None
+    return _Segments(stages.mask_embedding, training.pixels, weights)
 
 
-def _known_masks(denoising: DenoisingQueries | None, targets: Targets) -> MaskPairs | None:
+def _known_masks(denoising: DenoisingQueries, targets: Targets) -> MaskPairs:
     """At most half of the denoising queries have an object: those are the positive ones."""
-    return None if denoising is None else pairs_of_queries(denoising.match, targets, denoising.match.shape[-1] // 2)
+    return pairs_of_queries(denoising.match, targets, denoising.match.shape[-1] // 2)
 
 
-def _masks(
-    stages: StageOutput, pixels: Array, targets: Targets, pairs: MaskPairs, count: Array, weights: MaskWeights
-) -> Terms:
-    bce, dice = mask_terms(stages.mask_embedding, pixels, targets, pairs, count)
-    return {"mask_bce": weights.bce * bce, "mask_dice": weights.dice * dice}
+def _masks(segments: _Segments, targets: Targets, pairs: MaskPairs, count: Array) -> Terms:
+    bce, dice = mask_terms(segments.embedding, segments.pixels, targets, pairs, count)
+    return {"mask_bce": segments.weights.bce * bce, "mask_dice": segments.weights.dice * dice}
 
 
 def _named_at(values: Terms, where: str) -> Terms:

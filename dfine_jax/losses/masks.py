@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from dfine_jax.ops.masks import masks_logit
 from dfine_jax.ops.precision import at_least_float32
@@ -46,14 +46,14 @@ def pairs_of_objects(match: Int[Array, "*s b q"], targets: Targets) -> MaskPairs
     num_gt = targets.valid.shape[-1]
     is_its = match[..., None] == jnp.arange(num_gt)  # [*s, b, q, g]
     slot = jnp.broadcast_to(jnp.arange(num_gt), is_its.shape[:-2] + (num_gt,))
-    return MaskPairs(jnp.argmax(is_its, -2), slot, jnp.any(is_its, -2) & _has_mask(targets))
+    return MaskPairs(jnp.argmax(is_its, -2), slot, jnp.any(is_its, -2) & _annotated(targets)[1])
 
 
 def pairs_of_queries(match: Int[Array, "b u"], targets: Targets, places: int) -> MaskPairs:
     """Pairs of queries that are at most ``places`` in each image; several may have one object."""
     query = jnp.argsort(match < 0, axis=-1, stable=True)[:, :places]  # queries with an object first
     slot = jnp.take_along_axis(match, query, -1)
-    has_mask = jnp.take_along_axis(_has_mask(targets), jnp.maximum(slot, 0), -1)
+    has_mask = jnp.take_along_axis(_annotated(targets)[1], jnp.maximum(slot, 0), -1)
     return MaskPairs(query, jnp.maximum(slot, 0), (slot >= 0) & has_mask)
 
 
@@ -72,6 +72,7 @@ def mask_terms(
       pairs: of each layer [s, b, p], or of all [b, p].
       count: pairs that the terms are divided by; 0: nothing to train.
     """
+    masks, _ = _annotated(targets)
     places = (*embedding.shape[:2], pairs.query.shape[-1])
     query, slot, exists = (jnp.broadcast_to(x, places) for x in pairs)
     chosen = jnp.take_along_axis(embedding, query[..., None], -2)  # [s, b, p, d]
@@ -83,7 +84,7 @@ def mask_terms(
         return jnp.stack([jnp.where(exists, bce, 0).sum(-1), jnp.where(exists, dice, 0).sum(-1)], -1)
 
     def of_layer(layer: tuple[Array, Array, Array]) -> Array:
-        return image_by_image(of_images, pixels, targets.masks, targets.boxes_cxcywh, *layer).sum(0)
+        return image_by_image(of_images, pixels, masks, targets.boxes_cxcywh, *layer).sum(0)
 
     sums = jnp.stack([of_layer((chosen[i], slot[i], exists[i])) for i in range(chosen.shape[0])])
     means = sums / jnp.maximum(jnp.asarray(count, sums.dtype), 1.0)[..., None]
@@ -115,18 +116,19 @@ def mask_cost(
 
     Two products for each image and layer, whose maps are made one after another; carries no gradient.
     """
+    masks, has_mask = _annotated(targets)
     embedding, pixels = lax.stop_gradient((embedding, pixels))
     images = jnp.arange(pixels.shape[0])
 
     def of_image(place: tuple[Array, Array]) -> Array:
         queries, image = place
         logits = masks_logit(queries, pixels[image])
-        focal, dice = pair_costs(logits, targets.masks[image])
+        focal, dice = pair_costs(logits, masks[image])
         return weights.cost_focal * focal + weights.cost_dice * dice
 
     flat = embedding.reshape(-1, *embedding.shape[2:])
     cost = lax.map(of_image, (flat, jnp.tile(images, embedding.shape[0])))
-    return jnp.where(_has_mask(targets)[:, None], cost.reshape(*embedding.shape[:3], -1), 0)
+    return jnp.where(has_mask[:, None], cost.reshape(*embedding.shape[:3], -1), 0)
 
 
 def pair_costs(
@@ -144,8 +146,15 @@ def pair_costs(
     return focal, dice
 
 
-def _has_mask(targets: Targets) -> Bool[Array, "b g"]:
-    return targets.valid & targets.has_mask
+def _annotated(targets: Targets) -> tuple[UInt8[Array, "b g h w"], Bool[Array, "b g"]]:
+    """Masks, and which objects have one.
+
+    Raises:
+      ValueError: the targets have no masks.
+    """
+    if targets.masks is None or targets.has_mask is None:
+        raise ValueError("the targets have no masks; give Targets.masks and Targets.has_mask")
+    return targets.masks, targets.valid & targets.has_mask
 
 
 def _cells(

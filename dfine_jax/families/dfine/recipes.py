@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dfine_jax.config import Config
+from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.families.dfine.tables import dfine_seg, published, recipes
 from dfine_jax.families.dfine.variants import detecting, segmenting
 from dfine_jax.families.family import Start
@@ -20,6 +21,7 @@ def recipe(variant: str, start: Start, method: str, task: str) -> tuple[str, Con
     if method == "dfine-seg":
         return "dfineseg_custom", dfine_seg(variant, task)
     name, table = _detection(variant, start, method)
+    assert isinstance(table.model, ModelConfig)
     model = (segmenting if task == "segment" else detecting)(table.model)
     return name, dataclasses.replace(table, model=model)
 
