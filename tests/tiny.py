@@ -78,7 +78,7 @@ def tiny_segmenter(**changes: Any) -> Config:
 def with_masks(batch: Batch, without: int = 0) -> Batch:
     """Ellipses in the boxes as masks of every object but the first ``without`` of each image."""
     cells = np.arange(SIZE_PX // 4) + 0.5
-    cx, cy, w, h = np.moveaxis(batch.boxes_cxcywh * SIZE_PX // 4, -1, 0)[..., None]
+    cx, cy, w, h = np.moveaxis(batch.boxes_cxcywh * SIZE_PX / 4, -1, 0)[..., None]
     dx, dy = ((cells - c) / np.maximum(s / 2, 1) for c, s in ((cx, w), (cy, h)))
     has_mask = batch.valid & (np.arange(SLOTS) >= without)
     masks = 4 * (dx[..., None, :] ** 2 + dy[..., :, None] ** 2 <= 1) * has_mask[..., None, None]

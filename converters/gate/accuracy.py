@@ -12,6 +12,7 @@ from dfine_jax.data.load.pipeline import EvalLoader
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Dataset, Record
 from dfine_jax.evaluation.evaluate import evaluate_detections, match_categories
+from dfine_jax.evaluation.truth import Truth, annotated
 from dfine_jax.serving.backends.base import Backend
 
 
@@ -38,6 +39,7 @@ class AveragePrecision:
         self._dataset = dataset
         self._classes = match_categories(class_names, dataset.classes, "the model", str(dataset.annotation_file))
         self._preprocess = preprocess
+        self._truth: Truth | None = None  # with masks, which are drawn once for all later calls
         step = max(1, -(-len(dataset) // max_images))
         self.records: Sequence[Record] = dataset.records[::step]
 
@@ -52,5 +54,8 @@ class AveragePrecision:
             resize=self._preprocess.resize,
         )
         bar = tqdm(loader, total=len(loader), unit="batch", desc="AP", leave=False, disable=None)
-        numbers = evaluate_detections(backend.detect, bar, part, self._classes).numbers()
+        truth = part if self._truth is None else self._truth
+        numbers = evaluate_detections(backend.detect, bar, truth, self._classes).numbers()
+        if self._truth is None and numbers.get("mask_ap") is not None:
+            self._truth = annotated(self._dataset, masks=True)
         return Precision(numbers["ap"], numbers.get("mask_ap"))

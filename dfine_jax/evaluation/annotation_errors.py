@@ -45,9 +45,8 @@ class Suspect(NamedTuple):
     image_id: int
     object_row: int
     found_row: int
-    score: (
-        float  # of the prediction; of a missed object, the best of its class on it, which finds another or is too low
-    )
+    # Of the prediction; of a missed object, the best of its class on it, which finds another or is too low.
+    score: float
     iou: float  # of the two; 0 where there is but one
     area_px: float  # of the object; 0 where there is none
 

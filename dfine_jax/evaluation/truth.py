@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from pycocotools import mask as coco_mask
 
 from dfine_jax.data.read.annotations import decode
 from dfine_jax.data.read.coco import usable_outline
@@ -19,7 +18,7 @@ from dfine_jax.data.read.coco_pieces import OutlineEntry, coco_lists, in_pieces
 from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.data.read.index import file_content, read_columns
 from dfine_jax.data.read.names import name_at
-from dfine_jax.data.read.outlines import Outline, Polygons
+from dfine_jax.data.read.outlines import Outline, in_run_lengths
 from dfine_jax.data.read.records import image_ids, sizes_px
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.detections import Objects
@@ -87,7 +86,7 @@ def _drawn(text: Any, source: Path, arrays: dict[str, np.ndarray], sizes: Int64[
     counts, bounds = bytearray(), np.zeros((len(numbers), 2), np.int64)
     for piece in in_pieces(coco_lists(text, source)["annotations"], OutlineEntry, source):
         entries = [entry for entry in piece.entries if entry.segmentation]
-        if not entries:
+        if not entries or not len(ordered):
             continue
         ids = np.array([entry.id for entry in entries], np.int64)
         place = np.searchsorted(ordered, ids).clip(max=len(ordered) - 1)
@@ -108,11 +107,4 @@ def _drawn(text: Any, source: Path, arrays: dict[str, np.ndarray], sizes: Int64[
 
 def run_lengths(outline: Outline, size_px: tuple[int, int]) -> bytes:
     """An outline as pycocotools draws it in a picture of (width, height), compressed; nothing where there is none."""
-    if outline is None:
-        return b""
-    if isinstance(outline, Polygons):
-        width, height = size_px
-        parts: Any = [part.ravel() for part in outline.parts]
-        merged: Any = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
-        return merged["counts"]
-    return outline.counts
+    return b"" if outline is None else in_run_lengths(outline, *size_px).counts

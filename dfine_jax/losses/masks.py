@@ -87,7 +87,8 @@ def mask_terms(
         return image_by_image(of_images, pixels, masks, targets.boxes_cxcywh, *layer).sum(0)
 
     sums = jnp.stack([of_layer((chosen[i], slot[i], exists[i])) for i in range(chosen.shape[0])])
-    means = sums / jnp.maximum(jnp.asarray(count, sums.dtype), 1.0)[..., None]
+    count = jnp.asarray(count, sums.dtype)  # a mean over devices, which may be less than one
+    means = sums / jnp.where(count > 0, count, 1.0)[..., None]
     return means[:, 0], means[:, 1]
 
 
