@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _HINTS = {
     "swish_ffn": "these names are those of DEIMv2, another architecture",
+    "mask": "these are masks of another kind than dfine-seg's",
     "conv.bias": "this looks like the deployed form with merged convolutions, give the training checkpoint",
 }
 # RT-DETRv4 (arXiv 2510.25257) is this architecture with SiLU. A projection to its teacher's features serves training

@@ -241,7 +241,10 @@ def test_other_models_are_called_what_they_are(tmp_path, name, prefix):
 
 @pytest.mark.parametrize(
     ("extra", "hint"),
-    [("decoder.decoder.layers.0.swish_ffn.w12.weight", "those of DEIMv2"), ("mask_decoder.0.weight", "that segments")],
+    [
+        ("decoder.decoder.layers.0.swish_ffn.w12.weight", "those of DEIMv2"),
+        ("mask_decoder.0.weight", "of another kind"),
+    ],
 )
 def test_relatives_are_called_what_they_are(tmp_path, state, extra, hint):
     torch_pickle.save(tmp_path / "a.pth", {"model": state | {extra: np.zeros((2, 2), np.float32)}})

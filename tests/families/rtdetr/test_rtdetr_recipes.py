@@ -60,10 +60,10 @@ def test_discrete_table():
 
 
 def test_recipes_of_ones_own_data():
-    assert recipe("r34", "backbone", "deim") == ("deim_rtdetrv2_coco", published("deim_rtdetrv2_coco", "r34"))
-    assert recipe("l", "detector", "rtdetrv2")[0] == "rtdetrv2_coco"
+    assert recipe("r34", "backbone", "deim", "detect") == ("deim_rtdetrv2_coco", published("deim_rtdetrv2_coco", "r34"))
+    assert recipe("l", "detector", "rtdetrv2", "detect")[0] == "rtdetrv2_coco"
     with pytest.raises(UserError, match="r101"):
-        recipe("h", "backbone", "deim")
+        recipe("h", "backbone", "deim", "detect")
 
 
 @pytest.mark.parametrize("table", TABLES)
