@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dfine_jax.data.formats.placing import check_new
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.layout import find_split
+from dfine_jax.errors import UserError
 
 CORNERS = 32  # of a polygon
 
@@ -44,6 +47,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with COCO annotations")
     parser.add_argument("out", type=Path, help="new folder")
     options = parser.parse_args()
+    check_new(options.out)
     for split in ("train", "val"):
         annotations, pictures = find_split(options.data, split)
         count = len(read_coco(annotations, pictures).records)  # refuses what is wrong
@@ -57,4 +61,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

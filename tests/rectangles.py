@@ -59,7 +59,9 @@ class RectangleBackend(Backend):
 
 def opened(backend: Backend | None = None, size_px: tuple[int, int] = (64, 64)) -> OpenedModel:
     """What ``detector.open_model`` returns for a model; ``size_px`` is (height, width) of its input."""
-    return OpenedModel(backend or RectangleBackend(), CLASSES, Preprocess(*size_px), None)
+    backend = backend or RectangleBackend()
+    segments = getattr(backend, "mask_stride", None) is not None
+    return OpenedModel(backend, CLASSES, Preprocess(*size_px), None, segments)
 
 
 def scene(width: int, height: int, *rectangles: tuple[str, int, int, int, int]) -> np.ndarray:

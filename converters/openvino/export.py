@@ -114,14 +114,14 @@ def export_int8(onnx_file: Path | str, xml_file: Path | str, options: Quantizati
         ap = AveragePrecision(options.data, artefact.class_names, artefact.preprocess, options.max_images)
         before, after = (ap(_backend(m, artefact), artefact.input.batch or 1) for m in (model, quantized))
         if (drop := largest_drop(before, after)) > options.max_drop:
-            logger.warning("int8 without the decoder loses %.4f AP; looking for more to keep", drop)
+            logger.warning("int8 without the decoder loses %.4f AP (of boxes or masks); looking for more to keep", drop)
             controlled = True
             quantized = _accuracy_control(model, artefact, samples, ignored, ap, before, options)
             after = ap(_backend(quantized, artefact), artefact.input.batch or 1)
         if (drop := largest_drop(before, after)) > options.max_drop:
             raise UserError(
-                f"int8 loses {drop:.4f} AP, limit {options.max_drop}; calibrate with more images, allow more with "
-                "--max-ap-drop, or use fp16"
+                f"int8 loses {drop:.4f} AP, limit {options.max_drop} (boxes or masks); calibrate with more images, "
+                "allow more with --max-ap-drop, or use fp16"
             )
     _save(quantized, dataclasses.replace(artefact, precision="int8"), xml_file, half=True)
     (float_ap, float_mask_ap), (int8_ap, int8_mask_ap) = before or (None, None), after or (None, None)

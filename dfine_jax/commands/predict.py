@@ -107,6 +107,8 @@ def run(options: argparse.Namespace) -> int:
         options.model, options.threshold, batch_size=options.batch_size, mask_threshold=options.mask_threshold,
         runtime=options.runtime, device=options.device, threads=options.threads,
     )  # fmt: skip
+    if options.masks and not detector.segments:
+        raise UserError(f"--masks: {options.model} makes boxes and no masks; leave it away")
     labels = class_labels(options.classes, detector.classes) if options.classes else None
     if tiling and options.tile == "auto":
         tiling = dataclasses.replace(tiling, height_px=detector.input_size_px[0], width_px=detector.input_size_px[1])

@@ -86,9 +86,8 @@ class Metrics:
         """What a user should know of objects that only have a box."""
         if not self.without_mask:
             return None
-        return (
-            f"{self.without_mask} objects have no mask; what is detected there counts for nothing in the mask numbers"
-        )
+        what = "detections of their class there count for nothing in the mask numbers"
+        return f"{self.without_mask} objects have no mask; {what}"
 
 
 METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Metrics))[:12]

@@ -129,15 +129,16 @@ def mask_cost(
 
     flat = embedding.reshape(-1, *embedding.shape[2:])
     cost = lax.map(of_image, (flat, jnp.tile(images, embedding.shape[0])))
-    return jnp.where(has_mask[:, None], cost.reshape(*embedding.shape[:3], -1), 0)
+    return jnp.where(has_mask[:, None], cost.reshape(*embedding.shape[:3], masks.shape[1]), 0)
 
 
 def pair_costs(
     logits: Float[Array, "q h w"], quarters: Float[Array, "g h w"]
 ) -> tuple[Float[Array, "q g"], Float[Array, "q g"]]:
     """Focal (alpha 0.25, gamma 2, mean over the cells) and dice cost of all pairs."""
-    logits = at_least_float32(logits).reshape(logits.shape[0], -1)
-    truth = quarters.reshape(quarters.shape[0], -1).astype(logits.dtype) / _QUARTERS
+    cells = logits.shape[-2] * logits.shape[-1]
+    logits = at_least_float32(logits).reshape(-1, cells)
+    truth = quarters.reshape(-1, cells).astype(logits.dtype) / _QUARTERS
     # Not 1 - p, to whose 1 compilers add the tiny number, which is lost there.
     p, rest = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
     positive = 0.25 * rest**2 * -jnp.log(p + _LOG_TINY)

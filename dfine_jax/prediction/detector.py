@@ -130,6 +130,7 @@ class Detector:
         self.num_top = num_top
         self.mask_threshold = mask_threshold
         self.classes = model.classes
+        self.segments = model.segments
         self._preprocess = model.preprocess
         self.input_size_px = self._preprocess.height_px, self._preprocess.width_px
         self._backend = model.backend
@@ -199,6 +200,7 @@ class OpenedModel(NamedTuple):
     classes: Classes
     preprocess: Preprocess
     batch: int | None  # the only one it runs; None: any
+    segments: bool = False  # makes masks too
 
 
 def open_model(
@@ -219,7 +221,8 @@ def open_model(
         with waiting(f"loading {model}"):
             backend = open_artefact(model, runtime=runtime, device=device, threads=threads)
         described = backend.artefact
-        return OpenedModel(backend, described.classes, described.preprocess, described.input.batch)
+        segments = described.task == "segment"
+        return OpenedModel(backend, described.classes, described.preprocess, described.input.batch, segments)
     for name, value in (("runtime", runtime), ("device", device), ("threads", threads)):
         if value is not None:
             raise UserError(f"{name}={value} is for exported files; JAX is told by JAX_PLATFORMS and XLA_FLAGS")
@@ -232,4 +235,4 @@ def open_model(
             model = load_checkpoint(model)
     metadata = model.metadata
     backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale, model.grid_px)
-    return OpenedModel(backend, metadata.classes, metadata.preprocess, None)
+    return OpenedModel(backend, metadata.classes, metadata.preprocess, None, model.segments)

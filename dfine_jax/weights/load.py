@@ -21,7 +21,7 @@ from jaxtyping import Array
 from dfine_jax.config import Activation, ModelSection
 from dfine_jax.data.read.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
 from dfine_jax.errors import UserError
-from dfine_jax.families import of, title
+from dfine_jax.families import of, task, title
 from dfine_jax.families.family import Build
 from dfine_jax.training.run.checkpoint import Metadata, load_weights, replaced_path
 
@@ -44,6 +44,11 @@ class LoadedModel:
         """Sides of the input are multiples of it."""
         model = self.metadata.config.model
         return of(model).grid_px(model)
+
+    @property
+    def segments(self) -> bool:
+        """It makes masks too."""
+        return task(self.metadata.config.model) == "segment"
 
 
 def load(source: str | os.PathLike[str], *, activation: Activation | None = None) -> tuple[nn.Module, dict[str, Any]]:

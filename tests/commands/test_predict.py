@@ -228,7 +228,7 @@ def test_labels_are_boxes_of_models_without_masks(folder, tmp_path):
 
 def test_masks_are_refused_of_models_without(folder, tmp_path, capsys):
     assert run("model", folder, "--masks", tmp_path / "masks") == 2
-    assert errors(capsys) == ["dfine: error: the model makes boxes and no masks; leave --masks away"]
+    assert errors(capsys) == ["dfine: error: --masks: model makes boxes and no masks; leave it away"]
 
 
 def test_files_of_pictures_that_differ_in_their_ending_alone(folder, discs, tmp_path):

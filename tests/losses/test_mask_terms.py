@@ -165,3 +165,12 @@ def test_nothing_matched_is_exactly_zero(batch):
 
     value, grads = jax.value_and_grad(total)(embedding)
     assert value == 0 and not jnp.any(grads)
+
+
+def test_no_object_slots_at_all(batch):
+    embedding, pixels, _, match = batch
+    empty = pad_targets([[], [], []], [[], [], []], 0)
+    empty = dataclasses.replace(empty, masks=jnp.zeros((3, 0, 6, 10), jnp.uint8), has_mask=empty.valid)
+    assert mask_cost(embedding, pixels, empty, MaskWeights(1.0, 1.0, 1.0, 1.0)).shape == (2, 3, 7, 0)
+    pairs = pairs_of_objects(jnp.full_like(match, -1), empty)
+    assert not any(term.any() for term in mask_terms(embedding, pixels, empty, pairs, pairs.exists.sum((-2, -1))))

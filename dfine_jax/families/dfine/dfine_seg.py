@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfine_jax.config import Config
+from dfine_jax.families.dfine.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +34,15 @@ def class_names(beside: Mapping[str, Any]) -> Sequence[str] | None:
     return [by_number[i] for i in sorted(by_number)] if sorted(by_number) == list(range(len(names))) else None
 
 
-def trained(config: Config, beside: Mapping[str, Any]) -> Config:
+def trained(config: Config, model: ModelConfig, beside: Mapping[str, Any]) -> Config:
     """The configuration of its weights: order of positions, and the input that they were trained on.
 
     Weights with masks are its own, whether the file says so or not.
     """
     remarks = meta(beside)
-    if remarks is None and not getattr(config.model, "mask_width", 0):
+    if remarks is None and not model.mask_width:
         return config
-    model = dataclasses.replace(config.model, position_order="row_major")  # type: ignore[type-var]
+    model = dataclasses.replace(model, position_order="row_major")
     data, size = config.data, (remarks or {}).get("img_size")
     if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size):
         resize = "letterbox" if remarks and remarks.get("keep_ratio") else "stretch"

@@ -212,12 +212,13 @@ def described(model: ModelConfig, origin: Origin) -> Config:
     known = "relu" if origin.is_published or origin.format == "huggingface" or of_seg else None
     activation = stated if is_stated else asked or known or _guessed(model, origin)
     deim = activation == "silu"
+    model = dataclasses.replace(model, decoder_activation=activation, mlp_activation=activation)
     config = Config(
-        model=dataclasses.replace(model, decoder_activation=activation, mlp_activation=activation),
+        model=model,
         loss=LossConfig(class_loss="mal" if deim else "vfl"),
         train=TrainConfig(method="deim" if deim else "dfine"),
     )
-    return config if deim else dfine_seg.trained(config, origin.beside)
+    return config if deim else dfine_seg.trained(config, model, origin.beside)
 
 
 def _guessed(model: ModelConfig, origin: Origin) -> Activation:
