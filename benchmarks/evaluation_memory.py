@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -135,7 +135,8 @@ def plain(file: Path, objects: int, masks: bool) -> list[float]:
     aps = []
     with contextlib.redirect_stdout(io.StringIO()):
         truth: Any = COCO(str(file))
-        for kind, other in [("bbox", "segmentation"), ("segm", "bbox")][: 1 + masks]:
+        kinds: list[tuple[Literal["bbox", "segm"], str]] = [("bbox", "segmentation"), ("segm", "bbox")]
+        for kind, other in kinds[: 1 + masks]:
             run = COCOeval(truth, truth.loadRes([{k: v for k, v in r.items() if k != other} for r in results]), kind)
             run.evaluate()
             run.accumulate()
