@@ -46,13 +46,7 @@ class AveragePrecision:
     def __call__(self, backend: Backend, batch: int = 1, records: Sequence[Record] | None = None) -> Precision:
         """AP on all images, or on some of them."""
         part = dataclasses.replace(self._dataset, records=self.records if records is None else records)
-        loader = EvalLoader(
-            part,
-            height_px=self._preprocess.height_px,
-            width_px=self._preprocess.width_px,
-            batch_size=batch,
-            resize=self._preprocess.resize,
-        )
+        loader = EvalLoader(part, self._preprocess, batch_size=batch)
         bar = tqdm(loader, total=len(loader), unit="batch", desc="AP", leave=False, disable=None)
         truth = part if self._truth is None else self._truth
         numbers = evaluate_detections(backend.detect, bar, truth, self._classes).numbers()

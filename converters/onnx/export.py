@@ -93,7 +93,8 @@ def export_onnx(
     inside, mask_stride = None, of(model.config).mask_stride(model.config)
     if source_hw:
         network, inside = resizing(network, source_hw, preprocess, mask_stride), preprocess
-        preprocess = Preprocess(*source_hw, scale=preprocess.scale)  # what is left for the host
+        # What is left for the host.
+        preprocess = dataclasses.replace(inside, height_px=source_hw[0], width_px=source_hw[1], resize="stretch")
         size_hw = source_hw
     names = outputs(graph, task(model.config))
     function = raw(network) if graph == "raw" else complete(network)

@@ -2,7 +2,8 @@
 
 ONNX's ``Resize`` is no way to do it: runtimes without antialiasing accept it, and ONNX Runtime's differs from Pillow by
 up to 17 levels. Pillow's bilinear resampling is linear in each direction, so two matrix products reproduce it in every
-runtime, with its fixed-point weights and its rounding to bytes after each direction.
+runtime, with its fixed-point weights and its rounding to bytes after each direction. That without antialiasing rounds
+once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from dfine_jax.converters.onnx import ops
 from dfine_jax.converters.onnx.model import Forward, Parts
 from dfine_jax.data.picture.images import Preprocess, inner_px
+from dfine_jax.data.picture.resampling import Interpolation
 from dfine_jax.errors import UserError
 
 _FIXED_POINT = 1 << 22  # one, in Pillow's weights for bytes
@@ -42,7 +44,9 @@ def resizing(network: Forward, source_hw: tuple[int, int], preprocess: Preproces
     cells = (top, left, inner_height, inner_width)
 
     def call(images: UInt8[Array, "b h w 3"]) -> Parts:
-        x = resample(jnp.transpose(images.astype(jnp.float32), (0, 3, 1, 2)), inner_height, inner_width)
+        x = resample(
+            jnp.transpose(images.astype(jnp.float32), (0, 3, 1, 2)), inner_height, inner_width, preprocess.interpolation
+        )
         if (inner_height, inner_width) != (height, width):
             below, right = height - inner_height - top, width - inner_width - left
             x = jnp.pad(x, ((0, 0), (0, 0), (top, below), (left, right)))
@@ -59,8 +63,13 @@ def resizing(network: Forward, source_hw: tuple[int, int], preprocess: Preproces
     return call
 
 
-def resample(x: Float[Array, "b c h w"], height: int, width: int) -> Float[Array, "b c H W"]:
-    """Whole numbers from 0 to 255 as Pillow's ``resize`` with BILINEAR makes them; across first, then down."""
+def resample(
+    x: Float[Array, "b c h w"], height: int, width: int, interpolation: Interpolation = "bilinear_antialias"
+) -> Float[Array, "b c H W"]:
+    """Whole numbers from 0 to 255 as ``data/picture/resampling.py`` makes them; across first, then down."""
+    if interpolation == "bilinear":
+        down, across = (jnp.asarray(_plain_weights(*sides)) for sides in ((x.shape[2], height), (x.shape[3], width)))
+        return _rounded(ops.matmul(down, ops.matmul(x, across.T)))
     if x.shape[3] != width:
         x = _rounded(ops.matmul(x, jnp.asarray(weights(x.shape[3], width).T)))
     if x.shape[2] != height:
@@ -80,6 +89,12 @@ def weights(source: int, target: int) -> Float32[np.ndarray, "target source"]:
     triangle = np.where((pixel >= first) & (pixel < end), triangle, 0)
     fixed = np.round(triangle / triangle.sum(1, keepdims=True) * _FIXED_POINT)
     return (fixed / _FIXED_POINT).astype(np.float32)
+
+
+def _plain_weights(source: int, target: int) -> Float32[np.ndarray, "target source"]:
+    """Weight of each source pixel in each target pixel, without antialiasing: of two neighbours."""
+    at = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    return np.maximum(1 - np.abs(np.arange(source) - at[:, None]), 0).astype(np.float32)
 
 
 def _rounded(x: Array) -> Array:

@@ -188,7 +188,9 @@ def _draw(options: argparse.Namespace, dataset: Dataset, with_masks: bool) -> No
 
     data = config.data
     stride = _MASK_STRIDE if with_masks else None
-    loader = TrainLoader(dataset, data, batch_size=NUM_SHOWN, seed=config.train.seed, workers=0, mask_stride=stride)
+    preprocess = families.of(model).preprocess(model, data)
+    run = {"batch_size": NUM_SHOWN, "seed": config.train.seed, "workers": 0}
+    loader = TrainLoader(dataset, data, preprocess, **run, mask_stride=stride)
     print()
     for note in loader.notes:
         print(note)

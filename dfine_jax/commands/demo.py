@@ -158,10 +158,8 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
     if result.metrics is None or not result.finished:
         raise KeyboardInterrupt
     # The fresh weights come last: training has compiled the evaluation beside its own program, and it is in the cache.
-    data = config.data
-    loader = EvalLoader(
-        val_data, height_px=data.height_px, width_px=data.width_px, batch_size=config.train.eval_batch_size
-    )
+    preprocess = of(config.model).preprocess(config.model, config.data)
+    loader = EvalLoader(val_data, preprocess, batch_size=config.train.eval_batch_size)
     predict = predict_function(make_eval_step(config), variables)
     return evaluate(predict, loader, val_truth(config, val_data) or val_data, val_data.classes), result.metrics
 

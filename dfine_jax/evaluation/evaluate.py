@@ -153,14 +153,8 @@ def detect_opened(
     """
     classes = match_categories(opened.classes.names, data.classes, *named)
     batch_size = opened.batch or batch_size
-    loader = EvalLoader(
-        data,
-        height_px=size_px[0],
-        width_px=size_px[1],
-        batch_size=batch_size,
-        workers=workers,
-        resize=opened.preprocess.resize,
-    )
+    preprocess = dataclasses.replace(opened.preprocess, height_px=size_px[0], width_px=size_px[1])
+    loader = EvalLoader(data, preprocess, batch_size=batch_size, workers=workers)
     opened.backend.prepare((batch_size, *size_px, 3))
     bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
     return *detect_all(opened.backend.detect, bar, classes.category_of_label), classes

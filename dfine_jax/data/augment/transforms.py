@@ -24,6 +24,7 @@ from dfine_jax.data.augment.geometry import flip, flip_vertical, rotate, turn_90
 from dfine_jax.data.augment.sample import Distortion, Sample, sanitize
 from dfine_jax.data.augment.schedule import policy
 from dfine_jax.data.picture.images import inner_px
+from dfine_jax.data.picture.resampling import Interpolation, resize_bilinear
 from dfine_jax.ops.boxes import iou
 
 _IOU_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -35,7 +36,13 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.
 
 
 def augment(
-    rng: np.random.Generator, sample: Sample, config: DataConfig, epoch: int, *, is_mosaic: bool = False
+    rng: np.random.Generator,
+    sample: Sample,
+    config: DataConfig,
+    epoch: int,
+    *,
+    is_mosaic: bool = False,
+    interpolation: Interpolation = "bilinear_antialias",
 ) -> Sample:
     """All training operations up to the model's input size; which of them an epoch has, ``schedule.policy`` says.
 
@@ -58,7 +65,9 @@ def augment(
         sample = flip_vertical(rng, sample, config.flip_vertical_prob)
         sample = turn_90(rng, sample, config.turn_90_prob)
     letterbox = config.resize == "letterbox"
-    return sanitize(resize(sample, config.height_px, config.width_px, letterbox=letterbox, clip=config.clip_boxes))
+    size = config.height_px, config.width_px
+    whole = resize(sample, *size, letterbox=letterbox, clip=config.clip_boxes, interpolation=interpolation)
+    return sanitize(whole)
 
 
 def photometric_distort(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
@@ -181,8 +190,16 @@ def _cut(sample: Sample, crop: tuple[int, int, int, int], inside: Bool[np.ndarra
     )
 
 
-def resize(sample: Sample, height_px: int, width_px: int, *, letterbox: bool = False, clip: bool = True) -> Sample:
-    """Render the window at the given size (Pillow's bilinear, antialiased).
+def resize(
+    sample: Sample,
+    height_px: int,
+    width_px: int,
+    *,
+    letterbox: bool = False,
+    clip: bool = True,
+    interpolation: Interpolation = "bilinear_antialias",
+) -> Sample:
+    """Render the window at the given size.
 
     Args:
       letterbox: keep the aspect, in the middle of a black picture; else stretch.
@@ -197,7 +214,7 @@ def resize(sample: Sample, height_px: int, width_px: int, *, letterbox: bool = F
         boxes += np.array([left, top] * 2, np.float32)
     if clip:
         np.minimum(boxes, np.array([left + inner_width, top + inner_height] * 2, np.float32), out=boxes)
-    image = render(sample, inner_height, inner_width)
+    image = render(sample, inner_height, inner_width, interpolation)
     if image.size != (width_px, height_px):
         picture = Image.new("RGB", (width_px, height_px))
         picture.paste(image, (left, top))
@@ -206,7 +223,9 @@ def resize(sample: Sample, height_px: int, width_px: int, *, letterbox: bool = F
     return Sample(image, (0, 0, width_px, height_px), boxes, sample.labels, masks=masks)
 
 
-def render(sample: Sample, height_px: int, width_px: int) -> Image.Image:
+def render(
+    sample: Sample, height_px: int, width_px: int, interpolation: Interpolation = "bilinear_antialias"
+) -> Image.Image:
     """The window's pixels, distorted and stretched."""
     image, (left, top, right, bottom) = sample.image, sample.window_px
     if sample.distortion is not None:
@@ -214,6 +233,8 @@ def render(sample: Sample, height_px: int, width_px: int) -> Image.Image:
         if x0 < x1 and y0 < y1:  # a window beside the image shows black only
             image = distort(image, sample.distortion, (x0, y0, x1, y1))
             left, top, right, bottom = left - x0, top - y0, right - x0, bottom - y0
+    if interpolation == "bilinear":
+        return Image.fromarray(resize_bilinear(np.asarray(image), height_px, width_px, (left, top, right, bottom)))
     if (left, top, right, bottom) == (0, 0, *image.size):
         return image.resize((width_px, height_px), Image.Resampling.BILINEAR)
     across = _lit(left, right, image.width, width_px)

@@ -37,6 +37,7 @@ class TrainLoader:
 
     Args:
       config: size of the input, slots, augmentation; ``workers`` is given apart, as it is a matter of the machine.
+      preprocess: of the model, at that size; None: as the configuration has it.
       batch_size: over all hosts.
       epochs: length of the run, if known: the slots are counted for its mosaics and mixtures only.
       mask_stride: of the masks to the input, which it must divide; None: outlines are not even read.
@@ -49,6 +50,7 @@ class TrainLoader:
         self,
         dataset: Dataset,
         config: DataConfig,
+        preprocess: Preprocess | None = None,
         *,
         batch_size: int,
         seed: int,
@@ -58,8 +60,8 @@ class TrainLoader:
         host_count: int = 1,
         mask_stride: int | None = None,
     ) -> None:
-        height_px, width_px = config.height_px, config.width_px
-        _check(dataset, height_px, width_px, batch_size, workers, host_index, host_count)
+        preprocess = preprocess or Preprocess(config.height_px, config.width_px, config.resize)
+        _check(dataset, preprocess, batch_size, workers, host_index, host_count)
         if seed < 0:
             raise UserError(f"train.seed={seed} must not be negative")
         if batch_size % host_count:
@@ -70,9 +72,11 @@ class TrainLoader:
         tiles = RecentTiles(config.mosaic_cache)
         dataset = with_outlines(dataset) if mask_stride else dataset
         records = for_loading(dataset.records, workers)
-        self._source = TrainSource(records, slots, self._sampling, host_index, host_count, tiles, mask_stride)
+        self._source = TrainSource(
+            records, slots, self._sampling, host_index, host_count, tiles, preprocess, mask_stride
+        )
         self._workers = workers
-        self.notes = _notes(dataset, config, batch_size, slots, most)  # for the log of the run
+        self.notes = _notes(dataset, config, preprocess, batch_size, slots, most)  # for the log of the run
         self.notes += _mask_notes(dataset) if mask_stride else ()
 
     @property
@@ -130,17 +134,14 @@ class EvalLoader:
     def __init__(
         self,
         dataset: Dataset,
+        preprocess: Preprocess,
         *,
-        height_px: int,
-        width_px: int,
         batch_size: int,
         workers: int = 0,
-        resize: str = "stretch",
         host_index: int = 0,
         host_count: int = 1,
     ) -> None:
-        _check(dataset, height_px, width_px, batch_size, workers, host_index, host_count)
-        preprocess = Preprocess.from_dict(Preprocess(height_px, width_px).to_dict() | {"resize": resize})
+        _check(dataset, preprocess, batch_size, workers, host_index, host_count)
         records = for_loading(dataset.records[host_index::host_count], workers)
         self._source = EvalSource(records, batch_size, preprocess)
         longest = -(-len(dataset) // host_count)
@@ -163,12 +164,13 @@ class EvalLoader:
                 yield EvalBatch(*arrays)
 
 
-def _notes(dataset: Dataset, config: DataConfig, batch_size: int, slots: int, most: int) -> tuple[str, ...]:
+def _notes(
+    dataset: Dataset, config: DataConfig, preprocess: Preprocess, batch_size: int, slots: int, most: int
+) -> tuple[str, ...]:
     """What the data makes of the configuration, for the log."""
     notes = [f"{slots} slots for objects per image: the fullest image has {dataset.max_objects}"]
     if config.augment == "dense":
         notes[0] += f", up to {most} meet by mosaic and MixUp"
-    preprocess = Preprocess(config.height_px, config.width_px, config.resize)
     unique_px, which = np.unique(sizes_px(dataset.records), axis=0, return_inverse=True)
     sizes = [preprocess.view_px(size)[2:] for size in map(tuple, unique_px.tolist())]
     scales = np.array([(config.width_px / width, config.height_px / height) for width, height in sizes])
@@ -186,13 +188,13 @@ def _notes(dataset: Dataset, config: DataConfig, batch_size: int, slots: int, mo
 
 
 def _check(
-    dataset: Dataset, height_px: int, width_px: int, batch_size: int, workers: int, host_index: int, host_count: int
+    dataset: Dataset, preprocess: Preprocess, batch_size: int, workers: int, host_index: int, host_count: int
 ) -> None:
     if not len(dataset):
         raise UserError(f"{dataset.annotation_file} lists no images")
     for name, value, least in (
-        ("height_px", height_px, 1),
-        ("width_px", width_px, 1),
+        ("height_px", preprocess.height_px, 1),
+        ("width_px", preprocess.width_px, 1),
         ("batch_size", batch_size, 1),
         ("workers", workers, 0),
         ("host_index", host_index, 0),

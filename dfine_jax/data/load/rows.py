@@ -53,6 +53,7 @@ class TrainSource:
     host_index: int
     host_count: int
     tiles: RecentTiles
+    preprocess: Preprocess
     mask_stride: int | None = None  # None: no masks
 
     @property
@@ -106,7 +107,9 @@ class TrainSource:
             sample = self._whole(index)
             if self.config.mosaic_cache and policy(self.config, epoch).dense:
                 self.tiles.add(index, step, tile(sample, self.config))
-        return transforms.augment(rng, sample, self.config, epoch, is_mosaic=is_mosaic)
+        return transforms.augment(
+            rng, sample, self.config, epoch, is_mosaic=is_mosaic, interpolation=self.preprocess.interpolation
+        )
 
     def finish(self, step: int, arrays: workers.Arrays) -> workers.Arrays:
         """Copies of this host's rows, mixed with the rows before them where the plan says so."""

@@ -22,6 +22,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageFile
 
 from dfine_jax.data.picture.pixels import to_rgb, warn_if_dark
+from dfine_jax.data.picture.resampling import INTERPOLATIONS, Interpolation, resized
 from dfine_jax.errors import UserError
 from dfine_jax.ops.boxes import A
 from dfine_jax.system.files import told, write_whole
@@ -260,7 +261,7 @@ class Preprocess:
     height_px: int
     width_px: int
     resize: Literal["stretch", "letterbox"] = "stretch"  # letterbox: aspect kept, centred on black
-    interpolation: Literal["bilinear_antialias"] = "bilinear_antialias"  # Pillow's BILINEAR
+    interpolation: Interpolation = "bilinear_antialias"
     channels: Literal["RGB"] = "RGB"
     scale: float = 1 / 255
 
@@ -272,7 +273,7 @@ class Preprocess:
             image = Image.fromarray(image)
         image = to_rgb(image)
         left, top, width, height = inner_px(image.size, self.height_px, self.width_px, self.resize == "letterbox")
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = resized(image, height, width, self.interpolation)
         if self.resize == "stretch":
             return np.asarray(image)
         out = np.zeros((self.height_px, self.width_px, 3), np.uint8)
@@ -303,7 +304,7 @@ class Preprocess:
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
             raise UserError(f"preprocessing must have the keys {sorted(names)}, got {sorted(values)}")
-        known = {"resize": ("stretch", "letterbox"), "interpolation": ("bilinear_antialias",), "channels": ("RGB",)}
+        known = {"resize": ("stretch", "letterbox"), "interpolation": INTERPOLATIONS, "channels": ("RGB",)}
         for name, choices in known.items():
             if values[name] not in choices:
                 raise UserError(f"preprocessing {name}={values[name]!r} is not supported, only {' or '.join(choices)}")

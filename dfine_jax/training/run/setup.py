@@ -126,7 +126,9 @@ def make_loaders(
     workers = automatic_workers() if data.workers < 0 else data.workers
     common = {"workers": workers, "host_index": hosts.index(), "host_count": hosts.count()}
     run = {"batch_size": train.batch_size, "seed": train.seed, "epochs": train.epochs}
-    loader = TrainLoader(train_data, data, **common, **run, mask_stride=of(config.model).mask_stride(config.model))
+    family, model = of(config.model), config.model
+    preprocess = family.preprocess(model, data)
+    loader = TrainLoader(train_data, data, preprocess, **common, **run, mask_stride=family.mask_stride(model))
     if val_data is None:
         return loader, None
     if not val_data.max_objects:
@@ -136,8 +138,7 @@ def make_loaders(
         )
     devices = jax.local_device_count()
     rows = -(-train.eval_batch_size // jax.device_count()) * devices
-    size = {"height_px": data.height_px, "width_px": data.width_px, "resize": data.resize}
-    return loader, EvalLoader(val_data, **common, **size, batch_size=rows)
+    return loader, EvalLoader(val_data, preprocess, **common, batch_size=rows)
 
 
 def val_truth(config: Config, val_data: Dataset | None) -> Truth | None:

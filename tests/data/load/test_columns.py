@@ -16,6 +16,7 @@ from dfine_jax.config import DataConfig
 from dfine_jax.data.load import workers
 from dfine_jax.data.load.columns import RecordColumns
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.coco import read_coco, with_outlines
 from dfine_jax.data.read.dataset import Record
 from dfine_jax.data.read.layout import find_split
@@ -167,7 +168,7 @@ def test_masks_are_the_same_from_workers(tmp_path):
         out = [next(stream) for _ in range(4)]
         stream.close()
         val = read_coco(*find_split(root, "val"))
-        return [*out, *EvalLoader(val, height_px=32, width_px=32, batch_size=3, workers=count)]
+        return [*out, *EvalLoader(val, Preprocess(32, 32), batch_size=3, workers=count)]
 
     for own, others in zip(batches(0), batches(2), strict=True):
         for a, b in zip(own, others, strict=True):

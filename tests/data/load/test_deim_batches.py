@@ -173,7 +173,7 @@ def test_letterbox_is_the_same_in_training_evaluation_and_prediction(data):
         centre, half = np.split(batch.boxes_cxcywh[row][batch.valid[row]], 2, axis=1)
         corners = np.concatenate([centre - half / 2, centre + half / 2], 1) * [width, height, width, height]
         np.testing.assert_allclose(corners + [left, top, left, top], record.boxes_xyxy_px, atol=1e-3)
-    evaluated = next(iter(EvalLoader(data[1], height_px=32, width_px=48, batch_size=2, resize="letterbox")))
+    evaluated = next(iter(EvalLoader(data[1], Preprocess(32, 48, "letterbox"), batch_size=2)))
     np.testing.assert_array_equal(evaluated.view_px, [[-16, 0, 96, 64]] * 2)
     np.testing.assert_array_equal(evaluated.images[0], spec(np.asarray(Image.open(data[1].records[0].path))))
 
@@ -195,7 +195,7 @@ def test_letterbox_geometry(size):
 def test_evaluation_of_all_hosts_shows_every_image_once(data, hosts):
     shown, lengths = [], set()
     for host in range(hosts):
-        part = EvalLoader(data[1], height_px=32, width_px=32, batch_size=2, host_index=host, host_count=hosts)
+        part = EvalLoader(data[1], Preprocess(32, 32), batch_size=2, host_index=host, host_count=hosts)
         lengths.add(len(part))
         shown += [int(i) for batch in part for i in batch.image_id if i >= 0]
         assert len(list(part)) == len(part)

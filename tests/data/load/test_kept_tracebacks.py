@@ -12,6 +12,7 @@ import pytest
 from dfine_jax.config import DataConfig
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.load.workers import closing_batches
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.evaluation.evaluate import evaluate
@@ -60,14 +61,14 @@ def fails_in_evaluation(dataset):
 
     evaluate(
         predict,
-        EvalLoader(dataset, height_px=64, width_px=64, batch_size=2, workers=2),
+        EvalLoader(dataset, Preprocess(64, 64), batch_size=2, workers=2),
         dataset.annotation_file,
         dataset.classes,
     )
 
 
 def fails_in_a_chain(dataset):
-    loader = EvalLoader(dataset, height_px=64, width_px=64, batch_size=2, workers=2)
+    loader = EvalLoader(dataset, Preprocess(64, 64), batch_size=2, workers=2)
 
     def chained():
         yield from loader

@@ -135,7 +135,7 @@ def test_wrong_values_are_named(train):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_shows_every_image_once(shapes, workers):
     dataset = read_coco(*find_split(shapes, "val"))
-    batches = EvalLoader(dataset, height_px=16, width_px=24, batch_size=2, workers=workers)
+    batches = EvalLoader(dataset, Preprocess(16, 24), batch_size=2, workers=workers)
     seen = list(batches)
     assert len(batches) == len(seen) == 3
     assert np.concatenate([b.image_id for b in seen]).tolist() == [r.image_id for r in dataset.records] + [-1]

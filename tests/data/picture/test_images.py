@@ -122,7 +122,7 @@ def test_preprocess_refuses_what_it_does_not_execute():
 def test_real_photographs_from_their_files_to_batches(cells):
     """The pixels of evaluation are Pillow's, and the boxes of the records are those of the file."""
     dataset = read_coco(*find_split(cells, "val"))
-    (batch,) = EvalLoader(dataset, height_px=224, width_px=320, batch_size=2)
+    (batch,) = EvalLoader(dataset, Preprocess(224, 320), batch_size=2)
     assert len(dataset) == 2 and batch.size_px.tolist() == [[640, 480]] * 2
     for record, image in zip(dataset.records, batch.images, strict=True):
         with Image.open(record.path) as picture:

@@ -12,7 +12,7 @@ from dfine_jax.config import DataConfig
 from dfine_jax.data.edit.items import read_items
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.picture.any_image import any_pixels
-from dfine_jax.data.picture.images import image_size, read_image, upright_size
+from dfine_jax.data.picture.images import Preprocess, image_size, read_image, upright_size
 from dfine_jax.data.read import audit
 from dfine_jax.data.read.dataset import open_record
 from dfine_jax.data.read.sources import read_dataset
@@ -118,7 +118,7 @@ def check_loaders(data, workers):
         )
     by_id = {record.image_id: record for record in data.records}
     seen = []
-    for evaluated in EvalLoader(data, height_px=INPUT_PX, width_px=INPUT_PX, batch_size=3, workers=workers):
+    for evaluated in EvalLoader(data, Preprocess(INPUT_PX, INPUT_PX), batch_size=3, workers=workers):
         for row, image_id in enumerate(evaluated.image_id.tolist()):
             if image_id != -1:
                 record = by_id[image_id]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dfine_jax.config import DataConfig
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read import coco, index, pictures
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.errors import UserError
@@ -163,7 +164,7 @@ def test_loader_processes_map_the_same_file(folder):
         stream = loader.batches()
         out = [next(stream) for _ in range(4)]
         stream.close()
-        return [*out, *EvalLoader(data, height_px=32, width_px=32, batch_size=2, workers=count)]
+        return [*out, *EvalLoader(data, Preprocess(32, 32), batch_size=2, workers=count)]
 
     for own, others in zip(batches(0), batches(2), strict=True):
         for a, b in zip(own, others, strict=True):
