@@ -37,24 +37,43 @@ def select(answer: Answer, num_top: int = 300) -> Selected:
     scores keep the order of (query, class). NumPy arrays stay on the host, JAX arrays are traced.
     """
     logits, boxes_cxcywh, masks = answer
+    scores, labels, query = ranked(logits, num_top)
+    if isinstance(logits, np.ndarray):
+        image = np.arange(len(query))[:, None]
+        return Selected(scores, labels, boxes_cxcywh[image, query], None if masks is None else masks[image, query])
+    import jax.numpy as jnp
+
+    boxes = jnp.take_along_axis(boxes_cxcywh, query[..., None], 1, mode="promise_in_bounds")
+    return Selected(scores, labels, boxes, None if masks is None else rows_of(masks, query))
+
+
+class Ranked(NamedTuple):
+    """The best pairs of query and class of each image, best first."""
+
+    scores: Float[AnyArray, "b n"]
+    labels: Int[AnyArray, "b n"]
+    query: Int[AnyArray, "b n"]
+
+
+def ranked(logits: Float[AnyArray, "b q k"], num_top: int = 300) -> Ranked:
+    """As ``select``, before anything is taken of the queries."""
     num_classes = logits.shape[-1]
     num_top = min(num_top, logits.shape[1] * num_classes)
     if isinstance(logits, np.ndarray):
         flat = sigmoid(logits.reshape(logits.shape[0], -1))
         best = _numpy_top(flat, num_top)
-        scores = np.take_along_axis(flat, best, 1)
-        query, image = best // num_classes, np.arange(len(best))[:, None]
-        labels = (best % num_classes).astype(np.int32)
-        return Selected(scores, labels, boxes_cxcywh[image, query], None if masks is None else masks[image, query])
+        return Ranked(np.take_along_axis(flat, best, 1), (best % num_classes).astype(np.int32), best // num_classes)
     import jax
-    import jax.numpy as jnp
 
     scores, best = jax.lax.top_k(jax.nn.sigmoid(logits).reshape(logits.shape[0], -1), num_top)
-    query = best // num_classes
-    boxes = jnp.take_along_axis(boxes_cxcywh, query[..., None], 1, mode="promise_in_bounds")
-    if masks is not None:
-        masks = jnp.take_along_axis(masks, query[..., None, None], 1, mode="promise_in_bounds")
-    return Selected(scores, best % num_classes, boxes, masks)
+    return Ranked(scores, best % num_classes, best // num_classes)
+
+
+def rows_of(maps: Float[AnyArray, "b q h w"], query: Int[AnyArray, "b n"]) -> Float[AnyArray, "b n h w"]:
+    """Maps of some queries of each image, traced by JAX."""
+    import jax.numpy as jnp
+
+    return jnp.take_along_axis(maps, query[..., None, None], 1, mode="promise_in_bounds")
 
 
 def to_pixels(boxes_cxcywh: Float[AnyArray, "*b n 4"], size_px: AnyArray) -> Float[AnyArray, "*b n 4"]:

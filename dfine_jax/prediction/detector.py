@@ -172,7 +172,7 @@ class Detector:
             for row, picture in enumerate(pictures):
                 batch[row] = self._preprocess(picture)
                 views_px[row] = self._preprocess.view_px((picture.shape[1], picture.shape[0]))
-            found = self._backend.detect(batch, views_px, self.num_top)
+            found = self._backend.detect(batch, views_px, self.num_top, self.threshold)
             for row, picture in enumerate(pictures):
                 yield self._result(found, row, (picture.shape[1], picture.shape[0]))
 
@@ -181,7 +181,9 @@ class Detector:
         labels, boxes_px, masks = found.labels[row][keep], found.boxes_xyxy_px[row][keep], None
         if found.masks_logit is not None:
             view_px = self._preprocess.view_px(size_px)
-            masks = MapMasks(found.masks_logit[row][keep], boxes_px, view_px, size_px, self.mask_threshold)
+            masks = MapMasks(
+                found.masks_logit[row][np.flatnonzero(keep)], boxes_px, view_px, size_px, self.mask_threshold
+            )
         return DetectionResult(
             boxes_xyxy_px=boxes_px,
             scores=found.scores[row][keep],

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32, UInt8
+from jaxtyping import Float, Float32, Int, Int32, UInt8
 
 from dfine_jax.errors import UserError
-from dfine_jax.ops.postprocess import Answer, select, to_pixels
+from dfine_jax.ops.postprocess import Answer, ranked, to_pixels
 from dfine_jax.serving.artefact import MASKS, SIZES_INPUT, Artefact
 
 Views = Float[np.ndarray, "b 4"]  # left, top, width, height in pixels of the original, see Preprocess.view_px
@@ -22,7 +22,8 @@ class PixelPredictions(NamedTuple):
     scores: Float32[np.ndarray, "b n"]
     labels: Int32[np.ndarray, "b n"]
     boxes_xyxy_px: Float[np.ndarray, "b n 4"]  # in the original images
-    masks_logit: Float[np.ndarray, "b n h w"] | None = None  # of models that segment; of the view, at their own size
+    # Of models that segment, of the view, at their own size; of the first rows alone where only those were asked for.
+    masks_logit: Float[np.ndarray, "b m h w"] | None = None
 
 
 class Session(Protocol):
@@ -57,17 +58,32 @@ class Backend(abc.ABC):
         """What the first run on images of this shape would do once (compile), where that takes time of its own."""
         return None
 
-    def detect(self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300) -> PixelPredictions:
+    def detect(
+        self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300, threshold: float = 0.0
+    ) -> PixelPredictions:
         """What is found in the original images.
 
         Args:
           view_px: what each image shows of its original (``Preprocess.view_px``).
           num_top: most detections of an image.
+          threshold: score from which masks are needed; there are none of the rows after the last one that reaches it
+            in any of the images.
         """
-        found = select(self.predict(images), num_top)
-        boxes_xyxy_px = in_view(np.asarray(found.boxes_cxcywh), view_px)
-        masks_logit = None if found.masks_logit is None else np.asarray(found.masks_logit)
-        return PixelPredictions(np.asarray(found.scores), np.asarray(found.labels), boxes_xyxy_px, masks_logit)
+        answer = self._answer(images)
+        best = ranked(np.asarray(answer.logits, np.float32), num_top)
+        scores, labels, query = (np.asarray(column) for column in best)
+        boxes_cxcywh = np.asarray(answer.boxes_cxcywh, np.float32)[np.arange(len(query))[:, None], query]
+        masks = answer.masks_logit
+        masks = None if masks is None else self._rows(masks, query[:, : rows_from(threshold, scores)])
+        return PixelPredictions(scores, labels, in_view(boxes_cxcywh, view_px), masks)
+
+    def _answer(self, images: UInt8[np.ndarray, "b h w 3"]) -> Answer:
+        """As ``predict``, with arrays wherever they are."""
+        return self.predict(images)
+
+    def _rows(self, masks_logit: Any, query: Int[np.ndarray, "b m"]) -> Float[np.ndarray, "b m h w"]:
+        """Maps of some queries of each image; of what ``_answer`` answers with."""
+        return masks_logit[np.arange(len(query))[:, None], query]
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device and threads that actually run, for reports."""
@@ -105,14 +121,16 @@ class ArtefactBackend(Backend):
             )
         return Answer(logits, boxes, self._masks(out, (len(images), queries)))
 
-    def detect(self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300) -> PixelPredictions:
+    def detect(
+        self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300, threshold: float = 0.0
+    ) -> PixelPredictions:
         """As ``Backend.detect``.
 
         Raises:
           UserError: the outputs are not what the file declares.
         """
         if self.artefact.graph == "raw":
-            return super().detect(images, view_px, num_top)
+            return super().detect(images, view_px, num_top, threshold)
         view_px = np.asarray(view_px)
         out = self._run(images, view_px[:, 2:])
         scores, boxes = (np.asarray(out[name], np.float32) for name in ("scores", "boxes"))
@@ -126,8 +144,9 @@ class ArtefactBackend(Backend):
             raise UserError(f"labels up to {labels.max()} for {len(self.artefact.class_names)} classes; export again")
         boxes = boxes + view_px[:, None, [0, 1, 0, 1]].astype(np.float32)
         masks = self._masks(out, scores.shape)
-        masks = None if masks is None else masks[:, :num_top]
-        return PixelPredictions(scores[:, :num_top], labels[:, :num_top], boxes[:, :num_top], masks)
+        scores = scores[:, :num_top]
+        masks = None if masks is None else masks[:, : rows_from(threshold, scores)]
+        return PixelPredictions(scores, labels[:, :num_top], boxes[:, :num_top], masks)
 
     def _masks(self, out: Mapping[str, np.ndarray], rows: tuple[int, ...]) -> Float[np.ndarray, "b n h w"] | None:
         """Logits of the masks of so many images and rows, in the type of the file."""
@@ -186,6 +205,14 @@ def in_view(boxes_cxcywh: Float[np.ndarray, "b n 4"], view_px: Views) -> Float[n
     view_px = np.asarray(view_px, boxes_cxcywh.dtype)
     corners = np.asarray(to_pixels(boxes_cxcywh, view_px[:, 2:]))
     return corners + view_px[:, None, [0, 1, 0, 1]]
+
+
+def rows_from(threshold: float, scores: Float[np.ndarray, "b n"]) -> int:
+    """How many rows there are up to the last one that reaches a score in any of the images; all for a score of 0."""
+    if threshold <= 0:  # also those that are no numbers
+        return scores.shape[1]
+    reached = np.flatnonzero((scores >= threshold).any(0))
+    return int(reached[-1]) + 1 if len(reached) else 0
 
 
 def failed(path: object, runtime: str, feeds: Mapping[str, np.ndarray], error: Exception) -> UserError:
