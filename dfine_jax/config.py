@@ -61,18 +61,23 @@ class OptimConfig:
     backbone_optimizer: AuxOptimizer = "adan"
     muon_lr_factor: float = 10.0  # rate of what Muon takes over that by AdamW
     adan_lr_factor: float = 5.0  # of what Adan takes
-    schedule: Literal["constant", "flat_cosine", "onecycle"] = "constant"  # flat_cosine: DEIM; onecycle: D-FINE-seg
+    layer_decay: float = 1.0  # rate of a block of a transformer backbone over that of the next; 1: all have one rate
+    component_decay: float = 1.0  # rate of the decoder's layers over that of the heads, and its square the backbone's
+    # flat_cosine: DEIM; onecycle: D-FINE-seg; drop and cosine: RF-DETR.
+    schedule: Literal["constant", "flat_cosine", "onecycle", "drop", "cosine"] = "constant"
     onecycle_rise: float = 0.1  # onecycle: share of the run after which the full rate is reached
     flat_epochs: int = 0  # flat_cosine: end of the flat part
     final_epochs: int = 0  # flat_cosine: so many last epochs at the smallest rate
-    min_lr_ratio: float = 1.0  # flat_cosine: smallest rate over the full one
+    min_lr_ratio: float = 1.0  # flat_cosine and cosine: smallest rate over the full one; drop: the last one over it
+    drop_epoch: int = 0  # drop: first epoch (from 0) at the last rate; 0 = none
     weight_decay: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.999
     clip_norm: float = 0.1
-    warmup_steps: int = 500  # constant and flat_cosine
+    warmup_steps: int = 500  # of all but onecycle
     ema_decay: float = 0.9999
     ema_warmup_steps: int = 1000
+    ema_first: Literal["mix", "copy"] = "mix"  # the first update of the average; copy: takes the weights as they are
     ema_restart: Literal["apply", "ignore"] = "apply"  # ignore: stage 2 leaves the decay alone, as the reference does
     ema_restart_decay: float = 0.9999  # from the start of stage 2 on
     ema_restart_step: float = 1e-4  # taken off the decay at every return to the best weights in stage 2
@@ -227,9 +232,9 @@ def check_shared(config: Config) -> None:
         raise ConfigError(f"data.mosaic_scale={list(scale)} must be two numbers, the smallest and the largest")
     rules = {
         "not negative": ("lr", "backbone_lr", "weight_decay", "warmup_steps", "ema_warmup_steps", "flat_epochs")
-        + ("final_epochs", "muon_lr_factor", "adan_lr_factor"),
+        + ("final_epochs", "drop_epoch", "muon_lr_factor", "adan_lr_factor"),
         "between 0 and 1": ("ema_decay", "beta1", "beta2", "min_lr_ratio", "ema_restart_decay", "ema_restart_step")
-        + ("onecycle_rise",),
+        + ("onecycle_rise", "layer_decay", "component_decay"),
         "above 0": ("clip_norm",),
     }
     check_ranges("optim", config.optim, rules)

@@ -118,6 +118,9 @@ def validate(config: Config) -> None:
     unknown = [part for part in config.train.remat if part not in own.parts]
     if unknown:
         raise ConfigError(f"train.remat={unknown[0]!r} is not one of {', '.join(map(repr, own.parts))}")
+    for name in ("layer_decay", "component_decay"):
+        if getattr(config.optim, name) != 1 and not own.layered:
+            raise ConfigError(f"optim.{name}: {own.title} has no such rates; leave it at 1")
     grid_px = own.grid_px(config.model)
     for name in ("height_px", "width_px"):
         side = getattr(config.data, name)

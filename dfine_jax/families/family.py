@@ -172,6 +172,7 @@ class Family(Generic[M, L, Q, P]):
     terms: Callable[[ModelOutput, Targets, Q | None, Matching[P], Norm, M, L], dict[str, Float[Array, ""]]]
     kinds: Callable[[M, L], tuple[str, ...]]  # kinds of terms that there can be, that of the classes first
     rules: Callable[[M, OptimConfig], tuple[Rule, ...]]  # the last one takes the rest
+    layered: bool = False  # they know optim.layer_decay and component_decay
     # Of variant, start, method and task: a table's name and line.
     recipe: Callable[[str, Start, str, str], tuple[str, Config]]
     # Weights.

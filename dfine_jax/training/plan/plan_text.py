@@ -14,9 +14,10 @@ _WIDTH = 116
 # What a family does not have is left out.
 _LINES: dict[str, tuple[str, ...]] = {
     "optimiser": ("optim.optimizer", "optim.aux_optimizer", "optim.backbone_optimizer", "optim.lr", "optim.backbone_lr")
-    + ("optim.muon_lr_factor", "optim.adan_lr_factor", "optim.weight_decay", "optim.clip_norm"),
+    + ("optim.layer_decay", "optim.component_decay", "optim.muon_lr_factor", "optim.adan_lr_factor")
+    + ("optim.weight_decay", "optim.clip_norm"),
     "schedule": ("train.epochs", "optim.schedule", "optim.flat_epochs", "optim.final_epochs", "optim.min_lr_ratio")
-    + ("optim.onecycle_rise",),
+    + ("optim.onecycle_rise", "optim.drop_epoch"),
     "warm-up": ("optim.warmup_steps",),
     "average": ("optim.ema_decay", "optim.ema_warmup_steps"),
     "stages": ("train.stage2_epoch", "optim.ema_restart_decay", "optim.ema_restart_step", "train.patience"),
@@ -29,9 +30,10 @@ _LINES: dict[str, tuple[str, ...]] = {
 }
 _ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {  # values that mean nothing otherwise
     **dict.fromkeys(("optim.flat_epochs", "optim.final_epochs"), ("optim.schedule", ("flat_cosine",))),
-    "optim.min_lr_ratio": ("optim.schedule", ("flat_cosine",)),
+    "optim.min_lr_ratio": ("optim.schedule", ("flat_cosine", "drop", "cosine")),
+    "optim.drop_epoch": ("optim.schedule", ("drop",)),
     "optim.onecycle_rise": ("optim.schedule", ("onecycle",)),
-    "optim.warmup_steps": ("optim.schedule", ("constant", "flat_cosine")),
+    "optim.warmup_steps": ("optim.schedule", ("constant", "flat_cosine", "drop", "cosine")),
     **dict.fromkeys(("optim.aux_optimizer", "optim.backbone_optimizer"), ("optim.optimizer", ("muon",))),
     **dict.fromkeys(("optim.muon_lr_factor", "optim.adan_lr_factor"), ("optim.optimizer", ("muon",))),
     "data.stop_mosaic_epoch": ("data.augment", ("dense",)),

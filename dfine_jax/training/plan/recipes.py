@@ -179,6 +179,7 @@ def _optim(table: Config, epochs: int, total: int, ratio: float) -> OptimConfig:
         backbone_lr=full.backbone_lr * ratio**0.5,
         flat_epochs=flat if flat > epochs else min(flat, epochs - final),
         final_epochs=final,
+        drop_epoch=share(full.drop_epoch, table.train, epochs),
         warmup_steps=min(round(full.warmup_steps / ratio), total // 10),
         ema_warmup_steps=min(round(full.ema_warmup_steps / ratio), total // 10),
         ema_decay=decay,

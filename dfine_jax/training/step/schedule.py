@@ -69,7 +69,38 @@ class OneCycle:
         return jnp.where(done <= top, rising, between(1.0, 1e-4 / 25, (done - top) / ((last - top) or 1)))
 
 
-def make_schedule(config: Config, steps_per_epoch: int) -> Constant | FlatCosine | OneCycle:
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """Linear warm-up from 0, the full rate, then a smaller one (RF-DETR)."""
+
+    warmup: int
+    drop: int  # first step at the smaller rate
+    ratio: float
+
+    def __call__(self, step: Step) -> Share:
+        """Share of 0-based ``step``; the very first one of a warm-up moves nothing."""
+        done = jnp.asarray(step)
+        full = jnp.where(done < self.drop, 1.0, self.ratio)
+        return jnp.where(done < self.warmup, done / max(self.warmup, 1), full)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up from 0, then half a cosine down to the end of the run (RF-DETR)."""
+
+    warmup: int
+    steps: int
+    min_ratio: float
+
+    def __call__(self, step: Step) -> Share:
+        """Share of 0-based ``step``."""
+        done = jnp.asarray(step)
+        turn = jnp.pi * (done - self.warmup) / max(self.steps - self.warmup, 1)
+        falling = self.min_ratio + (1 - self.min_ratio) * 0.5 * (1 + jnp.cos(turn))
+        return jnp.where(done < self.warmup, done / max(self.warmup, 1), falling)
+
+
+def make_schedule(config: Config, steps_per_epoch: int) -> Constant | FlatCosine | OneCycle | Drop | Cosine:
     """Schedule of a run; ``steps_per_epoch`` may be 0 (unknown) for the constant one.
 
     Raises:
@@ -82,6 +113,10 @@ def make_schedule(config: Config, steps_per_epoch: int) -> Constant | FlatCosine
         raise ValueError(f"the {optim.schedule} schedule needs the number of steps per epoch")
     if optim.schedule == "onecycle":
         return OneCycle(epochs * steps_per_epoch, optim.onecycle_rise)
+    if optim.schedule == "cosine":
+        return Cosine(optim.warmup_steps, epochs * steps_per_epoch, optim.min_lr_ratio)
+    if optim.schedule == "drop":
+        return Drop(optim.warmup_steps, (optim.drop_epoch or epochs) * steps_per_epoch, optim.min_lr_ratio)
     if optim.final_epochs > epochs:
         raise ConfigError(f"optim.final_epochs={optim.final_epochs} must be at most train.epochs={epochs}")
     if optim.flat_epochs < epochs and optim.flat_epochs > epochs - optim.final_epochs:
@@ -100,10 +135,13 @@ def make_schedule(config: Config, steps_per_epoch: int) -> Constant | FlatCosine
 def ema_decay(update: Step, optim: OptimConfig, shift: Share | float = 0.0) -> Share:
     """Decay of the average at the ``update``-th step, counted from 1 (reference: src/optim/ema.py).
 
+    Where the first update copies (RF-DETR, by PyTorch's ``AveragedModel``), its decay is 0, and it counts as one.
+
     Args:
       shift: added to the configured decay; stage 2 changes it (training/run/stages.py).
     """
     decay = jnp.asarray(optim.ema_decay + shift)
-    if optim.ema_warmup_steps == 0:
-        return decay
-    return decay * (1 - jnp.exp(-update / optim.ema_warmup_steps))
+    copies = optim.ema_first == "copy"
+    if optim.ema_warmup_steps:
+        decay = decay * (1 - jnp.exp(-jnp.asarray(update) / optim.ema_warmup_steps))
+    return jnp.where(jnp.asarray(update) == 1, jnp.zeros_like(decay), decay) if copies else decay

@@ -11,6 +11,7 @@ import pytest
 from dfine_jax.config import Config, ConfigError, OptimConfig, TrainConfig
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.training.step.optimizer import ema_update
 from dfine_jax.training.step.schedule import ema_decay, make_schedule
 
 STEPS = 3696  # of an epoch: COCO in batches of 32
@@ -114,3 +115,52 @@ def test_one_cycle_by_its_formula():
     short = make_schedule(dataclasses.replace(with_optim(DEIM_L, schedule="onecycle"), train=TrainConfig(epochs=1)), 10)
     shares = [float(short(step)) for step in range(10)]  # torch divides by zero here
     assert shares[0] == pytest.approx(0.04) and shares[1:] == sorted(shares[1:], reverse=True) and 0.9 < shares[1] < 1
+
+
+@pytest.mark.parametrize("name", ["drop", "cosine"])
+def test_drop_and_cosine_are_lambda_lr_of_the_reference(name):
+    """Warm-up from 0; a tenth from an epoch on, or half a cosine to the end (rfdetr 1.11.2, module_model.py)."""
+    torch = pytest.importorskip("torch")
+    epochs, steps, warmup, drop, low = 12, 7, 10, 9, 0.1 if name == "drop" else 0.05
+    config = with_optim(DEIM_L, schedule=name, warmup_steps=warmup, drop_epoch=drop, min_lr_ratio=low)
+    schedule = make_schedule(dataclasses.replace(config, train=TrainConfig(epochs=epochs)), steps)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if name == "drop":
+            return 1.0 if step < drop * steps else low
+        return low + (1 - low) * 0.5 * (1 + np.cos(np.pi * (step - warmup) / (epochs * steps - warmup)))
+
+    adamw = torch.optim.AdamW([torch.zeros(1)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.LambdaLR(adamw, share)
+    for step in range(epochs * steps):
+        np.testing.assert_allclose(schedule(step), theirs.get_last_lr()[0], rtol=1e-5, atol=1e-6)
+        adamw.step()
+        theirs.step()
+
+
+def test_without_an_epoch_the_rate_never_drops():
+    config = with_optim(DEIM_L, schedule="drop", warmup_steps=0, min_lr_ratio=0.1)
+    assert [float(make_schedule(config, 10)(step)) for step in (0, 579)] == [1.0, 1.0]
+
+
+def test_an_average_whose_first_update_copies_is_torchs():
+    """``AveragedModel`` counts from 0 and copies first; decay 0.993 with tau 100 then begins with the second update."""
+    torch = pytest.importorskip("torch")
+    optim = OptimConfig(ema_decay=0.993, ema_warmup_steps=100, ema_first="copy")
+    model = torch.nn.Linear(1, 1, bias=False)
+
+    def mixed(average, new, count):
+        decay = 0.993 * (1 - np.exp(-(int(count) + 1) / 100))
+        return average * decay + new * (1 - decay)
+
+    theirs, ours = torch.optim.swa_utils.AveragedModel(model, avg_fn=mixed), jnp.float32(model.weight.item())
+    for update in range(1, 40):
+        with torch.no_grad():
+            model.weight += float(np.sin(update))
+        theirs.update_parameters(model)
+        ours = ema_update(ours, jnp.float32(model.weight.item()), ema_decay(jnp.asarray(update), optim))
+        np.testing.assert_allclose(ours, theirs.module.weight.item(), rtol=1e-5)
+        if update == 1:
+            assert float(ours) == model.weight.item()
