@@ -2,11 +2,13 @@
 
     python benchmarks/onnx_export.py --variant n
     python benchmarks/onnx_export.py --variant rtdetrv2-r18
+    python benchmarks/onnx_export.py --weights nano.pth --peer rfdetr-nano.onnx --size 384 --imagenet
 
 Equal random weights (time does not depend on them). Both are raw graphs for one image: pixels in, logits and boxes out,
 no selection of the best behind them. The peer gets what its authors' own export does: convolutions that contain their
 normalisation, RepVGG branches merged, nothing of the training left; its file is simplified by ONNX Runtime's basic
-optimisations, ours is as exported.
+optimisations, ours is as exported. A peer's own file can be given, with the weights it was made from; it is simplified
+in the same way.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import interleave, peers
 
 COLUMNS = ("Conv", "MatMul", "Gemm", "LayerNormalization", "Gather", "GridSample", "Reshape", "Transpose", "Add", "Mul")
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def random_peer(recipe: str) -> Any:
@@ -39,12 +42,14 @@ def random_peer(recipe: str) -> Any:
     return model
 
 
-def export_ours(recipe: str, size: int, file: Path) -> None:
+def export_ours(recipe: str, size: int, file: Path, weights: str | None) -> None:
     import onnx
 
+    import dfine_jax
     from dfine_jax.converters.onnx.export import export_onnx
 
-    model, variables = peers.ours(random_peer(recipe))
+    model: Any
+    model, variables = dfine_jax.load(weights) if weights else peers.ours(random_peer(recipe))
     names = [f"class {i}" for i in range(model.config.num_classes)]
     proto = export_onnx(
         model, variables, {"class_names": names, "category_ids": range(len(names))}, size_hw=(size, size)
@@ -99,31 +104,44 @@ def describe(file: Path) -> str:
     return f"{nodes.total()} nodes, {file.stat().st_size / 1e6:.1f} MB ({counts})"
 
 
-def difference(files: list[Path], size: int) -> str:
-    """How far the answers to one image are apart, rows paired."""
+def difference(files: list[Path], size: int, imagenet: bool) -> str:
+    """How far the answers to one image are apart, rows paired; peer first.
+
+    Args:
+      imagenet: the peer takes pixels of ImageNet's mean and deviation.
+    """
     import numpy as np
 
     from dfine_jax.converters.gate.compare import Rows, compare_image
     from dfine_jax.ops.postprocess import sigmoid
 
-    sides: list[Rows] = []
-    for file in files:
-        logits, boxes = run_onnxruntime(file, 2)()
-        sides.append(Rows(boxes[0], sigmoid(np.asarray(logits[0]))))
+    answers = [run_onnxruntime(file, 2, i == 0 and imagenet)() for i, file in enumerate(files)]
+    boxes = [next(x for x in answer if x.ndim == 3 and x.shape[-1] == 4) for answer in answers]
+    logits = [next(x for x in answer if x.ndim == 3 and x.shape[-1] != 4) for answer in answers]
+    columns = min(x.shape[-1] for x in logits)
+    if len({x.shape[-1] for x in logits}) > 1:  # the peer's rows are COCO's category ids
+        from dfine_jax.data.read.coco_names import COCO_CATEGORY_IDS
+
+        logits = [x if x.shape[-1] == columns else x[..., list(COCO_CATEGORY_IDS)] for x in logits]
+    sides = [Rows(box[0], sigmoid(np.asarray(x[0]))) for box, x in zip(boxes, logits, strict=True)]
     errors = compare_image(sides[0], sides[1], (size, size))
     boxes_px, scores = ([float(f(x)) for f in (np.median, np.max)] for x in (errors.boxes_px, errors.scores))
     return "boxes {:.1e} px (median), {:.1e} (worst), scores {:.1e}, {:.1e}".format(*boxes_px, *scores)
 
 
-def run_onnxruntime(file: Path, threads: int) -> Callable[[], Any]:
+def run_onnxruntime(file: Path, threads: int, imagenet: bool = False) -> Callable[[], Any]:
     import numpy as np
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    shape = session.get_inputs()[0].shape
-    feed = {"images": np.random.default_rng(0).random(shape, np.float32)}
+    given = session.get_inputs()[0]
+    images = np.random.default_rng(0).random(given.shape, np.float32)
+    if imagenet:
+        mean, deviation = (np.float32(x).reshape(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        images = (images - mean) / deviation
+    feed = {given.name: images}
     return lambda: session.run(None, feed)
 
 
@@ -150,6 +168,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runtimes", nargs="*", default=list(RUNTIMES))
     parser.add_argument("--dir", type=Path, help="keep the files here and reuse those that are there")
+    parser.add_argument("--weights", help="ours, in place of random ones")
+    parser.add_argument("--peer", type=Path, help="the peer's own file with these weights")
+    parser.add_argument("--imagenet", action="store_true", help="the peer takes pixels normalised as for ImageNet")
     parser.add_argument("--worker")
     args = parser.parse_args()
     if args.worker:
@@ -159,16 +180,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.dir or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        files = {name: folder / f"{name}_{args.variant}_{args.size}.onnx" for name in ("peer", "ours")}
-        for file, export in zip(files.values(), (export_peer, export_ours), strict=True):
-            if not file.exists():
-                export(args.variant, args.size, file)
+        what = Path(args.weights).stem if args.weights else args.variant
+        files = {name: folder / f"{name}_{what}_{args.size}.onnx" for name in ("peer", "ours")}
+        if not files["peer"].exists():
+            _simplify(args.peer, files["peer"]) if args.peer else export_peer(args.variant, args.size, files["peer"])
+        if not files["ours"].exists():
+            export_ours(args.variant, args.size, files["ours"], args.weights)
         for name, file in files.items():
             print(f"{name:8s} {describe(file)}", flush=True)
-        print(f"apart    {difference(list(files.values()), args.size)}", flush=True)
+        print(f"apart    {difference(list(files.values()), args.size, args.imagenet)}", flush=True)
         for runtime in args.runtimes:
             names = [f"{runtime} {file}" for file in files.values()]
-            title = f"{runtime}, {args.variant.upper()} {args.size} px, batch 1, {args.threads} threads"
+            title = f"{runtime}, {what.upper()} {args.size} px, batch 1, {args.threads} threads"
             rows = interleave.compare(__file__, names, ["--threads", str(args.threads)], args.rounds, args.runs, title)
             for name, row in zip(files, rows, strict=True):
                 print(f"{name:8s} {1 / row['ratio_first_over_this']:.3f} of the peer's time")
