@@ -63,6 +63,7 @@ class Amounts:
     raw_runs: int = 10  # of each contender in each round
     batches: tuple[int, ...] = (1,)
     threads: tuple[int, ...] = ()  # of throughput; empty: the runtime's default alone
+    pause_ms: float = 0.0  # before each run, but those of throughput: what is idle stays cool, and its clock high
 
 
 @dataclasses.dataclass
@@ -125,8 +126,8 @@ def measure(
         chunks = _split(amounts.pictures, amounts.rounds)
         for chunk in chunks:
             for worker in workers:
-                worker.detect(chunk)
-                worker.raw(amounts.raw_runs)
+                worker.detect(chunk, amounts.pause_ms)
+                worker.raw(amounts.raw_runs, amounts.pause_ms)
                 progress()
         for worker in workers:
             worker.measurement.memory_mib = worker.ask({"do": "memory"})["peak_mib"]
@@ -233,16 +234,18 @@ class _Worker:
             pass  # why it ended stands in its output
         return self._read()
 
-    def detect(self, pictures: Sequence[Picture]) -> None:
+    def detect(self, pictures: Sequence[Picture], pause_ms: float) -> None:
         """Timed detection in some pictures."""
-        answer = self.ask({"do": "detect", "pictures": [dataclasses.asdict(p) for p in pictures]})
+        given = [dataclasses.asdict(p) for p in pictures]
+        answer = self.ask({"do": "detect", "pictures": given, "pause_ms": pause_ms})
         self.measurement.end_to_end_ms += answer["ms"]
         for picture, found in zip(pictures, answer["found"], strict=True):
             self.measurement.detections[picture.image_id] = found
 
-    def raw(self, runs: int) -> None:
+    def raw(self, runs: int, pause_ms: float) -> None:
         """Timed runs of the smallest batch."""
-        times = self.ask({"do": "raw", "batch": self.measurement.raw_batch, "runs": runs})["ms"]
+        request = {"do": "raw", "batch": self.measurement.raw_batch, "runs": runs, "pause_ms": pause_ms}
+        times = self.ask(request)["ms"]
         self.measurement.raw_ms += times
         self.measurement.block_ms.append(float(np.median(times)))
 

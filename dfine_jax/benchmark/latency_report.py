@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def to_dict(measurements: Sequence[Measurement], hardware: Mapping[str, Any], images: str) -> dict[str, Any]:
+def to_dict(
+    measurements: Sequence[Measurement], hardware: Mapping[str, Any], images: str, pause_ms: float = 0.0
+) -> dict[str, Any]:
     """Everything that was measured, without the detections."""
     return {
         "hardware": dict(hardware),
         "images": images,
+        "pause_ms": pause_ms,
         "models": [
             {
                 "model": m.contender.model,
@@ -38,7 +41,7 @@ def to_dict(measurements: Sequence[Measurement], hardware: Mapping[str, Any], im
     }
 
 
-def table(measurements: Sequence[Measurement], hardware: Mapping[str, Any], images: str) -> str:
+def table(measurements: Sequence[Measurement], hardware: Mapping[str, Any], images: str, pause_ms: float = 0.0) -> str:
     """Text for people: latency, cost, throughput, hardware."""
     with_masks = any(m.mask_ap is not None for m in measurements)
     header = ("end to end p50", "p95", "p99", "raw p50", "p95", "p99", "ratio", "load s", "first s", "MiB", "MB")
@@ -54,9 +57,11 @@ def table(measurements: Sequence[Measurement], hardware: Mapping[str, Any], imag
             + [f"{m.first_run_s:.2f}", f"{m.memory_mib:.0f}", f"{m.file_mb:.1f}"]
         )
     first = measurements[0]
+    pause = f", each after a pause of {pause_ms:g} ms" if pause_ms else ""
     lines = [
         f"milliseconds; {len(first.end_to_end_ms)} end-to-end runs on {images} (file to detections), "
-        f"{len(first.raw_ms)} raw runs (network alone), interleaved; ratio: raw time over that of the first model",
+        f"{len(first.raw_ms)} raw runs (network alone), interleaved{pause}; "
+        "ratio: raw time over that of the first model",
         "",
         *_aligned(rows),
         "",

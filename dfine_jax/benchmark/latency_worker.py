@@ -58,8 +58,8 @@ class Served:
             "raw_batch": self._opened.batch or 1,
         }
 
-    def detect(self, pictures: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """From the encoded file to detections, one image after the other.
+    def detect(self, pictures: Iterable[dict[str, Any]], pause_ms: float = 0) -> dict[str, Any]:
+        """From the encoded file to detections, one image after the other, each after a pause that is not timed.
 
         Masks are made in the size of the picture for the detections that are shown (``SHOWN``).
         """
@@ -68,6 +68,7 @@ class Served:
         times, found = [], []
         for picture in pictures:
             size = picture["size_px"]
+            time.sleep(pause_ms / 1e3)
             started = time.perf_counter()
             image = open_annotated(Path(picture["path"]), *size) if size else read_image(picture["path"])
             result = self._detector(image)
@@ -77,7 +78,7 @@ class Served:
             found.append(_plain(result))
         return {"ms": times, "found": found}
 
-    def raw(self, batch: int, runs: int, threads: int | None = None) -> dict[str, Any]:
+    def raw(self, batch: int, runs: int, threads: int | None = None, pause_ms: float = 0) -> dict[str, Any]:
         """Runs of the network alone; none where the file has another batch or its runtime takes no threads."""
         backend = self._backend(threads)
         most = self._opened.batch or (backend.session.max_batch if isinstance(backend, ArtefactBackend) else None)
@@ -86,6 +87,7 @@ class Served:
         run = self._prepared(batch, threads)
         times = []
         for _ in range(runs):
+            time.sleep(pause_ms / 1e3)
             started = time.perf_counter()
             run()
             times.append(1e3 * (time.perf_counter() - started))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -198,3 +199,18 @@ def test_mask_precision_stands_beside_that_of_boxes(segmenting, tmp_path):
     assert model["ap"] == pytest.approx(numbers["ap"], abs=1e-9)
     assert model["mask_ap"] == pytest.approx(numbers["mask_ap"], abs=1e-9)
     assert "mask AP" in (tmp_path / "bench" / "benchmark.txt").read_text()
+
+
+def test_a_pause_is_before_each_run_and_not_in_its_time(tmp_path, variables, capsys):
+    raw, out = toy.write_toy(tmp_path / "raw.onnx", variables), tmp_path / "bench"
+    amounts = ["--images", "2", "--rounds", "1", "--runs", "3", "--batches", "1", "--out", str(out)]
+    assert main(["benchmark", str(raw), *amounts, "--pause-ms", "200"]) == 0
+    assert "each after a pause of 200 ms" in capsys.readouterr().out
+    values = json.loads((out / "benchmark.json").read_text())
+    assert values["pause_ms"] == 200 and values["models"][0]["raw_ms"]["p50"] < 200
+    served = Served({"model": str(raw), "runtime": None, "device": None, "threads": None})
+    started = time.perf_counter()
+    times = served.raw(1, 3, pause_ms=100)["ms"]
+    assert 1e3 * (time.perf_counter() - started) >= 300 + sum(times)
+    assert main(["benchmark", str(raw), *amounts, "--pause-ms", "-1"]) == 2
+    assert "--pause-ms -1 must be between" in capsys.readouterr().err
