@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from dfine_jax.errors import UserError
     from dfine_jax.evaluation.plots import confusion_figure, threshold_figure, training_figure
     from dfine_jax.nn.fdr_head import FDRHead
-    from dfine_jax.prediction.detector import DetectionResult, Detector
+    from dfine_jax.prediction.detector import Detector
+    from dfine_jax.prediction.result import Detection, DetectionResult
     from dfine_jax.training.report.log import read_metrics
     from dfine_jax.weights.load import load, load_checkpoint
 
 __version__ = "0.1.0"
 _HOME = {
     "Config": "config",
-    "DetectionResult": "prediction.detector",
+    "Detection": "prediction.result",
+    "DetectionResult": "prediction.result",
     "Detector": "prediction.detector",
     "FDRHead": "nn.fdr_head",
     "UserError": "errors",
@@ -46,6 +48,7 @@ _HOME = {
 }
 __all__ = [
     "Config",
+    "Detection",
     "DetectionResult",
     "Detector",
     "FDRHead",

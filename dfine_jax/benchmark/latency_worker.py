@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from dfine_jax.errors import UserError
-from dfine_jax.prediction.detector import DetectionResult, Detector, open_model
+from dfine_jax.prediction.detector import Detector, open_model
+from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.serving.artefact import is_artefact
 from dfine_jax.serving.backends.base import ArtefactBackend, Backend
 from dfine_jax.system.host_memory import keep_freed_memory

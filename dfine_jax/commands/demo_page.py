@@ -59,8 +59,9 @@ def draw_pairs(out: Path, val_data: Dataset, after: Metrics) -> list[Figure]:
         size_px, masks = (record.width_px, record.height_px), None
         if record.outlines:
             masks = RunMasks(tuple(run_lengths(outline, size_px) for outline in record.outlines), size_px)
-        annotated = draw_boxes(Image.open(record.path), record.boxes_xyxy_px, record.labels, names, masks=masks)
-        drawn = result.draw(record.path)
+        picture, boxes = Image.open(record.path), record.boxes_xyxy_px
+        annotated = draw_boxes(picture, boxes, record.labels, names, masks=masks, enlarge=True)
+        drawn = result.draw(record.path, enlarge=True)
         pair = Image.new("RGB", (annotated.width + drawn.width + 8, drawn.height), "white")
         pair.paste(annotated, (0, 0))
         pair.paste(drawn, (annotated.width + 8, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dfine_jax.data.read.dataset import Classes
-    from dfine_jax.prediction.detector import DetectionResult
+    from dfine_jax.prediction.result import DetectionResult
 
 _LISTED = 10  # names shown when none is near
 
@@ -44,16 +43,7 @@ def class_labels(wanted: Sequence[str], classes: Classes) -> frozenset[int]:
 
 def keep_classes(result: DetectionResult, labels: frozenset[int]) -> DetectionResult:
     """The detections of these class indices, in the same order."""
-    kept = np.flatnonzero(np.isin(result.labels, list(labels)))
-    return dataclasses.replace(
-        result,
-        boxes_xyxy_px=result.boxes_xyxy_px[kept],
-        scores=result.scores[kept],
-        labels=result.labels[kept],
-        names=tuple(result.names[i] for i in kept),
-        category_ids=tuple(result.category_ids[i] for i in kept),
-        object_masks=None if result.object_masks is None else result.object_masks.select(kept),
-    )
+    return result[np.isin(result.labels, list(labels))]
 
 
 def _advice(text: str, classes: Classes) -> str:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, overload
 
 import numpy as np
-from jaxtyping import Bool, Float32
 from PIL import Image
 
-from dfine_jax.data.picture.any_image import any_pixels, is_one_picture
-from dfine_jax.data.picture.draw import draw_boxes
 from dfine_jax.data.picture.images import Preprocess
-from dfine_jax.data.picture.object_masks import MapMasks, ObjectMasks
+from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
+from dfine_jax.prediction.class_filter import class_labels
+from dfine_jax.prediction.foreign_names import Elsewhere, joined, refuse_options
+from dfine_jax.prediction.result import DetectionResult
+from dfine_jax.prediction.sources import Given, frames, given, several
 from dfine_jax.serving.artefact import is_artefact
 from dfine_jax.serving.backends.base import Backend, PixelPredictions
 from dfine_jax.system.waiting import waiting
@@ -25,73 +26,24 @@ from dfine_jax.system.waiting import waiting
 if TYPE_CHECKING:
     from dfine_jax.weights.load import LoadedModel
 
-# Path, content of a picture file, open binary file, PIL image, or array (``data.any_image``).
+_CALL_OPTIONS = ("threshold", "classes", "bgr")
+_SHOWN = 5  # class names of a detector that is printed
+
+# Path, address, content of a picture file, open binary file, PIL image, or array (``data.picture.any_image``). A path
+# may be that of a folder or a pattern, an array a batch: then there are several results.
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
+ClassNames = str | int | Sequence[str | int]  # names, or category ids of the training data
 
 
-@dataclasses.dataclass(frozen=True)
-class DetectionResult:
-    """Detections of one image, best first."""
+class Chosen(NamedTuple):
+    """Which detections of an image become its result."""
 
-    boxes_xyxy_px: Float32[np.ndarray, "n 4"]  # pixels of the given image; may reach beyond its edges
-    scores: Float32[np.ndarray, " n"]
-    labels: np.ndarray  # int32 [n], class indices
-    names: tuple[str, ...]  # class name of each detection
-    category_ids: tuple[int, ...]  # original category id of each detection
-    size_px: tuple[int, int]  # (width, height) of the image
-    object_masks: ObjectMasks | None = None  # of models that segment; small, other than their pixels
-
-    def __len__(self) -> int:
-        """Number of detections."""
-        return len(self.scores)
-
-    @property
-    def masks(self) -> Bool[np.ndarray, "n h w"] | None:
-        """Masks in the size of the image, made anew each time: a byte for each pixel of each object."""
-        return None if self.object_masks is None else self.object_masks.all()
-
-    def draw(self, image: ImageSource, font_file: str | None = None) -> Image.Image:
-        """Picture with masks, boxes and labels; ``image`` is the one that was given to the detector."""
-        picture = Image.fromarray(any_pixels(image))
-        if picture.size != self.size_px:
-            raise UserError(
-                f"the picture is {picture.width}x{picture.height}, the detections belong to one of "
-                f"{self.size_px[0]}x{self.size_px[1]}; give the image that was detected in"
-            )
-        return draw_boxes(
-            picture, self.boxes_xyxy_px, self.labels, self.names, self.scores, font_file, self.object_masks
-        )
-
-    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Entries of a COCO results file: original category ids, bbox as (x, y, width, height) in pixels.
-
-        Those of models that segment have a segmentation: compressed run lengths of the size of the image.
-        """
-        corners = self.boxes_xyxy_px.astype(float)
-        bbox = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).round(2)
-        rows = zip(self.category_ids, bbox.tolist(), self.scores.astype(float).round(5).tolist(), strict=True)
-        entries = [{"image_id": image_id, "category_id": c, "bbox": b, "score": s} for c, b, s in rows]
-        if self.object_masks is not None:
-            for i, entry in enumerate(entries):
-                encoded = self.object_masks.rle(i)
-                entry["segmentation"] = {**encoded, "counts": encoded["counts"].decode()}
-        return entries
-
-    def to_supervision(self) -> Any:
-        """The same as ``supervision.Detections``, class names under ``data["class_name"]``."""
-        import supervision
-
-        return supervision.Detections(
-            xyxy=self.boxes_xyxy_px,
-            mask=self.masks,
-            confidence=self.scores,
-            class_id=self.labels.astype(int),
-            data={"class_name": np.array(self.names, dtype=str)},
-        )
+    threshold: float
+    labels: frozenset[int] | None = None  # class indices; None: all
 
 
 class Detector:
-    """Detects objects in images: ``Detector("runs/cells/best")("photo.jpg")``.
+    """Detects objects in images: ``Detector("runs/cells/best")("photo.jpg")``. ``stream`` is for more than fits.
 
     Exported files (``.onnx``, ``.xml``, ``.engine``) run without importing jax.
 
@@ -106,6 +58,12 @@ class Detector:
       runtime, device, threads: of exported files, see ``backends.registry.open_artefact``.
     """
 
+    predict = Elsewhere("call it: detector(image)")
+    track = Elsewhere("call dfine predict --track, or give result.to_supervision() to a tracker")
+    from_pretrained = Elsewhere("call Detector(name), such as the name of published weights")
+    val = Elsewhere("call dfine_jax.evaluate, or dfine evaluate")
+    export = Elsewhere("call dfine export")
+
     def __init__(
         self,
         model: str | os.PathLike[str] | LoadedModel | OpenedModel,
@@ -118,11 +76,11 @@ class Detector:
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
-        for name, value in (("threshold", threshold), ("mask_threshold", mask_threshold)):
-            if not 0 <= value <= 1:
-                raise UserError(f"{name}={value} must lie between 0 and 1")
+        _require_share("threshold", threshold)
+        _require_share("mask_threshold", mask_threshold)
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
+        self._name = str(model) if isinstance(model, (str, os.PathLike)) else "of a loaded model"
         if not isinstance(model, OpenedModel):
             model = open_model(model, runtime=runtime, device=device, threads=threads)
         self.threshold = threshold
@@ -139,45 +97,127 @@ class Detector:
         """Compile now what the first detection would compile; exported files need none of it."""
         self._backend.prepare((self.batch_size, *self.input_size_px, 3))
 
-    @overload
-    def __call__(self, images: ImageSource) -> DetectionResult: ...
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by label."""
+        return self.classes.names
+
+    @property
+    def device(self) -> str:
+        """What the network runs on, in the words of its runtime."""
+        return str(self._backend.describe().get("device", "unknown"))
+
+    def __repr__(self) -> str:
+        """One line: model, classes, input size, threshold, runtime and device."""
+        shown = ", ".join(self.names[:_SHOWN]) + ", ..." * (len(self.names) > _SHOWN)
+        height, width = self.input_size_px
+        does = "boxes and masks" if self.segments else "boxes"
+        runs = self._backend.describe().get("runtime", "unknown")
+        count = f"{len(self.names)} class{'es' * (len(self.names) != 1)}"
+        return (
+            f"<Detector {self._name}: {does} of {count} ({shown}), input {height}x{width}, threshold "
+            f"{self.threshold:g}, {runs} on {self.device}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        """A running network cannot be sent elsewhere."""
+        raise TypeError("a Detector cannot be pickled or copied, its runtime is open here; make one in each process")
 
     @overload
-    def __call__(self, images: Iterable[ImageSource]) -> list[DetectionResult]: ...
+    def __call__(
+        self,
+        images: ImageSource,
+        *,
+        threshold: float | None = None,
+        classes: ClassNames | None = None,
+        bgr: bool = False,
+    ) -> DetectionResult: ...
 
-    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> DetectionResult | list[DetectionResult]:
-        """Detections of one image, or a list of them for a list. Several threads may call one detector.
+    @overload
+    def __call__(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        threshold: float | None = None,
+        classes: ClassNames | None = None,
+        bgr: bool = False,
+    ) -> list[DetectionResult]: ...
+
+    def __call__(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        threshold: float | None = None,
+        classes: ClassNames | None = None,
+        bgr: bool = False,
+        **unknown: Any,
+    ) -> DetectionResult | list[DetectionResult]:
+        """Detections of one image, or a list of them for several. Several threads may call one detector.
 
         Args:
-          images: path, content of a picture file (bytes), open binary file, PIL image, or an array (uint8 [h, w, 3] in
-            RGB; grey, RGBA and uint16 are taken too); or a list or generator of these. Files and PIL images with an
-            EXIF orientation are turned upright; arrays are taken as they are.
+          images: path, http address, content of a picture file (bytes), open binary file, PIL image, or an array or
+            tensor on the host (uint8 [h, w, 3] in RGB; grey, RGBA, uint16 and floating point from 0 to 1 are taken
+            too). Several: a list or generator of these, a folder, a pattern (``"shots/*.jpg"``), or a batch
+            [n, h, w, 3]. Files and PIL images with an EXIF orientation are turned upright; arrays are not.
+          threshold: instead of the detector's own.
+          classes: only these, by name or category id.
+          bgr: arrays are in the channel order of OpenCV (``cv2.imread``).
 
         Raises:
           UserError: a file is missing or no image, or something is of another kind; the message says what is taken.
         """
-        if is_one_picture(images):
-            return next(self._detect([cast(ImageSource, images)]))
-        if isinstance(images, (dict, set, frozenset)) or not isinstance(images, Iterable):
-            images = [cast(ImageSource, images)]  # refused as what it is
-        return list(self._detect(cast(Iterable[ImageSource], images)))
+        refuse_options("a detector", unknown, _CALL_OPTIONS)
+        chosen = self._chosen(threshold, classes)
+        pictures = several(images, bgr)
+        if pictures is None:
+            return next(self._detect([given(images, bgr)], chosen))
+        return list(self._detect(pictures, chosen))
 
-    def _detect(self, sources: Iterable[ImageSource]) -> Iterator[DetectionResult]:
+    def stream(
+        self,
+        images: ImageSource | int | Iterable[ImageSource],
+        *,
+        threshold: float | None = None,
+        classes: ClassNames | None = None,
+        bgr: bool = False,
+    ) -> Iterator[DetectionResult]:
+        """Results one by one, for what does not fit into memory: as a call, and videos, streams and cameras (0).
+
+        Each result holds its picture until it is let go.
+        """
+        chosen = self._chosen(threshold, classes)
+        pictures = frames(images) or several(images, bgr)
+        if pictures is None:
+            pictures = iter([given(images, bgr)])
+        return self._detect((dataclasses.replace(picture, held=True) for picture in pictures), chosen)
+
+    def _chosen(self, threshold: float | None, classes: ClassNames | None) -> Chosen:
+        if threshold is not None:
+            _require_share("threshold", threshold)
+        labels = None if classes is None else class_labels(joined(classes), self.classes)
+        return Chosen(self.threshold if threshold is None else threshold, labels)
+
+    def _detect(self, sources: Iterable[Given], chosen: Chosen) -> Iterator[DetectionResult]:
         height, width = self.input_size_px
         upcoming = iter(sources)
-        while pictures := [any_pixels(source) for source in itertools.islice(upcoming, self.batch_size)]:
+        while batch_of := list(itertools.islice(upcoming, self.batch_size)):
+            pictures = [source.pixels() for source in batch_of]
             rows = self.batch_size if self._backend.compiles_per_shape else len(pictures)
             batch = np.zeros((rows, height, width, 3), np.uint8)
             views_px = np.ones((rows, 4))
             for row, picture in enumerate(pictures):
                 batch[row] = self._preprocess(picture)
                 views_px[row] = self._preprocess.view_px((picture.shape[1], picture.shape[0]))
-            found = self._backend.detect(batch, views_px, self.num_top, self.threshold)
-            for row, picture in enumerate(pictures):
-                yield self._result(found, row, (picture.shape[1], picture.shape[0]))
+            found = self._backend.detect(batch, views_px, self.num_top, chosen.threshold)
+            for row, (picture, source) in enumerate(zip(pictures, batch_of, strict=True)):
+                yield self._result(found, row, (picture.shape[1], picture.shape[0]), source, chosen)
 
-    def _result(self, found: PixelPredictions, row: int, size_px: tuple[int, int]) -> DetectionResult:
-        keep = found.scores[row] >= self.threshold
+    def _result(
+        self, found: PixelPredictions, row: int, size_px: tuple[int, int], source: Given, chosen: Chosen
+    ) -> DetectionResult:
+        keep = found.scores[row] >= chosen.threshold
+        if chosen.labels is not None:
+            keep &= np.isin(found.labels[row], list(chosen.labels))
         labels, boxes_px, masks = found.labels[row][keep], found.boxes_xyxy_px[row][keep], None
         if found.masks_logit is not None:
             view_px = self._preprocess.view_px(size_px)
@@ -192,7 +232,13 @@ class Detector:
             category_ids=tuple(self.classes.ids[i] for i in labels),
             size_px=size_px,
             object_masks=masks,
+            source=source if source.held else source.stored,
         )
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{name}={value} must lie between 0 and 1")
 
 
 class OpenedModel(NamedTuple):

@@ -23,10 +23,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.system.files import replacing, told, write_whole
 
 if TYPE_CHECKING:
-    from dfine_jax.prediction.detector import DetectionResult
-
-# How far written outlines may lie from the edges of pixels, so that they have fewer points: diagonals become lines.
-_OUTLINE_PX, _OUTLINE_SHARE = 0.75, 1 / 2000  # at least, and of the longer side of the picture
+    from dfine_jax.prediction.result import DetectionResult
 
 
 @contextmanager
@@ -123,24 +120,8 @@ def save_crops(image: UInt8[np.ndarray, "h w 3"], result: DetectionResult, folde
 
 
 def save_labels(result: DetectionResult, path: Path) -> None:
-    """A YOLO label file: class index and box, or of a model that segments the outline, in shares of the image's sides.
-
-    A line has one polygon, so of an object in several parts it is the outline of the largest, holes filled; an object
-    without a pixel has no line.
-    """
-    width, height = result.size_px
-    tolerance_px = max(_OUTLINE_PX, _OUTLINE_SHARE * max(width, height))
-    lines = []
-    for i, (label, box) in enumerate(zip(result.labels, result.boxes_xyxy_px.astype(float), strict=True)):
-        if result.object_masks is None:
-            x0, y0, x1, y1 = box.reshape(2, 2).clip(0, [width, height]).ravel().tolist()
-            values = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
-        else:
-            outlines = result.object_masks.outlines(i, tolerance_px)
-            values = (outlines[0].outer / [width, height]).ravel().tolist() if outlines else []
-        if values:
-            lines.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]))
-    write_whole(path, "".join(f"{line}\n" for line in lines), durable=False)
+    """A YOLO label file, see ``DetectionResult.to_yolo``."""
+    write_whole(path, result.to_yolo(), durable=False)
 
 
 def save_masks(result: DetectionResult, path: Path) -> None:

@@ -17,9 +17,10 @@ from dfine_jax.data.picture.images import save_picture
 from dfine_jax.errors import UserError
 from dfine_jax.prediction.ahead import Ahead
 from dfine_jax.prediction.class_filter import keep_classes
-from dfine_jax.prediction.detector import DetectionResult, Detector
+from dfine_jax.prediction.detector import Detector
 from dfine_jax.prediction.inputs import Clip, Inputs, Picture, result_stems
 from dfine_jax.prediction.outputs import ResultsFile, frame_entries, save_crops, save_labels, save_masks, uninterrupted
+from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.prediction.tiling import Tiling, detect_tiled
 from dfine_jax.prediction.video import VideoReader, VideoWriter
 
@@ -144,7 +145,7 @@ class Prediction:
                         if self._results.path is not None:
                             self._results.add(frame_entries(result, tally.name, frame.index, frame.time_s))
                         if writer is not None:
-                            writer.write(result.draw(frame.image, self._job.font), frame.time_s)
+                            writer.write(result.draw(frame.image, self._job.font, enlarge=True), frame.time_s)
                         stem = file.with_name(f"{file.stem}_{frame.index:06d}")
                         self._keep_parts(frame.image, result, stem.with_name(f"{stem.name}.jpg"), stem)
                         tally.objects.update(result.names)
@@ -173,7 +174,7 @@ class Prediction:
     def _keep(self, image: np.ndarray, result: DetectionResult, i: int) -> None:
         file = self._job.picture_files[i]
         if self._job.drawn is not None:
-            save_picture(result.draw(image, self._job.font), self._job.drawn / file, quality=92)
+            save_picture(result.draw(image, self._job.font, enlarge=True), self._job.drawn / file, quality=92)
         self._keep_parts(image, result, file, self._stems[i])
 
     def _keep_parts(self, image: np.ndarray, result: DetectionResult, file: Path, stem: Path) -> None:

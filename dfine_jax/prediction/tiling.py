@@ -21,9 +21,11 @@ from dfine_jax.data.picture.object_masks import RunMasks
 from dfine_jax.data.picture.run_lengths import ColumnRuns, united
 from dfine_jax.errors import UserError
 from dfine_jax.ops.boxes import iou
+from dfine_jax.prediction.sources import Given
 
 if TYPE_CHECKING:
-    from dfine_jax.prediction.detector import DetectionResult, Detector
+    from dfine_jax.prediction.detector import Detector
+    from dfine_jax.prediction.result import DetectionResult
 
 _BORDER = 0.02  # of a tile's side: a box edge this close to an inner border counts as cut off by it
 _SAME = 0.5  # intersection over union from which two views agree
@@ -95,7 +97,7 @@ def detect_tiled(
         results += detector([image[v.y0 : v.y1, v.x0 : v.x1] for v in views[start : start + detector.batch_size]])
         if progress is not None:
             progress(len(results), len(views))
-    return merge(results, views, (width, height))
+    return dataclasses.replace(merge(results, views, (width, height)), source=Given(image))
 
 
 def merge(results: Sequence[DetectionResult], views: Sequence[View], size_px: tuple[int, int]) -> DetectionResult:
@@ -124,6 +126,7 @@ def merge(results: Sequence[DetectionResult], views: Sequence[View], size_px: tu
         category_ids=tuple(ids[m] for m in chosen),
         size_px=size_px,
         object_masks=_masks(results, views, size_px, boxes[shown], [_shown(seen, groups[i]) for i in shown]),
+        source=None,
     )
 
 

@@ -176,7 +176,8 @@ def test_nothing_found():
     result = Detector(LOADED, threshold=0.99)(picture((0, 0, 0)))
     assert (len(result), result.names, result.to_coco(1)) == (0, (), [])
     assert result.boxes_xyxy_px.shape == (0, 4)
-    assert result.draw(picture((0, 0, 0))).size == (400, 200)  # tiny pictures are enlarged
+    assert result.draw(picture((0, 0, 0))).size == (200, 100)
+    assert result.draw(picture((0, 0, 0)), enlarge=True).size == (400, 200)  # for labels that can be read
 
 
 def test_drawing_needs_the_same_picture():
@@ -190,11 +191,11 @@ def test_drawing_needs_the_same_picture():
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), bool),
         np.zeros((8, 8), np.int64),
         np.zeros((3, 8, 8), np.uint8),
         np.zeros((8, 8, 2), np.uint8),
-        np.zeros((2, 8, 8, 3), np.uint8),
+        np.zeros((2, 8, 3, 8), np.uint8),
         np.array(["a.jpg"]),
         np.zeros((0, 8, 3), np.uint8),
         np.zeros(0, np.uint8),

@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dfine_jax.data.picture.object_masks import RunMasks
-from dfine_jax.prediction.detector import DetectionResult
 from dfine_jax.prediction.outputs import ResultsFile, frame_entries, save_crops, save_labels, save_masks, uninterrupted
+from dfine_jax.prediction.result import DetectionResult
 
 
 def result(*boxes, names=None) -> DetectionResult:

@@ -12,7 +12,8 @@ from rectangles import RectangleBackend, opened, scene, with_disc
 from dfine_jax.data.picture.object_masks import RunMasks
 from dfine_jax.errors import UserError
 from dfine_jax.prediction import detector as detector_module
-from dfine_jax.prediction.detector import DetectionResult, Detector
+from dfine_jax.prediction.detector import Detector
+from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.prediction.tiling import Tiling, View, detect_tiled, merge
 
 TILE = 128

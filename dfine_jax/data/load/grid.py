@@ -30,7 +30,7 @@ def batch_grid(batches: Sequence[Batch], names: Sequence[str], count: int) -> Im
             boxes = np.concatenate([centre - half / 2, centre + half / 2], axis=1)
             masks = None if batch.masks is None else _shown(batch.masks[row][valid], boxes, image.size)
             shown = [names[int(label)] for label in labels]
-            pictures.append(draw_boxes(image, boxes, labels, shown, masks=masks))
+            pictures.append(draw_boxes(image, boxes, labels, shown, masks=masks, enlarge=True))
     return tiled(pictures[:count])
 
 
@@ -46,7 +46,7 @@ def annotated_grid(records: Sequence[Record], names: Sequence[str], cell_px: int
         if shrunk is not None:
             masks = _shown(object_masks.drawn(shrunk, image.height, image.width, 1), boxes, image.size)
         labels = [names[int(label)] for label in record.labels]
-        pictures.append(draw_boxes(image, boxes, record.labels, labels, masks=masks))
+        pictures.append(draw_boxes(image, boxes, record.labels, labels, masks=masks, enlarge=True))
     return tiled(pictures)
 
 

@@ -58,35 +58,53 @@ def _turned_by_hand(image: Image.Image, found: int) -> bool:
     return (width > height and image.width < image.height) or (width < height and image.width > image.height)
 
 
-def any_pixels(source: Any) -> UInt8[np.ndarray, "h w 3"]:
+def any_pixels(source: Any, *, bgr: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """RGB pixels, upright, of a picture in any form whose meaning is certain.
 
     Args:
       source: path, content of a file (bytes), open binary file, PIL image, array or tensor on the host as
         ``pixels.array_to_rgb`` takes it.
+      bgr: channels of arrays and tensors are in the order of OpenCV; files and PIL images know their own.
 
     Raises:
       UserError: something else, or unreadable; the message says what is taken.
     """
     if isinstance(source, Image.Image):
         return np.asarray(upright(source))
-    if isinstance(source, np.ndarray):
-        return array_to_rgb(source)
+    if is_array(source):
+        rgb = array_to_rgb(pixels_array(source), "array" if isinstance(source, np.ndarray) else _kind(source))
+        return rgb[..., ::-1] if bgr else rgb
     if isinstance(source, (str, os.PathLike)):
         return read_image(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return np.array(open_rgb(f"in {len(source)} bytes", encoded=bytes(source)))
     if hasattr(source, "read"):
-        return np.array(open_rgb(_name_of(source), encoded=_content(source)))
-    if hasattr(source, "__array__"):
-        try:
-            array = np.asarray(source)
-        except (TypeError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{_kind(source)} cannot become an array ({str(error).splitlines()[0]}); move it to the host first"
-            ) from error
-        return array_to_rgb(array, _kind(source))
+        return np.array(open_rgb(_name_of(source), encoded=stream_content(source)))
     raise UserError(f"{_kind(source)} is not an image; give {_KINDS}")
+
+
+def is_array(source: Any) -> bool:
+    """Whether it is an array, or a tensor of any library: what has the array protocol and is nothing else."""
+    others = (str, os.PathLike, Image.Image, bytes, bytearray, memoryview)
+    if isinstance(source, np.ndarray):
+        return True
+    return not isinstance(source, others) and not hasattr(source, "read") and hasattr(source, "__array__")
+
+
+def pixels_array(source: Any) -> np.ndarray:
+    """The array of what ``is_array``.
+
+    Raises:
+      UserError: a tensor that is not on the host, or that needs a gradient.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    try:
+        return np.asarray(source)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{_kind(source)} cannot become an array ({str(error).splitlines()[0]}); move it to the host first"
+        ) from error
 
 
 def is_one_picture(source: Any) -> bool:
@@ -104,7 +122,7 @@ def _name_of(stream: Any) -> str:
     return name if isinstance(name, str) else "in a stream"
 
 
-def _content(stream: IO[bytes]) -> bytes:
+def stream_content(stream: IO[bytes]) -> bytes:
     """All of the stream from its start, where it can go there; left where it begins, so that it can be read again."""
     again = hasattr(stream, "seekable") and stream.seekable()
     try:

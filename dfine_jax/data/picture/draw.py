@@ -83,21 +83,23 @@ def draw_boxes(
     scores: np.ndarray | None = None,
     font_file: str | None = None,
     masks: ObjectMasks | None = None,
+    enlarge: bool = False,
 ) -> Image.Image:
     """Copy of the picture with masks, boxes and labels; the best scored label lies on top.
 
     Args:
-      image: any mode; the result is RGB. Pictures whose longer side is under 320 pixels are enlarged by a whole factor
-        so that labels can be read; all others keep their size.
+      image: any mode; the result is RGB and has the same size.
       boxes_xyxy_px: [n, 4] corners in pixels of ``image``; parts outside the picture are cut off.
       labels: [n] class indices, which choose the colours.
       names: [n] text of each label (the class name of each box).
       scores: [n] appended to the labels, or None for ground truth.
       font_file: TrueType font for names in scripts that the built-in Latin font lacks.
       masks: of the n objects; their boxes are drawn with a thinner line then.
+      enlarge: pictures whose longer side is under 320 pixels become larger by a whole factor, so that labels can be
+        read; all others keep their size.
     """
     picture = image.convert("RGB")
-    factor = math.ceil(_SMALLEST_PICTURE_PX / max(picture.size))
+    factor = math.ceil(_SMALLEST_PICTURE_PX / max(picture.size)) if enlarge else 1
     if factor > 1:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
         boxes_xyxy_px = boxes_xyxy_px * factor

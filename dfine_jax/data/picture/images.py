@@ -70,9 +70,9 @@ def open_rgb(
       UserError: the file is missing, is no picture, is damaged, too large or holds pixels of unknown range; the message
         names it.
     """
-    path = Path(path)
-    if encoded is None and not path.is_file():
-        raise UserError(f"image {path} does not exist" if not path.exists() else f"image {path} is not a file")
+    if encoded is None and not Path(path).is_file():
+        absent = not Path(path).exists()
+        raise UserError(f"image {path} does not exist" if absent else f"image {path} is not a file")
     try:
         with _opened(path, encoded) as image:
             if not any_size:
@@ -95,7 +95,7 @@ def open_rgb(
 
 
 @contextlib.contextmanager
-def _opened(path: Path, encoded: bytes | None = None) -> Iterator[ImageFile.ImageFile]:
+def _opened(path: str | os.PathLike[str], encoded: bytes | None = None) -> Iterator[ImageFile.ImageFile]:
     """``Image.open`` without its limit of size, which holds for the whole process; pixels are not decoded yet."""
     with open(path, "rb") if encoded is None else io.BytesIO(encoded) as stream:
         prefix = stream.read(16)
@@ -135,7 +135,7 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
     return image.size if tags is None else (int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT]))
 
 
-def _check_size(size_px: tuple[int, int], path: Path) -> None:
+def _check_size(size_px: tuple[int, int], path: str | os.PathLike[str]) -> None:
     setting, pixels = os.environ.get(SIZE_SETTING), size_px[0] * size_px[1]
     limit = _MAX_PIXELS
     if setting:

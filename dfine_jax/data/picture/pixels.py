@@ -26,7 +26,10 @@ _DARK_BITS = 12  # a 16-bit picture that uses no more than these shows at most a
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 262, 281, 339  # tags of TIFF
 _WHITE_IS_ZERO = 0
 _SIGNED = 2
-ARRAY_KINDS = "uint8 [height, width, 3] in RGB order; grey [height, width], RGBA, and uint16 are taken too"
+ARRAY_KINDS = (
+    "uint8 [height, width, 3] in RGB order; grey [height, width], RGBA, uint16, and floating point from 0 to 1 are "
+    "taken too"
+)
 
 _dark_told = threading.Event()
 
@@ -68,14 +71,15 @@ def array_to_rgb(array: np.ndarray, name: str = "array") -> UInt8[np.ndarray, "h
     """An array whose meaning is certain as RGB bytes.
 
     Args:
-      array: uint8 or uint16; [h, w, 3] in RGB order, [h, w, 4] with alpha last (dropped), grey [h, w] or [h, w, 1].
+      array: uint8, uint16, or floating point from 0 to 1; [h, w, 3] in RGB order, [h, w, 4] with alpha last (dropped),
+        grey [h, w] or [h, w, 1].
 
     Raises:
-      UserError: another type or shape, or no pixel.
+      UserError: another type or shape, no pixel, or floating point of another or an uncertain range.
     """
     shape = array.shape
     fits = array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3, 4))
-    known = array.dtype.kind == "u" and array.dtype.itemsize <= 2
+    known = (array.dtype.kind == "u" and array.dtype.itemsize <= 2) or array.dtype.kind == "f"
     if not known or not fits or 0 in shape:
         cure = f"give {ARRAY_KINDS}"
         if 0 in shape:
@@ -87,12 +91,38 @@ def array_to_rgb(array: np.ndarray, name: str = "array") -> UInt8[np.ndarray, "h
         elif not known:
             cure += "; of other types the range is unknown"
         raise UserError(f"{name} of type {array.dtype} and shape {list(shape)} is not an image; {cure}")
-    if array.dtype.itemsize == 2:
-        colours = array[..., :3] if array.ndim == 3 else array
+    colours = array[..., :3] if array.ndim == 3 else array
+    if array.dtype.kind == "f":
+        array = _unit_bytes(colours, name)
+    elif array.dtype.itemsize == 2:
         array = _high_bits(colours.astype(np.int64), _CONTAINER_BITS, name)
     if array.ndim == 2 or shape[2] == 1:
         return np.repeat(array.reshape(*shape[:2], 1), 3, axis=2)
     return array[..., :3]
+
+
+def _unit_bytes(values: np.ndarray, name: str) -> np.ndarray:
+    """Floating point from 0 to 1 as bytes. A range is recognised only where no other would do."""
+    low, high = float(values.min()), float(values.max())
+    cure = "give floating point from 0 to 1, or uint8 from 0 to 255"
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError(f"{name} of type {values.dtype} holds numbers that are not finite; {cure}")
+    if low < 0:
+        raise UserError(
+            f"{name} of type {values.dtype} has values from {low:.3g} to {high:.3g}: it seems to be normalised, which "
+            f"the model does by itself; {cure}"
+        )
+    if high > 1:
+        raise UserError(
+            f"{name} of type {values.dtype} has values up to {high:.5g}; {cure} (of 0 to 255: "
+            "array.round().astype(numpy.uint8))"
+        )
+    if high == 1 and bool(((values == 0) | (values == 1)).all()):
+        raise UserError(
+            f"{name} of type {values.dtype} has no values but 0 and 1, which may be black and white or two kinds of "
+            "black; give uint8 from 0 to 255"
+        )
+    return (values.astype(np.float32) * 255).round().astype(np.uint8)
 
 
 def warn_of_nothing() -> None:

@@ -96,8 +96,9 @@ class Examples:
                 image, [result["segmentation"]["counts"].encode() for result in found], labels.tolist(), scale
             )
         before, after = (_scaled(picture, scale) for picture in (before, after))
-        left = draw_boxes(before, record.boxes_xyxy_px * scale, record.labels, [names[i] for i in record.labels])
-        right = draw_boxes(after, boxes * scale, labels, [names[i] for i in labels], scores)
+        truths = [names[i] for i in record.labels]
+        left = draw_boxes(before, record.boxes_xyxy_px * scale, record.labels, truths, enlarge=True)
+        right = draw_boxes(after, boxes * scale, labels, [names[i] for i in labels], scores, enlarge=True)
         pair = Image.new("RGB", (left.width + _GAP_PX + right.width, left.height), "white")
         pair.paste(left, (0, 0))
         pair.paste(right, (left.width + _GAP_PX, 0))

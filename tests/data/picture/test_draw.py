@@ -33,8 +33,10 @@ def test_frame_lies_on_the_box_in_the_colour_of_the_class():
     ("size", "expected"), [((100, 67), (400, 268)), ((320, 20), (320, 20)), ((4000, 300), (4000, 300))]
 )
 def test_only_tiny_pictures_are_enlarged(size, expected):
-    out = draw.draw_boxes(Image.new("L", size), np.array([[1.0, 1, 30, 15]]), np.array([0]), ["a"], np.array([0.5]))
+    what = Image.new("L", size), np.array([[1.0, 1, 30, 15]]), np.array([0]), ["a"], np.array([0.5])
+    out = draw.draw_boxes(*what, enlarge=True)
     assert out.size == expected
+    assert draw.draw_boxes(*what).size == size
     assert out.mode == "RGB"
 
 
@@ -152,8 +154,9 @@ def test_masks_of_enlarged_pictures_grow_with_them():
     mask = np.zeros((50, 80), bool)
     mask[10:40, 20:60] = np.tri(30, 40, dtype=bool)
     image, boxes = Image.new("RGB", (80, 50), GREY), np.array([[20.0, 10, 60, 40]])
-    out = np.asarray(draw.draw_boxes(image, boxes, np.array([0]), ["a"], np.array([0.9]), None, run_masks(mask)))
-    plain = np.asarray(draw.draw_boxes(image, boxes, np.array([0]), ["a"], np.array([0.9])))
+    what = image, boxes, np.array([0]), ["a"], np.array([0.9])
+    out = np.asarray(draw.draw_boxes(*what, masks=run_masks(mask), enlarge=True))
+    plain = np.asarray(draw.draw_boxes(*what, enlarge=True))
     assert out.shape == plain.shape == (200, 320, 3)
     inside = np.kron(ndimage.binary_erosion(mask, np.ones((3, 3)), 2), np.ones((4, 4))).astype(bool)
     inside[:60] = False

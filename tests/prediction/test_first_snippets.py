@@ -1,0 +1,368 @@
+"""The first things that people write with a detector, each as they write it: it works, or says what to write."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+import threading
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rectangles import opened, scene
+
+import dfine_jax
+from dfine_jax.errors import UserError
+from dfine_jax.prediction.detector import Detector
+from dfine_jax.prediction.result import Detection, DetectionResult
+
+PIXELS = scene(240, 160, ("red", 20, 30, 80, 90), ("blue", 120, 40, 200, 130), ("red", 210, 100, 236, 150))
+NAMES = ["blue", "red", "red"]  # by category id 90, 7, 7
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A detector, a picture in all forms, and where it lies on a server."""
+    folder = tmp_path_factory.mktemp("shots")
+    path = folder / "photo.png"
+    Image.fromarray(PIXELS).save(path)
+    Image.fromarray(PIXELS[:, ::-1]).save(folder / "second.png")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    detector = Detector(opened(), threshold=0.5)
+    result = detector(path)
+    yield SimpleNamespace(
+        detector=detector, d=detector, result=result, r=result, folder=folder, path=path,
+        url=f"http://127.0.0.1:{server.server_address[1]}/photo.png",
+    )  # fmt: skip
+    server.shutdown()
+
+
+def same(result: Any) -> None:
+    assert isinstance(result, DetectionResult)
+    assert sorted(result.names) == NAMES
+
+
+def all_same(results: Any, count: int) -> None:
+    assert isinstance(results, list) and len(results) == count
+    for result in results:
+        same(result)
+
+
+def with_alpha() -> np.ndarray:
+    return np.dstack([PIXELS, np.full(PIXELS.shape[:2], 255, np.uint8)])
+
+
+def saved(w: Any) -> None:
+    target = w.folder.parent / "drawn.jpg"
+    assert w.r.save(target) == target
+    assert Image.open(target).size == (240, 160)
+    with pytest.raises(UserError, match="would replace"):
+        w.r.save(w.path)
+    with pytest.raises(UserError, match=r"does not end like a picture .*; for data there is to_json\(\)"):
+        w.r.save("out.json")
+
+
+def supervision(w: Any) -> None:
+    sv = pytest.importorskip("supervision")
+    drawn = sv.BoxAnnotator().annotate(PIXELS.copy(), w.r.to_supervision())
+    assert (drawn != PIXELS).any()
+
+
+def pandas(w: Any) -> None:
+    pytest.importorskip("pandas")
+    frame = w.r.to_pandas()
+    assert list(frame.columns) == ["name", "category_id", "label", "score", "x0", "y0", "x1", "y1"]
+    assert sorted(frame["name"]) == NAMES
+    assert len(w.r[:0].to_pandas()) == 0
+
+
+def in_threads(w: Any) -> None:
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(w.d(w.path))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    all_same(found, 4)
+
+
+def threshold_set(w: Any) -> None:
+    w.d.threshold = 0.999
+    try:
+        assert len(w.d(w.path)) == 0
+    finally:
+        w.d.threshold = 0.5
+
+
+def shown(w: Any) -> None:
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "show", lambda self, title=None: seen.append((self.size, title)))
+        w.r.show()
+    assert seen == [((240, 160), "photo.png")]
+
+
+def pickled(w: Any) -> None:
+    again = pickle.loads(pickle.dumps(w.r))
+    assert again == w.r
+    assert again.draw().size == (240, 160)  # by its path
+    array = w.d(PIXELS)
+    assert len(pickle.dumps(array)) < 3000  # no pixels
+    with pytest.raises(UserError, match="holds no picture; give the image that was detected in"):
+        pickle.loads(pickle.dumps(array)).draw()
+
+
+def generator(w: Any) -> None:
+    results = w.d(PIXELS.copy() for _ in range(3))
+    all_same(results, 3)
+    assert [result.source for result in results] == [None] * 3  # frames are not kept alive
+    assert results[0].draw(PIXELS).size == (240, 160)
+    assert [result.name for result in w.d(p for p in [w.path])] == ["photo.png"]
+
+
+def streamed(w: Any) -> None:
+    read = []
+
+    def frames():
+        for i in range(3):
+            read.append(i)
+            yield PIXELS
+
+    results = w.d.stream(frames())
+    assert read == []
+    same(next(results))
+    assert read == [0]
+    assert [result.draw().size for result in results] == [(240, 160)] * 2
+    assert [result.name for result in w.d.stream(w.folder)] == ["photo.png", "second.png"]
+    assert [sorted(result.names) for result in w.d.stream(w.path)] == [NAMES]
+
+
+def video(w: Any) -> None:
+    path = w.folder.parent / "clip.mp4"
+    path.write_bytes(b"")
+    refused(lambda: w.d(path), UserError, r"clip.mp4 is a video; for result in detector.stream\(path\) reads it")
+
+
+def refused(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        call()
+
+
+class Tensor:
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self._array if dtype is None else self._array.astype(dtype)
+
+
+def equal(w: Any) -> None:
+    assert w.r == w.d(PIXELS)
+    assert w.r != w.r[:1]
+    assert w.r != "photo"
+    assert copy.copy(w.r) == w.r
+
+
+def objects(w: Any) -> None:
+    found = list(w.r)
+    assert all(isinstance(one, Detection) for one in found)
+    assert sorted(one.name for one in found) == NAMES
+    assert found == [w.r[i] for i in range(3)]
+    for one in w.r:
+        assert 0.5 <= one.score <= 1 and one.mask is None
+
+
+def first(w: Any) -> None:
+    one = w.r[0]
+    assert (one.name, one.category_id) == (w.r.names[0], w.r.category_ids[0])
+    assert one.box == pytest.approx(w.r.boxes_xyxy_px[0].tolist())
+    assert w.r[-1] == w.r[2]
+    refused(lambda: w.r[3], IndexError, "detection 3 of 3")
+
+
+def chosen(w: Any) -> None:
+    red = w.r[w.r.labels == 0]
+    assert red.names == ("red", "red") and red.boxes_xyxy_px.shape == (2, 4)
+    assert red.draw().size == (240, 160)
+    assert len(w.r[:2]) == 2 and len(w.r[[2, 0]]) == 2 and len(w.r[[]]) == 0 and len(w.r[[True, False, False]]) == 1
+    refused(lambda: w.r[np.array([True])], IndexError, "boolean index did not match")
+
+
+def as_dict(w: Any) -> None:
+    values = w.r.to_dict()
+    assert (values["image"], values["width"], values["height"]) == ("photo.png", 240, 160)
+    assert set(values["objects"][0]) == {"name", "category_id", "label", "score", "box"}
+    assert json.loads(json.dumps(values)) == values
+
+
+def yolo(w: Any) -> None:
+    lines = w.r.to_yolo().splitlines()
+    assert [len(line.split()) for line in lines] == [5] * 3
+    assert [len(line.split()) for line in w.r.to_yolo(scores=True).splitlines()] == [6] * 3
+
+
+FINE: dict[str, Callable[[Any], Any]] = {
+    "detector('photo.png')": lambda w: same(w.d(str(w.path))),
+    "detector(Path)": lambda w: same(w.d(Path(w.path))),
+    "detector(PIL)": lambda w: same(w.d(Image.open(w.path))),
+    "detector(PIL in RGBA)": lambda w: same(w.d(Image.open(w.path).convert("RGBA"))),
+    "detector([a, b])": lambda w: all_same(w.d([w.path, PIXELS]), 2),
+    "detector((a, b))": lambda w: all_same(w.d((w.path, PIXELS)), 2),
+    "detector([])": lambda w: all_same(w.d([]), 0),
+    "detector(array)": lambda w: same(w.d(PIXELS)),
+    "len(result)": lambda w: len(w.r) == 3 or pytest.fail(str(len(w.r))),
+    "result.names": lambda w: sorted(w.r.names) == NAMES or pytest.fail(str(w.r.names)),
+    "result.scores": lambda w: np.testing.assert_array_less(0.5, w.r.scores),
+    "result.boxes_xyxy_px": lambda w: w.r.boxes_xyxy_px.shape == (3, 4) or pytest.fail("shape"),
+    "result.size_px": lambda w: w.r.size_px == (240, 160) or pytest.fail("size"),
+    "result.draw(path).save(file)": lambda w: w.r.draw(w.path).save(w.folder.parent / "a.png"),
+    "result.to_coco(id)": lambda w: {e["image_id"] for e in w.r.to_coco(5)} == {5} or pytest.fail("ids"),
+    "json.dumps(result.to_coco())": lambda w: json.dumps(w.r.to_coco()).index("photo.png"),
+    "result.to_supervision()": supervision,
+    "BoxAnnotator": supervision,
+    "detector.threshold = 0.9": threshold_set,
+    "threads": in_threads,
+    "pickle(result)": pickled,
+    "for detection in result": objects,
+    "result[0]": first,
+    "result[mask]": chosen,
+    "detector('folder')": lambda w: all_same(w.d(str(w.folder)), 2),
+    "detector('folder/*.png')": lambda w: all_same(w.d(f"{w.folder}/*.png"), 2),
+    "detector('http://...')": lambda w: same(w.d(w.url)),
+    "detector(grey)": lambda w: len(w.d(PIXELS[..., 0])) == 0 or pytest.fail("grey has no colours"),
+    "detector(RGBA array)": lambda w: same(w.d(with_alpha())),
+    "detector(float array)": lambda w: same(w.d(PIXELS / 255)),
+    "detector(batch)": lambda w: all_same(w.d(np.stack([PIXELS, PIXELS])), 2),
+    "detector(tensor)": lambda w: same(w.d(Tensor(PIXELS))),
+    "detector(generator)": generator,
+    "detector.stream(...)": streamed,
+    "detector(bytes)": lambda w: same(w.d(w.path.read_bytes())),
+    "detector(BytesIO)": lambda w: same(w.d(io.BytesIO(w.path.read_bytes()))),
+    "detector(x, threshold=0.99)": lambda w: len(w.d(w.path, threshold=0.999)) == 0 or pytest.fail("threshold"),
+    "detector(x, classes=['red'])": lambda w: (
+        {*w.d(w.path, classes=["red"]).names, *w.d(w.path, classes=7).names} == {"red"} or pytest.fail("classes")
+    ),
+    "detector(x, bgr=True)": lambda w: same(w.d(PIXELS[..., ::-1], bgr=True)),
+    "result.save(path)": saved,
+    "result.draw()": lambda w: w.r.draw().size == (240, 160) or pytest.fail("enlarged"),
+    "result.show()": shown,
+    "result.to_json()": lambda w: json.loads(w.r.to_json(indent=1)) == w.r.to_dict() or pytest.fail("json"),
+    "result.to_dict()": as_dict,
+    "result.to_yolo()": yolo,
+    "result.to_pandas()": pandas,
+    "_repr_html_": lambda w: w.r._repr_html_().index("<td>red</td>") + w.r._repr_html_().index("image/jpeg"),
+    "_repr_png_": lambda w: Image.open(io.BytesIO(w.r._repr_png_())).size == (240, 160) or pytest.fail("size"),
+    "result == result": equal,
+    "print(result)": lambda w: (
+        str(w.r) == f"<3 objects: 2 red {w.r.scores[w.r.labels == 0].max():.2f}, 1 blue 0.98 in photo.png>"
+        or pytest.fail(str(w.r))
+    ),
+    "print(detector)": lambda w: str(w.d).index("boxes of 3 classes (red, green, blue), input 64x64, threshold 0.5"),
+    "detector.names": lambda w: w.d.names == ("red", "green", "blue") or pytest.fail("names"),
+    "detector.device": lambda w: isinstance(w.d.device, str) or pytest.fail("device"),
+}
+
+REFUSED: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
+    "hash(result)": (lambda w: hash(w.r), TypeError, "unhashable type: 'DetectionResult'"),
+    "result.draw(another picture)": (
+        lambda w: w.r.draw(np.zeros((9, 9, 3), np.uint8)), UserError, "is 9x9, the detections belong to one of 240x160",
+    ),
+    "pickle(detector)": (lambda w: pickle.dumps(w.d), TypeError, "cannot be pickled .*; make one in each process"),
+    "detector(None)": (lambda w: w.d(None), UserError, "None is not an image; give a path"),
+    "result.boxes": (lambda w: w.r.boxes, AttributeError, "has no boxes; the boxes are boxes_xyxy_px"),
+    "result.plot()": (lambda w: w.r.plot(), AttributeError, "has no plot; call draw()"),
+    "detector(x, conf=0.3)": (lambda w: w.d(w.path, conf=0.3), TypeError, "argument 'conf'; here it is threshold"),
+    "detector.predict(x)": (lambda w: w.d.predict(w.path), AttributeError, "has no predict; call it"),
+}  # fmt: skip
+
+
+def test_there_are_61():
+    assert len(FINE) + len(REFUSED) == 61
+
+
+@pytest.mark.parametrize("snippet", FINE)
+def test_works(world, snippet):
+    FINE[snippet](world)
+
+
+@pytest.mark.parametrize("snippet", REFUSED)
+def test_is_refused_with_the_cure(world, snippet):
+    call, kind, message = REFUSED[snippet]
+    refused(lambda: call(world), kind, message)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (PIXELS.astype(np.float32), "has values up to 255; give floating point from 0 to 1"),
+        (PIXELS / 127.5 - 1, "seems to be normalised, which the model does by itself"),
+        (np.where(PIXELS > 100, 1.0, 0.0), "no values but 0 and 1"),
+        (np.full((4, 4, 3), np.nan), "not finite"),
+        (PIXELS.transpose(2, 0, 1) / 255, r"channels first: array.transpose\(1, 2, 0\)"),
+        (np.stack([PIXELS.transpose(2, 0, 1)]), "is not an image"),
+    ],
+)
+def test_floating_point_of_an_uncertain_range_is_refused(world, array, message):
+    refused(lambda: world.d(array), UserError, message)
+
+
+def test_more_that_is_refused_with_the_cure(world):
+    d, r = world.d, world.r
+    video(world)
+    refused(lambda: d(f"{world.folder}/*.gif"), UserError, "no file is like .*; check the pattern")
+    refused(lambda: d([str(world.folder)]), UserError, "is a folder among pictures; give it alone")
+    refused(lambda: d(Path(world.url)), UserError, "lost a slash; give an address as text")
+    refused(lambda: d("rtsp://camera/1"), UserError, r"rtsp://camera/1 is no picture but a stream; .*detector.stream")
+    refused(lambda: d(world.url + "x"), UserError, "the server answers 404")
+    refused(lambda: d(world.path, threshold=50), UserError, "threshold=50 must lie between 0 and 1")
+    refused(lambda: d(world.path, classes="rde"), UserError, "no class 'rde'; did you mean red?")
+    refused(lambda: d(world.path, imgsz=640), TypeError, "the model knows its input size")
+    refused(lambda: d(world.path, colour=1), TypeError, "it has threshold, classes, bgr")
+    refused(lambda: Detector.from_pretrained("x"), AttributeError, r"call Detector\(name\)")
+    refused(lambda: r.xyxy, AttributeError, "boxes_xyxy_px")
+    refused(lambda: d(PIXELS).to_coco(), UserError, "no file name that could be its id")
+    assert not hasattr(r, "boxes") and not hasattr(d, "predict")
+    assert dfine_jax.Detection is Detection
+
+
+def test_what_cannot_be_drawn_is_still_shown_in_a_notebook(world):
+    gone = pickle.loads(pickle.dumps(world.d(PIXELS)))
+    assert gone._repr_png_() is None
+    assert "<td>red</td>" in gone._repr_html_() and "<img" not in gone._repr_html_()
+    assert "nothing found" in world.r[:0]._repr_html_()
+    assert str(world.r[:0]) == "<nothing found in photo.png>"
+
+
+def test_masks_travel_and_stay_small():
+    from rectangles import RectangleBackend
+
+    result = Detector(opened(RectangleBackend(mask_stride=2)))(PIXELS)
+    assert result[0].mask.shape == (160, 240) and result[0].mask.any()
+    np.testing.assert_array_equal(result[1:].masks, result.masks[1:])
+    assert result == result[:] and result[:1] != result[1:2]
+    assert set(result.to_dict()["objects"][0]["segmentation"]) == {"size", "counts"}
+    assert len(pickle.dumps(result)) < 60_000
+
+
+def test_frames_of_a_video(world, tmp_path):
+    pytest.importorskip("av")
+    from videos import write_video
+
+    write_video(tmp_path / "clip.mp4", [PIXELS] * 3)
+    results = list(world.d.stream(tmp_path / "clip.mp4"))
+    assert [result.name for result in results] == [f"clip_{i:06d}.jpg" for i in range(3)]
+    assert results[0].draw().size == (240, 160)
