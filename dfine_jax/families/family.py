@@ -133,6 +133,22 @@ class WeightFormat(Generic[M]):
     class_names: Callable[[Mapping[str, Any]], Sequence[str] | None] = lambda beside: None
 
 
+def sizes_around(model: Any, data: DataConfig) -> Sequence[tuple[int, int]]:
+    """From 0.75 to 1.25 times the input's size, in steps of 32 pixels; that size ``data.multi_scale_repeat`` times."""
+    from dfine_jax.data.augment.schedule import multi_scale_sizes
+
+    del model
+    return multi_scale_sizes(data.height_px, data.width_px, data.multi_scale_repeat)
+
+
+class MultiScale(NamedTuple):
+    """Training at several input sizes, where ``data.multi_scale_repeat`` is not 0."""
+
+    sizes_px: Callable[[Any, DataConfig], Sequence[tuple[int, int]]] = sizes_around  # of the model; a batch takes one
+    resize: Literal["nearest", "bilinear"] = "nearest"  # of a batch, on the device
+    from_largest: bool = False  # batches are made at the largest of the sizes; else at the input's
+
+
 def preprocess_as_configured(model: Any, data: DataConfig) -> Preprocess:
     """Size and resizing as ``data`` has them, values in [0, 1]: whatever the model."""
     from dfine_jax.data.picture.images import Preprocess
@@ -157,6 +173,8 @@ class Family(Generic[M, L, Q, P]):
     check: Callable[[M, L], None]  # ConfigError names the key
     grid_px: Callable[[M], int]  # sides of the input are multiples of it
     preprocess: Callable[[M, DataConfig], Preprocess] = preprocess_as_configured  # from a picture to the input
+    size_px: Callable[[M], tuple[int, int]] = lambda model: (640, 640)  # (height, width) where nobody says another
+    multi_scale: MultiScale = MultiScale()
     build: Callable[[M, Build], nn.Module]
     first_conv: Callable[[M], tuple[str, ...]]  # path of the convolution of the images
     init: Callable[[M, Key[Array, ""]], Variables]

@@ -5,6 +5,7 @@ Pure functions of the configuration, the seed and the position, so that every ho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,19 +57,30 @@ def multi_scale_sizes(height_px: int, width_px: int, repeat: int) -> tuple[tuple
     return tuple((scaled(side, height_px), scaled(side, width_px)) for side in sides if side > 0)
 
 
-def batch_size_px(config: DataConfig, seed: int, epoch: int, step: int) -> tuple[int, int]:
-    """(height, width) that the batch of a global step is resized to, on the device, by nearest neighbour."""
+def batch_size_px(
+    config: DataConfig, seed: int, epoch: int, step: int, sizes: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """(height, width) that the batch of a global step is resized to, on the device.
+
+    Args:
+      sizes: the choices of multi-scale training.
+    """
     if not policy(config, epoch).multi_scale:
         return config.height_px, config.width_px
-    sizes = multi_scale_sizes(config.height_px, config.width_px, config.multi_scale_repeat)
     return sizes[int(np.random.default_rng((seed, _MULTI_SCALE, step)).integers(len(sizes)))]
 
 
-def announced_sizes_px(config: DataConfig, epochs: int, first: int = 0) -> tuple[tuple[int, int], ...]:
-    """Every (height, width) that epochs ``first`` to ``epochs - 1`` meet, small to large: the shapes to compile."""
+def announced_sizes_px(
+    config: DataConfig, sizes_px: Sequence[tuple[int, int]], epochs: int, first: int = 0
+) -> tuple[tuple[int, int], ...]:
+    """Every (height, width) that epochs ``first`` to ``epochs - 1`` meet, small to large: the shapes to compile.
+
+    Args:
+      sizes_px: the choices of multi-scale training.
+    """
     base = (config.height_px, config.width_px)
     phases = [policy(config, epoch).multi_scale for epoch in (min(first, epochs - 1), epochs - 1)]
     sizes = set() if all(phases) else {base}
     if phases[0]:  # several sizes come first, one size last
-        sizes.update(multi_scale_sizes(*base, config.multi_scale_repeat))
+        sizes.update(sizes_px)
     return tuple(sorted(sizes))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
 from dfine_jax.config import DataConfig
-from dfine_jax.data.augment.schedule import announced_sizes_px, batch_size_px
+from dfine_jax.data.augment.schedule import announced_sizes_px, batch_size_px, multi_scale_sizes
 from dfine_jax.data.load import workers
 from dfine_jax.data.load.batch import Batch, EvalBatch
 from dfine_jax.data.load.columns import for_loading
@@ -37,7 +37,8 @@ class TrainLoader:
 
     Args:
       config: size of the input, slots, augmentation; ``workers`` is given apart, as it is a matter of the machine.
-      preprocess: of the model, at that size; None: as the configuration has it.
+      preprocess: of the model, at the size of the batches; None: as the configuration has it.
+      sizes_px: (height, width) of multi-scale training, one for each batch; empty: those around the input's size.
       batch_size: over all hosts.
       epochs: length of the run, if known: the slots are counted for its mosaics and mixtures only.
       mask_stride: of the masks to the input, which it must divide; None: outlines are not even read.
@@ -51,6 +52,7 @@ class TrainLoader:
         dataset: Dataset,
         config: DataConfig,
         preprocess: Preprocess | None = None,
+        sizes_px: Sequence[tuple[int, int]] = (),
         *,
         batch_size: int,
         seed: int,
@@ -76,6 +78,7 @@ class TrainLoader:
             records, slots, self._sampling, host_index, host_count, tiles, preprocess, mask_stride
         )
         self._workers = workers
+        self._sizes_px = sizes_px or multi_scale_sizes(config.height_px, config.width_px, config.multi_scale_repeat)
         self.notes = _notes(dataset, config, preprocess, batch_size, slots, most)  # for the log of the run
         self.notes += _mask_notes(dataset) if mask_stride else ()
 
@@ -90,12 +93,13 @@ class TrainLoader:
         return self._source.slots
 
     def size_px(self, step: int) -> tuple[int, int]:
-        """(height, width) at which the step runs; the device brings the batch to it (nearest neighbour)."""
-        return batch_size_px(self._sampling.config, self._sampling.seed, step // self.steps_per_epoch, step)
+        """(height, width) at which the step runs; the device brings the batch to it."""
+        epoch = step // self.steps_per_epoch
+        return batch_size_px(self._sampling.config, self._sampling.seed, epoch, step, self._sizes_px)
 
     def sizes_px(self, epochs: int, first: int = 0) -> tuple[tuple[int, int], ...]:
         """Every size that ``size_px`` can give from epoch ``first`` to the end of so many epochs."""
-        return announced_sizes_px(self._sampling.config, epochs, first)
+        return announced_sizes_px(self._sampling.config, self._sizes_px, epochs, first)
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """Batches from global step ``start_step`` on, without end; closing the iterator ends its workers.

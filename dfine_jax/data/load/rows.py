@@ -58,8 +58,9 @@ class TrainSource:
 
     @property
     def config(self) -> DataConfig:
-        """Input size and augmentation."""
-        return self.sampling.config
+        """Augmentation, at the size of the batches."""
+        size = {"height_px": self.preprocess.height_px, "width_px": self.preprocess.width_px}
+        return dataclasses.replace(self.sampling.config, **size)
 
     @property
     def rows(self) -> int:

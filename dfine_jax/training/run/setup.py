@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 
 from dfine_jax.config import Config
+from dfine_jax.data.augment.schedule import policy
 from dfine_jax.data.load.pipeline import EvalLoader, TrainLoader
 from dfine_jax.data.load.workers import automatic_workers
 from dfine_jax.data.read.audit import why_nothing_to_learn
@@ -127,8 +129,12 @@ def make_loaders(
     common = {"workers": workers, "host_index": hosts.index(), "host_count": hosts.count()}
     run = {"batch_size": train.batch_size, "seed": train.seed, "epochs": train.epochs}
     family, model = of(config.model), config.model
-    preprocess = family.preprocess(model, data)
-    loader = TrainLoader(train_data, data, preprocess, **common, **run, mask_stride=family.mask_stride(model))
+    preprocess, sizes_px = family.preprocess(model, data), family.multi_scale.sizes_px(model, data)
+    made = preprocess
+    if family.multi_scale.from_largest and policy(data, 0).multi_scale:
+        height_px, width_px = max(sizes_px, key=math.prod)
+        made = dataclasses.replace(preprocess, height_px=height_px, width_px=width_px)
+    loader = TrainLoader(train_data, data, made, sizes_px, **common, **run, mask_stride=family.mask_stride(model))
     if val_data is None:
         return loader, None
     if not val_data.max_objects:

@@ -136,6 +136,5 @@ def replay(run_dir: Path | str, file: Path | str, **changes: Any) -> StepMetrics
     template = jax.eval_shape(lambda: create_state(weights, tx, jax.random.key(0)))
     state, _, _ = checkpoint.load_training(path, template)
     state = replicated(dataclasses.replace(state, step=np.int32(step)))
-    base = (config.data.height_px, config.data.width_px)
-    take = make_train_step(config, tx, steps_per_epoch=1, size_px=None if size_px == base else size_px)
+    take = make_train_step(config, tx, steps_per_epoch=1, size_px=size_px)
     return jax.device_get(take(state, split_over_devices(batch))[1])

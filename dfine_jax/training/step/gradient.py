@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from dfine_jax.data.picture.images import unit_range
 from dfine_jax.families import of
 from dfine_jax.families.family import Build
 from dfine_jax.nn.held_norms import held_norms
-from dfine_jax.ops.resize import resize_nearest
+from dfine_jax.ops.resize import resize_bilinear, resize_nearest
 from dfine_jax.typing import Norm, Targets
 
 PyTree = Any
@@ -102,7 +102,7 @@ def make_gradient(
 def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, int] | None, dtype: Any) -> Part:
     """A device's rows as the model takes them, in parts [n, b / n, ...]."""
     parts = config.train.accumulate
-    images, targets = _images_and_targets(batch, size_px)
+    images, targets = _images_and_targets(batch, size_px, of(config.model).multi_scale.resize)
     targets = dataclasses.replace(targets, boxes_cxcywh=targets.boxes_cxcywh.astype(dtype))
     queries = of(config.model).queries(key, targets, config.model, config.loss)
 
@@ -114,15 +114,21 @@ def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, in
     return Part(unit_range(rows(images), dtype, scale), rows(targets), queries)
 
 
-def _images_and_targets(batch: Batch, size_px: tuple[int, int] | None) -> tuple[UInt8[Array, "b h w 3"], Targets]:
-    """Of a batch, for another size of the input: images by nearest neighbour, masks bilinear."""
+def _images_and_targets(
+    batch: Batch, size_px: tuple[int, int] | None, resize: Literal["nearest", "bilinear"]
+) -> tuple[UInt8[Array, "b h w 3"], Targets]:
+    """Of a batch, for another size of the input: images as the family has it, masks bilinear."""
     fields = batch.each(jnp.asarray)._asdict()
     images, masks = fields.pop("images"), fields.pop("masks")
-    if size_px is not None:
+    if size_px not in (None, images.shape[1:3]):
         if masks is not None:
             stride = images.shape[1] // masks.shape[2]
             shape = (*masks.shape[:2], *(side // stride for side in size_px))
             linear = jax.image.resize(masks.astype(jnp.float32), shape, "linear", antialias=False)
             masks = jnp.round(linear).astype(masks.dtype)
-        images = resize_nearest(images, *size_px)
+        if resize == "nearest":
+            images = resize_nearest(images, *size_px)
+        else:
+            levels = jnp.round(resize_bilinear(images.astype(jnp.float32), *size_px))
+            images = levels.astype(images.dtype)
     return images, Targets(masks=masks, **fields)

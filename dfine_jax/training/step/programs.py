@@ -49,10 +49,8 @@ class TrainPrograms:
         steps: int,
         kept: KeptPrograms | None = None,
     ) -> None:
-        base = (config.data.height_px, config.data.width_px)
         self._steps: dict[Size, Any] = {
-            size: make_train_step(config, tx, steps_per_epoch=steps, size_px=None if size == base else size)
-            for size in sizes_px
+            size: make_train_step(config, tx, steps_per_epoch=steps, size_px=size) for size in sizes_px
         }
         self._assignment, self._model = config.loss.assignment, config.model
         self._kept = (kept if is_cacheable(self._assignment) else None) or KeptPrograms(None)

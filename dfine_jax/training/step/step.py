@@ -63,7 +63,7 @@ class TrainStep:
 
     Args:
       steps_per_epoch: for schedules that depend on it.
-      size_px: (height, width) that the images are brought to, by nearest neighbour; None: as they come.
+      size_px: (height, width) that the images are brought to where they have another; None: as they come.
       devices: that share the batch; None: all there are.
     """
 

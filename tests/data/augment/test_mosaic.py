@@ -189,16 +189,17 @@ def test_multi_scale_sizes_are_those_of_the_reference():
 
 
 def test_the_size_of_a_batch_is_uniform_and_ends_with_the_policy():
-    config = dataclasses.replace(DEIM, multi_scale_repeat=2)
-    sizes = [batch_size_px(config, 7, 2, step) for step in range(6000)]
+    config, choices = dataclasses.replace(DEIM, multi_scale_repeat=2), multi_scale_sizes(640, 640, 2)
+    sizes = [batch_size_px(config, 7, 2, step, choices) for step in range(6000)]
     names, counts = np.unique([s[0] for s in sizes], return_counts=True)
     weights = np.where(names == 640, 2, 1)
     assert len(names) == 11 and stats.chisquare(counts, 6000 * weights / weights.sum()).pvalue > SIGNIFICANCE
-    assert sizes[:9] == [batch_size_px(config, 7, 2, step) for step in range(9)]
-    assert batch_size_px(config, 7, 5, 10) == batch_size_px(DEIM, 7, 2, 10) == (640, 640)
-    assert set(sizes) == set(announced_sizes_px(config, 4)) and announced_sizes_px(DEIM, 9) == ((640, 640),)
-    assert (640, 640) in announced_sizes_px(config, 9) and len(announced_sizes_px(config, 9)) == 11
+    assert sizes[:9] == [batch_size_px(config, 7, 2, step, choices) for step in range(9)]
+    assert batch_size_px(config, 7, 5, 10, choices) == batch_size_px(DEIM, 7, 2, 10, ()) == (640, 640)
+    assert set(sizes) == set(announced_sizes_px(config, choices, 4))
+    assert announced_sizes_px(DEIM, (), 9) == ((640, 640),)
+    assert (640, 640) in announced_sizes_px(config, choices, 9) and len(announced_sizes_px(config, choices, 9)) == 11
     last = config.stop_augment_epoch - 1
-    assert len(announced_sizes_px(config, 99, last)) == 11
+    assert len(announced_sizes_px(config, choices, 99, last)) == 11
     for first in (last + 1, 98, 99):  # resumed where only one size is left
-        assert announced_sizes_px(config, 99, first) == ((640, 640),)
+        assert announced_sizes_px(config, choices, 99, first) == ((640, 640),)
