@@ -63,7 +63,7 @@ def default_config(
       data: to train on.
       weights: to start from; they decide the architecture. Checkpoint folder, file, published name, or a loaded model.
       method: whose recipe; None: that of the weights, else the family's own.
-      task: ``detect`` or ``segment``; None: that of the weights, else ``detect``.
+      task: ``detect`` or ``segment``; None: that of the weights, else the variant's.
       epochs, batch_size, size_px: (height, width) of the input; None: from data and weights.
       values: assignments such as ``optim.lr=2e-4``.
 

@@ -105,6 +105,9 @@ class DataConfig:
     photometric_prob: float = 0.5
     zoom_out_prob: float = 0.5
     iou_crop_prob: float = 0.8
+    square_crop_prob: float = 0.0  # RF-DETR: of the picture with a short side as the next says, a square of random side
+    square_crop_short_px: tuple[int, ...] = (400, 500, 600)
+    square_crop_px: tuple[int, ...] = (384, 600)  # smallest, largest
     flip_prob: float = 0.5  # left and right
     flip_vertical_prob: float = 0.0  # up and down
     turn_90_prob: float = 0.0  # by a quarter to the left or to the right
@@ -222,14 +225,17 @@ def check_shared(config: Config) -> None:
         + ("mosaic_cache", "multi_scale_repeat"),
         "between 0 and 1": tuple(f.name for f in dataclasses.fields(DataConfig) if f.name.endswith("_prob"))
         + ("mosaic_translation",),
-        "above 0": ("mosaic_scale",),
+        "above 0": ("mosaic_scale", "square_crop_short_px", "square_crop_px"),
         "between 0 and 180": ("rotation_deg", "mosaic_rotation_deg"),
         "between 0 and 45": ("mosaic_shear_deg",),
     }
     check_ranges("data", config.data, rules)
-    scale = config.data.mosaic_scale
-    if len(scale) != 2 or scale[0] > scale[1]:
-        raise ConfigError(f"data.mosaic_scale={list(scale)} must be two numbers, the smallest and the largest")
+    for name in ("mosaic_scale", "square_crop_px"):
+        pair = getattr(config.data, name)
+        if len(pair) != 2 or pair[0] > pair[1]:
+            raise ConfigError(f"data.{name}={list(pair)} must be two numbers, the smallest and the largest")
+    if not config.data.square_crop_short_px:
+        raise ConfigError("data.square_crop_short_px=[] must hold a number")
     rules = {
         "not negative": ("lr", "backbone_lr", "weight_decay", "warmup_steps", "ema_warmup_steps", "flat_epochs")
         + ("final_epochs", "drop_epoch", "muon_lr_factor", "adan_lr_factor"),

@@ -42,6 +42,7 @@ from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.families import of, recipe_name, task
 from dfine_jax.families.family import Reduction, Variables
+from dfine_jax.ops.grid import on_grid
 from dfine_jax.serving.artefact import KEY, SIZES_INPUT, Artefact, InputSpec, outputs
 
 Precision = Literal["fp32", "fp16"]
@@ -138,7 +139,8 @@ def check(model: ModelSection, size_hw: tuple[int, int], batch: int | None) -> N
     """UserError unless the sides are multiples of the model's grid and the batch is positive."""
     grid_px = of(model).grid_px(model)
     if any(side <= 0 or side % grid_px for side in size_hw):
-        raise UserError(f"input size {size_hw[0]}x{size_hw[1]}: sides must be multiples of {grid_px}, such as 640x640")
+        near = "x".join(str(on_grid(side, grid_px)) for side in size_hw)
+        raise UserError(f"input size {size_hw[0]}x{size_hw[1]}: sides must be multiples of {grid_px}, such as {near}")
     if batch is not None and batch < 1:
         raise UserError(f"batch {batch} must be at least 1, or dynamic")
 

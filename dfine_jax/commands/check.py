@@ -189,8 +189,8 @@ def _draw(options: argparse.Namespace, dataset: Dataset, with_masks: bool) -> No
     data = config.data
     stride = _MASK_STRIDE if with_masks else None
     preprocess = families.of(model).preprocess(model, data)
-    run = {"batch_size": NUM_SHOWN, "seed": config.train.seed, "workers": 0}
-    loader = TrainLoader(dataset, data, preprocess, **run, mask_stride=stride)
+    few = {"seed": config.train.seed, "batch_size": NUM_SHOWN}
+    loader = TrainLoader(dataset, data, preprocess, (), **few, workers=0, mask_stride=stride)
     print()
     for note in loader.notes:
         print(note)
@@ -247,7 +247,7 @@ def overfit_config(data: Dataset, size_px: tuple[int, int], overrides: list[str]
     smallest = families.smallest()
     batch = min(OVERFIT_BATCH, len(data))
     config = Config(
-        model=dataclasses.replace(smallest, num_classes=len(data.names)),
+        model=families.of(smallest).with_classes(smallest, len(data.names), data.names),
         loss=families.of(smallest).Loss(),
         optim=OptimConfig(lr=8e-4, backbone_lr=4e-4, warmup_steps=20, ema_decay=0.97, ema_warmup_steps=20),
         data=DataConfig(height_px=size_px[0], width_px=size_px[1], augment="none", workers=1),

@@ -112,7 +112,7 @@ def demo_config(num_classes: int, epochs: int, task: str) -> Config:
     smallest = families.smallest()
     own = families.of(smallest)
     config = Config(
-        model=dataclasses.replace(own.tasks[task](smallest), num_classes=num_classes, num_queries=40),
+        model=dataclasses.replace(own.with_classes(own.tasks[task](smallest), num_classes, None), num_queries=40),
         loss=own.Loss(),
         optim=OptimConfig(
             lr=8e-4,

@@ -60,10 +60,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run_options.add_argument(
         "--task",
         choices=TASKS,
-        help="what to train: boxes, or boxes and masks (default: that of the weights, else detect)",
+        help="what to train: boxes, or boxes and masks (default: that of the weights, else the variant's)",
     )
     run_options.add_argument(
-        "--size", metavar="HxW", help="input size in pixels, multiples of 32 (default: that of --weights, else 640x640)"
+        "--size", metavar="HxW", help="input size in pixels, multiples of the model's grid (default: that of --weights)"
     )
     run_options.add_argument(
         "--epochs", metavar="N", type=int, help="default: from the number of images; schedules follow, also a file's"

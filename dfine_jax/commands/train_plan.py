@@ -114,27 +114,30 @@ def _recipe(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | No
     """The configuration before weights and values given: derived for a variant, else that of a file."""
     import jax
 
-    from dfine_jax.families import task
+    from dfine_jax.families import of, of_recipe, task
     from dfine_jax.training.plan.recipes import Recipe, default_config, headline, rescaled
 
     size_px = parse_size(options.size) if options.size else None
     of_weights = _of_weights(options.recipe, loaded)
     if not is_file(options.recipe):
+        family, variant = of_recipe(options.recipe)
+        own = of_weights.model if of_weights else family.variants[variant]
         return default_config(
             options.recipe,
             len(data.names),
             len(data),
             method=options.method or (of_weights.train.method if of_weights else ""),
-            task=options.task or (task(of_weights.model) if of_weights else "detect"),
+            task=options.task or task(own),
             batch_size=options.batch_size,
             epochs=options.epochs,
-            size_px=size_px or (640, 640),
+            size_px=size_px,
             start="detector" if loaded else "backbone" if options.backbone else "nothing",
             accelerator=jax.default_backend() != "cpu" or options.card is not None,
             batch_multiple=jax.device_count(),
         )
     table = _of_plan(options) if is_plan(options.recipe) else _of_experiment(options.recipe)
-    config = table = dataclasses.replace(table, model=dataclasses.replace(table.model, num_classes=len(data.names)))
+    model = of(table.model).with_classes(table.model, len(data.names), data.names)
+    config = table = dataclasses.replace(table, model=model)
     if options.epochs or options.batch_size:
         config = rescaled(table, len(data), epochs=options.epochs, batch_size=options.batch_size)
     if size_px:
@@ -189,7 +192,7 @@ def _as_in_weights(config: Config, options: argparse.Namespace, loaded: LoadedMo
     """With the architecture of the weights and, for a variant, their input; the keys of these.
 
     Fields that training adapts to are the weights' where they are those of the variant for the weights' task.
-    The input of other programs' files is 640x640; ``--size`` decides the size.
+    The input of other programs' files is that of their model; ``--size`` decides the size.
     """
     from dfine_jax.families import of, task
     from dfine_jax.weights.load import bound_fields

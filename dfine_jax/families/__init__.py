@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfine_jax.config import Config, ConfigError, ModelSection, check_shared
 from dfine_jax.errors import UserError
+from dfine_jax.ops.grid import on_grid
 
 if TYPE_CHECKING:
     from dfine_jax.families.family import Anchor, Family, Published
@@ -125,5 +126,5 @@ def validate(config: Config) -> None:
     for name in ("height_px", "width_px"):
         side = getattr(config.data, name)
         if side % grid_px:
-            near = max(grid_px, round(side / grid_px) * grid_px)
+            near = on_grid(side, grid_px)
             raise ConfigError(f"data.{name}={side} must be a multiple of {grid_px}, for example {near}")

@@ -149,6 +149,12 @@ class MultiScale(NamedTuple):
     from_largest: bool = False  # batches are made at the largest of the sizes; else at the input's
 
 
+def with_number(model: Any, number: int, names: Sequence[str] | None) -> Any:
+    """The model with so many classes, whatever they are called."""
+    del names
+    return dataclasses.replace(model, num_classes=number)
+
+
 def preprocess_as_configured(model: Any, data: DataConfig) -> Preprocess:
     """Size and resizing as ``data`` has them, values in [0, 1]: whatever the model."""
     from dfine_jax.data.picture.images import Preprocess
@@ -173,6 +179,8 @@ class Family(Generic[M, L, Q, P]):
     check: Callable[[M, L], None]  # ConfigError names the key
     grid_px: Callable[[M], int]  # sides of the input are multiples of it
     preprocess: Callable[[M, DataConfig], Preprocess] = preprocess_as_configured  # from a picture to the input
+    # For a number of classes and, where they are known, their names.
+    with_classes: Callable[[M, int, Sequence[str] | None], M] = with_number
     size_px: Callable[[M], tuple[int, int]] = lambda model: (640, 640)  # (height, width) where nobody says another
     multi_scale: MultiScale = MultiScale()
     build: Callable[[M, Build], nn.Module]

@@ -182,7 +182,7 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
     """Weights of ``source`` for a model of other classes; rows of classes with the same name are taken over.
 
     Names are compared without regard to case, dashes and underscores, and what other sets call COCO's classes counts as
-    COCO's names.
+    COCO's names. Rows behind those of the classes, which are of none, are taken over as far as both have them.
 
     Args:
       fresh: initial variables of the new model, which keep the rows of new classes.
@@ -212,7 +212,8 @@ def transfer(source: LoadedModel, fresh: dict[str, Any], class_names: Sequence[s
             f"{len(problems)} entries differ, such as {problems[0]}"
         )
     taken = {key: axis for key, axis in axes.items() if key not in renewed}
-    out = {k: old[k] if axis is None else _with_rows(axis, old[k], new[k], pairs) for k, axis in taken.items()}
+    counts = model.num_classes, source.metadata.config.model.num_classes
+    out = {k: old[k] if axis is None else _with_rows(axis, old[k], new[k], pairs, counts) for k, axis in taken.items()}
     out |= {key: new[key] for key in new if key in renewed}
     origins = {class_names[new]: None if row is None else names[row] for new, row in origin.items()}
     tree = {name: {} for name in source.variables} | traverse_util.unflatten_dict(out, sep="/")
@@ -248,8 +249,14 @@ def _by_path(variables: dict[str, Any]) -> dict[str, Array]:
     return {"/".join(path): leaf for path, leaf in flat.items()}
 
 
-def _with_rows(axis: int, old: Array, new: Array, pairs: Sequence[tuple[int, int]]) -> Array:
-    """``new`` with the rows of known classes, along an axis, from ``old``."""
+def _with_rows(axis: int, old: Array, new: Array, pairs: Sequence[tuple[int, int]], counts: tuple[int, int]) -> Array:
+    """``new`` with the rows of known classes, along an axis, from ``old``.
+
+    Args:
+      counts: classes of the new model and the old one; rows behind them are of no class.
+    """
+    spare = min(new.shape[axis] - counts[0], old.shape[axis] - counts[1])
+    pairs = [*pairs, *((counts[0] + i, counts[1] + i) for i in range(spare))]
     if not pairs:
         return new
     to, source = (np.array(column) for column in zip(*pairs, strict=True))

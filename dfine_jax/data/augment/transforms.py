@@ -21,7 +21,7 @@ from dfine_jax.data.augment import masks as object_masks
 from dfine_jax.data.augment.colour import adjust_brightness, adjust_contrast, mean_luma, shift_hue
 from dfine_jax.data.augment.effects import add_effects
 from dfine_jax.data.augment.geometry import flip, flip_vertical, rotate, turn_90
-from dfine_jax.data.augment.sample import Distortion, Sample, sanitize
+from dfine_jax.data.augment.sample import Distortion, Sample, chance, sanitize
 from dfine_jax.data.augment.schedule import policy
 from dfine_jax.data.picture.images import inner_px
 from dfine_jax.data.picture.resampling import Interpolation, resize_bilinear
@@ -59,6 +59,7 @@ def augment(
         if not is_mosaic:
             sample = zoom_out(rng, sample, config.zoom_out_prob)
             sample = iou_crop(rng, sample, config.iou_crop_prob)
+            sample = square_crop(rng, sample, config)
     sample = sanitize(sample)
     if allowed.flip:
         sample = flip(rng, sample, config.flip_prob)
@@ -145,6 +146,26 @@ def iou_crop(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
         crop = _draw_crop(rng, sample, overlap)
         if crop is not None:
             return _cut(sample, *crop)
+
+
+def square_crop(rng: np.random.Generator, sample: Sample, config: DataConfig) -> Sample:
+    """A square anywhere in the picture, as large as if the picture had another size (RF-DETR's jitter of scales).
+
+    The picture's short side counts as one of ``square_crop_short_px``, and the square's side is drawn from
+    ``square_crop_px``, as far as it fits. The reference resizes the picture first and the square again; here the square
+    is cut from the pixels as they are, at whole ones, and resampled once.
+    """
+    if not chance(rng, config.square_crop_prob):
+        return sample
+    width, height = sample.size_px
+    short = int(rng.choice(config.square_crop_short_px))
+    scale = min(width, height) / short  # pixels of the picture for one as it counts
+    most = min(config.square_crop_px[1], short)
+    side = int(rng.integers(min(config.square_crop_px[0], most), most + 1))
+    left, top = (int(rng.integers(round(length / scale) - side + 1)) for length in (width, height))
+    x0, y0, x1, y1 = (round(scale * value) for value in (left, top, left + side, top + side))
+    crop = min(x0, width - 1), min(y0, height - 1), min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)
+    return _cut(sample, crop, np.ones(len(sample.labels), bool))
 
 
 def _draw_crop(

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 
 from dfine_jax.data.picture.images import unit_range
 from dfine_jax.errors import UserError
+from dfine_jax.ops.grid import on_grid
 from dfine_jax.ops.postprocess import Answer, rows_of
 from dfine_jax.serving.backends.base import Backend
 from dfine_jax.system.waiting import waiting
@@ -80,7 +81,8 @@ class JaxBackend(Backend):
 
     def _require_grid(self, height: int, width: int) -> None:
         if height % self._grid_px or width % self._grid_px:
-            raise UserError(f"input size {height}x{width}: sides must be multiples of {self._grid_px}, such as 640x640")
+            near = "x".join(str(on_grid(side, self._grid_px)) for side in (height, width))
+            raise UserError(f"input size {height}x{width}: sides must be multiples of {self._grid_px}, such as {near}")
 
     def describe(self) -> dict[str, Any]:
         """As ``Backend.describe``."""

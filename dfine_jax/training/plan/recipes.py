@@ -9,6 +9,7 @@ from dfine_jax.data.load.plan import Sampling
 from dfine_jax.errors import UserError
 from dfine_jax.families import of_recipe, title
 from dfine_jax.families.family import Start
+from dfine_jax.ops.grid import on_grid
 
 COCO_IMAGES = 118_287  # the tables are made for so many
 _LEAST_STEPS = {"nothing": 8000, "backbone": 8000, "detector": 3000}
@@ -39,7 +40,7 @@ def default_config(
     task: str = "detect",
     batch_size: int | None = None,
     epochs: int | None = None,
-    size_px: tuple[int, int] = (640, 640),
+    size_px: tuple[int, int] | None = None,
     start: Start = "nothing",
     accelerator: bool = False,
     batch_multiple: int = 1,
@@ -48,8 +49,8 @@ def default_config(
 
     The table is the family's, for the method, the task and what is pretrained. The length follows from
     ``default_epochs``, what depends on it and on the batch size from ``rescaled``. A backbone that starts from nothing
-    learns whole and at half the full rate at least, because smaller backbone rates and frozen parts are for pretrained
-    ones.
+    learns whole and at half the full rate at least, in all its layers, because smaller backbone rates and frozen parts
+    are for pretrained ones.
 
     Args:
       recipe: ``[family-]variant``.
@@ -60,7 +61,7 @@ def default_config(
       batch_size: images per step over all devices, taken as it is; None: the table's (8 without an accelerator), for
         few images a smaller one.
       epochs: as ``default_epochs`` if None.
-      size_px: (height, width) of the input.
+      size_px: (height, width) of the input; None: that of the model.
       start: what is pretrained: nothing, the backbone, or a whole detector.
       accelerator: there is a GPU or the like; otherwise one input size, compiled once, and float32.
       batch_multiple: a batch size that is not given becomes a multiple of this, the number of devices.
@@ -77,9 +78,10 @@ def default_config(
     if num_images < 1:
         raise UserError("the training set has no images")
     name, table = family.recipe(variant, start, method, task)
-    grid_px = family.grid_px(table.model)
+    size_px, grid_px = size_px or family.size_px(table.model), family.grid_px(table.model)
     if any(side % grid_px or side < grid_px for side in size_px):
-        raise UserError(f"input size {size_px[0]}x{size_px[1]} must be multiples of {grid_px}, for example 640x640")
+        near = "x".join(str(on_grid(side, grid_px)) for side in size_px)
+        raise UserError(f"input size {size_px[0]}x{size_px[1]} must be multiples of {grid_px}, for example {near}")
     reasons = {}
     if batch_size is None:
         usual = table.train.batch_size if accelerator else _CPU_BATCH_SIZE
@@ -93,10 +95,12 @@ def default_config(
             reasons["train.epochs"] = why
     config = rescaled(table, num_images, epochs=epochs, batch_size=batch_size)
     model, optim, data = config.model, config.optim, config.data
-    model = dataclasses.replace(model, num_classes=num_classes, precision="bfloat16" if accelerator else "float32")
+    model = family.with_classes(model, num_classes, None)
+    model = dataclasses.replace(model, precision="bfloat16" if accelerator else "float32")
     if start == "nothing":
         model = dataclasses.replace(model, **dict.fromkeys(family.frozen, False))
-        optim = dataclasses.replace(optim, backbone_lr=max(optim.backbone_lr, optim.lr / 2))
+        rates = {"backbone_lr": max(optim.backbone_lr, optim.lr / 2), "layer_decay": 1.0, "component_decay": 1.0}
+        optim = dataclasses.replace(optim, **rates)
     data = dataclasses.replace(data, height_px=size_px[0], width_px=size_px[1])
     if not accelerator:
         data = dataclasses.replace(data, multi_scale_repeat=0)

@@ -52,6 +52,9 @@ def dense(tile_px):
     return DataConfig(augment="dense", height_px=2 * tile_px, width_px=2 * tile_px)
 
 
+SQUARES = DataConfig(square_crop_prob=1.0, square_crop_short_px=(60,), square_crop_px=(40, 60))
+
+
 def overlap(a, b):
     return (a & b).sum() / max(1, (a | b).sum())
 
@@ -80,6 +83,9 @@ def test_masks_travel_through_every_operation(kind):
     assert zoomed is not base and agreement(zoomed)[0] > 0.97
     cropped = next(s for s in (transforms.iou_crop(np.random.default_rng(i), base, 1.0) for i in range(9)) if s != base)
     assert cropped.size_px != base.size_px and agreement(cropped)[0] > 0.97
+    squares = [transforms.square_crop(np.random.default_rng(i), base, SQUARES) for i in range(9)]
+    assert all(min(s.size_px) >= 0.9 * max(s.size_px) for s in squares) and len({s.window_px for s in squares}) > 4
+    assert min(agreement(s)[0] for s in squares if len(s.labels) and s.boxes_xyxy_px.any()) > 0.9
     for letterbox in (False, True):
         resized = transforms.resize(flipped, 160, 160, letterbox=letterbox)
         assert agreement(resized)[0] > 0.95

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
@@ -299,3 +301,53 @@ def test_augment_gives_valid_boxes_and_is_deterministic():
 def test_images_without_objects_pass_through():
     result = T.augment(np.random.default_rng(0), sample_of([]), config(), 0)
     assert result.boxes_xyxy_px.shape == (0, 4) and normalised_cxcywh(result).shape == (0, 4)
+
+
+# --- a square of a resized picture -----------------------------------------------------------------------------------
+
+
+def test_squares_have_the_reference_distribution():
+    """Of 600x400 pixels: the short side is 400, 500 or 600; the square's 384 to it, anywhere (rfdetr 1.11.2)."""
+    rng, config = np.random.default_rng(0), DataConfig(square_crop_prob=0.5)
+    base = sample_of([[0, 0, 600, 400]], 600, 400)
+    drawn = [T.square_crop(rng, base, config) for _ in range(6000)]
+    cut = [s for s in drawn if s is not base]
+    assert share([s is not base for s in drawn], 0.5)
+    sides = np.array([s.size_px[1] for s in cut])
+    assert np.abs(np.array([s.size_px[0] for s in cut]) - sides).max() <= 1  # whole pixels on both axes
+    shorts = (400, 500, 600)
+    expected = np.concatenate([np.arange(384, short + 1) * (400 / short) for short in shorts])
+    weights = np.concatenate([np.full(short - 383, 1 / (3 * (short - 383))) for short in shorts])
+    order = np.argsort(expected)
+    theirs = np.interp(np.linspace(0.02, 0.98, 25), np.cumsum(weights[order]), expected[order])
+    assert np.abs(np.quantile(sides, np.linspace(0.02, 0.98, 25)) - theirs).max() < 5
+    free = [(s.window_px[0] / (600 - s.size_px[0]), s.window_px[1], s.size_px) for s in cut if s.size_px[1] < 320]
+    assert len(free) > 300 and uniform([left + 1e-3 * np.sin(i) for i, (left, *_) in enumerate(free)], 0, 1)
+    for s in cut[:200]:
+        left, top, right, bottom = s.window_px
+        assert 0 <= left < right <= 600 and 0 <= top < bottom <= 400
+        np.testing.assert_array_equal(s.boxes_xyxy_px, [[0, 0, right - left, bottom - top]])
+
+
+def test_squares_keep_what_they_show_of_objects():
+    config = DataConfig(square_crop_prob=1.0, height_px=64, width_px=64, photometric_prob=0.0, zoom_out_prob=0.0)
+    config = dataclasses.replace(config, iou_crop_prob=0.0, flip_prob=0.0)
+    base = sample_of([[10, 10, 30, 30], [280, 5, 299, 60], [130, 80, 170, 120]], 300, 200)
+    counts = []
+    for seed in range(50):
+        crop = T.square_crop(np.random.default_rng((seed,)), base, config)
+        left, top, right, bottom = crop.window_px
+        moved = base.boxes_xyxy_px - np.float32([left, top, left, top])
+        seen = moved.clip(0, [right - left, bottom - top] * 2)
+        np.testing.assert_array_equal(crop.boxes_xyxy_px, seen)
+        whole = T.augment(np.random.default_rng((seed,)), base, config, 0)
+        assert whole.image.size == (64, 64)
+        assert (whole.boxes_xyxy_px >= 0).all() and (whole.boxes_xyxy_px <= 64).all()
+        counts.append(len(whole.labels))
+    assert set(counts) >= {1, 2}  # objects beside the square are dropped
+
+
+def test_nothing_is_drawn_without_squares():
+    rng = np.random.default_rng(3)
+    assert T.square_crop(rng, sample_of([]), DataConfig()) is not None
+    assert rng.random() == np.random.default_rng(3).random()
