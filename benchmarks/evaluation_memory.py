@@ -1,10 +1,11 @@
-"""Time and peak memory of COCO's metrics, by the number of images; synthetic, 100 detections each, 80 classes.
+"""Time and peak memory of COCO's metrics, by the number of images; synthetic, 80 classes.
 
 python benchmarks/evaluation_memory.py             1,000 and 5,000 images
 python benchmarks/evaluation_memory.py 80000       as many as are named
 python benchmarks/evaluation_memory.py --plain     also pycocotools fed with dictionaries, for comparison
 python benchmarks/evaluation_memory.py --masks     100 objects each, too, and all with masks: outlines in the file, maps
                                                    of 160x160 in the detections, box and mask AP, counts
+python benchmarks/evaluation_memory.py --detections 300   as many in each image as networks answer with, not 100
 
 Every measurement is a process of its own that reads the annotations, takes detections in batches and judges them.
 """
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dfine_jax.data.load.batch import EvalBatch
     from dfine_jax.serving.backends.base import PixelPredictions
 
-CLASSES, DETECTIONS, BATCH, MAP = 80, 100, 8, 160
+CLASSES, OBJECTS, BATCH, MAP = 80, 100, 8, 160
 WIDTH, HEIGHT = 640, 480
 
 
@@ -69,7 +70,9 @@ def make(file: Path, images: int, objects: int, masks: bool) -> None:
     file.write_text(json.dumps(content))
 
 
-def detections(file: Path, objects: int, masks: bool, seed: int = 1) -> Iterator[tuple[np.ndarray, PixelPredictions]]:
+def detections(
+    file: Path, objects: int, number: int, masks: bool, seed: int = 1
+) -> Iterator[tuple[np.ndarray, PixelPredictions]]:
     """Batches of image ids and detections: objects moved a little, and as many false ones."""
     from dfine_jax.evaluation.truth import annotated
     from dfine_jax.serving.backends.base import PixelPredictions
@@ -81,7 +84,7 @@ def detections(file: Path, objects: int, masks: bool, seed: int = 1) -> Iterator
     corners, labels = corners.reshape(-1, objects, 4), truth.category_id.reshape(-1, objects) - 1
     for start in range(0, len(corners), BATCH):
         rows = np.arange(start, min(start + BATCH, len(corners)))
-        pick = rng.integers(objects, size=(len(rows), DETECTIONS))
+        pick = rng.integers(objects, size=(len(rows), number))
         right = rng.random(pick.shape) < 0.4
         moved = corners[rows[:, None], pick] + rng.normal(0, 6, (*pick.shape, 4))
         moved[..., 2:] = np.maximum(moved[..., 2:], moved[..., :2] + 1)
@@ -98,7 +101,7 @@ def ellipses(boxes: np.ndarray) -> np.ndarray:
     return (3 - 3 * (x[..., None, :] + y[..., :, None])).clip(-60000, None).astype(np.float16)
 
 
-def ours(file: Path, objects: int, masks: bool) -> list[float]:
+def ours(file: Path, objects: int, number: int, masks: bool) -> list[float]:
     """As ``dfine evaluate`` does it, but for the network."""
     from dfine_jax.data.read.dataset import Classes
     from dfine_jax.evaluation.evaluate import ClassMatch, evaluate_detections
@@ -107,7 +110,7 @@ def ours(file: Path, objects: int, masks: bool) -> list[float]:
     latest = []
 
     def batches() -> Iterator[EvalBatch]:
-        for ids, found in detections(file, objects, masks):
+        for ids, found in detections(file, objects, number, masks):
             latest[:] = [found]
             yield _batch(ids)
 
@@ -122,7 +125,7 @@ def _batch(ids: np.ndarray) -> EvalBatch:
     return EvalBatch(np.zeros((len(ids), 1, 1, 3), np.uint8), ids, size_px)
 
 
-def plain(file: Path, objects: int, masks: bool) -> list[float]:
+def plain(file: Path, objects: int, number: int, masks: bool) -> list[float]:
     """pycocotools with one dictionary per detection."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -130,7 +133,7 @@ def plain(file: Path, objects: int, masks: bool) -> list[float]:
     from dfine_jax.evaluation.evaluate import pixel_results
 
     results, categories = [], range(1, CLASSES + 1)
-    for ids, found in detections(file, objects, masks):
+    for ids, found in detections(file, objects, number, masks):
         results += list(pixel_results(found, _batch(ids), categories))
     aps = []
     with contextlib.redirect_stdout(io.StringIO()):
@@ -151,13 +154,14 @@ def main() -> None:
     parser.add_argument("images", nargs="*", type=int, default=[1000, 5000])
     parser.add_argument("--plain", action="store_true", help="also pycocotools fed with dictionaries")
     parser.add_argument("--masks", action="store_true", help="100 objects each, and all with masks")
+    parser.add_argument("--detections", type=int, default=100, help="of each image (default: 100)")
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    objects = DETECTIONS if args.masks else 7
+    objects = OBJECTS if args.masks else 7
     if args.measure:
         way, file = args.measure
         wall, processor = time.perf_counter(), time.process_time()
-        ap = {"ours": ours, "plain": plain}[way](Path(file), objects, args.masks)
+        ap = {"ours": ours, "plain": plain}[way](Path(file), objects, args.detections, args.masks)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         out = {"ap": ap, "peak": peak, "cpu": time.process_time() - processor, "wall": time.perf_counter() - wall}
         print(json.dumps(out | {"jax": "jax" in sys.modules}))
@@ -169,6 +173,7 @@ def main() -> None:
             make(file, images, objects, args.masks)
             for way in ("ours", "plain")[: 1 + args.plain]:
                 command = [sys.executable, __file__, "--measure", way, str(file), *["--masks"] * args.masks]
+                command += ["--detections", str(args.detections)]
                 root = str(Path(__file__).resolve().parent.parent)
                 environment = {**os.environ, "DFINE_CACHE": folder, "PYTHONPATH": root}
                 answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -177,7 +182,7 @@ def main() -> None:
                 found = json.loads(answer.stdout)
                 aps = ", ".join(f"{ap:.12f}" for ap in found["ap"]) + "  (jax loaded)" * found["jax"]
                 print(
-                    f"{images:>7} {images * DETECTIONS:>11}  {way:<6} {found['cpu']:>7.1f} {found['wall']:>7.1f} "
+                    f"{images:>7} {images * args.detections:>11}  {way:<6} {found['cpu']:>7.1f} {found['wall']:>7.1f} "
                     f"{found['peak']:>9.0f}  {aps}",
                     flush=True,
                 )

@@ -78,13 +78,13 @@ def run(options: argparse.Namespace) -> int:
     opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)
     height, width = input_size(options, opened.preprocess)
     named = str(options.model), str(options.data)
-    amounts: Any = {"batch_size": options.batch_size, "workers": options.workers}
+    least = min(float(THRESHOLDS[0]), options.threshold or 1.0)
+    amounts: Any = {"batch_size": options.batch_size, "workers": options.workers, "least_score": least}
     detections, seen, classes = detect_opened(opened, data, named=named, size_px=(height, width), **amounts)
     with_masks = detections.masks is not None and options.by != "boxes"
     objects = annotated(data, masks=with_masks)
     kind = _kind(options, detections, objects)
     judged = objects.judged_by_mask() if kind == "masks" else objects
-    least = min(float(THRESHOLDS[0]), options.threshold or 1.0)
     overlaps = Overlaps(judged, detections, seen, classes.scored.ids, least, kind)
     threshold, why = _threshold(options, overlaps, len(classes.scored))
     findings = find_suspects(overlaps, judged, threshold, options.fit_iou)

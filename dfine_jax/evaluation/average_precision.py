@@ -20,6 +20,7 @@ from dfine_jax.evaluation.detections import Detections, Groups, Kind, Objects
 from dfine_jax.evaluation.run_lengths import areas_px
 
 _IOU_TYPES: dict[Kind, Any] = {"boxes": "bbox", "masks": "segm"}  # in pycocotools' words
+MOST_OF_CLASS = 100  # detections of a class in an image; pycocotools looks at no more
 
 
 class Precision(NamedTuple):

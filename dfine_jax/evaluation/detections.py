@@ -89,9 +89,24 @@ class Detections:
         """One after another; with masks if all of them have masks."""
         masks = [part.masks for part in parts if part.masks is not None]
         every = [cls.of_coco([]), *parts]
-        columns = ("image_id", "category_id", "box_xywh_px", "score")
-        joined: Any = {name: np.concatenate([getattr(part, name) for part in every]) for name in columns}
+        joined: Any = {name: np.concatenate([getattr(part, name) for part in every]) for name in _COLUMNS}
         return cls(**joined, masks=RunLengths.joined(masks) if masks and len(masks) == len(parts) else None)
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, np.ndarray]) -> Detections:
+        """Inverse of ``columns``."""
+        masks = None
+        if "counts" in columns:
+            masks = RunLengths(columns["counts"].tobytes(), columns["bounds"], columns["size_px"])
+        return cls(*(columns[name] for name in _COLUMNS), masks)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """All of it as arrays by name."""
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        if self.masks is None:
+            return columns
+        counts = np.frombuffer(self.masks.counts, np.uint8)
+        return columns | {"counts": counts, "bounds": self.masks.bounds, "size_px": self.masks.size_px}
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -101,7 +116,7 @@ class Detections:
         """COCO result entries."""
         for start in range(0, len(self), 4096):
             part = slice(start, start + 4096)
-            columns = (self.image_id, self.category_id, self.box_xywh_px, self.score)
+            columns = [getattr(self, name) for name in _COLUMNS]
             entries = [
                 {"image_id": image, "category_id": category, "bbox": box, "score": score}
                 for image, category, box, score in zip(*(column[part].tolist() for column in columns), strict=True)
@@ -110,6 +125,9 @@ class Detections:
             for entry, mask in zip(entries, masks, strict=False):
                 entry["segmentation"] = mask | {"counts": mask["counts"].decode()}
             yield from entries
+
+
+_COLUMNS = ("image_id", "category_id", "box_xywh_px", "score")
 
 
 class Groups:

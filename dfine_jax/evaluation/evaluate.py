@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from dfine_jax.data.load.batch import EvalBatch
@@ -17,7 +17,9 @@ from dfine_jax.data.load.workers import closing_batches
 from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.data.read.dataset import Classes, Dataset, listed
 from dfine_jax.errors import UserError
+from dfine_jax.evaluation.average_precision import MOST_OF_CLASS
 from dfine_jax.evaluation.detections import Detections
+from dfine_jax.evaluation.metrics import THRESHOLDS
 from dfine_jax.evaluation.run_lengths import RunLengths
 from dfine_jax.evaluation.score import Metrics, score
 from dfine_jax.evaluation.truth import Truth
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 Predict = Callable[[UInt8[np.ndarray, "b h w 3"]], Selected]
 Detect = Callable[[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b 4"]], PixelPredictions]
+
+Together = Callable[[Detections, list[int]], tuple[Detections, list[int]]]  # also ids of the images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,7 @@ def evaluate(
     truth: Truth,
     classes: Classes,
     observe: Callable[[Detections], None] | None = None,
+    together: Together | None = None,
 ) -> Metrics:
     """Predict every image of ``batches`` and compare with the annotations.
 
@@ -65,12 +70,13 @@ def evaluate(
       truth: the dataset (read once), or its COCO file; as it stands there: crowd regions serve to ignore, as COCO does.
       classes: those of the annotations.
       observe: is given the detections of all images; they iterate as COCO results.
+      together: where others predict the other images, makes the detections and images of all of each one's.
     """
 
     def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
         return _in_pixels(predict(images), view_px)
 
-    return evaluate_detections(detect, batches, truth, ClassMatch(classes, classes.ids), observe)
+    return evaluate_detections(detect, batches, truth, ClassMatch(classes, classes.ids), observe, together)
 
 
 def evaluate_detections(
@@ -79,18 +85,24 @@ def evaluate_detections(
     truth: Truth,
     classes: ClassMatch,
     observe: Callable[[Detections], None] | None = None,
+    together: Together | None = None,
 ) -> Metrics:
     """As ``evaluate``, for what answers in pixels (``Backend.detect`` of any runtime) and may know more classes."""
     detections, seen = detect_all(detect, batches, classes.category_of_label)
+    if together is not None:
+        detections, seen = together(detections, seen)
     if observe is not None:
         observe(detections)
     return score(truth, detections, seen, classes.scored)
 
 
 def detect_all(
-    detect: Detect, batches: Iterable[EvalBatch], category_of_label: Sequence[int | None]
+    detect: Detect,
+    batches: Iterable[EvalBatch],
+    category_of_label: Sequence[int | None],
+    least_score: float = float(THRESHOLDS[0]),
 ) -> tuple[Detections, list[int]]:
-    """Detections of all images, and the ids of the images; labels with None as category are left out."""
+    """Detections of all images that can count (``pixel_results``), and the ids of the images."""
     found: list[Detections] = []
     seen: list[int] = []
     latest: Future[Detections] | None = None
@@ -100,7 +112,7 @@ def detect_all(
             seen += [int(i) for i in batch.image_id[_real(batch)]]
             predictions = detect(batch.images, _view_px(batch))
             found += [latest.result()] if latest else []
-            latest = worker.submit(pixel_results, predictions, batch, category_of_label)
+            latest = worker.submit(pixel_results, predictions, batch, category_of_label, least_score)
             del predictions
         found += [latest.result()] if latest else []
     return Detections.joined(found), seen
@@ -139,6 +151,7 @@ def detect_opened(
     size_px: tuple[int, int],
     batch_size: int,
     workers: int,
+    least_score: float = float(THRESHOLDS[0]),
 ) -> tuple[Detections, list[int], ClassMatch]:
     """A model's detections on a dataset whose classes it knows, the ids of its images, and which classes count.
 
@@ -147,6 +160,7 @@ def detect_opened(
       size_px: (height, width) of the input.
       batch_size: images at a time, where the model leaves it open.
       workers: processes that read pictures; -1: one per core.
+      least_score: from which all detections are needed, see ``pixel_results``.
 
     Raises:
       UserError: the dataset has classes that the model does not know.
@@ -157,20 +171,43 @@ def detect_opened(
     loader = EvalLoader(data, preprocess, batch_size=batch_size, workers=workers)
     opened.backend.prepare((batch_size, *size_px, 3))
     bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
-    return *detect_all(opened.backend.detect, bar, classes.category_of_label), classes
+    return *detect_all(opened.backend.detect, bar, classes.category_of_label, least_score), classes
 
 
-def pixel_results(predictions: PixelPredictions, batch: EvalBatch, category_ids: Sequence[int | None]) -> Detections:
-    """Detections from corners in pixels; labels with None as category are left out. Masks become run lengths."""
+def pixel_results(
+    predictions: PixelPredictions,
+    batch: EvalBatch,
+    category_ids: Sequence[int | None],
+    least_score: float = float(THRESHOLDS[0]),
+) -> Detections:
+    """Detections from corners in pixels, those that can count. Masks become run lengths.
+
+    Left out are labels with None as category, and in each image what is below ``least_score``, from which on
+    ``metrics`` counts, and behind the best of its class that average precision looks at.
+    """
     scores, labels, corners = (np.asarray(value) for value in predictions[:3])
     boxes = corners.astype(np.float64)
     boxes[..., 2:] -= boxes[..., :2]
     known = np.array([category is not None for category in category_ids], bool)
     ids = np.array([category or 0 for category in category_ids], np.int64)
     use = known[labels] & _real(batch)[:, None]
+    use &= (scores.astype(np.float64) >= least_score) | (_rank_in_class(scores, labels) < MOST_OF_CLASS)
     image_id = np.broadcast_to(np.asarray(batch.image_id, np.int64)[:, None], labels.shape)
     columns = image_id[use], ids[labels[use]], boxes[use], scores[use].astype(np.float64)
     return Detections(*columns, _run_lengths(predictions, use, batch))
+
+
+def _rank_in_class(scores: Float[np.ndarray, "b n"], labels: Int[np.ndarray, "b n"]) -> Int[np.ndarray, "b n"]:
+    """How many of the same class and image come before, by score; of equal ones the earlier, as in pycocotools."""
+    order = np.lexsort((-scores, labels), axis=1)
+    image = np.arange(len(order))[:, None]
+    ordered = labels[image, order]
+    place = np.broadcast_to(np.arange(order.shape[1]), order.shape)
+    first = np.ones(order.shape, bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    ranks = np.empty(order.shape, np.int64)
+    ranks[image, order] = place - np.maximum.accumulate(np.where(first, place, 0), axis=1)
+    return ranks
 
 
 def _run_lengths(predictions: PixelPredictions, use: Bool[np.ndarray, "b n"], batch: EvalBatch) -> RunLengths | None:

@@ -313,3 +313,39 @@ def test_masks_come_from_the_batch_they_belong_to(stored):
         left, top, width, height = np.array(coco_mask.toBbox(result["segmentation"]))
         x, y, w, h = boxes[result["image_id"]]
         assert (left, top, width, height) == pytest.approx((x, y, w, h), abs=1)
+
+
+def crowded(rng, boxes, images=3, number=300):
+    """Detections best first: most of one class, many below any threshold, with equal scores; some on objects."""
+    labels = np.where(rng.random((images, number)) < 0.8, 0, rng.integers(0, 3, (images, number)))
+    scores = -np.sort(-np.round(rng.random((images, number)) ** 4, 3).astype(np.float32), 1)
+    corners = rng.uniform(0, 80, (images, number, 2))
+    corners = np.concatenate([corners, corners + rng.uniform(5, 60, corners.shape)], -1)
+    corners[:, ::7] = boxes[:, rng.integers(0, boxes.shape[1], len(corners[0, ::7]))]
+    maps = rng.normal(1, 1, (images, number, 6, 8)).astype(np.float32)
+    return PixelPredictions(scores, labels, corners, maps)
+
+
+def test_what_scoring_does_not_look_at_is_not_kept():
+    rng = np.random.default_rng(11)
+    content, _ = made_up(12, images=3)
+    boxes = [[a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]] for image in content["images"]]
+    assert all(boxes)
+    boxes = np.stack([np.resize(np.array(rows, float), (40, 4)) for rows in boxes])
+    boxes[..., 2:] += boxes[..., :2]
+    predictions = crowded(rng, boxes)
+    ids = np.array([image["id"] for image in content["images"]])
+    batch = EvalBatch(np.zeros((3, 1, 1, 3), np.uint8), ids, np.tile(np.array([WIDTH, HEIGHT], np.float32), (3, 1)))
+    whole, kept = (pixel_results(predictions, batch, CLASSES.ids[:3], least) for least in (0.0, 0.01))
+    assert len(whole) == 900 and len(kept) < 800
+    low = kept.score < 0.01
+    assert low.any() and (whole.score >= 0.01).sum() == (~low).sum()
+    for image in ids.tolist():
+        for category in CLASSES.ids[:3]:
+            both = [(d.image_id == image) & (d.category_id == category) for d in (whole, kept)]
+            counts = [int(rows.sum()) for rows in both]
+            assert counts[1] >= min(counts[0], 100)
+            np.testing.assert_array_equal(whole.score[both[0]][: counts[1]], kept.score[both[1]])
+    assert (
+        score(content, kept, ids.tolist(), CLASSES).to_dict() == score(content, whole, ids.tolist(), CLASSES).to_dict()
+    )

@@ -5,6 +5,7 @@ Every host keeps the same state and takes the same decisions; the first one writ
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import os
@@ -12,26 +13,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import UInt8
 from orbax.checkpoint import multihost
 
-from dfine_jax.data.load.batch import EvalBatch
 from dfine_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from dfine_jax.evaluation.evaluate import Predict
-    from dfine_jax.ops.postprocess import Selected
+from dfine_jax.evaluation.detections import Detections
 
 logger = logging.getLogger(__name__)
 
 PyTree = Any
 _PATIENCE_MS = 2 * 3600 * 1000
 _FAILED, _WATCH_SECONDS = "dfine_jax/failed", 1.0
+_PIECE_BYTES = 1 << 26  # that travel at once: every host holds as many of each
 _meetings = itertools.count()  # all hosts count alike
 
 
@@ -135,29 +133,40 @@ def on_host(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) else x), tree)
 
 
-def shared(predict: Predict, batches: Iterable[EvalBatch]) -> tuple[Predict, Iterable[EvalBatch]]:
-    """The same for ``evaluate.evaluate``, so that every host sees the predictions and images of all.
+def together(detections: Detections, seen: list[int]) -> tuple[Detections, list[int]]:
+    """Detections and ids of images of every host, one host after another, for ``evaluate.evaluate``.
 
-    Each predicts its own images only; all must have the same number of batches. An image belongs to one host, and
-    filling rows keep their mark, so nothing counts twice.
+    Each host predicts its own images and makes run lengths of its masks; these travel, once, not the network's maps.
     """
     if count() == 1:
-        return predict, batches
-    latest: list[Selected] = []
-
-    def of_all() -> Iterator[EvalBatch]:
-        for batch in batches:
-            rest = tuple(x for x in (batch.image_id, batch.size_px, batch.view_px) if x is not None)
-            latest[:] = [jax.tree.map(lambda x: _rows_of_all(np.asarray(x)), predict(batch.images))]
-            rest = map(_rows_of_all, rest)
-            yield EvalBatch(batch.images, *rest)
-
-    return (lambda images: latest[0]), of_all()
+        return detections, seen
+    wait_for_all("predicted")
+    data = _packed(detections.columns() | {"seen": np.array(seen, np.int64)})
+    parts = [dict(np.load(io.BytesIO(part))) for part in _of_all(data)]
+    joined = Detections.joined([Detections.of_columns(part) for part in parts])
+    return joined, [image_id for part in parts for image_id in part["seen"].tolist()]
 
 
-def _rows_of_all(rows: np.ndarray) -> np.ndarray:
-    """Rows [b, ...] of every host, one after another."""
-    # As bytes: without 64-bit mode JAX would shorten image ids.
-    data = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
-    gathered = np.asarray(multihost_utils.process_allgather(data))  # [host, b, bytes]
-    return np.ascontiguousarray(gathered).view(rows.dtype).reshape(-1, *rows.shape[1:])
+def _packed(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]  # for its option of another type
+    return buffer.getvalue()
+
+
+def _of_all(data: bytes) -> list[bytes]:
+    """What every host has; all must ask."""
+    # As bytes: without 64-bit mode JAX would shorten numbers.
+    lengths = _gathered(np.array([len(data)], np.int64).view(np.uint8)).view(np.int64)[:, 0].tolist()
+    mine, received = np.frombuffer(data, np.uint8), [[] for _ in lengths]
+    for start in range(0, max(lengths), _PIECE_BYTES):
+        size = min(_PIECE_BYTES, max(lengths) - start)
+        piece = mine[start : start + size]
+        pieces = _gathered(np.pad(piece, (0, size - len(piece))))
+        for parts, length, row in zip(received, lengths, pieces, strict=True):
+            parts.append(row[: max(length - start, 0)].tobytes())
+    return [b"".join(parts) for parts in received]
+
+
+def _gathered(data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, "h n"]:
+    """As many bytes of every host."""
+    return np.ascontiguousarray(multihost_utils.process_allgather(data))

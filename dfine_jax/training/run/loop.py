@@ -336,8 +336,8 @@ class _Run:
                 yield batch
 
         try:
-            shared = hosts.shared(predict_function(self.eval_step, ema_variables(state)), until_stopped())
-            return evaluate(*shared, self.truth, self.val_data.classes, self.log.observe)
+            predict, classes = predict_function(self.eval_step, ema_variables(state)), self.val_data.classes
+            return evaluate(predict, until_stopped(), self.truth, classes, self.log.observe, hosts.together)
         except _StopError:
             return None
 

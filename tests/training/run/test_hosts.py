@@ -22,6 +22,7 @@ from dfine_jax.data.load.plan import epoch_order
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
+from dfine_jax.evaluation.detections import Detections
 from dfine_jax.training.report.log import read_metrics
 from dfine_jax.training.run import checkpoint, hosts, setup
 from dfine_jax.training.run.setup import make_loaders
@@ -173,8 +174,8 @@ def test_numbers_that_do_not_fit_are_told_at_once():
 
 
 def test_a_single_process_shares_with_nobody():
-    predict, batches = object(), []
-    assert hosts.shared(predict, batches) == (predict, batches)
+    detections, seen = Detections.of_coco([]), [3]
+    assert hosts.together(detections, seen) == (detections, seen)
     assert (hosts.count(), hosts.index()) == (1, 0)
 
 
