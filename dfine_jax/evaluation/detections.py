@@ -98,7 +98,8 @@ class Detections:
         masks = None
         if "counts" in columns:
             masks = RunLengths(columns["counts"].tobytes(), columns["bounds"], columns["size_px"])
-        return cls(*(columns[name] for name in _COLUMNS), masks)
+        named: Any = {name: columns[name] for name in _COLUMNS}
+        return cls(**named, masks=masks)
 
     def columns(self) -> dict[str, np.ndarray]:
         """All of it as arrays by name."""
