@@ -17,6 +17,7 @@ from dfine_jax.data.picture.images import image_size, upright_size
 from dfine_jax.data.read import layout, tfds, yolo
 from dfine_jax.data.read.categories import trimmed
 from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.mask_boxes import mask_box
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.data.read.values import is_ignored, size_of
 from dfine_jax.errors import RepairableError, UserError
@@ -150,6 +151,11 @@ def _read_items(data: Path | str) -> Items:
             raise UserError(f"{first} and {split.source} list different categories; give both files the same")
         by_image: dict[Any, list[dict[str, Any]]] = {}
         for annotation in split.content["annotations"]:
+            if not annotation.get("bbox"):
+                box = mask_box(annotation.get("segmentation"))
+                if box is None:
+                    continue  # marks the background
+                annotation = {**annotation, "bbox": box}
             crowd = int(is_ignored(annotation))  # by ``ignore`` and the like, too, in any type
             same = type(annotation.get("iscrowd", 0)) is int and annotation.get("iscrowd", 0) == crowd
             kept = annotation if same else {**annotation, "iscrowd": crowd}

@@ -11,6 +11,7 @@ import numpy as np
 
 from dfine_jax.data.formats.picture import polygon_area
 from dfine_jax.data.read.areas import can_be
+from dfine_jax.data.read.mask_boxes import mask_box
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.data.read.outlines import area_px, drawable, fills, in_run_lengths
 from dfine_jax.data.read.values import OTHER_FLAGS, are_corners, area_of, flag, is_ignored
@@ -123,9 +124,7 @@ def _shape(entry: dict[str, Any], size_px: tuple[int, int], where: str, changes:
     if "segmentation" in entry:
         entry["segmentation"] = segmentation if segmentation is not None else []
     box = _box(entry.get("bbox"))
-    if box is None and isinstance(segmentation, list) and segmentation:
-        xs, ys = ([v for part in segmentation for v in part[axis::2]] for axis in (0, 1))
-        box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    if box is None and (box := mask_box(segmentation)) is not None:
         changes.add("boxes were made from outlines", where)
     if box is None:
         changes.add("annotations without a box were left out", f"{where}: {str(entry.get('bbox'))[:40]}")

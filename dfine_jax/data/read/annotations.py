@@ -20,6 +20,7 @@ from dfine_jax.data.read.areas import cured_areas
 from dfine_jax.data.read.categories import read_categories
 from dfine_jax.data.read.coco_pieces import AnnotationEntry, ImageEntry, Piece, coco_lists, in_pieces, plain_json
 from dfine_jax.data.read.dataset import Classes
+from dfine_jax.data.read.mask_boxes import boxes_of_masks
 from dfine_jax.data.read.refusals import check_repeated, refuse
 from dfine_jax.data.read.values import (
     area_column,
@@ -70,7 +71,7 @@ def decode(text: Any, source: Path) -> Decoded:
     listed = lists["categories"]
     listed = listed if isinstance(listed, list) else plain_json(bytes(listed), source)
     classes = read_categories(listed, annotations["category_id"], source)
-    notes = {"annotations": odd["total"]} | {name: odd[name] for name in ("empty", "areas", "ignored")}
+    notes = {"annotations": odd["total"]} | {name: odd[name] for name in ("empty", "areas", "ignored", "drawn")}
     annotations["label"], unlisted = _labels(annotations, classes, odd["values"])
     notes |= unlisted
     position = annotations.pop("image")
@@ -125,7 +126,7 @@ def _annotations(
     by_id = np.argsort(images["image_id"], kind="stable")
     ordered = images["image_id"][by_id]
     pieces: dict[str, list[np.ndarray]] = {}
-    odd: dict[str, Any] = {"total": 0, "empty": 0, "areas": 0, "ignored": 0, "values": {}}
+    odd: dict[str, Any] = {"total": 0, "empty": 0, "areas": 0, "ignored": 0, "drawn": 0, "values": {}}
     first, ids = 0, []
     for number, piece in enumerate(in_pieces(part, AnnotationEntry, source)):
         columns, wrong, listed, unusual = _columns(piece, ordered, by_id)
@@ -136,6 +137,7 @@ def _annotations(
             refuse(piece.plain()[row], first + row, source, bool(listed[row]))
         columns["area_px"], cured = cured_areas(columns, piece.plain, piece.text)
         there = ~columns.pop("empty")
+        odd["drawn"] += int(columns.pop("drawn").sum())
         odd["ignored"] += int((columns.pop("ignored") & there).sum())
         whole = bool(there.all())
         odd["areas"] += int((cured & there).sum())
@@ -178,6 +180,9 @@ def _columns(
     if unusual:
         wrong |= np.array([e.category_id is UNSET or isinstance(e.category_id, (list, dict)) for e in entries])
     boxes, empty, bad = box_column([entry.bbox for entry in entries], typed)
+    drawn = boxes_of_masks(piece, empty | np.array([entry.bbox is UNSET for entry in entries], bool))
+    boxes[drawn.rows] = drawn.box_xywh_px
+    empty[drawn.rows] = bad[drawn.rows] = False
     crowd, unclear = flag_column([entry.iscrowd for entry in entries])
     ignored = np.zeros(len(entries), bool)
     for values in ([entry.ignore for entry in entries], [entry.difficult for entry in entries]):  # OTHER_FLAGS
@@ -193,6 +198,7 @@ def _columns(
         "crowd": crowd | ignored,
         "empty": empty,
         "ignored": ignored,
+        "drawn": np.isin(np.arange(len(entries)), drawn.rows),
     }
     return columns, wrong | bad | unclear, listed, unusual
 

@@ -69,6 +69,7 @@ def inspect_annotations(dataset: Dataset) -> list[Finding]:
             (),
             notes["areas"],
         ),
+        ("note", f"objects without a box; that of their mask is used ({REPAIR} writes it)", (), notes["drawn"]),
         ("note", "annotations without a box; they are taken as no object", (), notes["empty"]),
         ("note", "objects marked ignore or difficult; they count like crowd regions", (), notes["ignored"]),
     ]

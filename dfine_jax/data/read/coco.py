@@ -39,8 +39,9 @@ def read_coco(
     """Read an annotation file and check it against the images.
 
     Rules of the reference: crowd regions are dropped; boxes become corners, are clamped to the image and kept when
-    they still have width and height; images without boxes are kept. Beyond them: an empty list or null as ``bbox``
-    marks an image without objects, and an area that cannot be is computed from the mask or the box; both are counted.
+    they still have width and height; images without boxes are kept. Beyond them: an object with a mask alone has the
+    mask's box; without a mask an empty list or null as ``bbox`` marks an image without objects; an area that cannot be
+    is computed from the mask or the box. All are counted.
 
     The columns of large files are kept in the cache folder (``index.read_columns``).
 
@@ -79,6 +80,7 @@ def read_coco(
         empty=notes["empty"],
         areas=notes["areas"],
         ignored=notes["ignored"],
+        drawn=notes["drawn"],
     )
     dataset = Dataset(records, columns.classes, annotation_file, changes, columns)
     logger.info(

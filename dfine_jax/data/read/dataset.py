@@ -69,6 +69,7 @@ class Changes:
     empty: int = 0  # no objects: their box is an empty list or null, which some tools write for the background
     ignored: int = 0  # dropped like crowd regions: marked ``ignore`` or ``difficult``
     areas: int = 0  # kept, with an area computed from the mask or the box because the given one cannot be
+    drawn: int = 0  # kept, with the box of their mask because they have none of their own
 
     def __str__(self) -> str:
         """One line, empty when nothing happened."""
@@ -79,6 +80,7 @@ class Changes:
             f"{self.unknown_category} annotations of unlisted categories dropped" * bool(self.unknown_category),
             f"{self.clamped} boxes cut at the image border" * bool(self.clamped),
             f"{self.empty} annotations without a box taken as no object" * bool(self.empty),
+            f"{self.drawn} boxes made from masks" * bool(self.drawn),
             f"{self.areas} impossible areas replaced by that of mask or box" * bool(self.areas),
         ]
         return ", ".join(part for part in parts if part)

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 WORTH_BYTES = 1 << 22  # smaller files are decoded faster than an entry is looked up
 _MAPPED_BYTES = 1 << 28  # from here on a file is mapped instead of read
-_FORMAT = 3  # of the entries, and of the rules by which files become columns: raise it with either
+_FORMAT = 4  # of the entries, and of the rules by which files become columns: raise it with either
 _SETTLED_NS = 3 * 10**9  # a file changed so shortly before it was read may have been changed again in the same tick
 _MAGIC = b"dfine-columns\n"
 _TAIL_BYTES = 16 + len(_MAGIC)  # length of the description, checksum of all before, mark

@@ -133,7 +133,7 @@ def broken(change):
         (broken(lambda d: d["annotations"].append(annotation(2, 5, 3, [0, 0, 1, 1]))), "image 5, which is not listed"),
         (broken(lambda d: d["annotations"].append(annotation(2, 7, 3, [0, 0, 1]))), r"bbox \[0, 0, 1\]"),
         (broken(lambda d: d["annotations"].append(annotation(2, 7, 3, [0, 0, 1, None]))), "must be"),
-        (broken(lambda d: d["annotations"][0].pop("bbox")), "no 'bbox'"),
+        (broken(lambda d: [d["annotations"][0].pop(key) for key in ("bbox", "segmentation")]), "no 'bbox'"),
         (broken(lambda d: d["annotations"][0].pop("id")), "number 0 has no integer 'id'"),
         (broken(lambda d: d["annotations"][0].update(id=2**63)), "integer 'id' of at most 64 bits"),
         (broken(lambda d: d["images"][0].update(id=2**64)), "integer 'id' of at most 64 bits"),

@@ -8,11 +8,13 @@ import unicodedata
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from dfine_jax.data.read import audit, coco_pieces
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.score import score
+from dfine_jax.evaluation.truth import annotated
 from dfine_jax.families.dfine.config import LossConfig
 
 WIDTH, HEIGHT = 64, 48
@@ -141,6 +143,42 @@ def test_boxes_that_mark_the_background_are_no_objects(folder, value):
     assert data.records[0].annotation_ids.tolist() == [2]
     assert data.changes.empty == 1 and "1 annotations without a box taken as no object" in str(data.changes)
     assert len(data.columns.shared.arrays["label"]) == 1
+
+
+def without_box(value, **more):
+    made = entry(**more) | {"bbox": value}
+    return made if value != "absent" else {name: v for name, v in made.items() if name != "bbox"}
+
+
+def disc():
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    return coco_mask.encode(np.asfortranarray((x - 20) ** 2 + (y - 15) ** 2 < 64, np.uint8))
+
+
+@pytest.mark.parametrize("value", [None, [], "absent"])
+def test_objects_with_a_mask_alone_have_its_box(folder, value):
+    counts = disc()["counts"]
+    runs = {"size": [HEIGHT, WIDTH], "counts": counts.decode()}
+    parts = [[5.5, 6, 9, 6, 9, 12.25], [30, 2, 33, 2, 33, 8]]
+    nothing = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+    damaged = {"size": [HEIGHT, WIDTH], "counts": [7]}
+    marks = [without_box(None, number=n, segmentation=s) for n, s in ((6, nothing), (7, damaged), (8, [[1, 2]]))]
+    masks = (3, parts), (4, runs)
+    objects = [entry(2), *(without_box(value, number=n, segmentation=s, area=40) for n, s in masks)]
+    data = read(folder, content(*objects, *marks))
+    assert data.records[0].annotation_ids.tolist() == [2, 3, 4]
+    assert data.records[0].boxes_xyxy_px.tolist() == [[10, 10, 30, 20], [5.5, 2, 33, 12.25], [12, 7, 28, 23]]
+    assert data.records[0].areas_px.tolist() == [200, 40, 40]
+    assert (data.changes.drawn, data.changes.empty) == (2, 3) and "2 boxes made from masks" in str(data.changes)
+    (found,) = [str(f) for f in audit.inspect_annotations(data) if "mask is used" in str(f)]
+    assert found.startswith("note: 2 objects without a box; that of their mask is used")
+    assert annotated(data, masks=True).masks.exist.tolist() == [False, True, True]
+
+
+def test_what_has_neither_box_nor_mask_is_refused_as_before(folder):
+    for more in ({}, {"segmentation": []}, {"segmentation": [[1, 2]]}):
+        assert "annotation 1 has no 'bbox'" in refused(folder, content(without_box("absent", **more)))
+    assert "bbox [1, 2, 3]" in refused(folder, content(without_box([1, 2, 3], segmentation=[[1, 1, 9, 1, 9, 9]])))
 
 
 @pytest.mark.parametrize(
