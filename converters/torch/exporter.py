@@ -52,7 +52,7 @@ def export_weights(
             "other programs need it in their configuration",
             out, layout, lost,
         )  # fmt: skip
-    _write(out, tensors, settings, text)
+    _write(out, tensors, settings, text, form.remarks(metadata.config, metadata.class_names))
 
 
 def not_held(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None, metadata: Metadata) -> str:
@@ -66,13 +66,19 @@ def not_held(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | No
     return ", ".join(f"model.{name}={value} (taken for {other})" for name, (value, other) in lost.items())
 
 
-def _write(out: Path, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None, text: str) -> None:
+def _write(
+    out: Path,
+    tensors: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any] | None,
+    text: str,
+    remarks: Mapping[str, Any],
+) -> None:
     if settings is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "model.safetensors", _safetensors(tensors, {"format": "pt", DESCRIPTION: text}))
         write_whole(out / "config.json", json.dumps(settings, indent=2) + "\n")
     elif out.suffix == ".pth":
-        torch_pickle.save(out, {"model": tensors, DESCRIPTION: text})
+        torch_pickle.save(out, {"model": tensors, **remarks, DESCRIPTION: text})
     else:
         write_whole(out, _safetensors(tensors, {DESCRIPTION: text}))
 

@@ -68,13 +68,15 @@ def materialise(tensors: Mapping[str, TensorRef], most_bytes: int | None = None)
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write nested string-keyed mappings of arrays and texts, ``{"model": state_dict}``, as ``torch.save`` would.
+    """Write nested mappings and lists of arrays and plain values, ``{"model": state_dict}``, as ``torch.save`` would.
+
+    Keys are texts and whole numbers.
 
     The file appears under its name only when complete, and equal content gives equal bytes.
 
     Raises:
       UserError: the file cannot be written.
-      TypeError: a leaf is no text and not an array of a number type PyTorch has.
+      TypeError: a leaf is no text, whole number or truth value and not an array of a number type PyTorch has.
     """
     arrays: list[np.ndarray] = []
     program = b"\x80\x02" + _emit(content, arrays) + b"."
@@ -90,10 +92,16 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
 def _emit(value: Any, arrays: list[np.ndarray]) -> bytes:
     """Pickle instructions (protocol 2) that rebuild the value; tensors refer to entries ``data/<index>``."""
     if isinstance(value, Mapping):
-        items = b"".join(_text(key) + _emit(item, arrays) for key, item in value.items())
+        items = b"".join(_emit(key, arrays) + _emit(item, arrays) for key, item in value.items())
         return b"}(" + items + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(_emit(item, arrays) for item in value) + b"e"
     if isinstance(value, str):
         return _text(value)
+    if isinstance(value, bool):
+        return b"\x88" if value else b"\x89"
+    if isinstance(value, int):
+        return _number(value)
     array = np.asarray(value)
     if array.dtype not in _STORAGE_NAMES:
         raise TypeError(f"cannot be written to a PyTorch file: {type(value).__name__} of type {array.dtype}")

@@ -131,6 +131,8 @@ class WeightFormat(Generic[M]):
     settings: Callable[[M, Sequence[str]], dict[str, Any]] | None = None
     # Names of the classes that other entries of a file tell; None: they do not.
     class_names: Callable[[Mapping[str, Any]], Sequence[str] | None] = lambda beside: None
+    # What stands beside the tensors in a PyTorch file that is written, from the names of the classes.
+    remarks: Callable[[Config, Sequence[str]], Mapping[str, Any]] = lambda config, class_names: {}
 
 
 def sizes_around(model: Any, data: DataConfig) -> Sequence[tuple[int, int]]:

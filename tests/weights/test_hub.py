@@ -211,8 +211,9 @@ def test_cache_that_cannot_be_written(server, monkeypatch, tmp_path):
 
 
 def test_names():
-    assert len(DETECTORS) == 14 + 5
+    assert len(DETECTORS) == 14 + 5 + 9
     assert DETECTORS["dfine-l-obj2coco"].file == "dfine_l_obj2coco_e25.pth"
+    assert DETECTORS["dfine-seg-det-l-obj2coco"].url.endswith("/ArgoSA/D-FINE-seg/resolve/main/dfine_l_obj2coco.pt")
     assert hub.is_published("dfine-x-obj365") and hub.is_published("ustc-community/dfine-nano-coco")
     assert not hub.is_published("runs/best") and not hub.is_published("dfine-n-obj365")
     with pytest.raises(UserError, match="unknown weights 'dfine-z-coco'; published names: dfine-n-coco"):

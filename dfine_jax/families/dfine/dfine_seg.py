@@ -12,6 +12,8 @@ from typing import Any
 
 from dfine_jax.config import Config
 from dfine_jax.families.dfine.config import ModelConfig
+from dfine_jax.families.dfine.published import SEG_DETECTORS
+from dfine_jax.families.family import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +36,39 @@ def class_names(beside: Mapping[str, Any]) -> Sequence[str] | None:
     return [by_number[i] for i in sorted(by_number)] if sorted(by_number) == list(range(len(names))) else None
 
 
-def trained(config: Config, model: ModelConfig, beside: Mapping[str, Any]) -> Config:
+def is_released(origin: Origin) -> bool:
+    """Whether a file is one of its released detectors."""
+    return origin.is_published and any(origin.file == each.file for each in SEG_DETECTORS.values())
+
+
+def remarks(config: Config, class_names: Sequence[str]) -> dict[str, Any]:
+    """What its own loader finds beside the tensors of its weights; nothing for those of D-FINE.
+
+    Version 0.6.2 reads from it what the network is, its classes, and how pictures become input.
+    """
+    model, data = config.model, config.data
+    if not isinstance(model, ModelConfig) or not (model.mask_width or model.position_order == "row_major"):
+        return {}
+    found = {
+        "version": "0.6.2",
+        "model_name": model.variant,
+        "task": "segment" if model.mask_width else "detect",
+        "num_classes": model.num_classes,
+        "in_channels": 3,
+        "label_to_name": dict(enumerate(class_names)),
+        "img_size": [data.height_px, data.width_px],
+        "keep_ratio": data.resize == "letterbox",
+    }
+    return {"meta": found}
+
+
+def trained(config: Config, model: ModelConfig, origin: Origin) -> Config:
     """The configuration of its weights: order of positions, and the input that they were trained on.
 
     Weights with masks are its own, whether the file says so or not.
     """
-    remarks = meta(beside)
-    if remarks is None and not model.mask_width:
+    remarks = meta(origin.beside)
+    if remarks is None and not model.mask_width and not is_released(origin):
         return config
     model = dataclasses.replace(model, position_order="row_major")
     data, size = config.data, (remarks or {}).get("img_size")

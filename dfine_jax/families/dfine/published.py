@@ -1,4 +1,4 @@
-"""Weights that have been released: D-FINE's, dfine-seg's with masks, and the backbones they start from."""
+"""Weights that have been released: D-FINE's, dfine-seg's with and without masks, and the backbones they start from."""
 
 from __future__ import annotations
 
@@ -22,17 +22,23 @@ def _published(file: str) -> Published:
     return Published(f"{_URL}/{file}", _SHA256.get(file), _LICENCE)
 
 
-def _segmenter(variant: str) -> Published:
-    return Published(f"{_SEG_URL}/dfine_seg_{variant}_coco.pt", None, _LICENCE)
+def _of_seg(file: str) -> Published:
+    return Published(f"{_SEG_URL}/{file}", None, _LICENCE)
 
 
+# Tensors alone, which do not say that they are dfine-seg's; of these without masks it has to be known.
+SEG_DETECTORS: dict[str, Published] = {
+    **{f"dfine-seg-det-{v}-coco": _of_seg(f"dfine_{v}_coco.pt") for v in "nsmlx"},
+    **{f"dfine-seg-det-{v}-obj2coco": _of_seg(f"dfine_{v}_obj2coco.pt") for v in "smlx"},
+}
 DETECTORS: dict[str, Published] = {
     **{f"dfine-{v}-coco": _published(f"dfine_{v}_coco.pth") for v in "nsmlx"},
     **{f"dfine-{v}-obj365": _published(f"dfine_{v}_obj365.pth") for v in "smlx"},
     "dfine-l-obj365-e25": _published("dfine_l_obj365_e25.pth"),
     **{f"dfine-{v}-obj2coco": _published(f"dfine_{v}_obj2coco.pth") for v in "smx"},
     "dfine-l-obj2coco": _published("dfine_l_obj2coco_e25.pth"),
-    **{f"dfine-seg-{v}-coco": _segmenter(v) for v in "nsmlx"},
+    **{f"dfine-seg-{v}-coco": _of_seg(f"dfine_seg_{v}_coco.pt") for v in "nsmlx"},
+    **SEG_DETECTORS,
 }
 # Trained on ImageNet.
 BACKBONES: dict[str, Published] = {f"HGNetv2-B{i}": _published(f"PPHGNetV2_B{i}_stage1.pth") for i in range(7)}

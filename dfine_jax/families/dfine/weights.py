@@ -179,6 +179,7 @@ FORMATS = (
         read_official,
         write_official,
         class_names=dfine_seg.class_names,
+        remarks=dfine_seg.remarks,
     ),
     WeightFormat(
         "huggingface",
@@ -218,7 +219,7 @@ def described(model: ModelConfig, origin: Origin) -> Config:
         loss=LossConfig(class_loss="mal" if deim else "vfl"),
         train=TrainConfig(method="deim" if deim else "dfine"),
     )
-    return config if deim else dfine_seg.trained(config, model, origin.beside)
+    return config if deim else dfine_seg.trained(config, model, origin)
 
 
 def _guessed(model: ModelConfig, origin: Origin) -> Activation:

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from dfine_jax import families
+from dfine_jax.config import Config
 from dfine_jax.converters.torch import torch_pickle
+from dfine_jax.converters.torch.exporter import export_weights
 from dfine_jax.converters.torch.importer import import_weights
-from dfine_jax.families.dfine.dfine_seg import class_names, meta
+from dfine_jax.families.dfine.config import LossConfig
+from dfine_jax.families.dfine.dfine_seg import class_names, meta, remarks
+from dfine_jax.families.dfine.variants import model_config
 
 NAMES = [f"thing {i}" for i in range(80)]
 META = {
@@ -65,3 +69,35 @@ def test_a_detector_is_known_by_its_remarks(tensors, tmp_path):
 def test_remarks_of_other_programs_are_let_alone():
     assert meta({"meta": {"epoch": 3}}) is None and class_names({"meta": "x"}) is None
     assert class_names({"meta": {**META, "label_to_name": {0: "a", 2: "b"}}}) is None
+
+
+def test_released_detectors_are_known_by_their_names(tensors, tmp_path):
+    boxes = {key: value for key, value in tensors.items() if ".mask_" not in key}
+    for name, order in (("dfine_n_coco.pt", "row_major"), ("dfine_n_coco.pth", "transposed"), ("x.pt", "transposed")):
+        torch_pickle.save(tmp_path / name, boxes)
+        _, metadata = import_weights(tmp_path / name, activation="relu")
+        assert metadata.config.model.position_order == order
+        assert metadata.config.train.method == ("dfine-seg" if order == "row_major" else "dfine")
+
+
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_its_remarks_are_written_back(tensors, tmp_path, task):
+    torch = pytest.importorskip("torch")
+    kept = tensors if task == "segment" else {key: value for key, value in tensors.items() if ".mask_" not in key}
+    save(tmp_path / "model.pt", kept)
+    variables, metadata = import_weights(tmp_path / "model.pt")
+    export_weights(tmp_path / "back.pth", "official", variables, metadata)
+    content = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert content["meta"] == META | {"task": task, "in_channels": 3}
+    assert set(content["model"]) - set(kept) == {"decoder.anchors", "decoder.valid_mask"}  # its network has these, too
+    for key, value in kept.items():
+        np.testing.assert_array_equal(content["model"][key].numpy(), value)
+    # Without our description the remarks alone tell it.
+    del content["meta"]["in_channels"]
+    torch.save({name: content[name] for name in ("model", "meta")}, tmp_path / "alone.pt")
+    again = import_weights(tmp_path / "alone.pt")[1]
+    assert again.config == metadata.config and again.class_names == metadata.class_names
+
+
+def test_other_weights_have_no_remarks():
+    assert remarks(Config(model_config("n"), LossConfig()), NAMES) == {}
