@@ -105,6 +105,7 @@ def _undescribed(
     if read.description:
         logger.warning("%s: config.json was changed since it was written, so it alone is followed", source)
     family, form, model = recognise(read.tensors, read.settings)
+    model = form.stated(model, read.beside)
     model, variables = form.read(read.tensors, model)
     published = hub.is_published_file(read.file.name, digest)
     stated = source / "config.json" if read.settings is not None else source
@@ -112,6 +113,7 @@ def _undescribed(
     origin = Origin(str(stated), read.file.name, form.name, published, activation, is_stated, read.beside)
     names = class_names or form.class_names(read.beside)
     names = names or (None if read.settings is None else settings_names(read.settings))
+    names = None if names is None else form.of_classes(model, names)
     names, category_ids = class_table(source, model.num_classes, names, sure=published)
     return variables, Metadata(family.described(model, origin), names, category_ids)
 

@@ -12,7 +12,7 @@ from dfine_jax.ops.grid import on_grid
 if TYPE_CHECKING:
     from dfine_jax.families.family import Anchor, Family, Published
 
-NAMES = ("dfine", "rtdetrv2")
+NAMES = ("dfine", "rtdetrv2", "rfdetr")
 FIRST = NAMES[0]  # its variants need no family before them; of files written when it was the only one
 # For the help of commands, which load no family.
 ACTIVATION_HELP = "relu, or silu for DEIM"
@@ -35,6 +35,10 @@ def named(name: str) -> Family[Any, Any, Any, Any]:
             from dfine_jax.families.rtdetr.family import RTDETR
 
             return RTDETR
+        case "rfdetr":
+            from dfine_jax.families.rfdetr.family import RFDETR
+
+            return RFDETR
         case _:
             raise UserError(f"unknown family {name!r}; there are {', '.join(NAMES)}")
 
@@ -62,9 +66,8 @@ def of_recipe(name: str) -> tuple[Family[Any, Any, Any, Any], str]:
     Raises:
       UserError: there is no such variant.
     """
-    before, dash, variant = name.rpartition("-")
-    found = named(before if dash and before in NAMES else FIRST)
-    variant = variant if dash and before in NAMES else name
+    before = next((family for family in NAMES if name.startswith(f"{family}-")), "")
+    found, variant = named(before or FIRST), name[len(before) + 1 :] if before else name
     if variant not in found.variants:
         raise UserError(f"unknown recipe {name!r}; choose one of {', '.join(recipes())} or a file with get_config()")
     return found, variant
@@ -103,7 +106,7 @@ def task(model: ModelSection) -> str:
 
 def title(model: ModelSection) -> str:
     """A model's name for people."""
-    segments = "-seg" if task(model) == "segment" else ""
+    segments = "-seg" if task(model) == "segment" and not model.variant.startswith("seg-") else ""
     return f"{of(model).title}{segments}-{model.variant.upper()}"
 
 

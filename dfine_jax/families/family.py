@@ -71,14 +71,16 @@ class Reduction(NamedTuple):
 class Published(NamedTuple):
     """A file that somebody has released."""
 
-    url: str  # its last part is the name in the cache
+    url: str
     sha256: str | None = None  # None: not known beforehand; that of the first download is kept
     licence: str = ""
+    md5: str | None = None  # where the publisher says it
+    cached: str = ""  # name in the cache, where the last part of the URL is that of other files too
 
     @property
     def file(self) -> str:
         """Name of the file."""
-        return self.url.rpartition("/")[2]
+        return self.cached or self.url.rpartition("/")[2]
 
 
 class Repository(NamedTuple):
@@ -133,6 +135,10 @@ class WeightFormat(Generic[M]):
     class_names: Callable[[Mapping[str, Any]], Sequence[str] | None] = lambda beside: None
     # What stands beside the tensors in a PyTorch file that is written, from the names of the classes.
     remarks: Callable[[Config, Sequence[str]], Mapping[str, Any]] = lambda config, class_names: {}
+    # The architecture with what other entries of a file say about it.
+    stated: Callable[[M, Mapping[str, Any]], M] = lambda model, beside: model
+    # Names of the classes alone, from names that a file has for rows of no class too.
+    of_classes: Callable[[M, Sequence[str]], Sequence[str]] = lambda model, names: names
 
 
 def sizes_around(model: Any, data: DataConfig) -> Sequence[tuple[int, int]]:

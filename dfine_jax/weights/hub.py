@@ -1,4 +1,4 @@
-"""Published weights by name: downloaded once, kept in a cache, checked against the published SHA-256 if there is one.
+"""Published weights by name: downloaded once, kept in a cache, checked against published SHA-256 or MD5 sums.
 
 Where there is none, the SHA-256 of the first download is kept, and later changes are noticed.
 """
@@ -121,7 +121,29 @@ def fetch_backbone(model: ModelSection) -> Path:
 
 
 def _of_table(published: Published, progress: bool | None) -> Path:
-    return _cached(address(published), cache_dir() / published.file, progress, published.sha256)
+    file = cache_dir() / published.file
+    is_new = not file.is_file()
+    file = _cached(address(published), file, progress, published.sha256)
+    if is_new and published.md5:
+        _check_md5(published, file)
+    return file
+
+
+def _check_md5(published: Published, file: Path) -> None:
+    """The sum of a file just downloaded; one that was there before is known by its SHA-256.
+
+    Raises:
+      UserError: it is another one, and the file is gone.
+    """
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "md5").hexdigest()
+    if found != published.md5:
+        file.unlink()
+        file.with_name(file.name + ".sha256").unlink(missing_ok=True)
+        raise UserError(
+            f"what {address(published)} sent is not the published file (MD5 {found}, published {published.md5}): a "
+            "proxy or the server has changed it; nothing is kept"
+        )
 
 
 def address(published: Published) -> str:
