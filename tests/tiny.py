@@ -11,9 +11,12 @@ import numpy as np
 
 from dfine_jax.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
 from dfine_jax.data.load.batch import Batch
+from dfine_jax.families.backbones import dinov2
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES, BackboneSpec, StageSpec
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.rfdetr import recipes as rfdetr_recipes
+from dfine_jax.families.rfdetr.config import RFDetrConfig
 from dfine_jax.families.rtdetr.config import RTDetrLossConfig
 from dfine_jax.families.rtdetr.variants import VARIANTS
 
@@ -31,10 +34,11 @@ _NARROW: dict[str, Any] = {
 def known_backbone() -> Iterator[None]:
     """The backbone of ``tiny_config`` is in the library's table inside; conftest does it for modules that use it."""
     BACKBONES["tiny"] = BACKBONE
+    dinov2.BACKBONES["tiny"] = dinov2.Size(16, 2, 4)
     try:
         yield
     finally:
-        del BACKBONES["tiny"]
+        del BACKBONES["tiny"], dinov2.BACKBONES["tiny"]
 
 
 def tiny_config(**changes: Any) -> Config:
@@ -67,6 +71,26 @@ def tiny_rtdetr(**changes: Any) -> Config:
     )
     loss = dataclasses.replace(RTDetrLossConfig(num_denoising=6), **changes.pop("loss", {}))
     return dataclasses.replace(tiny_config(**changes), model=model, loss=loss)
+
+
+def tiny_rfdetr(**changes: Any) -> Config:
+    """RF-DETR Nano, or Seg-Nano for ``masks=True``, with a tiny backbone and three groups of ten queries."""
+    variant = "seg-nano" if changes.pop("masks", False) else "nano"
+    table = rfdetr_recipes.published("rfdetr_custom", variant)
+    assert isinstance(table.model, RFDetrConfig)
+    narrow: dict[str, Any] = {"backbone": "tiny", "taps": (1, 2, 3, 4), "patch_px": 8, "windows": 2, "table": 8}
+    narrow |= {"width": 16, "self_heads": 2, "cross_heads": 4, "decoder_layers": 2, "decoder_ffn": 32}
+    narrow |= {"num_queries": 10, "groups": 3, "num_classes": 3, "mask_width": table.model.mask_width and 16}
+    config = dataclasses.replace(
+        table,
+        model=dataclasses.replace(table.model, **narrow, precision="float32"),
+        optim=dataclasses.replace(table.optim, lr=1e-3, backbone_lr=1e-3, ema_decay=0.9, ema_warmup_steps=2),
+        data=dataclasses.replace(table.data, height_px=SIZE_PX, width_px=SIZE_PX, workers=0),
+        train=dataclasses.replace(table.train, epochs=2, batch_size=4, eval_batch_size=4),
+        log=LogConfig(pictures=0),
+    )
+    sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}
+    return dataclasses.replace(config, **sections)
 
 
 def tiny_segmenter(**changes: Any) -> Config:

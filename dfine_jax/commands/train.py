@@ -323,9 +323,9 @@ def start_weights(
                 "--backbone imagenet (what the published recipes start from), --backbone FILE or --weights, or set "
                 + " ".join(f"model.{name}=false" for name in frozen)
             )
-        published = f"{config.model.family}-{config.model.variant}-coco"
-        detector = f"--weights {published} or " if published in family.published else ""
-        notes.append(f"all weights start from nothing; with {detector}--backbone imagenet fewer epochs do")
+        name = f"{config.model.family}-{config.model.variant}-coco"
+        cures = [f"--weights {name}"] * (name in family.published) + ["--backbone imagenet"] * bool(family.backbones)
+        notes.append(f"all weights start from nothing; with {' or '.join(cures) or '--backbone FILE'} fewer epochs do")
         return None
     import jax
 

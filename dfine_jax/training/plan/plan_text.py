@@ -24,7 +24,8 @@ _LINES: dict[str, tuple[str, ...]] = {
     "augmentation": ("data.augment", "data.start_augment_epoch", "data.stop_mosaic_epoch", "data.stop_augment_epoch"),
     "size": ("data.height_px", "data.width_px", "data.resize", "data.multi_scale_repeat"),
     "batch": ("train.batch_size", "train.accumulate", "train.eval_batch_size"),
-    "masks": ("model.mask_width", "model.mask_stages", "loss.weight_mask_bce", "loss.weight_mask_dice"),
+    "masks": ("model.mask_width", "model.mask_stages", "loss.weight_mask_bce", "loss.weight_mask_ce")
+    + ("loss.weight_mask_dice",),
     "model": ("model.precision", "model.decoder_activation", "model.backbone_frozen_bn", "model.backbone_frozen_stem"),
     "matching": ("loss.assignment", "loss.class_loss", "loss.num_denoising"),
 }
