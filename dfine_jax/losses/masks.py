@@ -46,14 +46,14 @@ def pairs_of_objects(match: Int[Array, "*s b q"], targets: Targets) -> MaskPairs
     num_gt = targets.valid.shape[-1]
     is_its = match[..., None] == jnp.arange(num_gt)  # [*s, b, q, g]
     slot = jnp.broadcast_to(jnp.arange(num_gt), is_its.shape[:-2] + (num_gt,))
-    return MaskPairs(jnp.argmax(is_its, -2), slot, jnp.any(is_its, -2) & _annotated(targets)[1])
+    return MaskPairs(jnp.argmax(is_its, -2), slot, jnp.any(is_its, -2) & annotated(targets)[1])
 
 
 def pairs_of_queries(match: Int[Array, "b u"], targets: Targets, places: int) -> MaskPairs:
     """Pairs of queries that are at most ``places`` in each image; several may have one object."""
     query = jnp.argsort(match < 0, axis=-1, stable=True)[:, :places]  # queries with an object first
     slot = jnp.take_along_axis(match, query, -1)
-    has_mask = jnp.take_along_axis(_annotated(targets)[1], jnp.maximum(slot, 0), -1)
+    has_mask = jnp.take_along_axis(annotated(targets)[1], jnp.maximum(slot, 0), -1)
     return MaskPairs(query, jnp.maximum(slot, 0), (slot >= 0) & has_mask)
 
 
@@ -72,7 +72,7 @@ def mask_terms(
       pairs: of each layer [s, b, p], or of all [b, p].
       count: pairs that the terms are divided by; 0: nothing to train.
     """
-    masks, _ = _annotated(targets)
+    masks, _ = annotated(targets)
     places = (*embedding.shape[:2], pairs.query.shape[-1])
     query, slot, exists = (jnp.broadcast_to(x, places) for x in pairs)
     chosen = jnp.take_along_axis(embedding, query[..., None], -2)  # [s, b, p, d]
@@ -117,7 +117,7 @@ def mask_cost(
 
     Two products for each image and layer, whose maps are made one after another; carries no gradient.
     """
-    masks, has_mask = _annotated(targets)
+    masks, has_mask = annotated(targets)
     embedding, pixels = lax.stop_gradient((embedding, pixels))
     images = jnp.arange(pixels.shape[0])
 
@@ -148,7 +148,7 @@ def pair_costs(
     return focal, dice
 
 
-def _annotated(targets: Targets) -> tuple[UInt8[Array, "b g h w"], Bool[Array, "b g"]]:
+def annotated(targets: Targets) -> tuple[UInt8[Array, "b g h w"], Bool[Array, "b g"]]:
     """Masks, and which objects have one.
 
     Raises:

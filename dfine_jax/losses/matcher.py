@@ -47,25 +47,60 @@ def matching_cost(
     NaN becomes 1.0 and infinity the largest float32, as in the reference. Columns of padding slots mean nothing. At
     least float32; carries no gradient.
     """
+    return finite_cost(raw_matching_cost(logits, boxes_cxcywh, targets, config))
+
+
+def raw_matching_cost(
+    logits: Float[Array, "*s b q k"],
+    boxes_cxcywh: Float[Array, "*s b q 4"],
+    targets: Targets,
+    config: Costs,
+    *,
+    logarithm: Literal["of_shifted", "of_sigmoid"] = "of_shifted",
+    least_area: float = 0.0,
+) -> Float[Array, "*s b q g"]:
+    """As :func:`matching_cost`, with whatever is not finite in it.
+
+    Args:
+      logarithm: in the class cost. of_shifted: of the score plus 1e-8, which limits the cost; of_sigmoid: of the score
+        itself, computed from the logit.
+      least_area: as for ``boxes.iou_and_giou``.
+    """
     logits = at_least_float32(jax.lax.stop_gradient(logits))
     boxes = jax.lax.stop_gradient(boxes_cxcywh).astype(logits.dtype)
     labels = jnp.broadcast_to(targets.labels[:, None, :], (*logits.shape[:-1], targets.labels.shape[-1]))
     logits = jnp.take_along_axis(logits, labels, -1)  # [*s, b, q, g]
     # Not 1 - p, to whose 1 compilers add the tiny number, which is lost there.
     p, rest = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
-    positive = config.focal_alpha * rest**config.focal_gamma * -jnp.log(p + 1e-8)
-    negative = (1.0 - config.focal_alpha) * p**config.focal_gamma * -jnp.log(rest + 1e-8)
+    if logarithm == "of_sigmoid":
+        minus_log_p, minus_log_rest = jax.nn.softplus(-logits), jax.nn.softplus(logits)
+    else:
+        minus_log_p, minus_log_rest = -jnp.log(p + 1e-8), -jnp.log(rest + 1e-8)
+    positive = config.focal_alpha * rest**config.focal_gamma * minus_log_p
+    negative = (1.0 - config.focal_alpha) * p**config.focal_gamma * minus_log_rest
     truth = jax.lax.stop_gradient(targets.boxes_cxcywh.astype(logits.dtype))[:, None]  # [b, 1, g, 4]
     boxes = boxes[..., None, :]  # [*s, b, q, 1, 4]
     l1 = jnp.sum(jnp.abs(boxes - truth), -1)
-    _, giou = iou_and_giou(clamped_xyxy(boxes), clamped_xyxy(truth))
-    cost = config.cost_bbox * l1 + config.cost_class * (positive - negative) - config.cost_giou * giou
-    return finite_cost(cost)
+    _, giou = iou_and_giou(clamped_xyxy(boxes), clamped_xyxy(truth), least_area)
+    return config.cost_bbox * l1 + config.cost_class * (positive - negative) - config.cost_giou * giou
 
 
 def finite_cost(cost: Float[Array, "*s b q g"]) -> Float[Array, "*s b q g"]:
     """The cost, where it is a number; as in the reference NaN becomes 1.0, and infinity the largest float32."""
     return jnp.nan_to_num(cost, nan=1.0, posinf=_LARGEST, neginf=-_LARGEST)
+
+
+def above_finite_cost(cost: Float[Array, "*s b q g"], valid: Bool[Array, "b g"]) -> Float[Array, "*s b q g"]:
+    """The cost, where it is a number; elsewhere one above all costs of the objects of the same output.
+
+    It is the largest of these plus the largest magnitude plus one; the largest float32 where none is finite.
+    """
+    of_output = (-3, -2, -1)
+    counts = jnp.isfinite(cost) & valid[:, None]
+    highest = jnp.max(cost, of_output, keepdims=True, initial=-jnp.inf, where=counts)
+    largest = jnp.max(jnp.abs(cost), of_output, keepdims=True, initial=0.0, where=counts)
+    above = jnp.where(jnp.isfinite(highest), jnp.minimum(highest + largest + 1.0, _LARGEST), _LARGEST)
+    return jnp.where(jnp.isfinite(cost), cost, above)
 
 
 def assign(

@@ -21,6 +21,7 @@ from dfine_jax.ops.boxes import clamped_xyxy, iou_and_giou
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.typing import Targets
 
+LEAST_TARGET = 0.01  # of a matched query in iabce_loss
 WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)  # stands in for the boxes of unmatched queries
 
 
@@ -49,12 +50,12 @@ def gather_truth(targets: Targets, match: Int[Array, "*s b q"]) -> Truth:
 
 
 def overlaps(
-    boxes_cxcywh: Float[Array, "*s b q 4"], truth: Truth
+    boxes_cxcywh: Float[Array, "*s b q 4"], truth: Truth, least_area: float = 0.0
 ) -> tuple[Float[Array, "*s b q"], Float[Array, "*s b q"]]:
-    """IoU and generalised IoU of each query with its object, 1 where there is none."""
+    """IoU and generalised IoU of each query with its object, 1 where there is none; as ``boxes.iou_and_giou``."""
     boxes = at_least_float32(boxes_cxcywh)
     boxes = jnp.where(truth.matched[..., None], boxes, jnp.asarray(WHOLE_IMAGE, boxes.dtype))
-    return iou_and_giou(clamped_xyxy(boxes), clamped_xyxy(truth.boxes_cxcywh.astype(boxes.dtype)))
+    return iou_and_giou(clamped_xyxy(boxes), clamped_xyxy(truth.boxes_cxcywh.astype(boxes.dtype)), least_area)
 
 
 def vfl_loss(
@@ -115,6 +116,38 @@ def focal_loss(
     return jnp.sum(_present(weight * entropy, exists), (-3, -2, -1)) / normalizer
 
 
+def iabce_loss(
+    logits: Float[Array, "*s b q k"],
+    boxes_cxcywh: Float[Array, "*s b q 4"],
+    truth: Truth,
+    normalizer: Float[Array, ""] | float,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    least_area: float = 0.0,
+) -> Float[Array, "*s"]:
+    """Cross-entropy aware of overlaps (IA-BCE, LW-DETR, arXiv 2406.03459): score and overlap make the soft target.
+
+    The target of a matched query is ``score**alpha * IoU**(1 - alpha)``, at least 0.01, without gradient; the rest to
+    one weighs its class as background. All other classes are background that weighs ``score**gamma``, through which
+    the gradient flows, too.
+
+    Args:
+      least_area: of the overlaps, as for ``boxes.iou_and_giou``.
+    """
+    logits = at_least_float32(logits)
+    is_class = _is_class(logits, truth)
+    own, overlap = jax.lax.stop_gradient(
+        (
+            jnp.take_along_axis(logits, truth.labels[..., None], -1)[..., 0],
+            overlaps(boxes_cxcywh, truth, least_area)[0].astype(logits.dtype),
+        )
+    )
+    target = jnp.maximum(jax.nn.sigmoid(own) ** alpha * overlap ** (1.0 - alpha), LEAST_TARGET)[..., None]
+    background = jnp.where(is_class, 1.0 - target, jax.nn.sigmoid(logits) ** gamma)
+    entropy = background * jax.nn.softplus(logits) + jnp.where(is_class, target, 0.0) * jax.nn.softplus(-logits)
+    return jnp.sum(entropy, (-3, -2, -1)) / normalizer
+
+
 def _is_class(logits: Float[Array, "*s b q k"], truth: Truth) -> Bool[Array, "... b q k"]:
     return jax.nn.one_hot(truth.labels, logits.shape[-1], dtype=bool) & truth.matched[..., None]
 
@@ -158,8 +191,11 @@ def l1_loss(
 
 
 def giou_loss(
-    boxes_cxcywh: Float[Array, "*s b q 4"], truth: Truth, normalizer: Float[Array, ""] | float
+    boxes_cxcywh: Float[Array, "*s b q 4"],
+    truth: Truth,
+    normalizer: Float[Array, ""] | float,
+    least_area: float = 0.0,
 ) -> Float[Array, "*s"]:
-    """Sum of 1 - GIoU over matched boxes."""
-    _, giou = overlaps(boxes_cxcywh, truth)
+    """Sum of 1 - GIoU over matched boxes; areas as for ``boxes.iou_and_giou``."""
+    _, giou = overlaps(boxes_cxcywh, truth, least_area)
     return jnp.sum(jnp.where(truth.matched, 1.0 - giou, 0.0), (-2, -1)) / normalizer

@@ -46,18 +46,26 @@ def iou(a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"]) -> Float[A, "..."]:
     return intersection / _namespace(union).maximum(union, _LEAST)
 
 
-def iou_and_giou(a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"]) -> tuple[Float[A, "..."], Float[A, "..."]]:
-    """Intersection over union and its generalised form (arXiv 1902.09630) of broadcast pairs, without epsilon.
+def iou_and_giou(
+    a_xyxy: Float[A, "*n 4"], b_xyxy: Float[A, "*m 4"], least_area: float = 0.0
+) -> tuple[Float[A, "..."], Float[A, "..."]]:
+    """Intersection over union and its generalised form (arXiv 1902.09630) of broadcast pairs.
 
     Two boxes of zero area give NaN, as in the reference; callers mask such pairs before they differentiate.
+
+    Args:
+      least_area: areas that divide are taken to be no smaller; then two boxes of zero area give zero.
     """
     xp = _namespace(a_xyxy)
     intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
     hull_low = xp.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
     hull_high = xp.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     hull = xp.prod(xp.maximum(hull_high - hull_low, 0.0), -1)
-    overlap = intersection / union
-    return overlap, overlap - (hull - union) / hull
+    if not least_area:
+        overlap = intersection / union
+        return overlap, overlap - (hull - union) / hull
+    overlap = intersection / xp.maximum(union, least_area)
+    return overlap, overlap - (hull - union) / xp.maximum(hull, least_area)
 
 
 def mapped_boxes(boxes_xyxy: Float[np.ndarray, "g 4"], matrix: Float[np.ndarray, "*g 2 3"]) -> Float[np.ndarray, "g 4"]:

@@ -36,3 +36,7 @@ class Draws:
     def in_parts(self, parts: int) -> Draws:
         """Keys of consecutive parts of the images."""
         return Draws(jax.random.split(self.key, parts))
+
+    def for_points(self) -> Key[Array, "..."]:
+        """The key of the points alone."""
+        return jax.random.fold_in(self.key, 1)
