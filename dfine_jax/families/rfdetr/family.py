@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Build, ClassLeaf, Family, Reduction
+from dfine_jax.families.rfdetr import loss
 from dfine_jax.families.rfdetr.config import RFDetrConfig, RFDetrLossConfig, check
 from dfine_jax.families.rfdetr.inputs import MULTI_SCALE, preprocess, size_px
 from dfine_jax.families.rfdetr.model import PARTS, RFDetr, init_variables
@@ -19,7 +20,7 @@ from dfine_jax.families.rfdetr.recipes import recipe, with_classes
 from dfine_jax.families.rfdetr.rules import rules
 from dfine_jax.families.rfdetr.variants import VARIANTS, detecting, segmenting
 from dfine_jax.families.rfdetr.weights import FORMATS, described, official_keys
-from dfine_jax.typing import Matching, Targets
+from dfine_jax.typing import Targets
 
 
 def _build(model: RFDetrConfig, how: Build) -> nn.Module:
@@ -29,24 +30,6 @@ def _build(model: RFDetrConfig, how: Build) -> nn.Module:
 def _queries(key: Key[Array, ""], targets: Targets, model: RFDetrConfig, config: RFDetrLossConfig) -> Draws:
     del targets, model, config
     return Draws(key)
-
-
-def _match(*arguments: Any) -> Matching[Any]:
-    from dfine_jax.families.rfdetr import loss  # pyright: ignore[reportAttributeAccessIssue]
-
-    return loss.match(*arguments)
-
-
-def _terms(*arguments: Any) -> dict[str, Float[Array, ""]]:
-    from dfine_jax.families.rfdetr import loss  # pyright: ignore[reportAttributeAccessIssue]
-
-    return loss.loss_terms(*arguments)
-
-
-def _kinds(model: RFDetrConfig, config: RFDetrLossConfig) -> tuple[str, ...]:
-    from dfine_jax.families.rfdetr import loss  # pyright: ignore[reportAttributeAccessIssue]
-
-    return loss.kinds(model, config)
 
 
 def _reduced(network: Any, variables: Mapping[str, Any], reduction: Reduction) -> nn.Module:
@@ -89,9 +72,9 @@ RFDETR: Family[RFDetrConfig, RFDetrLossConfig, Draws, Any] = Family(
     mask_stride=lambda model: 1 if model.mask_width else None,
     tasks={"detect": detecting, "segment": segmenting},
     queries=_queries,
-    match=_match,
-    terms=_terms,
-    kinds=_kinds,
+    match=loss.match,
+    terms=loss.loss_terms,
+    kinds=loss.kinds,
     rules=rules,
     layered=True,
     recipe=recipe,
