@@ -47,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--runs", metavar="N", type=int, default=10, help="raw runs in each turn (default: 10)")
     parser.add_argument(
         "--pause-ms", metavar="MS", type=float, default=0.0,
-        help="idle time before each run, throughput excepted; published latencies of RF-DETR and others have 200 "
+        help="idle time before each run, throughput excepted; some published latencies have 200 "
         "(default: 0)",
     )  # fmt: skip
     parser.add_argument("--batches", metavar="N,N", default="1,8", help="for throughput (default: 1,8)")
