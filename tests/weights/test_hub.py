@@ -172,6 +172,15 @@ def test_pinned_files_are_checked_however_they_come(server, tmp_path, monkeypatc
     assert hub.fetch("dfine-n-coco").read_bytes() == CONTENT
 
 
+def test_a_published_md5_is_checked_when_the_file_comes(server, tmp_path, monkeypatch):
+    right, wrong = (Published("a.pth", md5=sum) for sum in (hashlib.md5(CONTENT).hexdigest(), "0" * 32))
+    monkeypatch.setattr(hub.families, "published", lambda: {"right": right, "wrong": wrong._replace(cached="b.pth")})
+    with pytest.raises(UserError, match="MD5 .*, published 0000"):
+        hub.fetch("wrong", progress=False)
+    assert not files(tmp_path)
+    assert hub.fetch("right", progress=False).name == "a.pth" and files(tmp_path) == ["a.pth", "a.pth.sha256"]
+
+
 def test_digests_are_digests():
     pins = [item.sha256 for item in (*DETECTORS.values(), *BACKBONES.values(), *REPOSITORIES.values())]
     known = [pin for pin in pins if pin]

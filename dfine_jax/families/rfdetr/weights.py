@@ -150,6 +150,26 @@ def _of_classes(model: RFDetrConfig, found: Sequence[str]) -> Sequence[str]:
     return found[:-1] if len(found) == model.num_logits else found
 
 
+def remarks(config: Config, names_of_classes: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a run that the official program reads from its files."""
+    model = config.model
+    assert isinstance(model, RFDetrConfig)
+    arguments: dict[str, Any] = {
+        "num_classes": model.num_logits - 1,
+        "num_queries": model.num_queries,
+        "group_detr": model.groups,
+        "num_windows": model.windows,
+        "patch_size": model.patch_px,
+        "dec_layers": model.decoder_layers,
+        "segmentation_head": bool(model.mask_width),
+    }
+    if model.head_rows == "spare":
+        arguments["class_names"] = list(names_of_classes)
+    if config.data.height_px == config.data.width_px:
+        arguments["resolution"] = config.data.height_px
+    return {"args": arguments}
+
+
 def _argument(beside: Mapping[str, Any], name: str) -> Any:
     """Of the run that a file is of."""
     places = [beside.get(key) for key in ("args", "hyper_parameters", "model_config")]
@@ -246,6 +266,7 @@ FORMATS = (
         class_names=class_names,
         stated=stated,
         of_classes=_of_classes,
+        remarks=remarks,
     ),
     WeightFormat(
         "huggingface",

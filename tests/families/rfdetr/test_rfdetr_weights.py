@@ -129,6 +129,7 @@ def test_files_of_both_programs_tell_classes_windows_and_size(tmp_path, tiny):
         found, metadata = import_weights(tmp_path / name)
         same(found, variables)
         model = metadata.config.model
+        assert isinstance(model, RFDETR.Model)
         assert (model.windows, model.decoder_layers, model.head_rows, model.mask_width) == (2, 1, "spare", 256)
         assert metadata.class_names == ("cat", "dog") and metadata.input_size_px == (96, 96)
         assert metadata.config.train.method == "rfdetr"
@@ -140,7 +141,7 @@ def test_ninety_classes_are_not_cocos_rows(tmp_path):
     names = [f"kind {i}" for i in range(90)]
     save(tmp_path / "own.pth", {"model": tensors, "args": {"class_names": names}})
     _, metadata = import_weights(tmp_path / "own.pth")
-    assert metadata.class_names == tuple(names) and metadata.config.model.head_rows == "spare"
+    assert metadata.class_names == tuple(names) and is_spare(metadata)
     save(tmp_path / "coco.pth", {"model": tensors})
     _, metadata = import_weights(tmp_path / "coco.pth")
     assert metadata.class_names == COCO_NAMES and metadata.category_ids == COCO_CATEGORY_IDS
@@ -151,9 +152,19 @@ def test_a_folder_of_transformers_is_written_and_read(tmp_path, tiny):
     config = Config(model=TINY, loss=RFDETR.Loss(), data=DataConfig(height_px=60, width_px=60))
     metadata = dataclasses.replace(import_metadata(tmp_path, tiny), config=config)
     export_weights(tmp_path / "hf", "huggingface", variables, metadata)
-    found, read = import_weights(tmp_path / "hf")
-    same(found, variables)
-    assert read.class_names == ("cat", "dog") and read.config.model == TINY
+    export_weights(tmp_path / "official.pth", "official", variables, metadata)
+    for name in ("hf", "official.pth"):
+        found, read = import_weights(tmp_path / name)
+        same(found, variables)
+        assert read.class_names == ("cat", "dog") and read.config.model == TINY
+    torch = pytest.importorskip("torch")
+    content = torch.load(tmp_path / "official.pth", weights_only=True)
+    assert content["args"]["class_names"] == ["cat", "dog"] and content["args"]["resolution"] == 60
+    assert content["model"]["_kp_active_mask"].dtype == torch.bool
+
+
+def is_spare(metadata) -> bool:
+    return metadata.config.model.head_rows == "spare"
 
 
 def import_metadata(folder, tiny):
