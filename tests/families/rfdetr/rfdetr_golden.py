@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import golden_fill
 import numpy as np
@@ -30,7 +31,7 @@ def state_dict(manifest: Path) -> dict[str, np.ndarray]:
     return out
 
 
-def images(height: int, width: int, batch: int, dtype=np.float32) -> np.ndarray:
+def images(height: int, width: int, batch: int, dtype: Any = np.float32) -> np.ndarray:
     """Pictures that, normalised by ImageNet's numbers in ``dtype``, are what the reference was given."""
     found = golden_fill.image(height, width, batch)
     if dtype == np.float32:
