@@ -257,7 +257,7 @@ def test_bicubic_with_antialias_is_torchs(source, height, width):
     torch = pytest.importorskip("torch")
     grid = np.random.default_rng(0).standard_normal((1, source, source, 3)).astype(np.float32)
     want = torch.nn.functional.interpolate(
-        torch.from_numpy(grid).permute(0, 3, 1, 2), (height, width), mode="bicubic", antialias=True
+        torch.from_numpy(grid).double().permute(0, 3, 1, 2), (height, width), mode="bicubic", antialias=True
     )
     got = resize_bicubic(jnp.asarray(grid), height, width)
     assert difference(got, want.permute(0, 2, 3, 1).numpy()) < 5e-6
