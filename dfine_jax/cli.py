@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import io
 import logging
 import os
@@ -19,6 +18,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from dfine_jax import __version__
+from dfine_jax.commands import words
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import is_of_the_users_world, told
 from dfine_jax.system.host_memory import start_with_allocator
@@ -58,18 +58,34 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As its parent, keeping what was given for the messages."""
+        self._given = list(args if args is not None else [])
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""
-        unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        if unknown:
-            message = self._unknown(unknown[1])
-        self.exit(_EXIT_USER_ERROR, f"dfine: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(_EXIT_USER_ERROR, f"dfine: error: {' '.join(self._told(message).split())} (see {self.prog} --help)\n")
 
-    def _unknown(self, argument: str) -> str:
-        if not argument.startswith("-"):
-            return f"unexpected argument {argument!r}"
-        known = re.findall(r"(?<![\w-])--?[a-z][\w-]*", self.format_help())
-        return f"unknown option {argument}{_near(argument.partition('=')[0], known)}"
+    def _told(self, message: str) -> str:
+        """A message of argparse with the cure."""
+        known = list(self._option_string_actions)
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown and not unknown[1].startswith("-"):
+            return f"unexpected argument {unknown[1]!r}"
+        if unknown:
+            cure = words.option(unknown[1], self.format_usage(), known)
+            return f"unknown option {unknown[1]}{cure or words.near(unknown[1].partition('=')[0], known)}"
+        if absent := re.match(r"the following arguments are required: (.*)", message):
+            for argument in words.unknown_options(getattr(self, "_given", []), known):
+                if cure := words.option(argument, self.format_usage(), known):
+                    return f"unknown option {argument}{cure}"
+            asked = [name for name in absent[1].split(", ") if "=" not in name]
+            hint = words.MISSING.get(asked[0], "") if len(asked) == 1 else ""
+            return f"the following arguments are required: {', '.join(asked)}{f' ({hint})' if hint else ''}"
+        if choice := re.match(r"argument (--[\w-]+): invalid choice: '(.*?)'", message):
+            return words.value(choice[1], choice[2]) or message
+        return message
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +158,7 @@ def _run(arguments: list[str], alone: bool) -> int:
         overview.parse_args(arguments)
         overview.error(f"name a command: {', '.join(COMMANDS)}")
     if name not in COMMANDS:
-        overview.error(f"unknown command {name!r}{_near(name, list(COMMANDS)) or '; one of ' + ', '.join(COMMANDS)}")
+        overview.error(f"unknown command {name!r}{words.command(name, COMMANDS) or '; one of ' + ', '.join(COMMANDS)}")
     command = _command(name)
     commands = Parser(prog="dfine").add_subparsers(parser_class=Parser)
     command.add_parser(commands)
@@ -208,11 +224,6 @@ def _command(name: str) -> ModuleType:
         case _:
             raise ValueError(name)
     return command
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 if __name__ == "__main__":

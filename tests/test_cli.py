@@ -64,14 +64,18 @@ def test_version(capsys):
             "unknown option --treshold; did you mean --threshold or --mask-threshold? (see dfine predict --help)",
         ),
         (["predict", "m", "s", "--qqq=1"], "unknown option --qqq=1 (see dfine predict --help)"),
-        (["predict", "m"], "the following arguments are required: SOURCE (see dfine predict --help)"),
+        (
+            ["predict", "m"],
+            "the following arguments are required: SOURCE (an image, folder, video, address or camera number) "
+            "(see dfine predict --help)",
+        ),
         (
             ["predict", "m", "s", "--threshold", "high"],
             "argument --threshold: invalid float value: 'high' (see dfine predict --help)",
         ),
         (["doctor", "now"], "unexpected argument 'now' (see dfine doctor --help)"),
         (
-            ["predict", "m", "nothing.jpg"],
+            ["predict", "dfine-n-coco", "nothing.jpg"],
             "nothing.jpg does not exist; give an image, a folder, a video, an address (rtsp://...) or a camera (0)",
         ),
     ],

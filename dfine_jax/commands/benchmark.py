@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfine_jax.commands.early import require_data, require_model, require_runtime
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import require_writable, write_whole
+from dfine_jax.system.wording import counted
+from dfine_jax.weights.names import EXPORTED
 
 if TYPE_CHECKING:
     from dfine_jax.benchmark.latency import Contender, Measurement, Picture
@@ -61,9 +65,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, write."""
-    from dfine_jax.benchmark import latency, latency_report
-    from dfine_jax.evaluation.evaluate import ClassMatch, match_categories
-
     for name in ("images", "rounds", "runs"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
@@ -73,6 +74,13 @@ def run(options: argparse.Namespace) -> int:
         require_writable(options.out)
     batches = _numbers("--batches", options.batches)
     threads = _numbers("--throughput-threads", options.throughput_threads)
+    if options.data:
+        require_data(options.data)
+    for text in options.model:
+        _require(text)
+    from dfine_jax.benchmark import latency, latency_report
+    from dfine_jax.evaluation.evaluate import ClassMatch, match_categories
+
     contenders = [_contender(text, options) for text in options.model]
     hardware = latency.hardware()
     data = _read(options) if options.data else None
@@ -111,6 +119,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _require(text: str) -> None:
+    """Model and runtime of FILE@RUNTIME:DEVICE are there."""
+    model, at, where = text.rpartition("@")
+    exported = Path(model).suffix.lower() in EXPORTED
+    named = at and not text.startswith("hf:") and re.fullmatch(r"[a-z_]+(:.*)?", where, re.IGNORECASE)
+    if at and (exported or named):
+        require_model(model)
+        require_runtime(where.partition(":")[0], text)
+        if not exported:
+            raise UserError(f"{text}: @RUNTIME is for exported files; give {model} alone")
+    else:
+        require_model(text)
+
+
 def _contender(text: str, options: argparse.Namespace) -> Contender:
     from dfine_jax.benchmark.latency import Contender
     from dfine_jax.serving.artefact import is_artefact
@@ -143,9 +165,10 @@ def _pictures(data: Dataset | None, most: int) -> Iterator[tuple[tuple[Picture, 
     """Images to detect in, and what to call them."""
     with tempfile.TemporaryDirectory() as folder:
         if data is not None:
-            records = data.records[:: max(1, -(-len(data) // most))]
+            count = min(most, len(data))
+            records = [data.records[i * len(data) // count] for i in range(count)]  # evenly spaced
             pictures = tuple(_picture(record, Path(folder)) for record in records)
-            yield pictures, f"{len(pictures)} images of {data.annotation_file.name}"
+            yield pictures, f"{counted(len(pictures), 'image')} of {data.annotation_file.name}"
             return
         yield _generated(Path(folder), min(most, _GENERATED)), "generated pictures of 640x480"
 

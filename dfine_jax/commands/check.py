@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfine_jax.commands.early import require_data
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Report; 0 when there is nothing that keeps training from working."""
+    require_data(options.data)
     if options.repair:
         return _repair(options)
     if options.overfit is not None and options.overfit < 1:

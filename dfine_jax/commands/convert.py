@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfine_jax.commands.early import require_model
 from dfine_jax.errors import UserError
 from dfine_jax.families import ACTIVATION_HELP
 from dfine_jax.system.files import read_text
@@ -64,6 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Convert and say what was found."""
     _check_place(options.out, options.force, "config.json" if options.huggingface else "metadata.json")
+    require_model(options.checkpoint, exported=False)
     names = _read_names(options.class_names) if options.class_names else None
     from dfine_jax import families
     from dfine_jax.weights.load import read

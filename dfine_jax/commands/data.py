@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfine_jax.commands.early import require_data
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Divide or convert, and print what was written."""
+    require_data(options.data)
     from dfine_jax.data.edit.items import read_items
     from dfine_jax.data.formats.placing import check_new
     from dfine_jax.data.formats.write import write

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfine_jax.commands.early import require_data, require_model
 from dfine_jax.commands.evaluate import add_data_options, add_runtime_options, input_size
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import require_writable
+from dfine_jax.system.wording import counted
 
 if TYPE_CHECKING:
     from dfine_jax.evaluation.detections import Detections, Kind, Objects
@@ -54,6 +56,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Detect, judge, write."""
+    require_model(options.model)
+    require_data(options.data)
     _check(options)
     from tqdm import tqdm
 
@@ -89,8 +93,8 @@ def run(options: argparse.Namespace) -> int:
     threshold, why = _threshold(options, overlaps, len(classes.scored))
     findings = find_suspects(overlaps, judged, threshold, options.fit_iou)
     text = (
-        f"{options.model} on {len(seen)} images of {data.annotation_file}, {height}x{width}. {kind.capitalize()} are "
-        f"compared; detections count from score {threshold:g} on{why}."
+        f"{options.model} on {counted(len(seen), 'image')} of {data.annotation_file}, {height}x{width}. "
+        f"{kind.capitalize()} are compared; detections count from score {threshold:g} on{why}."
     )
     compared = Compared(data, classes.scored, objects, detections, kind, threshold, options.fit_iou)
     print(text)

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfine_jax.commands.early import require_data, require_model
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import require_writable, write_whole
+from dfine_jax.system.wording import counted
 
 if TYPE_CHECKING:
     from dfine_jax.data.picture.images import Preprocess
@@ -34,6 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
+    require_model(options.model)
+    require_data(options.data)
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size} must be at least 1")
     if options.json and not options.json.absolute().parent.is_dir():
@@ -63,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         workers=options.workers,
     )
-    print(f"{options.model} on {metrics.num_images} images of {data.annotation_file}, {height}x{width}")
+    print(f"{options.model} on {counted(metrics.num_images, 'image')} of {data.annotation_file}, {height}x{width}")
     ran = opened.backend.describe()
     print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}")
     if note := classes.note():

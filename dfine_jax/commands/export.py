@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfine_jax.commands.early import require_model
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def export_checked(options: argparse.Namespace) -> GateReport:
       UserError: options that do not fit together, or a file beyond the limits, which is not kept.
     """
     _check_options(options)
+    require_model(options.model, exported=False)
     from dfine_jax.commands.train_plan import parse_size
     from dfine_jax.converters.gate.data import calibration_sources, open_data
     from dfine_jax.weights.load import load_checkpoint

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfine_jax.commands.early import require_model
 from dfine_jax.commands.evaluate import add_runtime_options
 from dfine_jax.errors import UserError
+from dfine_jax.system.wording import counted
 
 if TYPE_CHECKING:
     from dfine_jax.prediction.prediction import Job, Tally
@@ -95,6 +97,11 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Detect in everything. The status is 1 when something could not be read, which is named at the end."""
+    require_model(options.model)
+    if options.json is not None and options.json.suffix.lower() in (".csv", ".txt"):
+        raise UserError(f"--json {options.json} would hold JSON; name it .json (--labels DIR writes YOLO's text files)")
+    if not 0 <= options.threshold <= 1:
+        raise UserError(f"--threshold {options.threshold:g} must lie between 0 and 1")
     tiling = _tiling(options)
     job = _job(options)
 
@@ -213,9 +220,9 @@ def _report(tallies: list[Tally], job: Job, results: Path | None) -> None:
     for tally in (pictures if len(pictures) <= _LISTED else []) + clips:
         print(tally)
     total = sum(tally.objects.total() for tally in tallies)
-    places = [f"{len(pictures)} images"] if pictures or not clips else []
-    places += [f"{sum(tally.frames for tally in clips)} frames"] if clips else []
-    print(f"{total} objects in {' and '.join(places)}")
+    places = [counted(len(pictures), "image")] if pictures or not clips else []
+    places += [counted(sum(tally.frames for tally in clips), "frame")] if clips else []
+    print(f"{counted(total, 'object')} in {' and '.join(places)}")
     places_of = {"drawn": job.drawn, "cut out": job.crops, "labels": job.labels, "masks": job.masks}
     for what, path in {**places_of, "COCO results": results}.items():
         if path and tallies:

@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfine_jax.commands.train_card import check_card
-from dfine_jax.commands.train_plan import is_file, is_plan, parse_size, plan, write_plan
-from dfine_jax.commands.train_resume import check_changes, resumed_config
+from dfine_jax.commands.train_options import check_options
+from dfine_jax.commands.train_plan import plan, write_plan
+from dfine_jax.commands.train_resume import resumed_config
 from dfine_jax.errors import UserError
 from dfine_jax.families import ACTIVATION_HELP, METHOD_HELP, TASKS
 
@@ -132,9 +132,9 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
+    check_options(options)
     from dfine_jax.data.read.sources import read_dataset
 
-    _check_options(options)
     if options.augment:
         options.overrides.insert(0, f"data.augment={options.augment}")
     train_data = read_dataset(options.data, "train")
@@ -260,45 +260,6 @@ def _val_data(options: argparse.Namespace, train_data: Dataset) -> tuple[Dataset
         return None, [f"{error}; training goes without evaluation, and without {options.out / 'best'}"]
     check_same_categories(train_data, val_data)
     return val_data, []
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    if options.resume:
-        check_changes(options)
-    for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value} must be at least 1")
-    if options.size:
-        parse_size(options.size)
-    if options.card:
-        check_card(options.card, dry_run=options.dry_run)
-    if options.max_hours is not None and not options.max_hours > 0:
-        raise UserError(f"--max-hours {options.max_hours:g} must be above 0")
-    if options.weights and options.backbone:
-        raise UserError("--weights has a backbone of its own; leave out --backbone")
-    if options.activation and not options.weights:
-        raise UserError("--activation is for the file given with --weights")
-    if options.method and is_file(options.recipe):
-        raise UserError(f"{options.recipe} says itself whose recipe it is; leave out --method")
-    if options.task and is_file(options.recipe):
-        raise UserError(f"{options.recipe} says itself what its model does; leave out --task")
-    together = [options.coordinator, options.processes, options.process]
-    if None in together and together != [None] * 3:
-        raise UserError("--coordinator, --processes and --process are given together or not at all")
-    of_variant = " of a variant" if is_plan(options.recipe) else ""
-    derived_from = {
-        "train.epochs": f"--epochs N{of_variant}",
-        "train.batch_size": f"--batch-size N{of_variant}",
-        "data.height_px": "--size HxW",
-        "data.width_px": "--size HxW",
-    }
-    for text in options.overrides:
-        key = text.partition("=")[0].strip()
-        if key in derived_from:
-            alone = f", or change it alone in {options.recipe}" if is_file(options.recipe) else ""
-            raise UserError(f"{text}: rates and schedules follow this value; give it as {derived_from[key]}{alone}")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file; give a folder for the run")
 
 
 def start_weights(

@@ -119,6 +119,11 @@ class DetectionReport:
     confusion: Int[np.ndarray, "k+1 k+1"]  # at the best threshold; rows: objects, columns: predictions, last: none
     kind: Kind = "boxes"  # what was compared
 
+    @property
+    def found_any(self) -> bool:
+        """Whether an object is found at the best threshold; else no threshold is better than another."""
+        return self.best.true_positives > 0
+
     def at(self, threshold: float) -> Scores:
         """All classes at the counted threshold nearest to this one."""
         return self.counts.overall(int(np.argmin(np.abs(self.counts.thresholds - threshold))))
@@ -141,6 +146,16 @@ class DetectionReport:
         """Ratios at the best and at the usual threshold, and by class, as text of a few lines."""
         width = max(len(name) for name in ("threshold 0.00 (best)", *self.names)) + 2
         lines = [f"{'':<{width}}precision  recall      F1     IoU     found   missed    false"]
+        if not self.found_any:
+            of = "mask" if self.kind == "masks" else "object"
+            return "\n".join(
+                [
+                    *lines,
+                    _line(f"threshold {_TABLE_THRESHOLD:.2f}", self.at(_TABLE_THRESHOLD), width),
+                    "",
+                    f"no {of} is found at any threshold, so none is better than another",
+                ]
+            )
         lines.append(_line(f"threshold {self.best_threshold:.2f} (best)", self.best, width))
         lines.append(_line(f"threshold {_TABLE_THRESHOLD:.2f}", self.at(_TABLE_THRESHOLD), width))
         lines += ["", f"by class at {self.best_threshold:.2f}"]

@@ -114,8 +114,10 @@ def threshold_figure(report: DetectionReport) -> Figure:
             p.numbers()[name] if some or name != "precision" else np.nan for p, some in zip(points, found, strict=True)
         ]
         left.plot(thresholds, values, color=colour, label=label)
-    left.axvline(report.best_threshold, color="#555555", linestyle=":")
+    if report.found_any:
+        left.axvline(report.best_threshold, color="#555555", linestyle=":")
     best = f"Best F1 {report.best.f1:.3f} at threshold {report.best_threshold:.2f}"
+    best = best if report.found_any else "No object is found at any threshold"
     _finish(left, best if report.kind == "boxes" else f"{best}, masks", "score threshold")
     left.set(xlim=(0, 1), ylim=(0, 1.02))
     found = [p for p in points if p.true_positives + p.false_positives]  # without predictions there is no precision

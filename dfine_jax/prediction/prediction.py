@@ -23,6 +23,7 @@ from dfine_jax.prediction.outputs import ResultsFile, frame_entries, save_crops,
 from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.prediction.tiling import Tiling, detect_tiled
 from dfine_jax.prediction.video import VideoReader, VideoWriter
+from dfine_jax.system.wording import counted
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class Tally:
         if not self.is_clip:
             return f"{self.name}: {found}"
         rate = "" if self.rate is None else f" at {self.rate:.1f} per second"
-        return f"{self.name}: {self.frames} frames{rate}: {found}"
+        return f"{self.name}: {counted(self.frames, 'frame')}{rate}: {found}"
 
 
 class Prediction:
@@ -126,7 +127,7 @@ class Prediction:
                 if reader.damaged:
                     self.notes.append(f"{name}: {reader.damaged} damaged packets were skipped")
                 if reader.problem:
-                    self.failures.append(f"{name} broke off after {tally.frames} frames ({reader.problem})")
+                    self.failures.append(f"{name} broke off after {counted(tally.frames, 'frame')} ({reader.problem})")
         except UserError as error:
             self.failures.append(str(error))
 

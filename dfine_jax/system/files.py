@@ -277,3 +277,8 @@ def sha256(path: Path | str | os.PathLike[str]) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replaced_path(path: Path) -> Path:
+    """Where the folder stands that is being replaced: hidden, so that it cannot be one of the user's."""
+    return path.with_name(f".{path.name}.replaced")

@@ -23,25 +23,17 @@ from dfine_jax.errors import UserError
 from dfine_jax.families.family import Published, Repository
 from dfine_jax.system.cache import cache_dir
 from dfine_jax.system.files import read_text, replacing, sha256, telling, write_whole
+from dfine_jax.weights.names import HUGGINGFACE
 
 HUGGINGFACE_URL = "https://huggingface.co"
-# A part starts and ends with a letter or digit and has no two dots or dashes in a row, as the hub demands; so it is
-# neither a path out of the cache nor a hidden file.
-_PART = r"[A-Za-z0-9]+(?:(?:[._]|-(?!-)|__+)[A-Za-z0-9]+)*"
-_HUGGINGFACE = re.compile(rf"hf:(?P<repository>{_PART}/{_PART})(?:@(?P<at>{_PART}))?|(?P<plain>ustc-community/{_PART})")
 _HUGGINGFACE_FILES = ("config.json", "model.safetensors")
 _TIMEOUT_S = 30
 _CHUNK = 1 << 18
 
 
-def is_published(name: str) -> bool:
-    """Whether the name is of a family's tables, ``ustc-community/<model>`` or ``hf:<owner>/<model>[@revision]``."""
-    return name in families.published() or _HUGGINGFACE.fullmatch(name) is not None
-
-
 def licence(name: str) -> str:
     """Of published weights, where it is known."""
-    match = _HUGGINGFACE.fullmatch(name)
+    match = HUGGINGFACE.fullmatch(name)
     found = families.published().get(name) or _repositories().get((match and match["repository"]) or name)
     return found.licence if found else ""
 
@@ -63,14 +55,14 @@ def fetch(name: str, *, progress: bool | None = None) -> Path:
     file is downloaded.
 
     Args:
-      name: see :func:`is_published`.
+      name: see ``names.is_published``.
       progress: show a bar; by default when the terminal is one.
 
     Raises:
       UserError: unknown name, no connection, a download that is not what is published, or a cached file that is not the
         one downloaded before.
     """
-    match = _HUGGINGFACE.fullmatch(name)
+    match = HUGGINGFACE.fullmatch(name)
     known = families.published()
     if name in known:
         return _of_table(known[name], progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import textwrap
@@ -23,12 +22,9 @@ from dfine_jax.data.read.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
 from dfine_jax.errors import UserError
 from dfine_jax.families import of, task, title
 from dfine_jax.families.family import Build
-from dfine_jax.training.run.checkpoint import Metadata, load_weights, replaced_path
-
-EXPECTED = (
-    "a checkpoint folder (metadata.json and weights/), an official .pth, a .safetensors, a Hugging Face folder "
-    "(config.json and weights) or a published name"
-)
+from dfine_jax.system.files import replaced_path
+from dfine_jax.training.run.checkpoint import Metadata, load_weights
+from dfine_jax.weights.names import is_published, missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,24 +94,18 @@ def read(
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
         return _own(path, activation, class_names)
-    from dfine_jax import families
     from dfine_jax.converters.torch.importer import import_weights
     from dfine_jax.weights import hub
 
     if path.exists():
         return import_weights(path, activation=activation, class_names=class_names)
-    if hub.is_published(name):
+    if is_published(name):
         return import_weights(
             hub.fetch(name), activation=activation, class_names=class_names, licence=hub.licence(name)
         )
     if replaced_path(path).is_dir():
         return _own(path, activation, class_names)
-    if name.startswith("hf:"):
-        raise UserError(f"{name!r} is no name of the Hugging Face hub; write hf:OWNER/MODEL or hf:OWNER/MODEL@REVISION")
-    known = families.published()
-    close = difflib.get_close_matches(name, known, n=2)
-    names = f"did you mean {' or '.join(close)}?" if close else f"expected {EXPECTED} ({', '.join(known)})"
-    raise UserError(f"{name} does not exist; {names}")
+    raise missing(name)
 
 
 def _own(

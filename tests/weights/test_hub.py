@@ -9,7 +9,7 @@ import pytest
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.published import BACKBONES, DETECTORS, REPOSITORIES
 from dfine_jax.families.family import Published, Repository
-from dfine_jax.weights import hub
+from dfine_jax.weights import hub, names
 
 CONTENT = bytes(range(256)) * 4000
 
@@ -143,7 +143,7 @@ def test_known_commits_and_asked_for_ones(server, tmp_path, monkeypatch):
     + ["ustc-community/..", "ustc-community/../../x", "hf:a//b", "hf:C:/b"],
 )  # fmt: skip
 def test_names_cannot_leave_the_cache(name):
-    assert not hub.is_published(name)
+    assert not names.is_published(name)
     with pytest.raises(UserError, match="unknown weights"):
         hub.fetch(name)
 
@@ -157,7 +157,7 @@ def test_names_that_the_hub_has():
         f"hf:a/b@{COMMIT}",
         "ustc-community/x",
     ):
-        assert hub.is_published(name), name
+        assert names.is_published(name), name
 
 
 def test_pinned_files_are_checked_however_they_come(server, tmp_path, monkeypatch):
@@ -223,7 +223,7 @@ def test_names():
     assert len(DETECTORS) == 14 + 5 + 9
     assert DETECTORS["dfine-l-obj2coco"].file == "dfine_l_obj2coco_e25.pth"
     assert DETECTORS["dfine-seg-det-l-obj2coco"].url.endswith("/ArgoSA/D-FINE-seg/resolve/main/dfine_l_obj2coco.pt")
-    assert hub.is_published("dfine-x-obj365") and hub.is_published("ustc-community/dfine-nano-coco")
-    assert not hub.is_published("runs/best") and not hub.is_published("dfine-n-obj365")
+    assert names.is_published("dfine-x-obj365") and names.is_published("ustc-community/dfine-nano-coco")
+    assert not names.is_published("runs/best") and not names.is_published("dfine-n-obj365")
     with pytest.raises(UserError, match="unknown weights 'dfine-z-coco'; published names: dfine-n-coco"):
         hub.fetch("dfine-z-coco")

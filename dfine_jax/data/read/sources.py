@@ -54,6 +54,8 @@ def _read_files(root: Path, split: layout.Split, drop_unlisted: bool, whole: boo
         raise UserError(f"unknown split {split!r}; use train, val or test")
     if root.is_file() and root.suffix in (".yaml", ".yml"):
         return _read_yolo(root, split, drop_unlisted)
+    if root.name in ("annotations", "labels"):
+        _refuse_part(root)
     if not root.is_file():
         found = layout.locate(root, split)
         if found:
@@ -68,11 +70,19 @@ def _read_files(root: Path, split: layout.Split, drop_unlisted: bool, whole: boo
     located = recognise.locate(root) if root.is_file() or not _has_coco_layout(root) else None
     if located is not None:
         return _read_located(located, split, drop_unlisted, whole)
+    _refuse_part(root)
     raise layout.MissingSplitError(
         f"no {split} annotations recognised in {root}: looked for COCO JSON ({layout.expected(split)}), for Objects365 "
         f"(zhiyuan_objv2_{split}.json), for YOLO (data.yaml) and for {', '.join(recognise.TITLES)}; TensorFlow "
         "Datasets are named like tfds:coco/2017"
     )
+
+
+def _refuse_part(root: Path) -> None:
+    """UserError where the folder above is the dataset."""
+    above = root.absolute().parent
+    if root.is_dir() and (_has_coco_layout(above) or yolo.find_description(above)):
+        raise UserError(f"{root} is a part of a dataset; give the folder above it, {root.parent}")
 
 
 def _has_coco_layout(root: Path) -> bool:

@@ -11,13 +11,12 @@ from dfine_jax.families.dfine.model import DFine, init_variables
 from dfine_jax.families.dfine.published import BACKBONES, DETECTORS, REPOSITORIES
 from dfine_jax.families.dfine.recipes import recipe
 from dfine_jax.families.dfine.rules import rules
-from dfine_jax.families.dfine.variants import VARIANTS, detecting, mask_stride, segmenting
+from dfine_jax.families.dfine.variants import VARIANTS, detecting, grid_px, mask_stride, segmenting
 from dfine_jax.families.dfine.weights import BACKBONE_ANCHORS, FORMATS, described, official_keys
 from dfine_jax.families.family import Build, ClassLeaf, Family
 from dfine_jax.families.reduction import reduced
 from dfine_jax.losses.criterion import Pairs
 from dfine_jax.nn.denoising import draw_denoising
-from dfine_jax.nn.detector import STRIDE
 from dfine_jax.typing import DenoisingQueries, Targets
 
 _FROZEN = ("backbone_frozen_stem", "backbone_frozen_bn")
@@ -50,7 +49,7 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
     methods=("dfine", "deim", "dfine-seg"),
     parts=("backbone", "encoder", "decoder"),
     check=check,
-    grid_px=lambda model: STRIDE,
+    grid_px=grid_px,
     build=_build,
     first_conv=lambda model: ("backbone", "stem", "stem1"),
     init=init_variables,

@@ -66,3 +66,9 @@ def model_config(variant: str, **changes: object) -> ModelConfig:
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     return dataclasses.replace(VARIANTS[variant], **changes)
+
+
+def grid_px(model: ModelConfig) -> int:
+    """Sides of the input are multiples of it: the coarsest map has one cell for so many pixels."""
+    del model
+    return 32

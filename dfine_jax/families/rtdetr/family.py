@@ -18,11 +18,10 @@ from dfine_jax.families.rtdetr.model import RTDetr, init_variables
 from dfine_jax.families.rtdetr.published import BACKBONES, DETECTORS
 from dfine_jax.families.rtdetr.recipes import recipe
 from dfine_jax.families.rtdetr.rules import rules
-from dfine_jax.families.rtdetr.variants import VARIANTS
+from dfine_jax.families.rtdetr.variants import VARIANTS, grid_px
 from dfine_jax.families.rtdetr.weights import BACKBONE_ANCHORS, FORMATS, described, official_keys
 from dfine_jax.losses.criterion import Pairs
 from dfine_jax.nn.denoising import draw_denoising
-from dfine_jax.nn.detector import STRIDE
 from dfine_jax.typing import DenoisingQueries, Targets
 
 _FROZEN = ("backbone_frozen_stem", "backbone_frozen_bn")
@@ -80,7 +79,7 @@ RTDETR: Family[RTDetrConfig, RTDetrLossConfig, DenoisingQueries, Pairs] = Family
     methods=("rtdetrv2", "deim"),
     parts=("backbone", "encoder", "decoder"),
     check=check,
-    grid_px=lambda model: STRIDE,
+    grid_px=grid_px,
     build=_build,
     first_conv=_first_conv,
     init=init_variables,

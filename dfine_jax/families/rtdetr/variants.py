@@ -39,3 +39,9 @@ VARIANTS: dict[str, RTDetrConfig] = {
         _variant("h", "B6", frozen=True, width=512, encoder_layers=2),
     )
 }
+
+
+def grid_px(model: RTDetrConfig) -> int:
+    """Sides of the input are multiples of it: the coarsest map has one cell for so many pixels."""
+    del model
+    return 32

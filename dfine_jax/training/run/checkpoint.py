@@ -37,7 +37,7 @@ from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.families import of, sections
 from dfine_jax.system import stored
-from dfine_jax.system.files import read_json, sync_folder, sync_tree, telling, told, write_whole
+from dfine_jax.system.files import read_json, replaced_path, sync_folder, sync_tree, telling, told, write_whole
 from dfine_jax.system.finite import not_finite
 from dfine_jax.training.run import hosts
 from dfine_jax.training.run.stages import Progress
@@ -170,11 +170,6 @@ def settled(path: str | Path) -> Path:
     if inside:
         raise UserError(f"{path} is a run, not a checkpoint; give {' or '.join(str(path / name) for name in inside)}")
     raise UserError(f"{path} is not a checkpoint: expected a folder with metadata.json and weights/")
-
-
-def replaced_path(path: Path) -> Path:
-    """Where the checkpoint stands that is being replaced: hidden, so that it cannot be a folder of the user's."""
-    return path.with_name(f".{path.name}.replaced")
 
 
 def _numbered(tree: PyTree) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from dfine_jax.data.read.dataset import Dataset, check_same_categories
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.truth import Truth, annotated
 from dfine_jax.families import of, task, validate
+from dfine_jax.system.files import replaced_path
 from dfine_jax.training.report.sinks import check_installed
-from dfine_jax.training.run import checkpoint, hosts
+from dfine_jax.training.run import hosts
 from dfine_jax.training.run.checkpoint import Metadata
 from dfine_jax.training.step.optimizer import freeze_notes
 from dfine_jax.training.step.programs import sizes_notes
@@ -74,7 +75,7 @@ def claim(out_dir: Path, resume: bool) -> None:
       UserError: it holds a run, or, to resume, none.
     """
     last = out_dir / "last"
-    states = (last, checkpoint.replaced_path(last))
+    states = (last, replaced_path(last))
     resumable = any((path / "metadata.json").is_file() for path in states)
     held = any(path.exists() for path in (*states, out_dir / "best", out_dir / "metrics.csv"))
     hosts.wait_for_all("look at the run folder")  # before the first host changes anything

@@ -22,8 +22,9 @@ import dfine_jax
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.tables import published
+from dfine_jax.system.files import replaced_path
 from dfine_jax.training.run import checkpoint
-from dfine_jax.training.run.checkpoint import Metadata, replaced_path
+from dfine_jax.training.run.checkpoint import Metadata
 from dfine_jax.training.run.stages import Progress
 
 

@@ -1,0 +1,66 @@
+"""What can be wrong with the options of ``dfine train``, told before data are read and jax is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from dfine_jax.commands.early import check_recipe, require_data, require_model
+from dfine_jax.commands.train_card import check_card
+from dfine_jax.commands.train_plan import is_file, is_plan, parse_size
+from dfine_jax.commands.train_resume import check_changes
+from dfine_jax.errors import UserError
+from dfine_jax.system.files import replaced_path
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Values make sense and belong together, and what they name is there.
+
+    Raises:
+      UserError: one does not.
+    """
+    for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value} must be at least 1")
+    size_px = parse_size(options.size) if options.size else None
+    if not is_file(options.recipe):
+        check_recipe(options.recipe, size_px, options.overrides)
+    elif not Path(re.sub(r"(?<=\.py):.*", "", options.recipe)).is_file():
+        raise UserError(f"{options.recipe} does not exist; give a variant such as n, or an experiment file or plan")
+    if options.weights:
+        require_model(options.weights, exported=False)
+    if options.resume and not (options.out / "last").exists() and not replaced_path(options.out / "last").exists():
+        raise UserError(f"--resume: there is no run in {options.out} to continue (no {options.out / 'last'})")
+    if options.card:
+        check_card(options.card, dry_run=options.dry_run)
+    if options.max_hours is not None and not options.max_hours > 0:
+        raise UserError(f"--max-hours {options.max_hours:g} must be above 0")
+    if options.weights and options.backbone:
+        raise UserError("--weights has a backbone of its own; leave out --backbone")
+    if options.activation and not options.weights:
+        raise UserError("--activation is for the file given with --weights")
+    if options.method and is_file(options.recipe):
+        raise UserError(f"{options.recipe} says itself whose recipe it is; leave out --method")
+    if options.task and is_file(options.recipe):
+        raise UserError(f"{options.recipe} says itself what its model does; leave out --task")
+    together = [options.coordinator, options.processes, options.process]
+    if None in together and together != [None] * 3:
+        raise UserError("--coordinator, --processes and --process are given together or not at all")
+    of_variant = " of a variant" if is_plan(options.recipe) else ""
+    derived_from = {
+        "train.epochs": f"--epochs N{of_variant}",
+        "train.batch_size": f"--batch-size N{of_variant}",
+        "data.height_px": "--size HxW",
+        "data.width_px": "--size HxW",
+    }
+    for text in options.overrides:
+        key = text.partition("=")[0].strip()
+        if key in derived_from:
+            alone = f", or change it alone in {options.recipe}" if is_file(options.recipe) else ""
+            raise UserError(f"{text}: rates and schedules follow this value; give it as {derived_from[key]}{alone}")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file; give a folder for the run")
+    require_data(options.data)
+    if options.resume:
+        check_changes(options)

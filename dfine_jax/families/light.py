@@ -1,0 +1,83 @@
+"""What can be said of the families without their networks: names, variants, configurations. Nothing here loads JAX.
+
+So mistakes in names and sizes are told at once. Each family has the modules ``variants`` (``VARIANTS``, ``grid_px``),
+``published`` (``DETECTORS``) and ``config`` (``LossConfig``), which import none of it either.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from types import ModuleType
+from typing import Any
+
+from dfine_jax.config import Config, ModelSection
+from dfine_jax.errors import UserError
+from dfine_jax.families import FIRST, NAMES
+
+_FOLDERS = {"rtdetrv2": "rtdetr"}  # where it is not the name of the family
+
+
+def _part(family: str, name: str) -> ModuleType:
+    return importlib.import_module(f"dfine_jax.families.{_FOLDERS.get(family, family)}.{name}")
+
+
+def published() -> tuple[str, ...]:
+    """Names of published detectors."""
+    return tuple(name for family in NAMES for name in _part(family, "published").DETECTORS)
+
+
+def recipes() -> tuple[str, ...]:
+    """Names that ``families.of_recipe`` takes, without needless prefixes."""
+    every = ((family, name) for family in NAMES for name in _part(family, "variants").VARIANTS)
+    return tuple(name if family == FIRST else f"{family}-{name}" for family, name in every)
+
+
+def variant(recipe: str) -> ModelSection:
+    """The architecture of ``[family-]variant``.
+
+    Raises:
+      UserError: there is no such variant; near ones are suggested.
+    """
+    before, dash, name = recipe.rpartition("-")
+    known = bool(dash) and before in NAMES
+    variants = _part(before if known else FIRST, "variants").VARIANTS
+    if (name if known else recipe) not in variants:
+        raise UserError(f"unknown recipe {recipe!r}; {_advice(recipe)}")
+    return variants[name if known else recipe]
+
+
+def plain_config(model: ModelSection) -> Config:
+    """A configuration with the defaults of everything else, to check keys and types by."""
+    losses: Any = _part(model.family, "config")
+    (loss,) = (each for name, each in vars(losses).items() if name.endswith("LossConfig"))
+    return Config(model, loss())
+
+
+def grid_px(model: ModelSection) -> int | None:
+    """Sides of the input are multiples of it; None where only the network knows."""
+    found = getattr(_part(model.family, "variants"), "grid_px", None)
+    return None if found is None else found(model)
+
+
+def _advice(recipe: str) -> str:
+    """Recipes that may be meant: of the same letters, or of published weights of that name."""
+    names = recipes()
+    for tail in ("-coco", "-obj365", "-obj2coco"):
+        if recipe.endswith(tail) and (bare := recipe.removesuffix(tail)) in {*names, *(f"{FIRST}-{n}" for n in names)}:
+            short = bare.removeprefix(f"{FIRST}-")
+            return f"the recipe is {short}, these are weights to start from: {short} --weights {recipe}"
+    near = difflib.get_close_matches(recipe.lower(), names, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"choose one of {', '.join(names)} or a file with get_config()"
+
+
+def near_published(name: str) -> list[str]:
+    """Published names that may be meant by one that is none: without its data set, or nearly spelled."""
+    known, plain = published(), name.lower().replace("_", "-").removesuffix(".pth").removesuffix(".pt")
+    if plain in known:
+        return [plain]
+    whole = [f"{start}{plain}-coco" for start in ("", f"{FIRST}-", f"{FIRST}")]
+    exact = [each for each in whole if each in known]
+    return exact[:1] or difflib.get_close_matches(plain, known, n=2, cutoff=0.75)

@@ -1,0 +1,180 @@
+"""Words of other programs and early mistakes: the cure in one line, before anything large is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfine_jax import cli, families
+from dfine_jax.commands import words
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.families import light
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a dataset, a picture and an exported file that is none."""
+    folder = tmp_path_factory.mktemp("world")
+    make_shapes_dataset(folder / "cells", num_train=1, num_val=1, size_px=32, seed=0)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "photo.jpg")
+    (folder / "m.onnx").write_bytes(b"onnx")
+    (folder / "m.tflite").write_bytes(b"x")
+    return folder
+
+
+def told(monkeypatch, capsys, folder, line: str) -> str:
+    monkeypatch.chdir(folder)
+    try:
+        status = cli.main(line.split())
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2 and captured.out == "" and captured.err.count("\n") == 1, (line, captured)
+    return captured.err.removeprefix("dfine: error: ").strip()
+
+
+TRAIN = "train n --data cells --out r"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("val m", "unknown command 'val'; here it is evaluate (see dfine --help)"),
+        ("test", "unknown command 'test'; here it is evaluate"),
+        ("detect m", "unknown command 'detect'; here it is predict"),
+        ("infer", "here it is predict"),
+        ("fit", "here it is train"),
+        ("Train", "did you mean train?"),
+        ("help", "dfine --help, dfine COMMAND --help"),
+        ("predict m photo.jpg --conf .3", "unknown option --conf; here it is --threshold (see dfine predict --help)"),
+        ("predict m photo.jpg --score .3", "here it is --threshold"),
+        ("predict m photo.jpg --conf-thres=.3", "unknown option --conf-thres=.3; here it is --threshold"),
+        ("predict m photo.jpg --imgsz 640", "unknown option --imgsz; the file has one input size"),
+        ("predict --source photo.jpg", "unknown option --source; it is SOURCE, which stands without an option"),
+        ("predict --model m --source photo.jpg", "unknown option --model; it is MODEL, which stands without an option"),
+        ("predict m photo.jpg --save-txt", "here it is --labels DIR"),
+        ("predict m photo.jpg --save-crop", "here it is --crops DIR"),
+        ("predict m photo.jpg --project x", "here it is --out DIR"),
+        ("predict m photo.jpg --name x", "here it is --out DIR"),
+        ("predict m photo.jpg --half", "dfine export --precision fp16"),
+        ("predict m photo.jpg --iou .5", "nothing is suppressed afterwards"),
+        ("predict m photo.jpg --batch 4", "here it is --batch-size N"),
+        ("predict m photo.jpg --vid-stride 4", "here it is --every N"),
+        ("predict m photo.jpg --class car", "here it is --classes NAMES"),
+        ("export m --imgsz 64", "here it is --size HxW"),
+        ("export m --half", "here it is --precision fp16"),
+        ("export m --dynamic", "here it is --batch dynamic"),
+        ("export m --format onnx", "here it is --to FORMAT"),
+        ("export m --to coreml", "--to coreml is not offered; ONNX runs on most machines, Apple's included: --to onnx"),
+        ("export m --to engine", "--to engine: here it is --to tensorrt"),
+        ("export m --precision half", "--precision half: here it is --precision fp16"),
+        ("evaluate m --data cells --split valid", "--split valid: here it is --split val"),
+        (f"{TRAIN} --img 640", "here it is --size HxW"),
+        (f"{TRAIN} --epoch 3", "here it is --epochs N"),
+        (f"{TRAIN} --max_epochs 3", "here it is --epochs N"),
+        (f"{TRAIN} --batch_size 3", "unknown option --batch_size; did you mean --batch-size?"),
+        (f"{TRAIN} --use-amp", "the precision follows the device"),
+        (f"{TRAIN} -r last.pth", "unknown option -r; here it is --resume"),
+        (f"{TRAIN} -t last.pth", "unknown option -t; here it is --weights W"),
+        (f"{TRAIN} --seed 3", "here it is train.seed=..., without dashes"),
+        (f"{TRAIN} --lr 3", "here it is optim.lr=..., without dashes"),
+        (f"{TRAIN} --test-only", "dfine evaluate MODEL --data DIR does that"),
+        ("train -c dfine.yml --data cells --out r", "unknown option -c; it is RECIPE, which stands without an option"),
+        ("train --data cells --out r", "the following arguments are required: RECIPE (n is the smallest)"),
+        ("train n --dataset-dir cells --output-dir r", "unknown option --dataset-dir; here it is --data DIR"),
+        ("benchmark m --nms", "nothing is suppressed"),
+        # what is not there, or of another kind
+        ("predict photo.jpg m.onnx", "photo.jpg is a picture and no model; the model comes first"),
+        ("predict model=m.onnx photo.jpg", "model=m.onnx is no model; write m.onnx alone"),
+        ("predict dfine-n photo.jpg", "dfine-n does not exist; did you mean dfine-n-coco?"),
+        ("predict n photo.jpg", "n does not exist; did you mean dfine-n-coco?"),
+        ("predict dfine_n_coco.pth photo.jpg", "did you mean dfine-n-coco?"),
+        ("predict best.onnx photo.jpg", "best.onnx does not exist; dfine export writes one"),
+        ("predict m.tflite photo.jpg", "m.tflite is of a kind that cannot be run here (.tflite)"),
+        ("predict m.onnx photo.jpg --json r.csv", "--json r.csv would hold JSON; name it .json"),
+        ("predict m.onnx photo.jpg --threshold 30", "--threshold 30 must lie between 0 and 1"),
+        ("export m.onnx", "m.onnx is exported already; give the checkpoint or weights that it was made from"),
+        ("convert m.onnx w", "m.onnx is exported already"),
+        ("export runs/nosuch", "runs/nosuch does not exist; expected a checkpoint folder"),
+        ("evaluate nosuch --data cells", "nosuch does not exist"),
+        ("errors nosuch --data cells --out e", "nosuch does not exist"),
+        ("evaluate m.onnx --data cels", "data folder cels does not exist; did you mean cells?"),
+        ("check --data cels", "did you mean cells?"),
+        ("data convert --data cels --to yolo --out y", "did you mean cells?"),
+        ("check --data cells/annotations", "cells/annotations is a part of a dataset; give the folder above it, cells"),
+        ("benchmark m.onnx@openvin", "m.onnx@openvin: 'openvin' is none of onnxruntime, openvino, tensorrt; did you"),
+        ("benchmark nosuch@openvino", "nosuch does not exist"),
+        ("train nosuch --data cells --out r", "unknown recipe 'nosuch'; choose one of n, s,"),
+        ("train dfine-n-coco --data cells --out r", "the recipe is n, these are weights to start from: n --weights df"),
+        ("train rtdetr-r18 --data cells --out r", "did you mean rtdetrv2-r18"),
+        ("train n.py --data cells --out r", "n.py does not exist; give a variant such as n"),
+        ("train n --data cells --out r --size 300", "sides must be multiples of 32; 288x288 is the nearest"),
+        ("train n --data cells --out r lr0=1", "unknown configuration key 'lr0'; here it is optim.lr=1"),
+        ("train n --data cells --out r epochs=3", "unknown configuration key 'epochs'; here it is --epochs N"),
+        ("train n --data cells --out r optim.lrr=1", "unknown configuration key 'optim.lrr'; did you mean optim.lr"),
+        ("train n --data cells --out r optim.lr=high", "optim.lr='high' must be of type float"),
+        ("train n --data cells --out r --weights nosuch", "nosuch does not exist"),
+        ("train n --data cells --out r --weights m.onnx", "m.onnx is exported already"),
+        ("train n --data cells --out r --resume", "--resume: there is no run in r to continue"),
+    ],
+)  # fmt: skip
+def test_the_cure_is_told(monkeypatch, capsys, world, line, message):
+    assert message in told(monkeypatch, capsys, world, line)
+
+
+def test_early_mistakes_load_neither_jax_nor_numpy(world):
+    code = (
+        "import sys\nfrom dfine_jax import cli\n"
+        "try: status = cli.main(sys.argv[1:])\nexcept SystemExit as stop: status = stop.code\n"
+        "print(status, [name for name in ('jax', 'numpy', 'scipy', 'PIL', 'yaml', 'tqdm') if name in sys.modules])"
+    )
+    for line in (
+        "train nosuch --data cells --out r",
+        "train n --data nosuch --out r",
+        "train n --data cells --out r --size 300",
+        "train n --data cells --out r lr0=1",
+        "train n --data cells --out r --weights dfine-n",
+        "train n --data cells --out r --resume",
+        "evaluate nosuch --data cells",
+        "predict nosuch photo.jpg",
+        "export nosuch",
+        "convert nosuch w",
+        "errors nosuch --data cells --out e",
+        "benchmark nosuch",
+        "check --data nosuch",
+        "val",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *line.split()], cwd=world, capture_output=True, text=True, check=False,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        )  # fmt: skip
+        assert done.stdout == "2 []\n", (line, done.stdout, done.stderr)
+
+
+def test_what_is_known_without_networks_is_what_the_families_say():
+    assert light.published() == tuple(families.published())
+    assert light.recipes() == tuple(families.recipes())
+    for name in light.recipes():
+        own, variant = families.of_recipe(name)
+        assert light.variant(name) == own.variants[variant]
+        assert light.grid_px(light.variant(name)) in (None, own.grid_px(own.variants[variant]))
+        assert type(light.plain_config(light.variant(name)).loss) is own.Loss
+
+
+def test_words_lead_to_what_there_is():
+    assert set(words.COMMANDS.values()) <= set(cli.COMMANDS)
+    assert not set(words.COMMANDS) & set(cli.COMMANDS)
+    config = light.plain_config(light.variant(light.recipes()[0]))
+    for key in (key for key in words.KEYS.values() if "." in key and " " not in key):
+        section, name = key.split(".")
+        assert hasattr(getattr(config, section), name), key
+    for cure in (each for cures in words.OPTIONS.values() for each in cures if each.endswith("=") and "." in each):
+        section, name = cure.removesuffix("=").split(".")
+        assert hasattr(getattr(config, section), name), cure
