@@ -22,6 +22,7 @@ from dfine_jax.commands import words
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import is_of_the_users_world, told
 from dfine_jax.system.host_memory import start_with_allocator
+from dfine_jax.system.installed import absent
 
 COMMANDS = {
     "demo": "whole tour on a synthetic dataset in minutes: data, training, evaluation, pictures, report",
@@ -38,6 +39,7 @@ COMMANDS = {
 }
 _TALKATIVE = ("jax", "absl", "orbax", "flax", "matplotlib", "PIL", "onnx", "nncf", "openvino")  # in warnings
 _COMPUTING = ("demo", "train", "evaluate", "errors", "check")  # commands that take many steps
+_WHOLE = {"train": "train", "demo": "train", "convert": "train", "export": "export"}  # extras that commands need
 _EXIT_USER_ERROR = 2
 _EXIT_INTERRUPT = 130
 
@@ -103,6 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _flushed(arguments, alone)
     except UserError as error:
         print(f"dfine: error: {error}", file=sys.stderr)
+        return _EXIT_USER_ERROR
+    except ModuleNotFoundError as error:  # of an extra that is not installed
+        cause = absent(error, f"dfine {arguments[0]}", _WHOLE.get(arguments[0], ""))
+        if cause is None:
+            raise
+        print(f"dfine: error: {cause}", file=sys.stderr)
         return _EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("dfine: interrupted", file=sys.stderr)

@@ -57,10 +57,10 @@ def installed(tmp_path_factory) -> tuple[Path, set[str], set[str]]:
     return environment, *added
 
 
-def test_one_name_is_added_and_one_command(installed):
+def test_one_name_is_added_and_one_command_under_two_names(installed):
     environment, packages, commands = installed
     assert {name.partition("-")[0] for name in packages} == {"dfine_jax"} and len(packages) == 2
-    assert commands == {"dfine"}
+    assert commands == {"dfine", "dfine-jax"}
     (package,) = environment.rglob("site-packages/dfine_jax")
     assert (package / "py.typed").is_file()
     sources = {p.relative_to(ROOT) for p in (ROOT / "dfine_jax").rglob("*.py")}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfine_jax.errors import UserError
 from dfine_jax.families import TASKS
+from dfine_jax.system.installed import pip_install
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
@@ -167,7 +168,7 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
 def _export(out: Path) -> GateReport | None:
     """The trained model as an ONNX file, compared with it; None without the packages of the extra."""
     if missing := [name for name in ("jax2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
-        print(f'4/5  export left out: {", ".join(missing)} not installed (pip install "dfine-jax[export]")', flush=True)
+        print(f"4/5  export left out: {', '.join(missing)} not installed ({pip_install('export')})", flush=True)
         return None
     from dfine_jax.commands import export
 

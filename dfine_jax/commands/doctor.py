@@ -10,23 +10,36 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from dfine_jax.system.host_memory import ALLOCATOR, allocator_name, with_allocator
+from dfine_jax.system.installed import DISTRIBUTION, command, pip_install
 
-CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow", "pycocotools", "safetensors")
-OPTIONAL = (
-    # import name, distribution, what it is for, how to get it
-    ("jax_cuda13_plugin", "jax-cuda13-plugin", "NVIDIA GPU", "pip install 'dfine-jax[cuda]'"),
-    ("tensorflow_datasets", "tensorflow-datasets", "data from tfds:NAME", "pip install 'dfine-jax[tfds]'"),
-    ("av", "av", "dfine predict on videos", "pip install 'dfine-jax[video]'"),
-    ("onnxruntime", "onnxruntime", "running .onnx files", "pip install onnxruntime"),
-    ("openvino", "openvino", "OpenVINO files", "pip install 'dfine-jax[openvino]'"),
-    ("nncf", "nncf", "int8 for OpenVINO", "pip install 'dfine-jax[openvino]'"),
-    ("tensorrt", "tensorrt-cu12", "TensorRT engines", "pip install 'dfine-jax[tensorrt]'"),
-    ("tensorrt_rtx", "tensorrt-rtx", "TensorRT-RTX engines", "pip install 'dfine-jax[tensorrt-rtx]'"),
-    ("supervision", "supervision", "Detections.to_supervision()", "pip install supervision"),
-    ("torch", "torch", "comparison tests only", "pip install 'dfine-jax[parity]'"),
-    ("transformers", "transformers", "comparison tests only", "pip install 'dfine-jax[parity]'"),
-    ("pytest", "pytest", "the test suite", "pip install 'dfine-jax[dev]'"),
-)
+CORE = ("numpy", "pillow", "jaxtyping", "tqdm")
+# What a part is for -> its libraries: name of the import, of the distribution.
+PARTS = {
+    "onnx": ("running .onnx files", (("onnxruntime", "onnxruntime"),)),
+    "eval": (
+        "reading datasets, evaluate, benchmark, check, data",
+        (("pycocotools", "pycocotools"), ("msgspec", "msgspec"), ("yaml", "pyyaml"), ("matplotlib", "matplotlib")),
+    ),
+    "train": (
+        "checkpoints, train, convert, demo",
+        (
+            ("jax", "jax"), ("jaxlib", "jaxlib"), ("flax", "flax"), ("optax", "optax"),
+            ("orbax.checkpoint", "orbax-checkpoint"), ("scipy", "scipy"), ("safetensors", "safetensors"),
+        ),
+    ),
+    "export": ("writing .onnx files", (("jax2onnx", "jax2onnx"), ("onnx_ir", "onnx-ir"), ("onnx", "onnx"))),
+    "cuda": ("NVIDIA GPU", (("jax_cuda13_plugin", "jax-cuda13-plugin"),)),
+    "video": ("videos, streams, cameras", (("av", "av"),)),
+    "openvino": ("OpenVINO files, int8", (("openvino", "openvino"), ("nncf", "nncf"))),
+    "tensorrt": ("TensorRT engines", (("tensorrt", "tensorrt-cu12"),)),
+    "tensorrt-rtx": ("TensorRT-RTX engines", (("tensorrt_rtx", "tensorrt-rtx"),)),
+    "tfds": ("data from tfds:NAME", (("tensorflow_datasets", "tensorflow-datasets"),)),
+    "tensorboard": ("event files of runs", (("tensorboardX", "tensorboardX"),)),
+    "wandb": ("Weights & Biases", (("wandb", "wandb"),)),
+    "parity": ("comparison tests only", (("torch", "torch"), ("transformers", "transformers"))),
+    "dev": ("the test suite", (("pytest", "pytest"),)),
+}  # fmt: skip
+_ALONE = (("supervision", "to_supervision()"), ("pandas", "to_pandas()"), ("fastapi", "a server, docs/serve.md"))
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -43,21 +56,40 @@ def run(options: argparse.Namespace) -> int:
     """Print the report. The status is 1 when a required package is missing or JAX finds no device."""
     del options
     healthy = True
-    print(f"dfine-jax   {_version('dfine-jax') or 'not installed, run from a source tree'}")
+    print(f"dfine-jax   {_version(DISTRIBUTION) or 'not installed, run from a source tree'}")
     print(f"python      {platform.python_version()} ({sys.executable})")
     print(f"machine     {platform.platform()}, {os.cpu_count()} cores")
-    print("\nrequired")
+    print(f"command     {_command()}")
+    print("\nrequired: exported files can be run with these and a runtime")
     for name in CORE:
         version = _version(name)
         healthy &= version is not None
         print(f"  {name:20s}{version or f'MISSING: pip install {name}'}")
-    if find_spec("jax") and find_spec("jaxlib"):
+    if _found("jax") and _found("jaxlib"):
         healthy &= _print_devices()
-    print("\noptional")
-    for module, distribution, purpose, cure in OPTIONAL:
-        version = _version(distribution) if find_spec(module) else None
-        print(f"  {distribution:20s}{version or 'absent':12s}{purpose}{'' if version else f' ({cure})'}")
+    print("\nextras")
+    for extra, (purpose, libraries) in PARTS.items():
+        lacking = [module for module, _ in libraries if not _found(module)]
+        print(f"  {extra}: {purpose}" + (f" ({pip_install(extra)})" if lacking else ""))
+        for module, distribution in libraries:
+            version = _version(distribution) if module not in lacking else None
+            print(f"    {distribution:20s}{version or 'absent'}")
+    for name, purpose in _ALONE:
+        version = _version(name) if _found(name) else None
+        print(f"  {name:22s}{version or 'absent':12s}{purpose}{'' if version else f' (pip install {name})'}")
     return 0 if healthy else 1
+
+
+def _command() -> str:
+    """Which ``dfine`` a shell starts, and whose it is: other packages have a command of this name."""
+    found = command("dfine")
+    if found is None:
+        return "no dfine on PATH; python -m dfine_jax is the same"
+    others = f"; packages here with the same command: {', '.join(found.others)}" if found.others else ""
+    if found.module.startswith("dfine_jax."):
+        return f"dfine is {found.path}, of this package{others}"
+    whose = f"of another program ({found.module})" if found.module else "of a program that is not known"
+    return f"dfine is {found.path}, {whose}{others}; call dfine-jax or python -m dfine_jax"
 
 
 def _print_devices() -> bool:
@@ -84,6 +116,13 @@ def _print_allocator() -> None:
         print(f"  ({ALLOCATOR}=system: they do not)")
     else:
         print(f"  memory is the allocator's {allocator_name()}")
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # the package around it is absent
+        return False
 
 
 def _version(distribution: str) -> str | None:

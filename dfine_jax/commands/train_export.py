@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from dfine_jax.system.files import told
+from dfine_jax.system.installed import pip_install
 from dfine_jax.system.waiting import waiting
 
 NEEDED = ("jax2onnx", "onnx", "onnxruntime")  # the extra "export"
@@ -39,7 +40,7 @@ def export_best(out: Path, *, wanted: bool) -> str:
     if not wanted or not best.is_dir():
         return ""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        return f"not exported to ONNX: {', '.join(missing)} not installed (pip install 'dfine-jax[export]')"
+        return f"not exported to ONNX: {', '.join(missing)} not installed ({pip_install('export')})"
     with waiting(f"exporting {file}", "a minute or two, checked against the model; Ctrl-C leaves it out"):
         try:
             done = subprocess.run(_command(best, file), env=_environment(), capture_output=True, text=True, check=False)

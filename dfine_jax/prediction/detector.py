@@ -21,6 +21,7 @@ from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.prediction.sources import Given, frames, given, several
 from dfine_jax.serving.artefact import is_artefact
 from dfine_jax.serving.backends.base import Backend, PixelPredictions
+from dfine_jax.system.installed import require
 from dfine_jax.system.waiting import waiting
 
 if TYPE_CHECKING:
@@ -274,6 +275,10 @@ def open_model(
     for name, value in (("runtime", runtime), ("device", device), ("threads", threads)):
         if value is not None:
             raise UserError(f"{name}={value} is for exported files; JAX is told by JAX_PLATFORMS and XLA_FLAGS")
+    for library in ("jax", "flax"):
+        require(
+            library, f"{model} is no exported file, so it" if isinstance(model, (str, os.PathLike)) else "this model"
+        )
     from dfine_jax.serving.backends.jax_model import JaxBackend
 
     if isinstance(model, (str, os.PathLike)):

@@ -20,6 +20,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.prediction.addresses import CAMERA, is_stream, public_name
 from dfine_jax.prediction.addresses import VIDEO_EXTENSIONS as EXTENSIONS
 from dfine_jax.system.files import telling
+from dfine_jax.system.installed import pip_install
 
 __all__ = ["EXTENSIONS", "Frame", "VideoReader", "VideoWriter", "is_stream", "public_name", "require_av"]
 
@@ -51,7 +52,7 @@ def require_av() -> ModuleType:
         import av
     except ImportError as error:
         raise UserError(
-            f"videos, streams and cameras need PyAV ({error}); install it with pip install 'dfine-jax[video]'"
+            f"videos, streams and cameras need PyAV ({error}); install it with {pip_install('video')}"
         ) from error
     # FFmpeg's messages stay off, as PyAV has them: passed on to Python, a message of a thread of a codec waits for the
     # interpreter, which the thread that closes the codec holds until that one ends.

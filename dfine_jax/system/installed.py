@@ -1,19 +1,32 @@
-"""How this package came here, and what to type for a part of it that is absent."""
+"""How this package came here, what to type for a part of it that is absent, and which commands are whose."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import json
+import re
 import shlex
+import shutil
 import urllib.parse
 import urllib.request
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from dfine_jax.errors import UserError
 
 DISTRIBUTION = "dfine-jax"
+# Library -> the extra that brings it.
+EXTRAS = {
+    **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax", "scipy", "safetensors"), "train"),
+    **dict.fromkeys(("pycocotools", "yaml", "msgspec", "matplotlib"), "eval"),
+    **dict.fromkeys(("jax2onnx", "onnx", "onnx_ir"), "export"),
+    "onnxruntime": "onnx", "openvino": "openvino", "nncf": "openvino", "av": "video",
+    "tensorflow_datasets": "tfds", "tensorboardX": "tensorboard", "wandb": "wandb",
+    "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "torch": "parity", "transformers": "parity",
+}  # fmt: skip
 
 
 @functools.cache
@@ -26,15 +39,26 @@ def requirement() -> tuple[str, bool]:
         text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
         values = json.loads(text) if text else {}
     except (metadata.PackageNotFoundError, json.JSONDecodeError):
-        return DISTRIBUTION, False
+        values = {}
+    return _of_record(values) or _source_tree() or (DISTRIBUTION, False)
+
+
+def _of_record(values: dict) -> tuple[str, bool] | None:
     url = values.get("url", "")
     if version_control := values.get("vcs_info"):
         revision = version_control.get("requested_revision")
         return f"{version_control.get('vcs', 'git')}+{url}{f'@{revision}' if revision else ''}", False
-    if url.startswith("file:") and "dir_info" in values:
-        folder = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
-        return folder, bool(values["dir_info"].get("editable"))
-    return url or DISTRIBUTION, False
+    if url.startswith("file:"):
+        path = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
+        editable = bool(values.get("dir_info", {}).get("editable"))
+        return (path, editable) if Path(path).exists() else None
+    return (url, False) if url else None
+
+
+def _source_tree() -> tuple[str, bool] | None:
+    """The folder of the sources where this runs from them."""
+    root = Path(__file__).resolve().parents[2]
+    return (str(root), True) if (root / "pyproject.toml").is_file() else None
 
 
 def pip_install(extra: str) -> str:
@@ -45,12 +69,24 @@ def pip_install(extra: str) -> str:
     return f"pip install {'-e ' * editable}{shlex.quote(f'{where}[{extra}]')}"
 
 
-def require(module: str, purpose: str, extra: str = "") -> ModuleType:
+def absent(error: ModuleNotFoundError, purpose: str, whole: str = "") -> UserError | None:
+    """The error for a library of an extra that is not here; None for anything else.
+
+    Args:
+      whole: the extra that brings all of the usual libraries that the purpose needs.
+    """
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        return None
+    extra = (whole or EXTRAS[name]) if EXTRAS[name] in ("eval", "train") else EXTRAS[name]
+    return UserError(f"{purpose} needs {name}, which is of the extra {extra} and not installed: {pip_install(extra)}")
+
+
+def require(module: str, purpose: str) -> ModuleType:
     """A library that is not always there.
 
     Args:
       purpose: what needs it, for the message.
-      extra: of this package that brings it; empty: it is installed by its own name.
 
     Raises:
       UserError: it is absent; the message has the command that brings it.
@@ -58,5 +94,29 @@ def require(module: str, purpose: str, extra: str = "") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        cure = pip_install(extra) if extra else f"pip install {module.partition('.')[0]}"
-        raise UserError(f"{purpose} needs {error.name or module}, which is not installed; {cure}") from error
+        own = absent(error, purpose)
+        name = (error.name or module).partition(".")[0]
+        raise own or UserError(f"{purpose} needs {name}, which is not installed: pip install {name}") from error
+
+
+class Command(NamedTuple):
+    """A command on PATH."""
+
+    path: str
+    module: str  # that it calls; empty: not known
+    others: tuple[str, ...]  # other packages here that have a command of this name
+
+
+def command(name: str) -> Command | None:
+    """The command that a shell starts by this name; None where there is none."""
+    path = shutil.which(name)
+    if path is None:
+        return None
+    try:
+        text = Path(path).read_bytes()[:4000].decode("utf-8", "replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^\s*from ([\w.]+) import", text, re.MULTILINE)
+    points = metadata.entry_points(group="console_scripts", name=name)
+    owners = {point.dist.name for point in points if point.dist is not None}
+    return Command(path, found[1] if found else "", tuple(sorted(owners - {DISTRIBUTION})))

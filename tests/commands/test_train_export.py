@@ -10,6 +10,7 @@ import pytest
 
 from dfine_jax.commands import train_export
 from dfine_jax.commands.train_export import export_best
+from dfine_jax.system.installed import pip_install
 
 
 @pytest.fixture
@@ -71,9 +72,8 @@ def test_a_failure_is_told_with_its_reason_and_the_command(run):
 def test_without_the_packages_or_without_best(run, monkeypatch):
     out = run(MAKES_IT)
     monkeypatch.setattr(train_export, "NEEDED", ("no_such_package",))
-    assert export_best(out, wanted=True) == (
-        "not exported to ONNX: no_such_package not installed (pip install 'dfine-jax[export]')"
-    )
+    note = export_best(out, wanted=True)
+    assert note == f"not exported to ONNX: no_such_package not installed ({pip_install('export')})"
     monkeypatch.setattr(train_export, "NEEDED", ())
     assert export_best(out / "elsewhere", wanted=True) == "" and files(out) == ["best"]
 

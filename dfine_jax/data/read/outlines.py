@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
-from pycocotools import mask as coco_mask
 
 from dfine_jax.data.picture.run_lengths import expanded
 
@@ -40,6 +39,8 @@ def parse_segmentation(segmentation: Any) -> Outline:
         height, width = segmentation["size"]
         counts: Any = segmentation["counts"]
         if isinstance(counts, list):
+            from pycocotools import mask as coco_mask
+
             plain: Any = segmentation
             counts = coco_mask.frPyObjects(plain, height, width)["counts"]
         return RunLengths(int(height), int(width), counts.encode() if isinstance(counts, str) else bytes(counts))
@@ -81,6 +82,8 @@ def in_run_lengths(outline: Polygons | RunLengths, width_px: int, height_px: int
     """An outline as pycocotools draws it: polygons even-odd within a part, parts united."""
     if isinstance(outline, RunLengths):
         return outline
+    from pycocotools import mask as coco_mask
+
     parts: Any = [part.ravel() for part in outline.parts]
     drawn: Any = coco_mask.merge(coco_mask.frPyObjects(parts, height_px, width_px))
     return RunLengths(height_px, width_px, drawn["counts"])
@@ -88,6 +91,8 @@ def in_run_lengths(outline: Polygons | RunLengths, width_px: int, height_px: int
 
 def area_px(runs: RunLengths) -> float:
     """Number of pixels that are set."""
+    from pycocotools import mask as coco_mask
+
     encoded: Any = {"size": [runs.height_px, runs.width_px], "counts": runs.counts}
     return float(coco_mask.area(encoded))
 

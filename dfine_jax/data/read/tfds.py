@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dfine_jax.data.read.layout import MissingSplitError
 from dfine_jax.errors import UserError
+from dfine_jax.system.installed import pip_install
 
 PREFIX = "tfds:"
 _SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "test"), "test": ("test",)}
@@ -115,7 +116,7 @@ def _builder(name: str) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise UserError(f'{PREFIX}{name} needs the extra tfds ({error}); pip install "dfine-jax[tfds]"') from None
+        raise UserError(f"{PREFIX}{name} needs the extra tfds ({error}); {pip_install('tfds')}") from None
     try:
         builder = tfds.builder(name)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:

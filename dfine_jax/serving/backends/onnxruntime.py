@@ -47,7 +47,9 @@ class OnnxRuntimeSession:
         try:
             import onnxruntime as ort
         except ImportError as error:
-            raise UserError(f"{path} needs ONNX Runtime; pip install onnxruntime (GPU: onnxruntime-gpu)") from error
+            raise UserError(
+                f"{path} needs ONNX Runtime; pip install onnxruntime (for an NVIDIA GPU onnxruntime-gpu instead)"
+            ) from error
         self._path = path
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors are raised

@@ -21,6 +21,7 @@ from dfine_jax.config import Config
 from dfine_jax.errors import UserError
 from dfine_jax.families import sections
 from dfine_jax.system.config_values import from_dict
+from dfine_jax.system.installed import pip_install
 from dfine_jax.training.plan.cards import find_card, target_text
 from dfine_jax.training.plan.launches import Launches, read_launches
 
@@ -64,9 +65,7 @@ def measure(question: Question) -> Answer:
     """
     find_card(question.card)
     if not any(map(importlib.util.find_spec, PLUGINS)):
-        raise UserError(
-            "programs for NVIDIA cards need their compiler: pip install 'dfine-jax[cuda]' (no card is needed)"
-        )
+        raise UserError(f"programs for NVIDIA cards need their compiler: {pip_install('cuda')} (no card is needed)")
     flags = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
     # Unfiltered, because JAX ends a shortened traceback with a note of its own, and the last line is what is told.
     settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_TRACEBACK_FILTERING": "off"}

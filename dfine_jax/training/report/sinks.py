@@ -14,6 +14,7 @@ from PIL import Image
 from dfine_jax.config import Config
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import write_whole
+from dfine_jax.system.installed import pip_install
 
 _WANDB_ID = "wandb_run.txt"
 
@@ -48,8 +49,7 @@ def check_installed(config: Config) -> None:
     for extra, module, off in (("tensorboard", "tensorboardX", "false"), ("wandb", "wandb", '""')):
         if getattr(config.log, extra) and importlib.util.find_spec(module) is None:
             raise UserError(
-                f"log.{extra} needs a package that is not installed: pip install 'dfine-jax[{extra}]', or set "
-                f"log.{extra}={off}"
+                f"log.{extra} needs a package that is not installed: {pip_install(extra)}, or set log.{extra}={off}"
             )
 
 

@@ -71,7 +71,7 @@ def test_cards_are_described_to_the_compiler():
 
 def test_without_the_compiler_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(on_card, "PLUGINS", ("no_such_plugin",))
-    with pytest.raises(UserError, match=r"pip install 'dfine-jax\[cuda\]'"):
+    with pytest.raises(UserError, match=r"pip install .*\[cuda\]"):
         measure(Question(tiny_config(), "h100", 4))
 
 
