@@ -16,7 +16,7 @@ PACKAGES = ("dfine_jax", "converters", "experiments")
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
-MAX_FILES_AT_THE_ROOT = 6
+MAX_FILES_AT_THE_ROOT = 7
 
 # Part of the tree -> what it must not import, at module level or inside functions; the rooms are in CONTRIBUTING.md.
 FORBIDDEN = {

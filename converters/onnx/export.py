@@ -71,7 +71,7 @@ def export_onnx(
 
     Args:
       meta: ``class_names``, ``category_ids``; optionally ``preprocess`` (whose size is replaced), ``source``
-        {file, sha256} and ``licence``.
+        {file, sha256}, ``licence`` and ``best_threshold``.
       size_hw: height and width of the network's input in pixels.
       batch: fixed, or None for any.
       source_hw: height and width of the pictures, which the graph resizes; it takes bytes then.
@@ -113,6 +113,7 @@ def export_onnx(
         num_queries=model.config.num_queries,
         layers=model.config.decoder_layers,
         source=dict(meta.get("source", {})),
+        best_threshold=meta.get("best_threshold"),
         mask_stride=mask_stride,
         resizes=inside,
         dfine_jax_version=__version__,

@@ -10,7 +10,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from dfine_jax.system.host_memory import ALLOCATOR, allocator_name, with_allocator
-from dfine_jax.system.installed import DISTRIBUTION, command, pip_install
+from dfine_jax.system.installed import COMMAND, DISTRIBUTION, command, pip_install
 
 CORE = ("numpy", "pillow", "jaxtyping", "tqdm")
 # What a part is for -> its libraries: name of the import, of the distribution.
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _command() -> str:
     """Which ``dfine`` a shell starts, and whose it is: other packages have a command of this name."""
-    found = command("dfine")
+    found = command(COMMAND)
     if found is None:
         return "no dfine on PATH; python -m dfine_jax is the same"
     others = f"; packages here with the same command: {', '.join(found.others)}" if found.others else ""

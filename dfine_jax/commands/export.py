@@ -279,6 +279,7 @@ def description(source: str, loaded: LoadedModel) -> dict[str, Any]:
         "preprocess": metadata.preprocess,
         "source": {"file": str(source), "weights_sha256": _sha256(loaded.variables), **origin},
         "licence": metadata.licence,
+        "best_threshold": metadata.best_threshold,
     }
 
 

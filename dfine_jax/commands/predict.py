@@ -44,7 +44,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     _add_outputs(parser)
     detection = parser.add_argument_group("detection")
-    detection.add_argument("--threshold", metavar="T", type=float, default=0.5, help="smallest score (default: 0.5)")
+    detection.add_argument(
+        "--threshold", metavar="T", type=float,
+        help="smallest score (default: that of the best F1 when the weights were evaluated, if they know it, else 0.5)",
+    )  # fmt: skip
     detection.add_argument(
         "--mask-threshold", metavar="P", type=float, default=0.5,
         help="smallest probability of a pixel of an object (default: 0.5)",
@@ -100,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     require_model(options.model)
     if options.json is not None and options.json.suffix.lower() in (".csv", ".txt"):
         raise UserError(f"--json {options.json} would hold JSON; name it .json (--labels DIR writes YOLO's text files)")
-    if not 0 <= options.threshold <= 1:
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UserError(f"--threshold {options.threshold:g} must lie between 0 and 1")
     tiling = _tiling(options)
     job = _job(options)
@@ -119,6 +122,11 @@ def run(options: argparse.Namespace) -> int:
     labels = class_labels(options.classes, detector.classes) if options.classes else None
     if tiling and options.tile == "auto":
         tiling = dataclasses.replace(tiling, height_px=detector.input_size_px[0], width_px=detector.input_size_px[1])
+    if options.threshold is None and detector.best_threshold is not None:
+        print(
+            f"dfine: threshold {detector.threshold:g}, that of the best F1 when the weights were evaluated",
+            file=sys.stderr,
+        )  # fmt: skip
     detector.prepare()
     interrupted = False
     with ResultsFile(options.json) as results:

@@ -11,7 +11,6 @@ from dfine_jax.commands.train_card import check_card
 from dfine_jax.commands.train_plan import is_file, is_plan, parse_size
 from dfine_jax.commands.train_resume import check_changes
 from dfine_jax.errors import UserError
-from dfine_jax.system.files import replaced_path
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -20,6 +19,8 @@ def check_options(options: argparse.Namespace) -> None:
     Raises:
       UserError: one does not.
     """
+    if options.resume:
+        check_changes(options)
     for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value} must be at least 1")
@@ -30,8 +31,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"{options.recipe} does not exist; give a variant such as n, or an experiment file or plan")
     if options.weights:
         require_model(options.weights, exported=False)
-    if options.resume and not (options.out / "last").exists() and not replaced_path(options.out / "last").exists():
-        raise UserError(f"--resume: there is no run in {options.out} to continue (no {options.out / 'last'})")
+    if options.resume and not options.out.exists():
+        raise UserError(f"--resume: {options.out} does not exist, so there is no run to continue")
     if options.card:
         check_card(options.card, dry_run=options.dry_run)
     if options.max_hours is not None and not options.max_hours > 0:
@@ -62,5 +63,3 @@ def check_options(options: argparse.Namespace) -> None:
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; give a folder for the run")
     require_data(options.data)
-    if options.resume:
-        check_changes(options)

@@ -48,6 +48,11 @@ class Metrics:
         """AP by which weights are compared: of masks only where there are any."""
         return self.masks.ap if self.masks and best_by == "masks" else self.ap
 
+    def deciding_threshold(self, best_by: Kind) -> float | None:
+        """Score of the best F1, of what ``deciding_ap`` is of; None where nothing is found at any."""
+        report = self.masks.report if self.masks and best_by == "masks" else self.report
+        return report.best_threshold if report.found_any else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, those of masks under names with ``mask_``; None where nothing is annotated."""
         out = {

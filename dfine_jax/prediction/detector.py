@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dfine_jax.weights.load import LoadedModel
 
 _CALL_OPTIONS = ("threshold", "classes", "bgr")
+_THRESHOLD = 0.5  # of weights that do not know a better one
 _SHOWN = 5  # class names of a detector that is printed
 
 # Path, address, content of a picture file, open binary file, PIL image, or array (``data.picture.any_image``). A path
@@ -51,7 +52,8 @@ class Detector:
     Args:
       model: checkpoint folder, weights file, published name, exported file, or the result of ``load_checkpoint``
         or ``open_model``.
-      threshold: smallest score of a detection.
+      threshold: smallest score of a detection; None: that of the best F1 in the evaluation of the weights, where they
+        know it (``best_threshold``), else 0.5.
       batch_size: images per run of the network (default: the batch an exported file was made for, otherwise 1). In JAX
         every run has this size, a shorter one is padded, so that the network is compiled once.
       num_top: most detections of an image.
@@ -68,7 +70,7 @@ class Detector:
     def __init__(
         self,
         model: str | os.PathLike[str] | LoadedModel | OpenedModel,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         *,
         batch_size: int | None = None,
         num_top: int = 300,
@@ -77,14 +79,15 @@ class Detector:
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
-        _require_share("threshold", threshold)
+        _require_share("threshold", 0 if threshold is None else threshold)
         _require_share("mask_threshold", mask_threshold)
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
         self._name = str(model) if isinstance(model, (str, os.PathLike)) else "of a loaded model"
         if not isinstance(model, OpenedModel):
             model = open_model(model, runtime=runtime, device=device, threads=threads)
-        self.threshold = threshold
+        self.best_threshold = model.best_threshold
+        self.threshold = _default_threshold(model.best_threshold) if threshold is None else threshold
         self.batch_size = batch_size or model.batch or 1
         self.num_top = num_top
         self.mask_threshold = mask_threshold
@@ -237,6 +240,10 @@ class Detector:
         )
 
 
+def _default_threshold(best: float | None) -> float:
+    return _THRESHOLD if best is None else best
+
+
 def _require_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise UserError(f"{name}={value} must lie between 0 and 1")
@@ -250,6 +257,7 @@ class OpenedModel(NamedTuple):
     preprocess: Preprocess
     batch: int | None  # the only one it runs; None: any
     segments: bool = False  # makes masks too
+    best_threshold: float | None = None  # score of the best F1 in the evaluation of the weights
 
 
 def open_model(
@@ -271,7 +279,9 @@ def open_model(
             backend = open_artefact(model, runtime=runtime, device=device, threads=threads)
         described = backend.artefact
         segments = described.task == "segment"
-        return OpenedModel(backend, described.classes, described.preprocess, described.input.batch, segments)
+        return OpenedModel(
+            backend, described.classes, described.preprocess, described.input.batch, segments, described.best_threshold
+        )
     for name, value in (("runtime", runtime), ("device", device), ("threads", threads)):
         if value is not None:
             raise UserError(f"{name}={value} is for exported files; JAX is told by JAX_PLATFORMS and XLA_FLAGS")
@@ -288,4 +298,5 @@ def open_model(
             model = load_checkpoint(model)
     metadata = model.metadata
     backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale, model.grid_px)
-    return OpenedModel(backend, metadata.classes, metadata.preprocess, None, model.segments)
+    best = metadata.best_threshold
+    return OpenedModel(backend, metadata.classes, metadata.preprocess, None, model.segments, best)

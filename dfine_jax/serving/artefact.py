@@ -61,6 +61,7 @@ class Artefact:
     source: dict[str, Any]  # file, weights_sha256; source_file, source_sha256 of what it was converted from
     mask_stride: int | None = None  # of the masks to the network's input; None: no masks
     resizes: Preprocess | None = None  # what the graph does to its input first; the host brings pictures to its size
+    best_threshold: float | None = None  # score of the best F1 in the evaluation of the weights
     dfine_jax_version: str = ""
     licence: str = ""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # entries this version does not interpret
@@ -85,7 +86,7 @@ class Artefact:
         """Plain values for JSON; inverse of ``from_dict``."""
         values = dataclasses.asdict(self)
         values.pop("extra")
-        for name in ("mask_stride", "resizes"):
+        for name in ("mask_stride", "resizes", "best_threshold"):
             if values[name] is None:
                 values.pop(name)
         return {"format_version": FORMAT, **values, **self.extra}
@@ -175,6 +176,7 @@ def _checked(artefact: Artefact, where: object) -> Artefact:
         ),
         (len(artefact.class_names) != len(artefact.category_ids), "class names and category ids of different number"),
         (not artefact.class_names, "no classes"),
+        (not 0 <= (artefact.best_threshold or 0) <= 1, f"best threshold {artefact.best_threshold}"),
     ]
     wrong = [text for is_wrong, text in complaints if is_wrong]
     if wrong:

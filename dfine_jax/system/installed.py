@@ -18,6 +18,7 @@ from typing import NamedTuple
 from dfine_jax.errors import UserError
 
 DISTRIBUTION = "dfine-jax"
+COMMAND = DISTRIBUTION.removesuffix("-jax")
 # Library -> the extra that brings it.
 EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax", "scipy", "safetensors"), "train"),

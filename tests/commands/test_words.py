@@ -122,7 +122,7 @@ TRAIN = "train n --data cells --out r"
         ("train n --data cells --out r optim.lr=high", "optim.lr='high' must be of type float"),
         ("train n --data cells --out r --weights nosuch", "nosuch does not exist"),
         ("train n --data cells --out r --weights m.onnx", "m.onnx is exported already"),
-        ("train n --data cells --out r --resume", "--resume: there is no run in r to continue"),
+        ("train n --data cells --out r --resume", "--resume: r does not exist, so there is no run to continue"),
     ],
 )  # fmt: skip
 def test_the_cure_is_told(monkeypatch, capsys, world, line, message):

@@ -35,6 +35,7 @@ from dfine_jax.config import Config
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
+from dfine_jax.evaluation.score import Metrics
 from dfine_jax.families import of, sections
 from dfine_jax.system import stored
 from dfine_jax.system.files import read_json, replaced_path, sync_folder, sync_tree, telling, told, write_whole
@@ -61,6 +62,7 @@ class Metadata:
     ap: float | None = None  # COCO AP on the validation set
     preprocessing: Preprocess | None = None  # as stored; None: the standard one at the size of the configuration
     source_entry: str = ""  # where the weights stood in source_file, for example ema.module
+    best_threshold: float | None = None  # score of the best F1 on the validation set
 
     @property
     def classes(self) -> Classes:
@@ -77,6 +79,13 @@ class Metadata:
     def input_size_px(self) -> tuple[int, int]:
         """(height, width) the model was trained at."""
         return self.preprocess.height_px, self.preprocess.width_px
+
+
+def judged(metadata: Metadata, epoch: int, metrics: Metrics | None) -> Metadata:
+    """The description after an epoch; AP and threshold are of its evaluation, if there was one."""
+    best_by = metadata.config.train.best_by
+    ap, threshold = (metrics.deciding_ap(best_by), metrics.deciding_threshold(best_by)) if metrics else (None, None)
+    return dataclasses.replace(metadata, epoch=epoch, ap=ap, best_threshold=threshold)
 
 
 def save_weights(path: str | Path, variables: dict[str, PyTree], metadata: Metadata) -> None:

@@ -288,7 +288,7 @@ class _Run:
             return None
         self.metrics = metrics or self.metrics
         ap = metrics.deciding_ap(train.best_by) if metrics else None
-        self.metadata = dataclasses.replace(self.metadata, epoch=epoch, ap=ap)
+        self.metadata = checkpoint.judged(self.metadata, epoch, metrics)
         verdict = self._judge(ap, epoch)
         self.progress = dataclasses.replace(verdict.progress, epoch=epoch)
         step, first = int(state.step), hosts.index() == 0
