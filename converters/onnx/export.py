@@ -100,6 +100,7 @@ def export_onnx(
     names = outputs(graph, task(model.config))
     function = raw(network) if graph == "raw" else complete(network)
     proto = _translate(function, size_hw, batch, graph, input_dtype, names)
+    pruned = getattr(model, "keep_queries", ())
     artefact = Artefact(
         variant=recipe_name(model.config),
         task=task(model.config),
@@ -110,15 +111,15 @@ def export_onnx(
         preprocess=preprocess,
         input=InputSpec("images", input_dtype, "NCHW" if input_dtype == "float32" else "NHWC", size_hw, batch),
         outputs=names,
-        num_queries=model.config.num_queries,
-        layers=model.config.decoder_layers,
+        num_queries=getattr(model, "queries", None) or model.config.num_queries,
+        layers=getattr(model, "layers", None) or model.config.decoder_layers,
         source=dict(meta.get("source", {})),
         best_threshold=meta.get("best_threshold"),
         mask_stride=mask_stride,
         resizes=inside,
         dfine_jax_version=__version__,
         licence=meta.get("licence", ""),
-        extra={"keep_queries": list(model.keep_queries)} if model.keep_queries else {},
+        extra={"keep_queries": list(pruned)} if pruned else {},
     )
     onnx.helper.set_model_props(proto, {KEY: json.dumps(artefact.to_dict())})
     onnx.checker.check_model(proto, full_check=True)

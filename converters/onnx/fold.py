@@ -8,7 +8,7 @@ for negative. The 3x3 and the 1x1 convolution of a RepVGG bottleneck become one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,10 @@ class FoldedConv:
 
 
 def fold(variables: Mapping[str, Any]) -> dict[Path, FoldedConv]:
-    """Folded convolutions by the path of their ``ConvNorm``; of bottlenecks, one by the path of the bottleneck."""
+    """Folded convolutions by the path of their ``ConvNorm``; of bottlenecks, one by the path of the bottleneck.
+
+    Those that have a bias already are there as they are.
+    """
     folded: dict[Path, FoldedConv] = {}
     _fold_tree(variables["params"], variables["batch_stats"], (), folded)
     for path in [p for p in folded if p[-1] == "conv1" and p[-2].startswith("bottlenecks_")]:
@@ -40,15 +43,24 @@ def fold(variables: Mapping[str, Any]) -> dict[Path, FoldedConv]:
     return folded
 
 
-def scaled(folded: Mapping[Path, FoldedConv], first: Path, pixel_scale: float) -> dict[Path, FoldedConv]:
-    """For inputs in another unit: the scale goes into the first convolution, whose padding is zero in either."""
-    conv = folded[first]
-    return {**folded, first: dataclasses.replace(conv, kernel=conv.kernel * pixel_scale)}
+def scaled(conv: FoldedConv, pixel_scale: float) -> FoldedConv:
+    """For inputs in another unit, whose padding is zero in either."""
+    return dataclasses.replace(conv, kernel=conv.kernel * pixel_scale)
+
+
+def standardised(conv: FoldedConv, mean: Sequence[float], deviation: Sequence[float]) -> FoldedConv:
+    """For inputs whose mean is not taken off yet, and not divided; exact because there is no padding."""
+    kernel = conv.kernel / np.asarray(deviation, np.float64)[:, None]
+    bias = conv.bias - (kernel * np.asarray(mean, np.float64)[:, None]).sum((0, 1, 2))
+    return dataclasses.replace(conv, kernel=kernel, bias=bias)
 
 
 def _fold_tree(params: Mapping[str, Any], stats: Mapping[str, Any], path: Path, out: dict[Path, FoldedConv]) -> None:
+    if getattr(params.get("kernel"), "ndim", 0) == 4 and "bias" in params:
+        out[path] = FoldedConv(np.asarray(params["kernel"], np.float64), np.asarray(params["bias"], np.float64))
+        return
     for norm in ("norm", "bn"):
-        if "conv" in params and norm in params:
+        if "conv" in params and norm in stats:
             out[path] = _fold_one(params["conv"]["kernel"], params[norm], stats[norm], params.get("lab"))
             return
     for name, child in params.items():

@@ -6,7 +6,7 @@ them and some functions are replaced by equals made of ``ops``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dfine_jax.converters.onnx import ops
-from dfine_jax.converters.onnx.fold import FoldedConv, Path, fold, scaled
+from dfine_jax.converters.onnx import ops, transformer
+from dfine_jax.converters.onnx.fold import FoldedConv, Path, fold, scaled, standardised
 from dfine_jax.converters.onnx.masks import MaskFactors
 from dfine_jax.converters.onnx.sampling import build_table, deformable_attention, linear
 from dfine_jax.families import of
-from dfine_jax.nn import fdr_head, layers, mask_head
+from dfine_jax.nn import fdr_head, layers, mask_head, vision_transformer
 from dfine_jax.nn.deformable import DeformableAttention
 from dfine_jax.nn.hybrid_encoder import Bottleneck
 from dfine_jax.nn.stem import Stem
-from dfine_jax.ops import deformable, fdr, masks, pooling, resize, tokens
+from dfine_jax.ops import box_queries, deformable, fdr, masks, pooling, resize, standardise, tokens, windows
 from dfine_jax.ops.platform import traced_for
 from dfine_jax.ops.precision import at_least_float32
 from dfine_jax.ops.replace import replaced
@@ -47,10 +47,13 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
     Args:
       pixel_scale: images are bytes, to be multiplied by this number; None: they are floats in [0, 1].
     """
-    folded = fold(variables)
-    if pixel_scale is not None:
-        folded = scaled(folded, of(model.config).first_conv(model.config), pixel_scale)
-    params = variables["params"]
+    folded, params = fold(variables), variables["params"]
+    path, unit = of(model.config).first_conv(model.config), pixel_scale or 1.0
+    first = folded[path] = scaled(folded[path], unit)
+
+    def as_they_are(images: Array, mean: Sequence[float], deviation: Sequence[float]) -> Array:
+        folded[path] = standardised(first, [value / unit for value in mean], deviation)
+        return images
 
     def intercept(original: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -67,6 +70,16 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
                 return _layer_norm(module, _at(params, module.path), *args)
             case mask_head.GroupNorm():
                 return _group_norm(module, _at(params, module.path), *args)
+            case layers.BiasedConv():
+                return _biased_conv(module, folded[module.path], args[0])
+            case layers.ConvLayerNorm():
+                return transformer.conv_layer_norm(module, _at(params, module.path), args[0])
+            case vision_transformer.PatchEmbedding():
+                return _patches(module, folded[module.path], args[0])
+            case vision_transformer.Block():
+                return transformer.block(module, _at(params, module.path), args[0])
+            case mask_head.PixelProjection():
+                return transformer.pixel_projection(module, _at(params, module.path), *args)
             case layers.Conv():
                 return _bare_conv(module, _at(params, module.path)["kernel"], *args)
             case layers.Linear():
@@ -89,7 +102,14 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
         tokens.gather_tokens: ops.gather_rows,
         tokens.take_rows: lambda rows, index: ops.take(rows, index, 0),
         resize.resize_bilinear: _enlarged,
-        masks.masks_logit: lambda embedding, pixels: MaskFactors(embedding, _nchw(pixels)),
+        tokens.every_image: lambda rows, batch: np.asarray(rows)[None],
+        resize.resize_bicubic: transformer.resize_bicubic,
+        windows.windows_of: transformer.windows_of,
+        windows.maps_of: transformer.maps_of,
+        box_queries.moved: transformer.moved,
+        box_queries.box_embedding: transformer.box_embedding,
+        standardise.standardised: as_they_are,
+        masks.masks_logit: lambda embedding, pixels, *offset: MaskFactors(embedding, _nchw(pixels), *offset),
         tokens.limited: lambda x, limit: ops.clip(x, -limit, limit),
         deformable.build_table: build_table,
     }
@@ -132,6 +152,17 @@ def _conv_norm(module: layers.ConvNorm, conv: FoldedConv, x: Array) -> Array:
     if module.activation is not None and conv.bound is None:
         x = _activation(module.activation)(x)
     return _nhwc(x)
+
+
+def _biased_conv(module: layers.BiasedConv, conv: FoldedConv, x: Array) -> Array:
+    padding = module.kernel_size // 2
+    return _nhwc(_conv(conv, _nchw(x.astype(module.dtype or x.dtype)), 1, (padding, padding), module.groups))
+
+
+def _patches(module: vision_transformer.PatchEmbedding, conv: FoldedConv, images: Array) -> Array:
+    # Bytes first, because TensorRT transposes none.
+    images = images.astype(module.dtype or (jnp.float32 if images.dtype == jnp.uint8 else images.dtype))
+    return _nhwc(_conv(conv, _nchw(images), module.patch_px))
 
 
 def _bare_conv(module: layers.Conv, kernel: Array, x: Array) -> Array:
@@ -216,9 +247,9 @@ def _attention(
     both = linear({"kernel": kernel[:, : 2 * d], "bias": bias[: 2 * d]}, query_key, module.dtype)
     v = linear({"kernel": kernel[:, 2 * d :], "bias": bias[2 * d :]}, value, module.dtype)
     q, k, v = (ops.reshape(t, n, heads, width) for t in (*ops.split(both, 2), v))
-    logits = ops.matmul(jnp.transpose(q, (0, 2, 1, 3)), jnp.transpose(k, (0, 2, 3, 1)))
+    logits = ops.matmul(q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1))
     weights = ops.softmax(at_least_float32(logits)).astype(v.dtype)
-    x = jnp.transpose(ops.matmul(weights, jnp.transpose(v, (0, 2, 1, 3))), (0, 2, 1, 3))
+    x = ops.matmul(weights, v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
     return linear(params["out_proj"], ops.reshape(x, n, d), module.dtype)
 
 

@@ -75,7 +75,13 @@ def _emit(
     constants: Sequence[Any] = (),
     **attributes: Any,
 ) -> list[Array]:
-    """Outputs of one node; ``constants`` are inputs behind the others: None (absent) or (type, nested tuple)."""
+    """Outputs of one node; ``constants`` are inputs behind the others: None (absent) or (type, nested tuple).
+
+    Of NumPy arrays alone there is no node: the outputs are computed here and now.
+    """
+    if all(isinstance(x, np.ndarray) for x in inputs):
+        with jax.ensure_compile_time_eval():
+            return [np.asarray(x) for x in jax.tree.leaves(reference(*(jnp.asarray(x) for x in inputs)))]  # type: ignore[misc]
     frozen = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in attributes.items())
     return _operation.bind(
         *(jnp.asarray(x) for x in inputs),
@@ -161,7 +167,7 @@ def _between_cells(cells: int, times: int) -> np.ndarray:
     return np.maximum(1 - np.abs(place[:, None] - np.arange(cells)), 0)
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: AnyArray, b: AnyArray) -> Array:
     """NumPy's matrix product."""
     return _emit("MatMul", jnp.matmul, a, jnp.asarray(b))[0]
 
@@ -197,6 +203,16 @@ def relu(x: Array) -> Array:
     """max(x, 0)."""
     # Not jnp.maximum: while jax2onnx traces, it gives float32 for a float16 array and a number.
     return _emit("Relu", lambda x: lax.max(x, lax.full_like(x, 0)), x)[0]
+
+
+def sine(x: Array) -> Array:
+    """Sine."""
+    return _emit("Sin", jnp.sin, x)[0]
+
+
+def exponential(x: Array) -> Array:
+    """Power of e."""
+    return _emit("Exp", jnp.exp, x)[0]
 
 
 def softmax(x: Array) -> Array:
@@ -249,6 +265,16 @@ def _inferred(x: AnyArray, rest: Sequence[int]) -> tuple[int, ...]:
     return tuple(total // known if n == -1 else n for n in rest)
 
 
+def regroup(x: AnyArray, *rest: int) -> Array:
+    """``[n, *rest]`` with as many rows as there are values for; the batch, which may be symbolic, times a number."""
+    count, wanted = (int(np.prod(sides)) for sides in (x.shape[1:], rest))
+
+    def reference(x: Array) -> Array:
+        return x.reshape(x.shape[0] * count // wanted, *rest)
+
+    return _emit("Reshape", reference, x, constants=[("int64", (-1, *rest))])[0]
+
+
 def flatten_rows(x: AnyArray, columns: int) -> Array:
     """All values as rows [n, columns]."""
     count = int(np.prod(x.shape[1:])) // columns
@@ -263,10 +289,25 @@ def take(x: Array, index: Array | np.ndarray, axis: int) -> Array:
     return _emit("Gather", reference, x, jnp.asarray(index, jnp.int32), axis=axis)[0]
 
 
-def split(x: Array, parts: int) -> list[Array]:
-    """Equal parts of the last axis."""
-    sizes = ("int64", (x.shape[-1] // parts,) * parts)
-    return _emit("Split", lambda x: jnp.split(x, parts, -1), x, constants=[sizes], axis=-1)
+def split(x: AnyArray, parts: int, axis: int = -1) -> list[Array]:
+    """Equal parts of an axis."""
+    sizes = ("int64", (x.shape[axis] // parts,) * parts)
+    return _emit("Split", lambda x: jnp.split(x, parts, axis), x, constants=[sizes], axis=axis)
+
+
+def without_first(x: AnyArray, axis: int) -> Array:
+    """All but the first slice of an axis."""
+    bounds = [("int64", (1,)), ("int64", (x.shape[axis],)), ("int64", (axis,))]
+    return _emit(
+        "Slice", functools.partial(lax.slice_in_dim, start_index=1, limit_index=None, axis=axis), x, constants=bounds
+    )[0]
+
+
+def with_zeros_first(x: Array, axis: int) -> Array:
+    """One slice of zeros more, in front of an axis."""
+    pads = [(int(i == axis), 0) for i in range(x.ndim)]
+    constants = [("int64", tuple(before for before, _ in pads) + (0,) * x.ndim)]
+    return _emit("Pad", lambda x: jnp.pad(x, pads), x, constants=constants)[0]
 
 
 def concatenate(xs: Sequence[Array], axis: int) -> Array:

@@ -82,7 +82,7 @@ def deformable_attention(
 def linear(params: Mapping[str, Any], x: Array, dtype: Any = None) -> Array:
     """As ``Linear`` with the compute type ``dtype``: a matrix product and a bias with one axis, which runtimes fuse."""
     dtype = dtype or jnp.promote_types(x.dtype, jnp.float32)
-    kernel, bias = (jnp.asarray(params[name], dtype) for name in ("kernel", "bias"))
+    kernel, bias = (np.asarray(params[name]).astype(dtype) for name in ("kernel", "bias"))
     return ops.add(ops.matmul(x.astype(dtype), kernel), bias)
 
 

@@ -7,6 +7,7 @@ float64. Parameters and running statistics are stored in float32.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -153,6 +154,36 @@ class Conv(nn.Module):
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         padding = (self.kernel_size - 1) // 2 if self.padding is None else self.padding
         return conv2d(x, kernel, stride=self.stride, padding=padding, groups=self.groups)
+
+
+class BiasedConv(nn.Module):
+    """Convolution of odd size with bias that keeps the map's size."""
+
+    features: int
+    kernel_size: int = 1
+    groups: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", fan_in_uniform, shape, jnp.float32)
+        bias = self.param("bias", uniform_bias(math.prod(shape[:-1])), (self.features,), jnp.float32)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return conv2d(x, kernel, padding=self.kernel_size // 2, groups=self.groups) + bias
+
+
+class ConvLayerNorm(nn.Module):
+    """Convolution, normalisation of every pixel's channels, SiLU."""
+
+    features: int
+    kernel_size: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b h w d"]:
+        x = Conv(self.features, self.kernel_size, dtype=self.dtype, name="conv")(x)
+        return activation("silu")(LayerNorm(epsilon=1e-6, dtype=self.dtype, name="bn")(x))
 
 
 class BatchNorm(nn.Module):

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from dfine_jax.nn import initializers
 from dfine_jax.nn.initializers import Initializer, fan_in_uniform
 from dfine_jax.nn.layers import Conv, activation
+from dfine_jax.ops.conv import project
 from dfine_jax.ops.resize import resize_bilinear
 
 GROUPS = 32  # of the normalisation; a width is a multiple of it
@@ -57,3 +60,27 @@ class PixelEmbedding(nn.Module):
     def _normalised(self, x: Array, size: int, conv: str, norm: str, init: Initializer = fan_in_uniform) -> Array:
         x = Conv(self.width, size, kernel_init=init, dtype=self.dtype, name=conv)(x)
         return _group_norm(dtype=self.dtype, name=norm)(x)
+
+
+class PixelProjection(nn.Module):
+    """Linear layer of pixels, which products with embeddings of queries follow.
+
+    There are fewer queries than pixels. So where only the products are wanted, the queries are multiplied by the
+    transposed matrix instead.
+    """
+
+    features: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "b h w c"], queries: Float[Array, "b q d"] | None = None) -> Any:
+        """Projected pixels [b, h, w, d]; or of queries what to multiply pixels as they are by, [b, q, c], and what to
+        add to these products, [b, q].
+        """
+        channels = pixels.shape[-1]
+        kernel = self.param("kernel", fan_in_uniform, (1, 1, channels, self.features), jnp.float32)
+        bias = self.param("bias", initializers.uniform_bias(channels), (self.features,), jnp.float32)
+        x, kernel, bias = promote_dtype(pixels if queries is None else queries, kernel, bias, dtype=self.dtype)
+        if queries is None:
+            return project(x, kernel[0, 0]) + bias
+        return project(x, kernel[0, 0].T), project(x, bias[:, None])[..., 0]

@@ -55,6 +55,7 @@ def bicubic_weights(source: int, target: int) -> Float[np.ndarray, "t s"]:
     return weights / weights.sum(1, keepdims=True)
 
 
+@replaceable
 def resize_bicubic(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b _ _ c"]:
     """Maps of another size, in at least float32; those of the same size as they are.
 

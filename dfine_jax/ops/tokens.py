@@ -22,6 +22,12 @@ def take_rows(rows: Float[Array, "n d"], index: Int[Array, "b q"]) -> Float[Arra
 
 
 @replaceable
+def every_image(rows: Float[Array, "n d"], batch: int) -> Float[Array, "b n d"]:
+    """A copy of the rows for each image."""
+    return jnp.broadcast_to(rows, (batch, *rows.shape))
+
+
+@replaceable
 def limited(x: Float[Array, "*n"], limit: float) -> Float[Array, "*n"]:
     """Values in [-limit, limit]."""
     return jnp.clip(x, -limit, limit)

@@ -21,10 +21,9 @@ from dfine_jax.nn import initializers
 from dfine_jax.nn.deformable import DeformableAttention, Source, own_values
 from dfine_jax.nn.layers import MLP, LayerNorm, Linear, MultiHeadAttention, activation
 from dfine_jax.ops.anchors import BASE_SIZE, MARGIN
+from dfine_jax.ops.box_queries import box_embedding, moved
 from dfine_jax.ops.precision import at_least_float32
-from dfine_jax.ops.tokens import gather_tokens, take_rows
-
-_TEMPERATURE = 10000.0
+from dfine_jax.ops.tokens import every_image, gather_tokens, take_rows
 
 
 class Proposals(NamedTuple):
@@ -69,8 +68,8 @@ class Decoder(nn.Module):
             config.width, config.width, 2, kernel_init=initializers.xavier_uniform, dtype=self.dtype,
             name="ref_point_head",
         )(box_embedding(reference, config.width // 2).astype(features.dtype))  # fmt: skip
-        x = content[: groups * each].astype(features.dtype)
-        x, source = jnp.broadcast_to(x, (features.shape[0], *x.shape)), own_values([features])
+        x = every_image(content[: groups * each].astype(features.dtype), features.shape[0])
+        source = own_values([features])
         norm, out = LayerNorm(dtype=self.dtype, name="norm"), Decoded([], [], [], proposals)
         running = config.decoder_layers if every else self.layers or config.decoder_layers
         for i in range(running):
@@ -87,7 +86,9 @@ class Decoder(nn.Module):
         """Tokens with the highest class logit in each group, all where they are fewer than its queries."""
         batch, height, across, width = features.shape
         boxes, valid = token_boxes(height, across)
-        memory = jnp.where(valid[:, None], features.reshape(batch, height * across, width), 0)
+        memory = features.reshape(batch, height * across, width)
+        if not valid.all():
+            memory = memory * jnp.asarray(valid[:, None], memory.dtype)
         parts = []
         for group in range(groups):
             x = Linear(width, initializers.xavier_uniform, dtype=self.dtype, name=f"enc_output_{group}")(memory)
@@ -98,7 +99,7 @@ class Decoder(nn.Module):
             delta = at_least_float32(_box_head(self.config, f"enc_out_bbox_embed_{group}")(x))
             at = take_rows(jnp.asarray(boxes, delta.dtype), index)
             parts.append(Proposals(x, logits, moved(at, delta), index))
-        return Proposals(*(jnp.concatenate(arrays, 1) for arrays in zip(*parts, strict=True)))
+        return parts[0] if groups == 1 else Proposals(*(jnp.concatenate(x, 1) for x in zip(*parts, strict=True)))
 
     def _reference(
         self, shift: Float[Array, "q 4"], proposed_cxcywh: Float[Array, "b p 4"], groups: int
@@ -133,7 +134,7 @@ class DecoderLayer(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "b q d"]:
-        config, shape = self.config, x.shape
+        config, shape = self.config, position.shape
         norm, linear = functools.partial(LayerNorm, dtype=self.dtype), functools.partial(Linear, dtype=self.dtype)
         xavier, split = initializers.xavier_uniform, (-1, shape[1] // self.groups, shape[2])
         attention = MultiHeadAttention(config.self_heads, self.dtype, name="self_attn")
@@ -162,12 +163,6 @@ def _box_head(config: RFDetrConfig, name: str) -> MLP:
     return MLP(config.width, 4, 3, zero_last=True, name=name)
 
 
-def moved(at_cxcywh: Float[Array, "*n 4"], delta: Float[Array, "*#n 4"]) -> Float[Array, "*n 4"]:
-    """Boxes moved in units of their own sides, which grow by a factor exp(delta); not limited to the picture."""
-    size = at_cxcywh[..., 2:]
-    return jnp.concatenate([delta[..., :2] * size + at_cxcywh[..., :2], jnp.exp(delta[..., 2:]) * size], -1)
-
-
 def token_boxes(height: int, width: int) -> tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Box cxcywh around each token, float32, zero where invalid; and which are valid.
 
@@ -180,12 +175,3 @@ def token_boxes(height: int, width: int) -> tuple[Float[np.ndarray, "n 4"], Bool
     boxes = np.stack([x, y, side, side], -1).reshape(-1, 4)
     valid = np.all((boxes > np.float32(MARGIN)) & (boxes < np.float32(1 - MARGIN)), -1)
     return np.where(valid[:, None], boxes, np.float32(0)), valid
-
-
-def box_embedding(boxes_cxcywh: Float[Array, "b q 4"], each: int) -> Float[Array, "b q d"]:
-    """Sines and cosines in turn, ``each`` numbers of y, of x, of the width and of the height."""
-    period = np.power(_TEMPERATURE, 2 * (np.arange(each) // 2) / each)[::2]
-    boxes = boxes_cxcywh[..., np.array([1, 0, 2, 3])]
-    angle = boxes[..., None] * (2 * np.pi) / jnp.asarray(period, boxes.dtype)
-    waves = jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1)
-    return waves.reshape(*boxes.shape[:-1], 4 * each)

@@ -6,18 +6,16 @@ Reference: models/heads/segmentation.py of package rfdetr 1.11.2.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from dfine_jax.nn import initializers
-from dfine_jax.nn.layers import LayerNorm, Linear, activation
-from dfine_jax.ops.conv import conv2d
+from dfine_jax.nn.layers import BiasedConv, LayerNorm, Linear, activation
+from dfine_jax.nn.mask_head import PixelProjection
 from dfine_jax.ops.resize import resize_bilinear
 
 EXPANSION = 4  # of the feed-forward layer of queries
@@ -25,11 +23,11 @@ STRIDE = 4  # of masks to the input
 
 
 class Embeddings(NamedTuple):
-    """What masks are made of: products of the two, plus ``bias``."""
+    """What masks are made of: products of the two, plus ``bias``, which without proposals each query has its own of."""
 
-    pixels: list[Float[Array, "b h w d"]]  # of the layers asked for; in training also those of the proposals, last
+    pixels: list[Float[Array, "b h w d"]]  # of the layers asked for; with proposals also those of these, last
     queries: list[Float[Array, "b q d"]]
-    bias: Float[Array, ""]
+    bias: Float[Array, "*b"]
 
 
 class MaskHead(nn.Module):
@@ -49,25 +47,26 @@ class MaskHead(nn.Module):
     ) -> Embeddings:
         """Embeddings of layers and, where they are given, of proposals.
 
+        Without proposals ``hidden`` is of one layer.
+
         Args:
           hidden: of the last of the first ``running`` layers.
           size: height and width of the input.
         """
         bias = self.param("bias", initializers.zeros, (1,), jnp.float32)[0]
-        pixel = BiasedConv(self.width, dtype=self.dtype, name="spatial_features_proj")
+        pixel = PixelProjection(self.width, self.dtype, name="spatial_features_proj")
         block = QueryBlock(self.dtype, name="query_features_block")
         query = Linear(self.width, dtype=self.dtype, name="query_features_proj")
         x = resize_bilinear(features, size[0] // STRIDE, size[1] // STRIDE)
-        first, pixels = x, []
+        maps = [x]
         for i in range(running):
-            x = PixelBlock(self.dtype, name=f"blocks_{i}")(x)
-            if i >= running - len(hidden):
-                pixels.append(pixel(x))
+            maps.append(PixelBlock(self.dtype, name=f"blocks_{i}")(maps[-1]))
         embeddings = [query(block(h)) for h in hidden]
-        if proposals is not None:
-            pixels.append(pixel(first))
-            embeddings.append(query(block(proposals)))
-        return Embeddings(pixels, embeddings, bias)
+        if proposals is None:
+            turned, offset = pixel(maps[-1], embeddings[0])
+            return Embeddings(maps[-1:], [turned], offset + bias)
+        pixels = [pixel(x) for x in (*maps[1 + running - len(hidden) :], x)]
+        return Embeddings(pixels, [*embeddings, query(block(proposals))], bias)
 
 
 class PixelBlock(nn.Module):
@@ -93,20 +92,3 @@ class QueryBlock(nn.Module):
         width, linear = x.shape[-1], functools.partial(Linear, dtype=self.dtype)
         y = linear(EXPANSION * width, name="layers_0")(LayerNorm(dtype=self.dtype, name="norm_in")(x))
         return x + linear(width, name="layers_2")(activation("gelu")(y))
-
-
-class BiasedConv(nn.Module):
-    """Convolution of odd size with bias that keeps the map's size."""
-
-    features: int
-    kernel_size: int = 1
-    groups: int = 1
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", initializers.fan_in_uniform, shape, jnp.float32)
-        bias = self.param("bias", initializers.uniform_bias(math.prod(shape[:-1])), (self.features,), jnp.float32)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return conv2d(x, kernel, padding=self.kernel_size // 2, groups=self.groups) + bias

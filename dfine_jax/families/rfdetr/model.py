@@ -21,7 +21,8 @@ from dfine_jax.nn.initializers import draw_variables
 from dfine_jax.nn.layers import called
 from dfine_jax.ops.masks import masks_logit
 from dfine_jax.ops.postprocess import Answer
-from dfine_jax.ops.precision import at_least_float32, inference_products
+from dfine_jax.ops.precision import inference_products
+from dfine_jax.ops.standardise import standardised
 from dfine_jax.typing import HeadOutput, ModelOutput, StageOutput
 
 PARTS = ("backbone", "decoder")  # that can be computed again
@@ -66,8 +67,7 @@ class RFDetr(nn.Module):
     def _detect(self, images: Array, key: Key[Array, ""] | None, dtype: Any, train: bool) -> ModelOutput:
         config = self.config
         size = (images.shape[1], images.shape[2])
-        images = at_least_float32(images)
-        images = (images - jnp.asarray(MEAN, images.dtype)) / jnp.asarray(DEVIATION, images.dtype)
+        images = standardised(images, MEAN, DEVIATION)
         backbone = WindowedDINOv2(
             BACKBONES[config.backbone],
             config.patch_px,
@@ -93,7 +93,7 @@ class RFDetr(nn.Module):
 
     def _answered(self, decoded: Decoded, masks: Embeddings | None) -> ModelOutput:
         logits = decoded.logits[-1][..., : self.config.num_classes]
-        found = None if masks is None else masks_logit(masks.queries[-1], masks.pixels[-1]) + masks.bias
+        found = None if masks is None else masks_logit(masks.queries[-1], masks.pixels[-1], masks.bias)
         return ModelOutput(Answer(logits, decoded.boxes_cxcywh[-1], found), decoded.proposals.index)
 
     def _trained(self, decoded: Decoded, masks: Embeddings | None) -> ModelOutput:

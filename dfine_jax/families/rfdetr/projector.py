@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfine_jax.nn.layers import Conv, LayerNorm, activation
+from dfine_jax.nn.layers import ConvLayerNorm, LayerNorm
 
 BOTTLENECKS = 3
 _norm = functools.partial(LayerNorm, epsilon=1e-6)
@@ -28,23 +28,10 @@ class Projector(nn.Module):
     @nn.compact
     def __call__(self, maps: Sequence[Float[Array, "b h w _"]]) -> Float[Array, "b h w d"]:
         unit = functools.partial(ConvLayerNorm, dtype=self.dtype)
-        x = unit(self.width, name="cv1")(jnp.concatenate(maps, -1))
+        x = unit(self.width, name="cv1")(jnp.concatenate(maps, -1) if len(maps) > 1 else maps[0])
         parts = [*jnp.split(x, 2, -1)]
         for i in range(BOTTLENECKS):
             x = unit(self.width // 2, 3, name=f"m_{i}_cv1")(parts[-1])
             parts.append(unit(self.width // 2, 3, name=f"m_{i}_cv2")(x))
         x = unit(self.width, name="cv2")(jnp.concatenate(parts, -1))
         return _norm(dtype=self.dtype, name="norm")(x)
-
-
-class ConvLayerNorm(nn.Module):
-    """Convolution, normalisation of every pixel's channels, SiLU."""
-
-    features: int
-    kernel_size: int = 1
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b h w d"]:
-        x = Conv(self.features, self.kernel_size, dtype=self.dtype, name="conv")(x)
-        return activation("silu")(_norm(dtype=self.dtype, name="bn")(x))
