@@ -9,6 +9,8 @@ from dfine_jax.config import Config
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.families.family import Build
+from dfine_jax.families.rfdetr import huggingface as rfdetr_huggingface
+from dfine_jax.families.rfdetr.config import RFDetrConfig
 from dfine_jax.families.rtdetr import huggingface
 from dfine_jax.families.rtdetr.config import RTDetrConfig
 
@@ -67,7 +69,7 @@ def transformers_config(config: ModelConfig, **changes: Any) -> Any:
     return DFineConfig(backbone_config=HGNetV2Config(**backbone), **{**detector, **changes})
 
 
-def transformers_model(config: ModelConfig | RTDetrConfig, **changes: Any) -> Any:
+def transformers_model(config: ModelConfig | RTDetrConfig | RFDetrConfig, **changes: Any) -> Any:
     """Randomly initialised detector of the same architecture.
 
     Raises:
@@ -77,8 +79,14 @@ def transformers_model(config: ModelConfig | RTDetrConfig, **changes: Any) -> An
     import transformers
 
     torch.manual_seed(0)
+    names = [f"class {i}" for i in range(config.num_classes)]
+    if isinstance(config, RFDetrConfig):
+        settings = {**rfdetr_huggingface.settings(config, names), **changes}
+        kind = (
+            transformers.RfDetrForInstanceSegmentation if config.mask_width else transformers.RfDetrForObjectDetection
+        )
+        return kind(transformers.RfDetrConfig.from_dict(settings))
     if isinstance(config, RTDetrConfig):
-        names = [f"class {i}" for i in range(config.num_classes)]
         settings = {**huggingface.settings(config, names), **changes}
         return transformers.RTDetrV2ForObjectDetection(transformers.RTDetrV2Config.from_dict(settings))
     return transformers.DFineForObjectDetection(transformers_config(config, **changes))
