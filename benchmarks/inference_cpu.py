@@ -3,6 +3,7 @@
     python benchmarks/inference_cpu.py --variant n --size 640
     python benchmarks/inference_cpu.py --variant rtdetrv2-r18 --size 640
     python benchmarks/inference_cpu.py --variant rfdetr-nano --size 384
+    python benchmarks/inference_cpu.py --variant rfdetr-nano --size 384
 
 Random weights (time does not depend on them). Both sides get a float32 tensor and return logits and boxes. Of ours,
 "ahead of time" calls the compiled executable, and "cached" has been compiled before: its first run is tracing and

@@ -82,9 +82,7 @@ def transformers_model(config: ModelConfig | RTDetrConfig | RFDetrConfig, **chan
     names = [f"class {i}" for i in range(config.num_classes)]
     if isinstance(config, RFDetrConfig):
         settings = {**rfdetr_huggingface.settings(config, names), **changes}
-        kind = (
-            transformers.RfDetrForInstanceSegmentation if config.mask_width else transformers.RfDetrForObjectDetection
-        )
+        kind = getattr(transformers, settings["architectures"][0])
         return kind(transformers.RfDetrConfig.from_dict(settings))
     if isinstance(config, RTDetrConfig):
         settings = {**huggingface.settings(config, names), **changes}
