@@ -4,6 +4,7 @@
     python benchmarks/gpu_program.py --variants s --program predict --batch 1
     python benchmarks/gpu_program.py --variants s --devices 8
     python benchmarks/gpu_program.py --variants s x --task segment --slots 100
+    python benchmarks/gpu_program.py --variants rfdetr-nano rfdetr-medium --batches 4 --remat backbone decoder
 
 Needs ``pip install 'dfine-jax[cuda]'``, but no card: each program is compiled from a description of the card (minutes
 on two cores) and not run, so there are no times here. Which of several equal kernels a real card takes is found by
@@ -22,11 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dfine_jax.config import Config, DataConfig
+from dfine_jax import families
+from dfine_jax.config import Config, DataConfig, TrainConfig
 from dfine_jax.errors import UserError
-from dfine_jax.families.dfine.config import LossConfig
-from dfine_jax.families.dfine.family import DFINE
-from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.training.plan.cards import CARDS
 from dfine_jax.training.plan.on_card import Answer, Question, fits, measure
 
@@ -54,19 +53,24 @@ def main() -> None:
     parser.add_argument("--cards", nargs="+", default=["h100"], choices=list(CARDS))
     parser.add_argument("--precisions", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
     parser.add_argument("--batches", nargs="+", type=int, default=[8], help="images of a device")
-    parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--size", type=int, help="side of the input; default: what the variant is published for")
+    parser.add_argument("--remat", nargs="*", default=[], help="parts computed again backwards: backbone, decoder, ...")
     parser.add_argument("--slots", type=int, default=20, help="ground-truth boxes per image")
-    parser.add_argument("--task", default="detect", choices=["detect", "segment"])
+    parser.add_argument("--task", choices=["detect", "segment"], help="default: that of the variant")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--program", default="train", choices=["train", "predict"])
     parser.add_argument("--out", type=Path, help="append answers as lines of JSON")
     args = parser.parse_args()
-    data = DataConfig(height_px=args.size, width_px=args.size)
     for variant, precision, card, batch in itertools.product(args.variants, args.precisions, args.cards, args.batches):
-        model = DFINE.tasks[args.task](model_config(variant, precision=precision))
-        config = Config(model, LossConfig(), data=data)
+        family, name = families.of_recipe(variant)
+        model = family.variants[name]
+        model = dataclasses.replace(family.tasks[args.task](model) if args.task else model, precision=precision)
+        height_px, width_px = (args.size, args.size) if args.size else family.size_px(model)
+        train = TrainConfig(remat=tuple(args.remat))
+        config = Config(model, family.Loss(), data=DataConfig(height_px=height_px, width_px=width_px), train=train)
         question = Question(config, card, batch, args.slots, args.devices, args.program)
-        what = f"{args.program} {args.task} {variant.upper()} {args.size} px {precision}"
+        again = f", again: {' '.join(args.remat)}" if args.remat else ""
+        what = f"{args.program} {families.title(model)} {height_px}x{width_px} {precision}{again}"
         print(f"{what} batch {batch} of {args.slots} objects on {args.devices} {card}")
         try:
             answer = measure(question)
@@ -74,8 +78,9 @@ def main() -> None:
             parser.exit(2, f"error: {error}\n")
         print(row(answer), flush=True)
         if args.out:
-            line = {"variant": variant, "task": args.task, "precision": precision, "card": card, "batch": batch}
-            line |= {"devices": args.devices, "program": args.program, "size_px": args.size, "slots": args.slots}
+            line = {"variant": variant, "task": families.task(model), "precision": precision, "card": card}
+            line |= {"batch": batch, "devices": args.devices, "program": args.program, "slots": args.slots}
+            line |= {"height_px": height_px, "width_px": width_px, "remat": args.remat}
             line |= dataclasses.asdict(answer)
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
