@@ -55,7 +55,7 @@ def tiny_model(task: str = "detect") -> tuple[DFine, dict[str, Any]]:
     return model, variables
 
 
-def answers(model: DFine, variables: Any, images: np.ndarray) -> Answer:
+def answers(model: Any, variables: Any, images: np.ndarray) -> Answer:
     """Of the model itself."""
     out = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     return jax.tree.map(np.asarray, out.answer)

@@ -91,7 +91,9 @@ def export_onnx(
     preprocess = dataclasses.replace(preprocess, height_px=size_hw[0], width_px=size_hw[1])
     input_dtype = "uint8" if source_hw else input_dtype
     network = forward(model, variables, preprocess.scale if input_dtype == "uint8" else None)
-    inside, mask_stride = None, of(model.config).mask_stride(model.config)
+    family, inside = of(model.config), None
+    mask_stride = family.mask_stride(model.config)
+    mask_stride = mask_stride and (family.answer_stride or mask_stride)
     if source_hw:
         network, inside = resizing(network, source_hw, preprocess, mask_stride), preprocess
         # What is left for the host.
@@ -116,6 +118,7 @@ def export_onnx(
         source=dict(meta.get("source", {})),
         best_threshold=meta.get("best_threshold"),
         mask_stride=mask_stride,
+        cut_to_boxes=not mask_stride or family.cut_to_boxes,
         resizes=inside,
         dfine_jax_version=__version__,
         licence=meta.get("licence", ""),

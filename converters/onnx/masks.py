@@ -21,7 +21,7 @@ class MaskFactors(NamedTuple):
         depth, height, width = self.pixels.shape[1:]
         product = ops.matmul(self.embedding, ops.reshape(self.pixels, depth, height * width))
         if self.offset is not None:
-            product = ops.add(product, self.offset)
+            product = ops.add(product, self.offset.astype(product.dtype))
         return ops.reshape(product, self.embedding.shape[1], height, width)
 
     def logits_of(self, query: Int[Array, "b k"]) -> Float[Array, "b k h w"]:

@@ -61,6 +61,7 @@ def evaluate(
     classes: Classes,
     observe: Callable[[Detections], None] | None = None,
     together: Together | None = None,
+    cut_to_boxes: bool = True,
 ) -> Metrics:
     """Predict every image of ``batches`` and compare with the annotations.
 
@@ -71,10 +72,11 @@ def evaluate(
       classes: those of the annotations.
       observe: is given the detections of all images; they iterate as COCO results.
       together: where others predict the other images, makes the detections and images of all of each one's.
+      cut_to_boxes: masks count within their boxes alone.
     """
 
     def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
-        return _in_pixels(predict(images), view_px)
+        return _in_pixels(predict(images), view_px)._replace(cut_to_boxes=cut_to_boxes)
 
     return evaluate_detections(detect, batches, truth, ClassMatch(classes, classes.ids), observe, together)
 
@@ -220,7 +222,7 @@ def _run_lengths(predictions: PixelPredictions, use: Bool[np.ndarray, "b n"], ba
     for maps, boxes, view, size_px, used in pictures:
         left, top, width, height = view
         picture = round(float(size_px[0])), round(float(size_px[1]))
-        masks = MapMasks(maps, boxes, (left, top, width, height), picture)
+        masks = MapMasks(maps, boxes, (left, top, width, height), picture, cut_to_boxes=predictions.cut_to_boxes)
         texts = [masks.rle(row)["counts"] for row in np.flatnonzero(used).tolist()]
         counts += texts
         sizes += [picture[::-1]] * len(texts)

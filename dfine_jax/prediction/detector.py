@@ -226,7 +226,12 @@ class Detector:
         if found.masks_logit is not None:
             view_px = self._preprocess.view_px(size_px)
             masks = MapMasks(
-                found.masks_logit[row][np.flatnonzero(keep)], boxes_px, view_px, size_px, self.mask_threshold
+                found.masks_logit[row][np.flatnonzero(keep)],
+                boxes_px,
+                view_px,
+                size_px,
+                self.mask_threshold,
+                found.cut_to_boxes,
             )
         return DetectionResult(
             boxes_xyxy_px=boxes_px,
@@ -297,6 +302,6 @@ def open_model(
         with waiting(f"loading {model}"):
             model = load_checkpoint(model)
     metadata = model.metadata
-    backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale, model.grid_px)
+    backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale, model.grid_px, model.cut_to_boxes)
     best = metadata.best_threshold
     return OpenedModel(backend, metadata.classes, metadata.preprocess, None, model.segments, best)

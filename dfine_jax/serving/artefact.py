@@ -60,6 +60,7 @@ class Artefact:
     layers: int
     source: dict[str, Any]  # file, weights_sha256; source_file, source_sha256 of what it was converted from
     mask_stride: int | None = None  # of the masks to the network's input; None: no masks
+    cut_to_boxes: bool = True  # masks count within their boxes alone
     resizes: Preprocess | None = None  # what the graph does to its input first; the host brings pictures to its size
     best_threshold: float | None = None  # score of the best F1 in the evaluation of the weights
     dfine_jax_version: str = ""
@@ -86,8 +87,9 @@ class Artefact:
         """Plain values for JSON; inverse of ``from_dict``."""
         values = dataclasses.asdict(self)
         values.pop("extra")
-        for name in ("mask_stride", "resizes", "best_threshold"):
-            if values[name] is None:
+        left_out = {"mask_stride": None, "cut_to_boxes": True, "resizes": None, "best_threshold": None}
+        for name, usual in left_out.items():
+            if values[name] is usual:
                 values.pop(name)
         return {"format_version": FORMAT, **values, **self.extra}
 

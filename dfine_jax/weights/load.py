@@ -42,6 +42,11 @@ class LoadedModel:
         return of(model).grid_px(model)
 
     @property
+    def cut_to_boxes(self) -> bool:
+        """Masks count within their boxes alone."""
+        return of(self.metadata.config.model).cut_to_boxes
+
+    @property
     def segments(self) -> bool:
         """It makes masks too."""
         return task(self.metadata.config.model) == "segment"

@@ -13,6 +13,7 @@ from dfine_jax.families.family import Build, ClassLeaf, Family, Reduction
 from dfine_jax.families.rfdetr import loss
 from dfine_jax.families.rfdetr.config import RFDetrConfig, RFDetrLossConfig, check
 from dfine_jax.families.rfdetr.inputs import MULTI_SCALE, preprocess, size_px
+from dfine_jax.families.rfdetr.mask_head import STRIDE
 from dfine_jax.families.rfdetr.model import PARTS, RFDetr, init_variables
 from dfine_jax.families.rfdetr.outputs import Draws
 from dfine_jax.families.rfdetr.published import DETECTORS
@@ -70,6 +71,8 @@ RFDETR: Family[RFDetrConfig, RFDetrLossConfig, Draws, Any] = Family(
     init=init_variables,
     reduced=_reduced,
     mask_stride=lambda model: 1 if model.mask_width else None,
+    answer_stride=STRIDE,
+    cut_to_boxes=False,
     tasks={"detect": detecting, "segment": segmenting},
     queries=_queries,
     match=loss.match,

@@ -11,8 +11,9 @@ from typing import Any
 
 from dfine_jax.data.read.coco_names import COCO_CATEGORY_IDS
 from dfine_jax.errors import UserError
-from dfine_jax.families.backbones.dinov2 import BACKBONES, EXPANSION
+from dfine_jax.families.backbones.dinov2 import BACKBONES
 from dfine_jax.families.rfdetr.config import COCO_ROWS, RFDetrConfig
+from dfine_jax.nn.vision_transformer import EXPANSION
 
 # Settings whose other values change the computation; the value is also the one assumed when absent.
 _REQUIRED: dict[str, Any] = {

@@ -24,6 +24,7 @@ class PixelPredictions(NamedTuple):
     boxes_xyxy_px: Float[np.ndarray, "b n 4"]  # in the original images
     # Of models that segment, of the view, at their own size; of the first rows alone where only those were asked for.
     masks_logit: Float[np.ndarray, "b m h w"] | None = None
+    cut_to_boxes: bool = True  # masks count within their boxes alone
 
 
 class Session(Protocol):
@@ -48,6 +49,7 @@ class Session(Protocol):
 class Backend(abc.ABC):
     """Something that runs the network on preprocessed images. Several threads may use one."""
 
+    cut_to_boxes = True  # masks count within their boxes alone
     compiles_per_shape = True  # batches of another size cost a compilation, so callers fill them up
 
     @abc.abstractmethod
@@ -75,7 +77,7 @@ class Backend(abc.ABC):
         boxes_cxcywh = np.asarray(answer.boxes_cxcywh, np.float32)[np.arange(len(query))[:, None], query]
         masks = answer.masks_logit
         masks = None if masks is None else self._rows(masks, query[:, : rows_from(threshold, scores)])
-        return PixelPredictions(scores, labels, in_view(boxes_cxcywh, view_px), masks)
+        return PixelPredictions(scores, labels, in_view(boxes_cxcywh, view_px), masks, self.cut_to_boxes)
 
     def _answer(self, images: UInt8[np.ndarray, "b h w 3"]) -> Answer:
         """As ``predict``, with arrays wherever they are."""
@@ -98,6 +100,7 @@ class ArtefactBackend(Backend):
     def __init__(self, session: Session) -> None:
         self.session = session
         self.artefact = session.artefact
+        self.cut_to_boxes = session.artefact.cut_to_boxes
 
     def describe(self) -> dict[str, Any]:
         """As ``Backend.describe``."""
@@ -146,7 +149,7 @@ class ArtefactBackend(Backend):
         masks = self._masks(out, scores.shape)
         scores = scores[:, :num_top]
         masks = None if masks is None else masks[:, : rows_from(threshold, scores)]
-        return PixelPredictions(scores, labels[:, :num_top], boxes[:, :num_top], masks)
+        return PixelPredictions(scores, labels[:, :num_top], boxes[:, :num_top], masks, self.cut_to_boxes)
 
     def _masks(self, out: Mapping[str, np.ndarray], rows: tuple[int, ...]) -> Float[np.ndarray, "b n h w"] | None:
         """Logits of the masks of so many images and rows, in the type of the file."""

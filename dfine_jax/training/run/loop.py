@@ -327,17 +327,17 @@ class _Run:
 
     def _evaluate(self, state: TrainState) -> Metrics | None:
         assert self.val_data is not None and self.truth is not None and self.eval_loader is not None
-        loader: EvalLoader = self.eval_loader
 
-        def until_stopped() -> Iterator[EvalBatch]:
+        def until_stopped(loader: EvalLoader) -> Iterator[EvalBatch]:
             for batch in tqdm(loader, total=len(loader), unit="batch", desc="evaluate", leave=False, disable=None):
                 if self.stop.agreed():
                     raise _StopError
                 yield batch
 
         try:
-            predict, classes = predict_function(self.eval_step, ema_variables(state)), self.val_data.classes
-            return evaluate(predict, until_stopped(), self.truth, classes, self.log.observe, hosts.together)
+            predict, batches = predict_function(self.eval_step, ema_variables(state)), until_stopped(self.eval_loader)
+            classes, cut = self.val_data.classes, of(self.config.model).cut_to_boxes
+            return evaluate(predict, batches, self.truth, classes, self.log.observe, hosts.together, cut)
         except _StopError:
             return None
 
