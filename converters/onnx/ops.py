@@ -169,7 +169,7 @@ def _between_cells(cells: int, times: int) -> np.ndarray:
 
 def matmul(a: AnyArray, b: AnyArray) -> Array:
     """NumPy's matrix product."""
-    return _emit("MatMul", jnp.matmul, a, jnp.asarray(b))[0]
+    return _emit("MatMul", jnp.matmul, a, b)[0]
 
 
 def add(a: AnyArray, b: AnyArray) -> Array:

@@ -11,7 +11,7 @@ import pytest
 from jax2onnx import to_onnx
 
 from dfine_jax.converters.onnx import ops
-from dfine_jax.converters.onnx.fold import fold
+from dfine_jax.converters.onnx.fold import FoldedConv, fold, scaled, standardised
 from dfine_jax.converters.onnx.graph import channels_first, simplify
 from dfine_jax.nn.layers import ConvNorm
 
@@ -40,6 +40,13 @@ CASES = {
     "reshape": (lambda x: ops.reshape(x, 2, -1), (3, 4, 5), "Reshape"),
     "gather": (lambda x: ops.take(x, np.array([[3, 0, 3]]), 1), (2, 4, 5), "Gather"),
     "split": (lambda x: ops.split(x, 2)[1], (2, 6), "Split"),
+    "split of an inner axis": (lambda x: ops.split(x, 2, 1)[1], (2, 6, 3), "Split"),
+    "all but the first": (lambda x: ops.without_first(x, 1), (2, 4, 5), "Slice"),
+    "zeros in front": (lambda x: ops.with_zeros_first(x, 2), (2, 3, 4, 5), "Pad"),
+    "images to windows": (lambda x: ops.regroup(x, 2, 5), (3, 4, 5), "Reshape"),
+    "windows to images": (lambda x: ops.regroup(x, 2, 2, 5), (4, 2, 5), "Reshape"),
+    "sine": (ops.sine, (3, 5), "Sin"),
+    "exponential": (ops.exponential, (3, 5), "Exp"),
     "uneven padding": (
         lambda x: ops.conv(x, np.full((2, 3, 2, 2), 0.5), np.ones(2), 1, (0, 1), 1), (2, 3, 4, 5), "Conv"
     ),
@@ -71,6 +78,34 @@ def test_float16_stays(function):
 
     export(call, (1, 2, 4, 4))
     assert set(seen) == {np.dtype("float16")}
+
+
+def test_constants_alone_are_no_nodes():
+    """What is computed of weights is a weight."""
+
+    def function(x):
+        halves = ops.split(np.arange(6, dtype=np.float32), 2)
+        assert all(isinstance(half, np.ndarray) for half in halves)
+        return ops.add(x, ops.exponential(halves[1]))
+
+    proto = export(function, (2, 3))
+    assert [node.op_type for node in proto.graph.node] == ["Add"]
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_allclose(run(proto, x)[0], 1 + np.exp([[3, 4, 5]] * 2), rtol=1e-6)
+
+
+def test_the_mean_goes_into_a_convolution_without_padding():
+    stream = np.random.default_rng(0)
+    conv = FoldedConv(stream.standard_normal((2, 2, 3, 4)), stream.standard_normal(4))
+    mean, deviation, scale = stream.random(3), stream.random(3) + 0.5, 1 / 255
+    pictures = stream.integers(0, 256, (1, 4, 6, 3)).astype(np.float32)
+    inside = standardised(scaled(conv, scale), mean / scale, deviation)
+
+    def patches(x, conv):
+        return ops.conv(x.transpose(0, 3, 1, 2), conv.kernel.transpose(3, 2, 0, 1), conv.bias, 2, (0, 0), 1)
+
+    want = patches(((pictures * scale - mean) / deviation).astype(np.float32), conv)
+    np.testing.assert_allclose(patches(pictures, inside), want, atol=1e-5)
 
 
 def test_rows_of_several_images(tmp_path):

@@ -114,12 +114,12 @@ def test_the_complete_graph_takes_bytes_and_normalises_them():
 
 def test_one_operation_for_each_operation():
     proto = export_onnx(RFDetr(TINY), lively(TINY), onnx_models.META, size_hw=SIZE_HW)
-    blocks, layers, of_projector = 2, 2, 8
+    blocks, taps, layers = 2, 2, 2
     assert len(proto.graph.node) <= 340
     assert onnx_models.count(proto, "Gelu") == blocks
     assert onnx_models.count(proto, "Conv") == 1 + 6  # patches and the projector's of 3x3
-    taps = 1  # the last block is a tap, and so is the one before it
-    assert onnx_models.count(proto, "LayerNormalization") == 2 * blocks + 1 + taps + of_projector + 1 + 3 * layers + 1
+    # Of the projector nine, of the proposals one, and one behind the last layer.
+    assert onnx_models.count(proto, "LayerNormalization") == 2 * blocks + taps + 9 + 1 + 3 * layers + 1
     # Of each block one product for queries, keys and values, two of attention, output, two of the feed-forward layer.
     projector, proposals, position, heads = 2, 1 + 1 + 3, 1 + 2, 1 + 3
     attention, sampling, feed_forward = 2 + 2 + 1, 3 + 1 + 1, 2
