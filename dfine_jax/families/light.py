@@ -39,12 +39,12 @@ def variant(recipe: str) -> ModelSection:
     Raises:
       UserError: there is no such variant; near ones are suggested.
     """
-    before, dash, name = recipe.rpartition("-")
-    known = bool(dash) and before in NAMES
-    variants = _part(before if known else FIRST, "variants").VARIANTS
-    if (name if known else recipe) not in variants:
+    before = next((family for family in NAMES if recipe.startswith(f"{family}-")), "")
+    name = recipe[len(before) + 1 :] if before else recipe
+    variants = _part(before or FIRST, "variants").VARIANTS
+    if name not in variants:
         raise UserError(f"unknown recipe {recipe!r}; {_advice(recipe)}")
-    return variants[name if known else recipe]
+    return variants[name]
 
 
 def plain_config(model: ModelSection) -> Config:
