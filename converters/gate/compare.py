@@ -31,6 +31,9 @@ _MEANINGS = {
     "mask_p95": "1 - IoU of masks, 95 % of rows",
 }
 _SPECK = 16  # cells; the IoU of smaller masks hangs on one of them
+_COARSE = 0.25  # share; bilinear maps of half the resolution lack 0.4 of smooth objects, noise and contrast nothing
+_MOST_LOGIT = 10.0  # beyond it a probability is 0 or 1
+_SURE = 5.0  # times what noise of the size of the errors gives
 _PARTNER_IOU = 0.5
 _PARTNER_SCORE = 0.5  # of the detection's own score
 
@@ -50,6 +53,7 @@ class Errors(NamedTuple):
     scores: Float[np.ndarray, " n"]
     confidence: Float[np.ndarray, " n"]
     masks: Float[np.ndarray, " n"] | None = None  # 1 - IoU, NaN for specks; None: no masks
+    mask_coarse: float = 0.0  # see ``coarseness``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Comparison:
     sure_rows: int  # confident detections of both sides
     lost_share: float  # of those, without one on the other side
     worst_image: int
+    mask_coarse: float = 0.0  # of the worst image: share of what half the resolution loses that the masks lack
 
 
 def rows_of_detections(
@@ -145,7 +150,10 @@ def compare_image(reference: Rows, found: Rows, size_hw: tuple[int, int]) -> Err
     height, width = size_hw
     errors_px = (boxes[left, right] * np.array([width, height, width, height])).max(-1)
     confidence = np.maximum(reference.scores[left].max(-1), found.scores[right].max(-1))
-    return Errors(errors_px, scores[left, right], confidence, _mask_errors(reference, found, left, right))
+    masks, coarse = _mask_errors(reference, found, left, right), 0.0
+    if reference.masks_logit is not None and found.masks_logit is not None:
+        coarse = coarseness(reference.masks_logit[left], found.masks_logit[right])
+    return Errors(errors_px, scores[left, right], confidence, masks, coarse)
 
 
 def _mask_errors(
@@ -156,6 +164,43 @@ def _mask_errors(
     a, b = (reference.masks_logit >= 0)[left], (found.masks_logit >= 0)[right]
     common, either = ((np.count_nonzero(op(a, b), (1, 2))) for op in (np.logical_and, np.logical_or))
     return np.where(either < _SPECK, np.nan, 1 - common / np.maximum(either, 1))
+
+
+def coarseness(reference: Float[np.ndarray, "n h w"], found: Float[np.ndarray, "n h w"]) -> float:
+    """How much of what maps of half the resolution lose is missing: 0 for noise of any size, 1 for such maps enlarged.
+
+    Limits on IoU that let int8's noise through let smoother masks through as well, but noise does not point to where
+    the model's maps bend. What averaging pairs of cells and enlarging again, by repeating or bilinearly, takes from the
+    model's maps is looked for in the file's, at the contrast that these have as a whole. 0 where this cannot be told
+    from noise, or the sides are odd.
+    """
+    if reference.shape[1] % 2 or reference.shape[2] % 2 or not reference.size:
+        return 0.0
+    ours, theirs = (np.asarray(maps, np.float32).clip(-_MOST_LOGIT, _MOST_LOGIT) for maps in (reference, found))
+    ours, theirs = ours - ours.mean(), theirs - theirs.mean()
+    contrast = float((ours * theirs).sum() / max(float(np.square(ours).sum()), 1e-12))
+    noise, shares = float(np.sqrt(np.square(theirs - contrast * ours).mean())), [0.0]
+    for enlarged in (lambda means: means.repeat(2, 1).repeat(2, 2), lambda means: _twice(_twice(means, 1), 2)):
+        detail = ours - enlarged(_halved(ours))
+        size = float(np.sqrt(np.square(detail).sum()))
+        kept = float((detail * (theirs - enlarged(_halved(theirs)))).sum())
+        lacking = contrast * size - kept / size if size else 0.0
+        if lacking > _SURE * noise:
+            shares.append(lacking / (contrast * size))
+    return max(shares)
+
+
+def _halved(maps: Float[np.ndarray, "n _ _"]) -> Float[np.ndarray, "n _ _"]:
+    return maps.reshape(len(maps), maps.shape[1] // 2, 2, -1, 2).mean((2, 4))
+
+
+def _twice(maps: Float[np.ndarray, "n _ _"], axis: int) -> Float[np.ndarray, "n _ _"]:
+    """Bilinearly enlarged along an axis, half-pixel centres, edges repeated."""
+    maps = np.moveaxis(maps, axis, -1)
+    before = np.concatenate([maps[..., :1], maps[..., :-1]], -1)
+    after = np.concatenate([maps[..., 1:], maps[..., -1:]], -1)
+    both = np.stack([0.75 * maps + 0.25 * before, 0.75 * maps + 0.25 * after], -1)
+    return np.moveaxis(both.reshape(*maps.shape[:-1], -1), -1, axis)
 
 
 def lost(reference: Rows, found: Rows) -> tuple[int, int]:
@@ -191,7 +236,7 @@ def summarise(
     """
     counted: list[tuple[np.ndarray, np.ndarray]] = []
     cut_rows = 0
-    for boxes_px, scores, confidence, _ in images:
+    for boxes_px, scores, confidence, *_ in images:
         over = np.maximum(boxes_px / limits.box_most_px, scores / limits.score_most)
         free = int(np.ceil(limits.tie_share * len(over)))
         worst = np.argsort(-over, kind="stable")[:free]
@@ -223,6 +268,7 @@ def summarise(
         sure_rows=sure_rows,
         lost_share=lost_rows / max(sure_rows, 1),
         worst_image=int(np.argmax(shares)),
+        mask_coarse=max(image.mask_coarse for image in images),
     )
 
 
@@ -234,6 +280,11 @@ def exceeded(comparison: Comparison, limits: Limits) -> list[str]:
         unit = " px" if name.endswith("_px") else ""
         if value is not None and not value <= limit:
             out.append(f"batch {comparison.batch}: {meaning}: {value:.3g}{unit} > {limit:.3g}{unit}")
+    if comparison.mask_coarse > _COARSE:
+        out.append(
+            f"batch {comparison.batch}: masks lack {comparison.mask_coarse:.0%} of what half their resolution loses, "
+            f"limit {_COARSE:.0%}"
+        )
     if comparison.lost_share > limits.lost_share:
         out.append(
             f"batch {comparison.batch}: {comparison.lost_share:.0%} of {comparison.sure_rows} confident detections "

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from conftest import ROOT
 from onnx import helper, numpy_helper
+from PIL import Image
 
 sys.path.append(str(ROOT / "tests"))
 import onnx_models as tiny
@@ -147,6 +148,15 @@ def test_wrong_masks_are_refused(protos, reference, tmp_path, fault):
     assert re.search(FAULTS[fault], report.failures[0]), report.failures
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_masks_of_half_the_resolution_are_refused_without_annotations(protos, reference, tmp_path, precision):
+    save(edited(protos["raw"], halve), tmp_path / "file.onnx")
+    report = check_artefact(tmp_path / "file.onnx", None, None, reference=reference, limits=LIMITS[precision])
+    assert any(re.search(r"masks lack \d+% of what half their resolution loses", text) for text in report.failures)
+    save(protos["raw"], tmp_path / "right.onnx")
+    assert check_artefact(tmp_path / "right.onnx", None, None, reference=reference, limits=LIMITS[precision]).passed
+
+
 def test_a_file_that_says_its_masks_are_coarser_is_refused(protos, reference, tmp_path):
     proto = edited(protos["raw"], half_as_it_is)
     values = {entry.key: entry.value for entry in proto.metadata_props}
@@ -174,6 +184,20 @@ def exceeded(changed: np.ndarray, precision: str) -> list[str]:
     return compare.exceeded(compare.summarise(1, [errors], LIMITS[precision]), LIMITS[precision])
 
 
+def enlarged(maps):
+    return np.stack([np.array(Image.fromarray(each).resize((160, 160), Image.Resampling.BILINEAR)) for each in maps])
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.2])
+@pytest.mark.parametrize("noise", [0.05, 0.3, 1.0, 3.0])
+def test_noise_and_another_contrast_are_not_coarse(scale, noise):
+    masks = ellipses().masks_logit
+    assert masks is not None
+    changed = scale * masks + np.random.default_rng(3).normal(0, noise, masks.shape).astype(np.float32)
+    assert compare.coarseness(masks, np.round(changed / 0.1) * 0.1) < 0.1
+    assert compare.coarseness(masks, masks) < 1e-3 and compare.coarseness(masks[:, :3], changed[:, :3]) == 0
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_smooth_masks(precision):
     masks = ellipses().masks_logit
@@ -183,10 +207,15 @@ def test_smooth_masks(precision):
     assert exceeded(masks.transpose(0, 2, 1), precision)
     assert exceeded(np.roll(masks, 2, 2), precision)
     assert exceeded(np.roll(masks, 1, 0), precision)
+    # Half the resolution, repeated and enlarged, also beneath the noise of the precision.
+    means = masks.reshape(40, 80, 2, 80, 2).mean((2, 4))
+    for coarse in (masks[:, ::2, ::2].repeat(2, 1).repeat(2, 2), means.repeat(2, 1).repeat(2, 2), enlarged(means)):
+        for added in (0, noise / 3):
+            found = exceeded(coarse + np.random.default_rng(2).normal(0, added, masks.shape), precision)
+            assert any("of what half their resolution loses" in text for text in found)
     if precision != "int8":
         shifted = ellipses(shift_cells=0.5).masks_logit  # half a cell: the wrong convention of a resize
         assert shifted is not None and exceeded(shifted, precision)
-        assert exceeded(masks[:, ::2, ::2].repeat(2, 1).repeat(2, 2), precision)
 
 
 def test_specks_and_empty_masks_do_not_count():
