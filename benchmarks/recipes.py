@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dfine_jax.evaluation import plots
-from dfine_jax.training.report.log import read_metrics
+from dfine_jax.training.report.run_files import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dfine_jax.nn.fdr_head import FDRHead
     from dfine_jax.prediction.detector import Detector
     from dfine_jax.prediction.result import Detection, DetectionResult
-    from dfine_jax.training.report.log import read_metrics
+    from dfine_jax.training.report.run_files import read_metrics
     from dfine_jax.weights.load import load, load_checkpoint
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ _HOME = {
     "load_checkpoint": "weights.load",
     "open_record": "data.read.dataset",
     "read_dataset": "data.read.sources",
-    "read_metrics": "training.report.log",
+    "read_metrics": "training.report.run_files",
     "threshold_figure": "evaluation.plots",
     "train": "api",
     "training_figure": "evaluation.plots",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dfine_jax.data.read.dataset import Dataset
     from dfine_jax.evaluation.score import Metrics
     from dfine_jax.prediction.detector import OpenedModel
+    from dfine_jax.training.report.sinks import Sink
     from dfine_jax.training.run.loop import Result
     from dfine_jax.weights.load import LoadedModel
 
@@ -96,6 +97,8 @@ def train(
     backbone: str | None = None,
     resume: bool = False,
     max_hours: float | None = None,
+    callbacks: Sequence[Any] = (),
+    loggers: Sequence[Sink] = (),
 ) -> Result:
     """Train, as ``dfine train`` does: ``out`` gets ``last``, ``best`` (the best average precision) and the log.
 
@@ -106,6 +109,9 @@ def train(
       backbone: a pretrained backbone to start from, a file or ``imagenet``, where there are no ``weights``.
       resume: continue the run in ``out`` exactly where it stopped.
       max_hours: stop in good order after this time.
+      callbacks: objects with any of ``on_step(step, values)``, ``on_epoch(epoch, row)`` and ``on_end(result)``. An
+        error in one ends the run with a checkpoint to resume from, and is raised then.
+      loggers: get what TensorBoard gets: ``scalars(step, values)``, ``pictures(step, values)`` and ``close()``.
 
     Raises:
       UserError: configuration, data, weights and folder do not fit.
@@ -117,7 +123,10 @@ def train(
         raise UserError("weights have a backbone of their own; leave out backbone")
     notes: list[str] = []
     start = None if resume else start_weights(config, _loaded(weights), backbone, train_data, notes)
-    return loop.train(config, train_data, val_data, out, resume=resume, start=start, notes=notes, max_hours=max_hours)
+    told = {"callbacks": callbacks, "loggers": loggers}
+    return loop.train(
+        config, train_data, val_data, out, resume=resume, start=start, notes=notes, max_hours=max_hours, **told
+    )
 
 
 def evaluate(model: Weights | OpenedModel, data: Dataset, *, batch_size: int = 8, workers: int = -1) -> Metrics:

@@ -175,6 +175,7 @@ def _run(arguments: list[str], alone: bool) -> int:
     options = (chosen.parse_args if chosen._subparsers else chosen.parse_intermixed_args)(arguments[1:])
     folder = _keep_compiled_programs()
     options.kept_programs = folder if alone else None
+    options.typed = arguments
     return command.run(options)
 
 

@@ -148,6 +148,7 @@ class TrainConfig:
     best_by: Literal["masks", "boxes"] = "masks"  # whose AP decides what is best; without masks, that of boxes
     eval_batch_size: int = 16
     eval_every: int = 1  # epochs
+    val_loss: bool = True  # the loss of the validation images beside their AP
     checkpoint_every: int = 1  # epochs
     checkpoint_steps: int = 0  # also every so many steps; 0 = only at the end of epochs
     max_skipped_steps: int = 20  # consecutive non-finite steps after which training stops
@@ -161,6 +162,7 @@ class LogConfig:
 
     tensorboard: bool | None = None  # event files in OUT/tensorboard; None: where tensorboardX is installed
     wandb: str = ""  # Weights & Biases: name of the project; empty: off
+    mlflow: str = ""  # MLflow: name of the experiment, where MLFLOW_TRACKING_URI says; empty: off
     pictures: int = 4  # validation images drawn with their detections after each evaluation; 0 = no pictures, no curves
 
 

@@ -54,7 +54,7 @@ def tiny_config(**changes: Any) -> Config:
         loss=LossConfig(num_denoising=6),
         optim=OptimConfig(lr=1e-3, backbone_lr=1e-3, warmup_steps=2, ema_warmup_steps=2, ema_decay=0.9),
         data=DataConfig(height_px=SIZE_PX, width_px=SIZE_PX, workers=0, stop_augment_epoch=1),
-        train=TrainConfig(epochs=2, batch_size=4, eval_batch_size=4),
+        train=TrainConfig(epochs=2, batch_size=4, eval_batch_size=4, val_loss=False),
         log=LogConfig(pictures=0),
     )
     sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from dfine_jax.data.read.dataset import Dataset, Record
 
 _GENERATED = 20
+_FILES = (
+    ("benchmark.json", "everything that was measured, for programs"),
+    ("benchmark.txt", "the tables as text"),
+    ("benchmark.png", "the bars as a picture"),
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -60,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="of exported files, in the runtime's words: cpu, cuda, CPU, GPU"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write table, JSON and picture here")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write page, table, JSON and picture here")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -110,12 +116,14 @@ def run(options: argparse.Namespace) -> int:
         values = latency_report.to_dict(measured, hardware, described, options.pause_ms)
         write_whole(options.out / "benchmark.json", json.dumps(values, indent=2) + "\n")
         write_whole(options.out / "benchmark.txt", text)
-        if data is not None:
-            from dfine_jax.evaluation.plots import save_png
+        from dfine_jax.evaluation.plots import save_png
 
-            title = f"{described}; {hardware.get('gpu', hardware['cpu'])}"
-            save_png(latency_report.figure(measured, title), options.out / "benchmark.png")
-        print(f"\nwritten to {options.out}")
+        title = f"{described}; {hardware.get('gpu', hardware['cpu'])}"
+        save_png(latency_report.figure(measured, title), options.out / "benchmark.png")
+        command = shlex.join(["dfine", *options.typed])
+        whole = latency_report.benchmark_page(measured, hardware, described, notes, command, _FILES)
+        write_whole(options.out / "report.html", whole)
+        print(f"\nwritten to {options.out}; the page is {options.out / 'report.html'}")
     return 0
 
 

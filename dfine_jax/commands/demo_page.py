@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
@@ -12,10 +12,11 @@ from dfine_jax.data.picture.draw import draw_boxes
 from dfine_jax.data.picture.images import save_picture
 from dfine_jax.data.picture.object_masks import RunMasks
 from dfine_jax.data.read.coco import with_outlines
-from dfine_jax.evaluation.report import Chart, Commands, Curve, Figure, Section, Table, page
 from dfine_jax.evaluation.truth import run_lengths
+from dfine_jax.pages.charts import Chart, Curve
+from dfine_jax.pages.page import Commands, Files, Pair, Section, Table, page
 from dfine_jax.system.files import write_whole
-from dfine_jax.training.report.log import read_metrics
+from dfine_jax.training.report.run_files import read_metrics
 
 if TYPE_CHECKING:
     from dfine_jax.config import Config
@@ -36,7 +37,7 @@ class Tour(NamedTuple):
     before: Metrics
     after: Metrics
     export: GateReport | None  # None: left out
-    figures: Sequence[Figure]
+    figures: Sequence[Pair]
     commands: Sequence[tuple[str, str]]  # what to do next
 
 
@@ -45,8 +46,8 @@ def threshold(metrics: Metrics) -> float:
     return (metrics.masks or metrics).report.best_threshold
 
 
-def draw_pairs(out: Path, val_data: Dataset, after: Metrics) -> list[Figure]:
-    """Annotated and detected pictures side by side, of validation images with several objects."""
+def draw_pairs(out: Path, val_data: Dataset, after: Metrics) -> list[Pair]:
+    """What is annotated and what is detected, of validation images with several objects."""
     from dfine_jax.prediction.detector import Detector
 
     data = with_outlines(val_data) if after.masks else val_data
@@ -62,12 +63,13 @@ def draw_pairs(out: Path, val_data: Dataset, after: Metrics) -> list[Figure]:
         picture, boxes = Image.open(record.path), record.boxes_xyxy_px
         annotated = draw_boxes(picture, boxes, record.labels, names, masks=masks, enlarge=True)
         drawn = result.draw(record.path, enlarge=True)
-        pair = Image.new("RGB", (annotated.width + drawn.width + 8, drawn.height), "white")
-        pair.paste(annotated, (0, 0))
-        pair.paste(drawn, (annotated.width + 8, 0))
-        save_picture(pair, out / "pictures" / f"{record.path.stem}.png")
-        caption = f"{record.path.name}: {len(record.labels)} annotated (left), {len(result)} detected (right)"
-        figures.append(Figure(pair, caption))
+        halves = []
+        for what, half in (("annotated", annotated), ("detected", drawn)):
+            name = f"pictures/{record.path.stem}_{what}.png"
+            save_picture(half, out / name)
+            halves.append((what, name))
+        caption = f"{record.path.name}: {len(record.labels)} annotated, {len(result)} detected"
+        figures.append(Pair(halves[0], halves[1], caption))
     return figures
 
 
@@ -91,6 +93,11 @@ def write_page(out: Path, tour: Tour) -> None:
             f"{threshold(tour.after):.2f}.",
             tour.figures,
         ),
+        Section(
+            "More",
+            "The run has a page of its own, with every curve, classes and confusions.",
+            [Files([("run/report.html", "the run"), ("run/log.txt", "its log")])],
+        ),
         Section("Go on", "Commands for the model of this tour, and for your own.", [Commands(tour.commands)]),
     ]
     title = "Instance segmentation in JAX: a tour" if masks else "Object detection in JAX: a tour"
@@ -110,8 +117,10 @@ def _charts(run: Path, before: Metrics) -> list[Chart]:
     else:
         shown = (("AP", "ap"), ("AP at IoU 0.50", "ap50"))
     title = "Precision on the validation pictures, averaged weights"
-    precision = Chart(title, "epoch", [curve(*name_and_column) for name_and_column in shown])
-    return [precision, Chart("Training loss, mean of each epoch", "epoch", [curve("loss", "loss")])]
+    last = max((row["epoch"] for row in rows), default=1.0)
+    axis: Any = {"x_range": (0.0, last), "whole": True}
+    precision = Chart(title, "epoch", [curve(*name_and_column) for name_and_column in shown], **axis)
+    return [precision, Chart("Training loss, mean of each epoch", "epoch", [curve("loss", "loss")], **axis)]
 
 
 def _tables(tour: Tour) -> list[Table]:

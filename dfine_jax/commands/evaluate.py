@@ -25,13 +25,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "confusions, of boxes and, where model and data have any, of masks. Classes are matched by name; everything is "
         "compared in pixels of the original images.",
         epilog="examples:\n"
-        "  dfine evaluate runs/cells/best --data cells --json metrics.json\n"
+        "  dfine evaluate runs/cells/best --data cells --out evaluation      then open evaluation/report.html\n"
         "  dfine evaluate cells.onnx --data cells --runtime openvino",
     )
     add_data_options(parser)
     add_runtime_options(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers here too")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write the numbers and pictures of confusions here")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="write a page here, report.html, with all numbers, curves, confusions and the worst errors",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
         if place:
             require_writable(place)
     from dfine_jax.data.read.sources import read_dataset
-    from dfine_jax.evaluation.evaluate import check_objects, evaluate_opened
+    from dfine_jax.evaluation.evaluate import check_objects, detect_opened
+    from dfine_jax.evaluation.score import score
     from dfine_jax.prediction.detector import open_model
     from dfine_jax.serving.artefact import is_artefact
     from dfine_jax.system.host_memory import keep_freed_memory
@@ -59,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     check_objects(data)
     opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)
     height, width = input_size(options, opened.preprocess)
-    metrics, classes = evaluate_opened(
+    detections, seen, classes = detect_opened(
         opened,
         data,
         named=(options.model, str(options.data)),
@@ -67,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         workers=options.workers,
     )
+    metrics = score(data, detections, seen, classes.scored)
     print(f"{options.model} on {counted(metrics.num_images, 'image')} of {data.annotation_file}, {height}x{width}")
     ran = opened.backend.describe()
     print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}")
@@ -78,11 +85,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_whole(options.json, json.dumps(metrics.to_dict() | origin, indent=2) + "\n")
     if options.out:
-        from dfine_jax.evaluation.plots import save_evaluation
+        from dfine_jax.commands.evaluate_page import write_evaluation
 
-        save_evaluation(metrics, options.out, origin)
-        of_masks = ", mask_confusion.png, mask_thresholds.png" if metrics.masks else ""
-        print(f"\nwritten: {options.out}/metrics.json, confusion.png, thresholds.png{of_masks}")
+        print(write_evaluation(options, data, classes.scored, detections, seen, metrics, origin))
     return 0
 
 

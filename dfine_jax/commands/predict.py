@@ -32,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "  dfine predict runs/cells/best photo.jpg\n"
         "  dfine predict runs/cells/best images/ --out drawn --json results.json --threshold 0.3\n"
         "  dfine predict traffic.onnx drive.mp4 --classes car,truck --every 5\n"
+        "  dfine predict runs/cells/best images/ --results to_correct --format labelstudio\n"
         "  dfine predict traffic.onnx rtsp://camera/1 --seconds 60 --json results.json\n"
         "  dfine predict runs/ships/best harbour.tif --tile auto --crops ships",
     )
@@ -84,6 +85,15 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="COCO results, boxes in pixels of the original image, masks as run lengths",
     )  # fmt: skip
     output.add_argument(
+        "--results", metavar="PATH", type=Path,
+        help="in another format: a table, or a new folder for an annotation tool, with the pictures it is about",
+    )  # fmt: skip
+    output.add_argument(
+        "--format", metavar="NAME",
+        help="of --results: csv, jsonl (files), coco, yolo, labelstudio, cvat, voc, labelme, via (folders); default: "
+        "by the ending, else coco",
+    )  # fmt: skip
+    output.add_argument(
         "--crops", metavar="DIR", type=Path,
         help="cut out every object, in a folder for its class; along its mask, if the model makes masks",
     )  # fmt: skip
@@ -101,8 +111,8 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Detect in everything. The status is 1 when something could not be read, which is named at the end."""
     require_model(options.model)
-    if options.json is not None and options.json.suffix.lower() in (".csv", ".txt"):
-        raise UserError(f"--json {options.json} would hold JSON; name it .json (--labels DIR writes YOLO's text files)")
+    if options.json is not None and options.json.suffix.lower() in (".csv", ".jsonl", ".txt"):
+        raise UserError(f"--json {options.json} would hold JSON; name it .json, or give --results for a table")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UserError(f"--threshold {options.threshold:g} must lie between 0 and 1")
     tiling = _tiling(options)
@@ -110,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
     from dfine_jax.prediction.class_filter import class_labels
     from dfine_jax.prediction.detector import Detector
-    from dfine_jax.prediction.outputs import ResultsFile
+    from dfine_jax.prediction.outputs import TABLES, ResultsFile, TableFile
     from dfine_jax.prediction.prediction import Prediction
 
     detector = Detector(
@@ -129,15 +139,23 @@ def run(options: argparse.Namespace) -> int:
         )  # fmt: skip
     detector.prepare()
     interrupted = False
-    with ResultsFile(options.json) as results:
-        done = Prediction(job, detector, results, tiling, labels)
+    form, tabular = options.format, options.format in TABLES
+    annotations = None
+    if options.results and not tabular:
+        from dfine_jax.prediction.datasets import Annotations
+
+        annotations = Annotations(options.results, form, detector.classes)
+    with ResultsFile(options.json) as results, TableFile(options.results if tabular else None, form) as table:
+        done = Prediction(job, detector, results, tiling, labels, table, annotations)
         try:
             done.run()
         except KeyboardInterrupt:  # what was done until now is kept
             interrupted = True
         if len(done.failures) == 1 and not done.tallies and not interrupted:
             raise UserError(done.failures[0])
-    _report(done.tallies, job, options.json)
+    if annotations is not None and done.tallies:
+        done.notes += annotations.write()
+    _report(done.tallies, job, {"COCO results": options.json, form: options.results})
     for note in job.inputs.notes + done.notes:
         print(f"dfine: {note}", file=sys.stderr)
     for failure in done.failures:
@@ -150,7 +168,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _job(options: argparse.Namespace) -> Job:
     """Everything that can be found wrong before the model is loaded."""
-    from dfine_jax.data.picture.draw import check_font
     from dfine_jax.prediction.inputs import (
         clip_ids,
         find_inputs,
@@ -159,31 +176,30 @@ def _job(options: argparse.Namespace) -> Job:
         result_files,
         result_stems,
     )
+    from dfine_jax.prediction.outputs import TABLES
     from dfine_jax.prediction.prediction import Job
     from dfine_jax.prediction.video import require_av
     from dfine_jax.system.files import is_device, require_writable
 
-    if options.font:
-        check_font(options.font)
-    if options.every < 1:
-        raise UserError(f"--every {options.every} must be at least 1, which is each frame")
-    if options.seconds is not None and not options.seconds > 0:
-        raise UserError(f"--seconds {options.seconds:g} must be positive")
+    _check_values(options)
     parts = {"--crops": options.crops, "--labels": options.labels, "--masks": options.masks}
-    out = options.out or (None if options.json or any(parts.values()) else Path("predictions"))
+    others = [options.json, options.results, *parts.values()]
+    out = options.out or (None if any(others) else Path("predictions"))
     folders = {"--out": out, **parts}
     for option, folder in folders.items():
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UserError(f"{option} {folder} is a file; give a folder")
-    if options.json is not None and options.json.is_dir():
-        raise UserError(f"--json {options.json} is a folder; give a file")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist; create it first")
     results = options.json.parent if options.json is not None and not is_device(options.json) else None
     for place in (*folders.values(), results):
         if place is not None:
             require_writable(place)
-    inputs = find_inputs(options.source, exclude=[folder for folder in folders.values() if folder])
+    _check_results(options)
+    inputs = find_inputs(options.source, exclude=[folder for folder in (*folders.values(), options.results) if folder])
+    if options.results and options.format not in TABLES:
+        if inputs.clips:
+            raise UserError(f"--format {options.format} is for pictures; take csv, jsonl or --json for videos")
+        if any(picture.address for picture in inputs.pictures):
+            raise UserError(f"--format {options.format} is for pictures in files; download those from addresses first")
     if inputs.clips:
         require_av()
         if options.annotations:
@@ -208,6 +224,49 @@ def _job(options: argparse.Namespace) -> Job:
     )  # fmt: skip
 
 
+def _check_values(options: argparse.Namespace) -> None:
+    """UserError for values that cannot be, and files where there are none."""
+    from dfine_jax.data.picture.draw import check_font
+
+    if options.font:
+        check_font(options.font)
+    if options.every < 1:
+        raise UserError(f"--every {options.every} must be at least 1, which is each frame")
+    if options.seconds is not None and not options.seconds > 0:
+        raise UserError(f"--seconds {options.seconds:g} must be positive")
+    if options.json is not None and options.json.is_dir():
+        raise UserError(f"--json {options.json} is a folder; give a file")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist; create it first")
+
+
+def _check_results(options: argparse.Namespace) -> None:
+    """Settle the format of ``--results``.
+
+    Raises:
+      UserError: the format or the place cannot be.
+    """
+    from dfine_jax.prediction.outputs import TABLES
+    from dfine_jax.system.files import require_writable
+
+    path: Path | None = options.results
+    if path is None:
+        if options.format:
+            raise UserError(f"--format {options.format} is of --results; give a place with --results PATH")
+        return
+    ending = path.suffix.lower().removeprefix(".")
+    options.format = options.format or (ending if ending in TABLES else "coco")
+    require_writable(path.absolute().parent)
+    if options.format not in TABLES:
+        from dfine_jax.data.formats.placing import check_new
+        from dfine_jax.prediction.datasets import check_format
+
+        check_format(options.format)
+        check_new(path)
+    elif path.is_dir():
+        raise UserError(f"--results {path} is a folder; {options.format} is a file")
+
+
 def _tiling(options: argparse.Namespace) -> Tiling | None:
     """The tiling asked for; of ``auto`` the size is filled in when the model is known."""
     if not options.tile:
@@ -222,7 +281,7 @@ def _tiling(options: argparse.Namespace) -> Tiling | None:
     return Tiling(int(parts[0]), int(parts[-1]), options.overlap)
 
 
-def _report(tallies: list[Tally], job: Job, results: Path | None) -> None:
+def _report(tallies: list[Tally], job: Job, results: dict[str, Path | None]) -> None:
     pictures = [tally for tally in tallies if not tally.is_clip]
     clips = [tally for tally in tallies if tally.is_clip]
     for tally in (pictures if len(pictures) <= _LISTED else []) + clips:
@@ -232,6 +291,6 @@ def _report(tallies: list[Tally], job: Job, results: Path | None) -> None:
     places += [counted(sum(tally.frames for tally in clips), "frame")] if clips else []
     print(f"{counted(total, 'object')} in {' and '.join(places)}")
     places_of = {"drawn": job.drawn, "cut out": job.crops, "labels": job.labels, "masks": job.masks}
-    for what, path in {**places_of, "COCO results": results}.items():
+    for what, path in {**places_of, **results}.items():
         if path and tallies:
             print(f"{what}: {path}")

@@ -158,6 +158,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | None, missing: list[str]) -> bool:
     """Train, and say how it ended; whether the run is finished."""
+    from dfine_jax.training.report.run_page import Origin
     from dfine_jax.training.run.loop import train
     from dfine_jax.training.run.setup import check
 
@@ -187,12 +188,12 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
         notes=notes,
         max_hours=options.max_hours,
         kept_programs=options.kept_programs,
+        origin=Origin(shlex.join(["dfine", *options.typed]), _resume_command(options), str(options.data)),
     )
     if not result.finished:
         print(f"stopped; to continue: {_resume_command(options)}")
     elif result.best_ap >= 0:
-        of_masks = result.metrics and result.metrics.masks and config.train.best_by == "masks"
-        what = "mask AP" if of_masks else "AP"
+        what = "mask AP" if result.metrics and result.metrics.masks and config.train.best_by == "masks" else "AP"
         print(f"done: {what} {result.best_ap:.3f} in epoch {result.best_epoch}, kept in {options.out / 'best'}")
         print("its best threshold is kept with it and is the default of dfine predict")
     else:
@@ -243,9 +244,8 @@ def _rehearse(
 
 def _resume_command(options: argparse.Namespace) -> str:
     words = [options.recipe, "--data", options.data, "--out", options.out, "--resume"]
-    for name in ("coordinator", "processes", "process"):
-        if getattr(options, name) is not None:
-            words += [f"--{name}", getattr(options, name)]
+    given = [name for name in ("coordinator", "processes", "process") if getattr(options, name) is not None]
+    words += [word for name in given for word in (f"--{name}", getattr(options, name))]
     return f"dfine train {shlex.join(map(str, words))}"
 
 

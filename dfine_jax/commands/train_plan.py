@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +106,9 @@ def read_plan(file: str) -> Config:
 
 def write_plan(file: Path, config: Config) -> None:
     """Write what ``read_plan`` reads."""
-    write_whole(file, json.dumps({**stored.stamp(), **dataclasses.asdict(config)}, indent=2) + "\n")
+    from dfine_jax.training.report.run_files import plan_text
+
+    write_whole(file, plan_text(config))
 
 
 def _recipe(options: argparse.Namespace, data: Dataset, loaded: LoadedModel | None) -> Recipe:

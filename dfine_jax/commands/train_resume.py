@@ -13,7 +13,10 @@ from dfine_jax.system.config_values import override
 _CHANGEABLE = (
     *(f"log.{field.name}" for field in dataclasses.fields(LogConfig)),
     "data.workers",
-    *(f"train.{name}" for name in ("remat", "accumulate", "eval_batch_size", "log_every", "checkpoint_every")),
+    *(
+        f"train.{name}"
+        for name in ("remat", "accumulate", "eval_batch_size", "log_every", "checkpoint_every", "val_loss")
+    ),
     *(f"train.{name}" for name in ("checkpoint_steps", "max_skipped_steps", "patience", "target_ap")),
 )
 _OPTIONS = ("weights", "activation", "backbone", "method", "task", "size", "epochs", "batch_size", "augment")

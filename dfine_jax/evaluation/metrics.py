@@ -103,8 +103,13 @@ class Counts:
 
     def best_index(self) -> int:
         """Threshold of the largest F1; the highest one of equals."""
-        f1 = np.array([self.overall(i).f1 for i in range(len(self.thresholds))])
-        return len(f1) - 1 - int(np.argmax(f1[::-1]))
+        return _last_largest([self.overall(i).f1 for i in range(len(self.thresholds))])
+
+    def best_of_class(self, label: int) -> dict[str, float]:
+        """The threshold with the largest F1 of one class, and that F1."""
+        f1 = [self.of_class(i, label).f1 for i in range(len(self.thresholds))]
+        index = _last_largest(f1)
+        return {"threshold": float(self.thresholds[index]), "f1": f1[index]}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,6 +140,7 @@ class DetectionReport:
             "best_threshold": self.best_threshold,
             **_plain(self.best),
             "per_class": {name: _plain(scores) for name, scores in self.per_class.items()},
+            "best_by_class": {name: self.counts.best_of_class(label) for label, name in enumerate(self.names)},
             "confusion": {"names": [*self.names, BACKGROUND], "rows_are": "objects", "counts": self.confusion.tolist()},
             "curve": {
                 "threshold": self.counts.thresholds.tolist(),
@@ -315,6 +321,10 @@ def _pair(image: ImageOverlaps, thresholds: Float[np.ndarray, " t"]) -> Int[np.n
         partner[accepted, prediction] = truth
         free[accepted, truth] = False
     return partner
+
+
+def _last_largest(values: Sequence[float]) -> int:
+    return len(values) - 1 - int(np.argmax(values[::-1]))
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -13,7 +13,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -50,8 +50,9 @@ _PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ),
     ("Learning rate", "linear", {"lr": "base", "backbone_lr": "backbone"}),
     ("Gradient norm before clipping", "log", {"grad_norm": "mean of the epoch"}),
-    ("Images per second; share of time waiting for data", "linear", {"images_per_s": "images/s"}),
+    ("Images per second", "linear", {"images_per_s": "images/s"}),
 )
+_LEAST_WAIT = 0.02  # share of the time, from which waiting for data is drawn
 
 
 @contextlib.contextmanager
@@ -80,8 +81,10 @@ def confusion_figure(report: DetectionReport) -> Figure:
     side = min(max(4.5, 0.42 * len(index) + 2.5), 18.0)
     figure = _figure(side + 1.0, side)
     axes = figure.subplots()
-    picture = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
-    figure.colorbar(picture, ax=axes, fraction=0.03, pad=0.02, label="share of the row")
+    hits = np.eye(len(index), dtype=bool)  # errors have a hue of their own
+    for cmap, label, hidden in (("Oranges", "share of the row, wrong", hits), ("Blues", "right", ~hits)):
+        shade = axes.imshow(np.ma.masked_array(share, hidden), cmap=cmap, vmin=0.0, vmax=1.0)
+        figure.colorbar(shade, ax=axes, fraction=0.03, pad=0.02, label=label)
     size = min(10.0, 640 / len(index))
     style = {"fontsize": size, "parse_math": False}  # a dollar sign in a name is a dollar sign
     turned = len(index) > 6 or max(map(len, names)) > 9
@@ -102,12 +105,14 @@ def most_confused(confusion: Int[np.ndarray, "k+1 k+1"], limit: int) -> Int[np.n
 
 @_fonts()
 def threshold_figure(report: DetectionReport) -> Figure:
-    """Precision, recall, F1 and overlap by threshold, and precision by recall."""
+    """Precision, recall, F1 and overlap by threshold, and precision by recall; words where nothing is found."""
+    if not report.best.true_positives:
+        return _words("Nothing is found: no detection is right at any threshold.")
     thresholds = report.counts.thresholds
     points = [report.counts.overall(i) for i in range(len(thresholds))]
     figure = _figure(11.0, 4.2)
     left, right = figure.subplots(1, 2)
-    labels = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU with errors as 0"}
+    labels = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "overlap, errors as 0"}
     found = [p.true_positives + p.false_positives > 0 for p in points]  # without predictions there is no precision
     for colour, (name, label) in zip(COLOURS, labels.items(), strict=False):
         values = [
@@ -143,32 +148,51 @@ def evaluation_figures(metrics: Metrics) -> dict[str, Callable[[], Figure]]:
 
 @_fonts()
 def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Curves of a run by epoch, from the rows of its ``metrics.csv``; panels without numbers are left out."""
+    """Curves of a run by epoch, from the rows of its ``metrics.csv``; panels without numbers are left out.
+
+    Every kind of loss has a panel, with its validation above it where there is one; a line marks the epoch of the best
+    average precision.
+    """
     losses = [name for name in dict.fromkeys(name for row in rows for name in row) if name.startswith("loss_")]
-    terms = {"loss": "total"} | {name: name.removeprefix("loss_") for name in losses}
-    every = (("Loss, weighted terms summed over layers", "log", terms), *_PANELS)
+    titles = {"loss": "Loss, all terms"} | {name: f"Loss, {name.removeprefix('loss_')}" for name in losses}
+    every = (*((title, "linear", _of_loss(name)) for name, title in titles.items()), *_PANELS)
     panels = [panel for panel in every if any(name in row for row in rows for name in panel[2])]
-    columns = min(3, max(1, len(panels)))
+    columns = min(4 if len(panels) > 6 else 3, max(1, len(panels)))
     lines = max(1, -(-len(panels) // columns))
-    figure = _figure(5.2 * columns, 3.6 * lines)
+    figure = _figure(4.6 * columns, 3.3 * lines)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    best = max((row for row in rows if row.get("ap", -1) >= 0), key=lambda row: row["ap"], default=None)
     for axes, (title, scale, curves) in zip(grid, panels, strict=False):
-        shown = {name: label for name, label in curves.items() if any(name in row for row in rows)}
+        shown = _unlike(rows, {name: label for name, label in curves.items() if any(name in row for row in rows)})
         for colour, (name, label) in zip(itertools.cycle(_LINE_COLOURS), shown.items(), strict=False):
             _curve(axes, rows, name, label, colour)
         axes.set_yscale(scale if any(row.get(name, 0.0) > 0 for row in rows for name in shown) else "linear")
-        if "images_per_s" in shown:
+        if "lr" in shown or "images_per_s" in shown:
             axes.set_ylim(bottom=0)
-        if "images_per_s" in shown and any("data_wait" in row for row in rows):
-            axes.plot([], [], color=COLOURS[1], label="waiting (right axis)")
+        if "images_per_s" in shown and max(row.get("data_wait", 0.0) for row in rows) >= _LEAST_WAIT:
+            axes.plot([], [], color=COLOURS[1], label="share of time waiting (right axis)")
             share = axes.twinx()
             _curve(share, rows, "data_wait", "", COLOURS[1])
             share.set_ylim(0, 1)
-        _finish(axes, title, "epoch", legend="center left" if "images_per_s" in curves else "best")
+        if best:
+            axes.axvline(best["epoch"], color="#888888", linestyle=":", linewidth=1)
+        _finish(axes, title, "epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     return figure
+
+
+def _of_loss(name: str) -> dict[str, str]:
+    return {name: "training", f"val_{name}": "validation"}
+
+
+def _unlike(rows: Sequence[Mapping[str, float]], curves: Mapping[str, str]) -> dict[str, str]:
+    """The curves without those that are the same as one before."""
+    kept: dict[tuple[tuple[float, float], ...], str] = {}
+    for name in curves:
+        kept.setdefault(tuple((row["epoch"], row[name]) for row in rows if name in row), name)
+    return {name: curves[name] for name in kept.values()}
 
 
 def save_evaluation(
@@ -214,11 +238,18 @@ def _figure(width_in: float, height_in: float) -> Figure:
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
-def _finish(axes: Axes, title: str, x_label: str, legend: Literal["best", "center left"] = "best") -> None:
+def _words(text: str) -> Figure:
+    """In place of a figure that would be empty."""
+    figure = _figure(7.0, 2.0)
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=12, color="#445566")
+    return figure
+
+
+def _finish(axes: Axes, title: str, x_label: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x_label)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, loc=legend)
+    axes.legend(fontsize=8, frameon=True, framealpha=0.75, edgecolor="none")
 
 
 def _curve(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, label: str, colour: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from dfine_jax.data.picture.images import save_picture
 from dfine_jax.data.read.dataset import open_record
 from dfine_jax.evaluation.annotation_errors import FAULTS, Fault, Findings, Suspect
 from dfine_jax.evaluation.detections import Detections, Groups, Objects
-from dfine_jax.evaluation.report import FigureBeside, Marked, Section, Table, page
 from dfine_jax.evaluation.suspect_files import (
     LINE_TOLERANCE_PX,
     Compared,
@@ -28,6 +27,7 @@ from dfine_jax.evaluation.suspect_files import (
     mask_of,
     picture_files,
 )
+from dfine_jax.pages.page import FigureBeside, Marked, Section, Table, page
 from dfine_jax.system.files import write_whole
 
 HEADINGS: dict[Fault, str] = {
@@ -66,17 +66,19 @@ def write_suspects(
     write_whole(folder / "suspects.csv", csv_text(described, files))
     write_whole(folder / "suspects.json", coco_json(compared, described, files, text))
     shown = [one for one in described if one.rank <= limit]
-    _draw(compared, shown, folder, progress)
+    draw_close_ups(compared, shown, folder, progress)
     sections = [_overview(compared, findings, described, limit)]
     for fault in FAULTS:
-        figures = [_figure(one, files) for one in shown if one.suspect.fault == fault]
+        figures = [close_up_figure(one, files[one.suspect.image_id]) for one in shown if one.suspect.fault == fault]
         about = _TEXTS[fault].format(kind=compared.kind, fit_iou=compared.fit_iou) if figures else "None."
         sections.append(Section(HEADINGS[fault], about, figures))
     write_whole(folder / "index.html", page("Annotations to look at", text, sections, long=True))
 
 
-def _draw(compared: Compared, shown: Sequence[Described], folder: Path, progress: Callable[[Any], Any]) -> None:
-    """A close-up of each suspect; each picture is read once."""
+def draw_close_ups(
+    compared: Compared, shown: Sequence[Described], folder: Path, progress: Callable[[Any], Any]
+) -> None:
+    """A close-up of each suspect, at its ``close_up_path`` in the folder; each picture is read once."""
     of_image: dict[int, list[Described]] = {}
     for one in shown:
         of_image.setdefault(one.suspect.image_id, []).append(one)
@@ -87,10 +89,11 @@ def _draw(compared: Compared, shown: Sequence[Described], folder: Path, progress
         found = found[compared.detections.score[found] >= compared.threshold]
         for one in of_image[image_id]:
             drawn = _close_up(compared, one.suspect, rows, found, image)
-            save_picture(drawn, folder / _picture(one), quality=85)
+            save_picture(drawn, folder / close_up_path(one), quality=85)
 
 
-def _picture(one: Described) -> str:
+def close_up_path(one: Described) -> str:
+    """Of the picture of a suspect, from the page."""
     return f"pictures/{one.suspect.fault}_{one.rank:04d}.jpg"
 
 
@@ -128,7 +131,8 @@ def _traced(compared: Compared, of: Objects | Detections, row: int, chosen: bool
     return Traced([ring for part in parts for ring in (part.outer, *part.holes)], chosen)
 
 
-def _figure(one: Described, files: Mapping[int, str]) -> FigureBeside:
+def close_up_figure(one: Described, leads_to: str, name: str | None = None) -> FigureBeside:
+    """A suspect's close-up and what is known of it."""
     suspect = one.suspect
     marks = []
     if one.detected_class is not None:
@@ -141,7 +145,7 @@ def _figure(one: Described, files: Mapping[int, str]) -> FigureBeside:
         notes.append(f"IoU {suspect.iou:.2f}")
     if suspect.fault == "missed":
         notes += [f"{suspect.area_px:,.0f} px²", f"best score {suspect.score:.2f}"]
-    return FigureBeside(_picture(one), files[suspect.image_id], marks, ", ".join(notes) + ", ")
+    return FigureBeside(close_up_path(one), leads_to, marks, ", ".join(notes) + ", ", name)
 
 
 def _overview(compared: Compared, findings: Findings, described: Sequence[Described], limit: int) -> Section:

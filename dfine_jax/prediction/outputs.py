@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import re
@@ -24,6 +26,10 @@ from dfine_jax.system.files import replacing, told, write_whole
 
 if TYPE_CHECKING:
     from dfine_jax.prediction.result import DetectionResult
+
+
+TABLES = ("csv", "jsonl")  # formats of ``TableFile``
+_COLUMNS = ("image", "frame", "time_s", "name", "category_id", "score", "x0", "y0", "x1", "y1")
 
 
 @contextmanager
@@ -75,6 +81,16 @@ class ResultsFile:
         with self._stack:
             self._write(b"[\n]\n" if empty else b"\n]\n")
 
+    def take(self, result: DetectionResult, image_id: int | str) -> None:
+        """Append the detections of a picture."""
+        if self.path is not None:  # run lengths take their time
+            self.add(result.to_coco(image_id))
+
+    def take_frame(self, result: DetectionResult, clip: str, index: int, time_s: float) -> None:
+        """Append the detections of a frame."""
+        if self.path is not None:
+            self.add(frame_entries(result, clip, index, time_s))
+
     def add(self, entries: Sequence[dict[str, Any]]) -> None:
         """Append entries, as from ``DetectionResult.to_coco``."""
         for entry in entries:
@@ -89,6 +105,61 @@ class ResultsFile:
         except OSError as error:
             self._failed = True
             raise told(error, self.path) from error
+
+
+class TableFile(ResultsFile):
+    """A line for each detection, as CSV, or of each picture, as JSON lines; boxes are corners in pixels.
+
+    Without masks: CSV and JSON lines are for tables; ``--json`` has masks.
+
+    Args:
+      form: ``csv`` or ``jsonl``.
+    """
+
+    def __init__(self, path: Path | None, form: str) -> None:
+        super().__init__(path)
+        self._form = form
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        super().__enter__()
+        if self._form == "csv":
+            self._write(_csv_line(_COLUMNS))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the file."""
+        self._stack.__exit__(*((kind, error, trace) if self._failed else (None, None, None)))
+
+    def take(self, result: DetectionResult, image_id: int | str) -> None:
+        self._rows(result, {"image": image_id})
+
+    def take_frame(self, result: DetectionResult, clip: str, index: int, time_s: float) -> None:
+        self._rows(result, {"image": clip, "frame": index, "time_s": round(time_s, 4)})
+
+    def _rows(self, result: DetectionResult, place: dict[str, Any]) -> None:
+        objects = []
+        for name, number, score, box in zip(
+            result.names, result.category_ids, result.scores.tolist(), result.boxes_xyxy_px.tolist(), strict=True
+        ):
+            corners = dict(zip(("x0", "y0", "x1", "y1"), (round(value, 2) for value in box), strict=True))
+            objects.append({"name": name, "category_id": number, "score": round(score, 5), **corners})
+        if self._form == "jsonl":
+            width, height = result.size_px
+            line = {**place, "width": width, "height": height, "objects": objects}
+            self._write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            return
+        for entry in objects:
+            row = {**place, **entry}
+            self._write(_csv_line([row.get(column, "") for column in _COLUMNS]))
+
+
+def _csv_line(values: Sequence[Any]) -> bytes:
+    with io.StringIO(newline="") as text:
+        csv.writer(text, lineterminator="\n").writerow(values)
+        return text.getvalue().encode()
 
 
 def frame_entries(result: DetectionResult, clip: str, index: int, time_s: float) -> list[dict[str, Any]]:

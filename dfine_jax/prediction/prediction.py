@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -19,11 +19,14 @@ from dfine_jax.prediction.ahead import Ahead
 from dfine_jax.prediction.class_filter import keep_classes
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.prediction.inputs import Clip, Inputs, Picture, result_stems
-from dfine_jax.prediction.outputs import ResultsFile, frame_entries, save_crops, save_labels, save_masks, uninterrupted
+from dfine_jax.prediction.outputs import ResultsFile, save_crops, save_labels, save_masks, uninterrupted
 from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.prediction.tiling import Tiling, detect_tiled
 from dfine_jax.prediction.video import VideoReader, VideoWriter
 from dfine_jax.system.wording import counted
+
+if TYPE_CHECKING:
+    from dfine_jax.prediction.datasets import Annotations
 
 T = TypeVar("T")
 
@@ -71,7 +74,8 @@ class Prediction:
     Args:
       tiling: detect in tiles; None: in the image as a whole.
       labels: class indices to keep; None: all.
-      results: takes the detections as they come.
+      results: takes the detections as they come; table: a second one.
+      annotations: takes those of pictures.
     """
 
     def __init__(
@@ -81,11 +85,14 @@ class Prediction:
         results: ResultsFile,
         tiling: Tiling | None = None,
         labels: frozenset[int] | None = None,
+        table: ResultsFile | None = None,
+        annotations: Annotations | None = None,
     ) -> None:
         self.tallies: list[Tally] = []
         self.failures: list[str] = []
         self.notes: list[str] = []
-        self._job, self._detector, self._results = job, detector, results
+        self._job, self._detector, self._annotations = job, detector, annotations
+        self._results = [results] if table is None else [results, table]
         self._tiling, self._labels = tiling, labels
         self._stems = result_stems(job.picture_files)
         self._at_once = 1 if tiling else detector.batch_size  # pictures in memory: as many again are read ahead
@@ -108,8 +115,10 @@ class Prediction:
                 found = self._detect([image for _, image in batch], bar)
                 for (i, image), result in zip(batch, found, strict=True):
                     with uninterrupted():
-                        if self._results.path is not None:  # run lengths take their time
-                            self._results.add(result.to_coco(self._job.ids[i]))
+                        for results in self._results:
+                            results.take(result, self._job.ids[i])
+                        if self._annotations is not None:
+                            self._annotations.add(pictures[i].path, result)
                         self._keep(image, result, i)
                         self.tallies.append(Tally(pictures[i].place, Counter(result.names)))
                     bar.update()
@@ -143,8 +152,8 @@ class Prediction:
             for frames in _batches(ahead, self._at_once):
                 for frame, result in zip(frames, self._detect([f.image for f in frames], bar), strict=True):
                     with uninterrupted():
-                        if self._results.path is not None:
-                            self._results.add(frame_entries(result, tally.name, frame.index, frame.time_s))
+                        for results in self._results:
+                            results.take_frame(result, tally.name, frame.index, frame.time_s)
                         if writer is not None:
                             writer.write(result.draw(frame.image, self._job.font, enlarge=True), frame.time_s)
                         stem = file.with_name(f"{file.stem}_{frame.index:06d}")

@@ -6,7 +6,7 @@ import pytest
 
 from dfine_jax.cli import main
 from dfine_jax.data.read.synthetic import make_shapes_dataset
-from dfine_jax.training.report.log import read_metrics
+from dfine_jax.training.report.run_files import read_metrics
 from dfine_jax.weights.load import load_checkpoint
 
 SMALL = ["model.num_queries=30", "loss.num_denoising=10", "model.decoder_layers=2", "model.eval_layer=1"]

@@ -58,7 +58,10 @@ def test_table_json_and_picture(tmp_path, variables, data, capsys):
     assert first["load_s"] > 0 and first["peak_memory_mib"] > 20 and first["file_mb"] > 0
     assert first["end_to_end_ms"]["p50"] <= first["end_to_end_ms"]["p95"] <= first["end_to_end_ms"]["p99"]
     with Image.open(out / "benchmark.png") as picture:
-        assert min(picture.size) > 300
+        assert min(picture.size) > 250
+    page = (out / "report.html").read_text()
+    assert page.count("raw.onnx@openvino") >= 4 and f"{first['ap']:.4f}" in page and "2 threads, batch 2" in page
+    assert "dfine benchmark" in page and "http" not in page
 
     evaluated = tmp_path / "evaluate.json"
     assert main(["evaluate", str(raw), "--data", str(data), "--json", str(evaluated)]) == 0

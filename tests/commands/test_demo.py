@@ -105,9 +105,9 @@ def test_the_whole_tour(tmp_path, capsys, name):
     page = (out / "report.html").read_text()
     assert (out / "model.onnx").is_file()
     assert "AP of the file" in page
-    assert page.count("<img") == demo_page.NUM_SHOWN
+    assert page.count("<img") == 2 * demo_page.NUM_SHOWN
     assert f"{after:.3f}" in page
-    assert len(list((out / "pictures").glob("*.png"))) == demo_page.NUM_SHOWN
+    assert len(list((out / "pictures").glob("*.png"))) == 2 * demo_page.NUM_SHOWN
     if name == "segment":
         before, after = map(float, re.search(r"of masks: ([\d.]+), ([\d.]+)", printed).groups())
         assert before < 0.05 and after > 0.3 and f"{after:.3f}" in page and "AP of masks, of the file" in page

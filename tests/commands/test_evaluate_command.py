@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from urllib.parse import unquote
 
 import jax
 import pytest
@@ -45,7 +47,15 @@ def test_numbers_are_printed_and_written(data, model, tmp_path, capsys):
     report = numbers["report"]
     assert f"threshold {report['best_threshold']:.2f} (best)" in out
     assert sum(sum(row) for row in report["confusion"]["counts"]) > 0
-    assert {p.name for p in (tmp_path / "all").iterdir()} == {"metrics.json", "confusion.png", "thresholds.png"}
+    written = {"metrics.json", "confusion.png", "thresholds.png", "report.html"}
+    assert {p.name for p in (tmp_path / "all").iterdir()} - {"pictures"} == written
+    page = (tmp_path / "all" / "report.html").read_text()
+    for heading in ("Result", "Thresholds", "Classes", "Confusions", "Missed objects", "False detections", "Go on"):
+        assert f">{heading}</h2>" in page
+    links = {unquote(link) for link in re.findall(r'(?:src|href)="([^"#]+)"', page)}
+    assert links and all((tmp_path / "all" / link).is_file() for link in links)
+    assert len(list((tmp_path / "all" / "pictures").glob("missed_*.jpg"))) == page.count('src="pictures/missed_') > 0
+    assert f"dfine evaluate {model} --data {data}" in page and "http" not in page
 
 
 def test_other_classes_are_an_error(data, model, tmp_path, capsys):

@@ -23,7 +23,7 @@ from dfine_jax.families.dfine.model import init_variables
 from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.families.dfine.weights import write_official
 from dfine_jax.families.state_dict import leaf_shapes
-from dfine_jax.training.report.log import read_metrics
+from dfine_jax.training.report.run_files import read_metrics
 from dfine_jax.training.run import loop
 from dfine_jax.training.run.checkpoint import Metadata, load_metadata, load_training, load_weights, save_weights
 from dfine_jax.training.step.optimizer import make_optimizer

@@ -44,18 +44,18 @@ def test_confusions_are_in_their_cells():
     cells = {(text.get_position()[::-1]): text.get_text() for text in axes.texts}  # (row, column)
     best = {(0, 0): "1", (1, 3): "1", (2, 3): "1"}  # F1 is best without the mistake
     assert cells == best
-    shade = axes.images[0].get_array()
-    assert shade[0, 0] == 1.0 and shade[2, 3] == 1.0 and shade[3].sum() == 0
+    wrong, right = (image.get_array() for image in axes.images)  # each in its own hue
+    assert right[0, 0] == 1.0 and wrong[2, 3] == 1.0 and wrong[3].sum() == 0
+    assert wrong.mask[0, 0] and right.mask[2, 3] and axes.images[0].cmap.name != axes.images[1].cmap.name
 
 
 def test_rows_are_shares():
     names = ("a", "b")
     truth = {"annotations": [{"image_id": i, "category_id": 0, "bbox": [0, 0, 10, 10]} for i in range(4)]}
     found = [{"image_id": i, "category_id": int(i == 3), "bbox": [0, 0, 10, 10], "score": 0.9} for i in range(4)]
-    shade = (
-        confusion_figure(detection_report(truth, found, range(4), Classes(names, (0, 1)))).axes[0].images[0].get_array()
-    )
-    assert shade[0].tolist() == [0.75, 0.25, 0.0]
+    figure = confusion_figure(detection_report(truth, found, range(4), Classes(names, (0, 1))))
+    wrong, right = (image.get_array() for image in figure.axes[0].images)
+    assert wrong[0].tolist() == [None, 0.25, 0.0] and right[0].tolist() == [0.75, None, None]
 
 
 def test_many_classes_show_those_with_errors():
@@ -95,9 +95,21 @@ def test_training_curves_skip_what_is_missing():
     rows[1]["ap"] = 0.2
     axes = [a for a in training_figure(rows).axes if a.axison]
     lines = {line.get_label(): line for a in axes for line in a.lines}
-    assert set(lines) == {"total", "mal", "AP", "base"}
+    assert set(lines) == {"training", "AP", "base"} | {line for line in lines if line.startswith("_")}
+    titles = {a.get_title(): a for a in axes}
+    assert {"Loss, all terms", "Loss, mal"} <= set(titles) and titles["Loss, all terms"].get_yscale() == "linear"
     assert lines["AP"].get_xydata().tolist() == [[2.0, 0.2]]
-    assert lines["total"].get_xydata()[:, 1].tolist() == [10.0, 5.0, pytest.approx(10 / 3)]
+    total = titles["Loss, all terms"].lines[0]
+    assert total.get_xydata()[:, 1].tolist() == [10.0, 5.0, pytest.approx(10 / 3)]
+
+
+def test_training_curves_show_validation_and_the_best_epoch_and_no_line_twice():
+    rows = [{"epoch": float(e), "loss": 9.0, "val_loss": 8.0, "lr": 1e-3, "backbone_lr": 1e-3} for e in (1, 2)]
+    rows[0]["ap"], rows[1]["ap"] = 0.3, 0.2
+    axes = {a.get_title(): a for a in training_figure(rows).axes if a.axison}
+    assert [t.get_text() for t in axes["Loss, all terms"].get_legend().get_texts()] == ["training", "validation"]
+    assert [t.get_text() for t in axes["Learning rate"].get_legend().get_texts()] == ["base"]
+    assert all(list(a.lines[-1].get_xdata()) == [1.0, 1.0] for a in axes.values())  # the mark
 
 
 def test_waiting_has_its_own_axis():
@@ -105,6 +117,17 @@ def test_waiting_has_its_own_axis():
     speed, share = training_figure(rows).axes
     assert speed.lines[0].get_ydata().tolist() == [50.0]
     assert share.lines[0].get_ydata().tolist() == [0.25] and share.get_ylim() == (0, 1)
+
+
+def test_little_waiting_is_not_drawn():
+    assert len(training_figure([{"epoch": 1.0, "images_per_s": 50.0, "data_wait": 0.01}]).axes) == 1
+
+
+def test_an_evaluation_that_finds_nothing_has_words():
+    truth = {"images": [{"id": 1}], "categories": [{"id": 0, "name": "a"}]}
+    truth["annotations"] = [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [0, 0, 9, 9]}]
+    figure = threshold_figure(score(truth, [], [1], Classes(("a",), (0,))).report)
+    assert not figure.axes and "Nothing is found" in figure.texts[0].get_text()
 
 
 def test_no_rows_and_no_objects_still_draw(tmp_path):

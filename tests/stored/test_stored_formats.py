@@ -26,7 +26,7 @@ from dfine_jax.families.dfine.variants import model_config
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.serving import artefact
 from dfine_jax.system import stored
-from dfine_jax.training.report.log import read_metrics
+from dfine_jax.training.report.run_files import read_metrics
 from dfine_jax.training.run import checkpoint, loop
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state

@@ -86,7 +86,15 @@ class Target:
                 self.notes.add(lost, where)
                 polygons = []
             out.append(
-                Shape(self.names[annotation["category_id"]], annotation["category_id"], box, polygons, mask, crowd)
+                Shape(
+                    self.names[annotation["category_id"]],
+                    annotation["category_id"],
+                    box,
+                    polygons,
+                    mask,
+                    crowd,
+                    annotation.get("score"),
+                )
             )
         return out
 
@@ -101,6 +109,7 @@ class Shape:
     polygons_px: list[list[float]]
     run_lengths: dict[str, Any] | None
     crowd: bool
+    score: float | None = None  # of detections
 
 
 def _extent(polygons: list[list[float]]) -> list[float]:

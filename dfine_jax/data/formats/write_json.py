@@ -106,7 +106,7 @@ def _via_shape(shape: Shape) -> dict[str, Any]:
 
 
 def write_labelstudio(target: Target) -> None:
-    """``tasks.json`` of each split: tasks with one annotation each, ready to be imported."""
+    """``tasks.json`` of each split: tasks with one annotation, or of detections one prediction, each."""
     note_unused(target)
     for split, items in target.items.splits.items():
         folder = target.place(split)
@@ -114,7 +114,10 @@ def write_labelstudio(target: Target) -> None:
         for position, item in enumerate(items, 1):
             name = target.placement.put(split, item.path, folder)
             results = [_labelstudio_result(shape, item, i) for i, shape in enumerate(target.shapes(item))]
-            tasks.append({"id": position, "data": {"image": name}, "annotations": [{"result": results}]})
+            task: dict[str, Any] = {"id": position, "data": {"image": name}, "annotations": [{"result": results}]}
+            if any("score" in result for result in results):  # what a detector says is to be confirmed
+                task |= {"annotations": [], "predictions": [{"model_version": "dfine", "result": results}]}
+            tasks.append(task)
         write_inside(
             folder / ("tasks.json" if split != WHOLE else "labelstudio.json"), json.dumps(tasks, ensure_ascii=False)
         )
@@ -124,6 +127,7 @@ def _labelstudio_result(shape: Shape, item: Item, position: int) -> dict[str, An
     across, down = item.size_px
     common = {"id": f"r{position}", "from_name": "label", "to_name": "image", "image_rotation": 0}
     common |= {"original_width": across, "original_height": down}
+    common |= {} if shape.score is None else {"score": shape.score}
     if shape.polygons_px:
         points = shape.polygons_px[0]
         pairs = zip(points[::2], points[1::2], strict=True)

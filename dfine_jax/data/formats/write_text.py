@@ -121,7 +121,8 @@ def write_cvat(target: Target) -> None:
 
 
 def _cvat_shape(entry: ElementTree.Element, shape: Shape) -> None:
-    common = {"label": shape.name, "source": "file", "occluded": "0", "z_order": "0"}
+    source = "file" if shape.score is None else "auto"
+    common = {"label": shape.name, "source": source, "occluded": "0", "z_order": "0"}
     if shape.polygons_px:
         points = shape.polygons_px[0]
         pairs = zip(points[::2], points[1::2], strict=True)

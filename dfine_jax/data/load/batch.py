@@ -45,3 +45,4 @@ class EvalBatch(NamedTuple):
     image_id: np.ndarray  # int64 [b]
     size_px: np.ndarray  # float32 [b, 2] original (width, height)
     view_px: np.ndarray | None = None  # float32 [b, 4] what the input shows (Preprocess.view_px); None: the picture
+    annotated: Batch | None = None  # the images with their objects, where a loss is asked for

@@ -131,6 +131,10 @@ class EvalLoader:
 
     Of several hosts each gets every n-th image, and all the same number of batches.
 
+    Args:
+      objects: batches have the annotated objects, too, for a loss.
+      mask_stride: of the masks of these to the input; None: none.
+
     Raises:
       UserError: no images, or values out of range.
     """
@@ -144,10 +148,14 @@ class EvalLoader:
         workers: int = 0,
         host_index: int = 0,
         host_count: int = 1,
+        objects: bool = False,
+        mask_stride: int | None = None,
     ) -> None:
         _check(dataset, preprocess, batch_size, workers, host_index, host_count)
+        dataset = with_outlines(dataset) if mask_stride and objects else dataset
         records = for_loading(dataset.records[host_index::host_count], workers)
-        self._source = EvalSource(records, batch_size, preprocess)
+        slots = num_slots(dataset.max_objects, 0) if objects else None
+        self._source = EvalSource(records, batch_size, preprocess, slots, mask_stride if objects else None)
         longest = -(-len(dataset) // host_count)
         self._length = -(-longest // batch_size)
         self._workers = workers
@@ -157,15 +165,21 @@ class EvalLoader:
         return self._length
 
     @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """Shape of the images of every batch."""
-        return self._source.layout[0][0]
+    def has_objects(self) -> bool:
+        """Whether batches have the annotated objects."""
+        return self._source.slots is not None
+
+    def empty(self) -> np.ndarray | Batch:
+        """What an evaluation step gets, all black and without objects: uint8 [b, h, w, 3], or with objects a batch."""
+        images, _, _, _, *objects = (np.zeros(shape, dtype) for shape, dtype in self._source.layout)
+        return Batch(images, *objects) if objects else images
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """One pass. Raises UserError as ``TrainLoader.batches``."""
         with contextlib.closing(workers.batches(self._source, range(len(self)), self._workers)) as stream:
-            for arrays in stream:
-                yield EvalBatch(*arrays)
+            for images, image_id, size_px, view_px, *objects in stream:
+                annotated = Batch(images, *objects) if objects else None
+                yield EvalBatch(images, image_id, size_px, view_px, annotated)
 
 
 def _notes(

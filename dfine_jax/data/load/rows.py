@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 
 from dfine_jax.config import DataConfig
 from dfine_jax.data.augment import masks as object_masks
@@ -160,25 +160,54 @@ class EvalSource:
     records: Sequence[Record] | RecordColumns
     batch_size: int
     preprocess: Preprocess
+    slots: int | None = None  # of objects; None: only images
+    mask_stride: int | None = None  # None: no masks
 
     @property
     def layout(self) -> workers.Layout:
-        """Arrays of ``EvalBatch``."""
-        b = self.batch_size
-        image = (b, self.preprocess.height_px, self.preprocess.width_px, 3)
-        return (image, "uint8"), ((b,), "int64"), ((b, 2), "float32"), ((b, 4), "float32")
+        """Arrays of ``EvalBatch``, and those of its objects."""
+        b, size_px = self.batch_size, (self.preprocess.height_px, self.preprocess.width_px)
+        image, *objects = batch_layout(b, *size_px, self.slots or 1, self.mask_stride)
+        about = ((b,), "int64"), ((b, 2), "float32"), ((b, 4), "float32")
+        return (image, *about, *(objects if self.slots else ()))
 
     def fill(self, step: int, row: int, out: workers.Arrays) -> None:
         """Load and stretch one image, or write a row that only fills the batch."""
-        images, image_id, size, view = out
+        images, image_id, size, view, *objects = out
         index = step * self.batch_size + row
         if index >= len(self.records):
             images[row], image_id[row], size[row], view[row] = 0, -1, 1.0, (0, 0, 1, 1)
+            for array in objects:
+                array[row] = 0
             return
         record = self.records[index]
         images[row] = self.preprocess(open_record(record))
         image_id[row], size[row] = record.image_id, (record.width_px, record.height_px)
         view[row] = self.preprocess.view_px((record.width_px, record.height_px))
+        if objects:
+            self._annotate(record, view[row].astype(np.float64), [array[row] for array in objects])
+
+    def _annotate(self, record: Record, view_px: Float64[np.ndarray, " 4"], out: Sequence[np.ndarray]) -> None:
+        """Objects of a picture, as its input shows them; those thinner than a pixel there are left out."""
+        labels, boxes, valid, *masks = out
+        corner, sides = view_px[:2], view_px[2:]
+        height_px, width_px = self.preprocess.height_px, self.preprocess.width_px
+        size_px = np.array([width_px, height_px])
+        placed = (record.boxes_xyxy_px.reshape(-1, 2, 2) - corner) / sides
+        spans = placed[:, 1] - placed[:, 0]
+        keep = np.all(spans * size_px >= 1, axis=1)
+        count = int(keep.sum())
+        labels[:count], labels[count:] = record.labels[keep], 0
+        boxes[:count], boxes[count:] = np.concatenate([placed.mean(1), spans], 1)[keep], 0.0
+        valid[:count], valid[count:] = True, False
+        if masks and self.mask_stride:
+            cells, has_mask = masks
+            made = object_masks.make_masks(record.outlines, (record.width_px, record.height_px))
+            scale = size_px / sides
+            made = object_masks.moved(object_masks.select(made, keep), scale.tolist(), (-corner * scale).tolist())
+            assert made is not None
+            cells[:count], cells[count:] = object_masks.drawn(made, height_px, width_px, self.mask_stride), 0
+            has_mask[:count], has_mask[count:] = made.exist, False
 
     def finish(self, step: int, arrays: workers.Arrays) -> workers.Arrays:
         """Copies."""

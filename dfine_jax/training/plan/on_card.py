@@ -130,7 +130,8 @@ def _lowered(question: Question, devices: Any) -> Any:
     batch = Batch(*arrays)
     if question.program == "predict":
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return make_eval_step(config, devices=devices).lower(variables, batch.images)
+        given = batch if config.train.val_loss else batch.images
+        return make_eval_step(config, devices, with_loss=config.train.val_loss).lower(variables, given)
     return make_train_step(config, tx, devices=devices).lower(state, batch)
 
 

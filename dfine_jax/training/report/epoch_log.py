@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from dfine_jax.families import of, task
 from dfine_jax.training.report.examples import Examples
 from dfine_jax.training.report.log import EpochRow, RunLog
 from dfine_jax.training.report.meter import Meter, by_kind
-from dfine_jax.training.report.sinks import open_sinks
+from dfine_jax.training.report.run_files import VAL
+from dfine_jax.training.report.run_page import RunPage
+from dfine_jax.training.report.sinks import Sink, open_sinks
 from dfine_jax.training.run import hosts
 from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.step.optimizer import parameter_rules
@@ -43,15 +45,18 @@ def open_log(
     rates: Rates,
     val_data: Dataset | None,
     truth: Truth | None = None,
+    page: RunPage | None = None,
+    loggers: Sequence[Sink] = (),
 ) -> RunLog:
-    """The log of a run that has done ``step`` steps; only the first host shows pictures and feeds the sinks."""
+    """The log of a run that has done ``step`` steps; only the first host has pictures, page and sinks."""
     log_dir.mkdir(exist_ok=True)
     if hosts.index():
         return RunLog(log_dir, finished_epochs)
     number = config.log.pictures
     examples = Examples(val_data, number, truth) if val_data is not None and number else None
-    sinks = open_sinks(config, log_dir, step)
+    sinks = [*open_sinks(config, log_dir, step), *loggers]
     reported = {"rates": rates, "examples": examples, "pictures": number > 0, "best_by": config.train.best_by}
+    reported["page"] = page
     return RunLog(log_dir, finished_epochs, sinks, config.train.log_every, **reported)
 
 
@@ -64,12 +69,21 @@ def epoch_row(
     epoch: int,
     step: int,
     rates: Mapping[str, float],
+    val_loss: Mapping[str, float] | None = None,
 ) -> EpochRow:
-    """Numbers of the 1-based ``epoch``; ``metrics`` None: not evaluated."""
+    """Numbers of the 1-based ``epoch``.
+
+    Args:
+      metrics: None: not evaluated.
+      val_loss: terms of the validation images by ``kind/where``, and their sum, ``loss``.
+    """
     means = by_kind(meter.means())
     row: dict[str, float | int | None] = {"epoch": epoch, "step": step, **rates}
     losses = ("loss", *(f"loss_{kind}" for kind in of(config.model).kinds(config.model, config.loss)), "grad_norm")
     row |= {name: means.get(name) for name in losses}
+    if config.train.val_loss:
+        validated = by_kind(val_loss or {})
+        row |= {VAL + name: validated.get(name) for name in losses[:-1]}
     row |= {"images_per_s": meter.images_per_second(), "data_wait": meter.wait_share()}
     row |= {"skipped": progress.skipped, "stage": progress.stage}
     row |= _evaluated(metrics)

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from dfine_jax.config import Config
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.load.grid import batch_grid
 from dfine_jax.data.load.pipeline import TrainLoader
@@ -33,10 +34,32 @@ def augmented_batch(loader: TrainLoader, epoch: int) -> Batch:
         return next(batches)
 
 
+def save_inputs(config: Config, loader: TrainLoader, batch: Batch, names: Sequence[str], file: Path) -> None:
+    """Write what the model gets: the first batch, or that of the epoch in which augmentation starts, if it does."""
+    data, start = config.data, config.data.start_augment_epoch
+    strong = data.augment != "none" and 0 < start < config.train.epochs
+    save_batch(augmented_batch(loader, start) if strong else batch, names, file)
+
+
 def save_batch(batch: Batch, names: Sequence[str], file: Path) -> None:
     """Write the first rows of a training batch as one picture, with their objects."""
     rows = batch.each(lambda values: values[:_SHOWN_OF_BATCH])
     save_picture(batch_grid([rows], names, _SHOWN_OF_BATCH), file, quality=90)
+
+
+class Example(NamedTuple):
+    """One picture twice."""
+
+    annotated: Image.Image
+    detected: Image.Image
+
+    def side_by_side(self) -> Image.Image:
+        """Both in one picture."""
+        left, right = self
+        pair = Image.new("RGB", (left.width + _GAP_PX + right.width, max(left.height, right.height)), "#808080")
+        pair.paste(left, (0, 0))
+        pair.paste(right, (left.width + _GAP_PX, 0))
+        return pair
 
 
 class Examples:
@@ -63,8 +86,8 @@ class Examples:
             if result["image_id"] in self._found:
                 self._found[result["image_id"]].append(result)
 
-    def draw(self, threshold: float) -> dict[str, Image.Image]:
-        """By the name of the file: annotations left, detections that score at least ``threshold`` right.
+    def draw(self, threshold: float) -> dict[str, Example]:
+        """By the name of the file: what is annotated, and what is detected with a score of at least ``threshold``.
 
         Images of one name in several folders carry their ids.
         """
@@ -81,7 +104,7 @@ class Examples:
             drawn[name] = self._pair(record, threshold)
         return drawn
 
-    def _pair(self, record: Record, threshold: float) -> Image.Image:
+    def _pair(self, record: Record, threshold: float) -> Example:
         image = open_record(record)
         scale = min(1.0, _LONGER_SIDE_PX / max(image.size))
         found = [r for r in self._found.get(record.image_id, []) if r["score"] >= threshold]
@@ -99,10 +122,7 @@ class Examples:
         truths = [names[i] for i in record.labels]
         left = draw_boxes(before, record.boxes_xyxy_px * scale, record.labels, truths, enlarge=True)
         right = draw_boxes(after, boxes * scale, labels, [names[i] for i in labels], scores, enlarge=True)
-        pair = Image.new("RGB", (left.width + _GAP_PX + right.width, left.height), "white")
-        pair.paste(left, (0, 0))
-        pair.paste(right, (left.width + _GAP_PX, 0))
-        return pair
+        return Example(left, right)
 
     def _annotated(self, image: Image.Image, image_id: int, scale: float) -> Image.Image:
         """The picture with the masks of its objects."""

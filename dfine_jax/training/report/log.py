@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from dfine_jax.data.picture.images import save_picture
 from dfine_jax.system.files import telling, write_whole
+from dfine_jax.training.report.run_files import LOSS, VAL, read_metrics, read_rows
 from dfine_jax.training.report.sinks import Sink
 
 if TYPE_CHECKING:
     from dfine_jax.evaluation.detections import Kind
     from dfine_jax.evaluation.score import Metrics
     from dfine_jax.training.report.examples import Examples
+    from dfine_jax.training.report.run_page import RunPage
 
 EpochRow = Mapping[str, float | int | None]  # numbers of an epoch by name, a line of the table
 
@@ -38,8 +40,8 @@ _LAST = (
     ("F1", "f1", "6.3f"),
     ("at", "best_threshold", "5.2f"),
 )
+_VALIDATION = (("val", VAL + "loss", "7.2f"),)  # the loss, before AP
 _OF_MASKS = (("mask AP", "mask_ap", "7.3f"), ("mask AP50", "mask_ap50", "9.3f"), ("mask F1", "mask_f1", "7.3f"))
-LOSS = "loss_"  # before the kind, in the names of losses summed over what they are of
 _GROUPS = {"grad_norm": "optim", "images_per_s": "speed", "data_wait": "speed"}
 _MAX_CLASSES = 12  # in a line
 _PER_EPOCH = ("epoch", "step", "skipped", "stage")  # count; no curves of their own
@@ -58,6 +60,7 @@ class RunLog:
         examples: Examples | None = None,
         pictures: bool = False,
         best_by: Kind = "boxes",
+        page: RunPage | None = None,
     ) -> None:
         """Open for appending; CSV rows of epochs after ``finished_epochs`` (lost in a crash, run again) are dropped.
 
@@ -67,9 +70,10 @@ class RunLog:
           examples: images to draw after each evaluation, if any.
           pictures: draw curves and evaluations.
           best_by: whose AP decides which epoch is the best, where there are masks.
+          page: made anew when there is something to show, if any.
         """
         self.out_dir, self._every, self._rates, self._examples = out_dir, every, rates, examples
-        self._sinks, self._pictures, self._best_by = list(sinks), pictures, best_by
+        self._sinks, self._pictures, self._best_by, self._page = list(sinks), pictures, best_by, page
         self._text = out_dir / "log.txt"
         self._csv = out_dir / "metrics.csv"
         self._columns: list[str] = []
@@ -77,7 +81,7 @@ class RunLog:
         self._best_ap = -1.0
         self._window: dict[str, list[float]] = defaultdict(list)
         if self._csv.exists():
-            kept = [row for row in _read_rows(self._csv) if int(row["epoch"]) <= finished_epochs]
+            kept = [row for row in read_rows(self._csv) if int(row["epoch"]) <= finished_epochs]
             if kept:
                 self._columns = list(kept[0])
                 self._best_ap = max((float(ap) for row in kept if (ap := self._deciding_ap(row))), default=-1.0)
@@ -118,7 +122,7 @@ class RunLog:
             self._columns = list(text)
             self._write([text])
         else:
-            self._write([*_read_rows(self._csv), text])
+            self._write([*read_rows(self._csv), text])
         known = {name: float(v) for name, v in values.items() if v is not None and name not in _PER_EPOCH}
         tagged = {epoch_tag(name): value for name, value in known.items()}
         self._tell(lambda sink: sink.scalars(int(values["step"] or 0), tagged))
@@ -138,7 +142,7 @@ class RunLog:
         save_evaluation(metrics, self.out_dir / "best_evaluation", pictures=False)
 
     def draw(self, step: int, metrics: Metrics | None, best: bool) -> None:
-        """Pictures of what the run has shown, after the row of an epoch.
+        """Pictures of what the run has shown, and its page, after the row of an epoch.
 
         The curves so far; and after an evaluation (``metrics``) examples, its numbers in ``last_evaluation``, and its
         figures where they are looked for: in ``best_evaluation`` if it is the best, and for the sinks.
@@ -149,6 +153,7 @@ class RunLog:
         if self._pictures:
             save_png(training_figure(read_metrics(self.out_dir)), self.out_dir / "curves.png")
         if metrics is None:
+            self.show()
             return
         save_evaluation(metrics, self.out_dir / "last_evaluation", pictures=False)
         if self._pictures and (best or self._sinks):  # drawing takes seconds, which tiny datasets would feel
@@ -159,14 +164,25 @@ class RunLog:
         if self._examples is not None:
             drawn = self._examples.draw((metrics.masks or metrics).report.best_threshold)
             examples = self.out_dir / "examples"
-            for name, picture in drawn.items():
-                save_picture(picture, examples / f"{name}.jpg", quality=90)
-                shown[f"examples/{name}"] = picture
+            for name, pair in drawn.items():
+                for what, picture in pair._asdict().items():
+                    save_picture(picture, examples / f"{name}_{what}.jpg", quality=90)
+                shown[f"examples/{name}"] = pair.side_by_side()
+        self.show()
         classes = {f"ap_by_class/{name}": ap for name, ap in metrics.per_class.items() if ap >= 0}
         of_masks = metrics.masks.per_class if metrics.masks else {}
         classes |= {f"mask_ap_by_class/{name}": ap for name, ap in of_masks.items() if ap >= 0}
         self._tell(lambda sink: sink.scalars(step, classes))
         self._tell(lambda sink: sink.pictures(step, shown))
+
+    def show(self, state: str = "") -> None:
+        """Make the page anew.
+
+        Args:
+          state: how the run ended; empty: it goes on.
+        """
+        if self._page is not None:
+            self._page.write(state)
 
     def close(self) -> None:
         """Finish the sinks."""
@@ -180,7 +196,7 @@ class RunLog:
         for sink in tuple(self._sinks):
             try:
                 message(sink)
-            except sink.failures as error:
+            except getattr(sink, "failures", ()) as error:
                 self._sinks.remove(sink)
                 name, text = type(sink).__name__, str(error).splitlines()
                 self.line(f"{name} failed ({text[0] if text else type(error).__name__}): nothing more is sent there")
@@ -196,7 +212,9 @@ class RunLog:
 def _columns(row: EpochRow) -> list[tuple[str, str, str]]:
     kinds = [name.removeprefix(LOSS) for name in row if name.startswith(LOSS)]
     of_masks = _OF_MASKS if "mask_ap" in row else ()
-    return [*_FIRST, *((kind, LOSS + kind, f"{max(6, len(kind))}.2f") for kind in kinds), *_LAST, *of_masks]
+    validation = _VALIDATION if VAL + "loss" in row else ()
+    terms = ((kind, LOSS + kind, f"{max(6, len(kind))}.2f") for kind in kinds)
+    return [*_FIRST, *terms, *_LAST[:4], *validation, *_LAST[4:], *of_masks]
 
 
 def table_header(values: EpochRow) -> str:
@@ -236,19 +254,10 @@ def epoch_tag(name: str) -> str:
     """Name of an epoch's value with its group: mean losses, optimiser, speed, and the rest from the evaluation."""
     if name.startswith("loss"):
         return f"epoch_loss/{name.removeprefix(LOSS)}"
+    if name.startswith(VAL + "loss"):
+        return f"validation_loss/{name.removeprefix(VAL).removeprefix(LOSS)}"
     group = _group(name)
     return f"epoch_{group}/{name}" if group else f"validation/{name}"
-
-
-def read_metrics(out_dir: Path | str) -> list[dict[str, float]]:
-    """Rows of a run's ``metrics.csv``; empty cells are left out."""
-    rows = _read_rows(Path(out_dir) / "metrics.csv")
-    return [{name: float(value) for name, value in row.items() if value} for row in rows]
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _width(form: str) -> int:

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import jax
+from tqdm import tqdm
 
 from dfine_jax.training.run.stages import Progress
 
@@ -101,6 +102,15 @@ class Forecast:
         self._told = True
         left_s = (time.perf_counter() - self._since) / (step - self._first) * (self._total - step)
         return [f"about {_duration(left_s)} left for the other {self._total - step} steps, evaluations included"]
+
+
+def describe_bar(bar: tqdm, epoch: str, loss: float, images_per_s: float | None, ap: float | None) -> None:
+    """What stands beside the progress bar of a run."""
+    bar.set_description(epoch, refresh=False)
+    shown = {"loss": f"{loss:.2f}"}
+    shown |= {} if images_per_s is None else {"images/s": f"{images_per_s:.1f}"}
+    shown |= {} if ap is None else {"AP": f"{ap:.3f}"}
+    bar.set_postfix(shown, refresh=False)
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,12 @@
-"""Where a run's numbers and pictures go besides its own files: TensorBoard, Weights & Biases."""
+"""Where a run's numbers and pictures go besides its own files: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,16 +18,16 @@ from dfine_jax.errors import UserError
 from dfine_jax.system.files import write_whole
 from dfine_jax.system.installed import pip_install
 
-_WANDB_ID = "wandb_run.txt"
+_WANDB_ID, _MLFLOW_ID = "wandb_run.txt", "mlflow_run.txt"
+_AT_ONCE = 100  # values in a message to MLflow, which takes no more parameters
 
 
 class Sink(Protocol):
     """Takes what a run reports; ``step`` is the number of training steps done.
 
-    ``failures`` are the errors of a full disk or a lost connection, which are no reason to end a training.
+    ``failures``, where there is such an attribute, are the errors of a full disk or a lost connection, which are no
+    reason to end a training.
     """
-
-    failures: tuple[type[Exception], ...]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name; the part before a slash groups them."""
@@ -46,7 +48,11 @@ def check_installed(config: Config) -> None:
     Raises:
       UserError: a package is not installed.
     """
-    for extra, module, off in (("tensorboard", "tensorboardX", "false"), ("wandb", "wandb", '""')):
+    for extra, module, off in (
+        ("tensorboard", "tensorboardX", "false"),
+        ("wandb", "wandb", '""'),
+        ("mlflow", "mlflow", '""'),
+    ):
         if getattr(config.log, extra) and importlib.util.find_spec(module) is None:
             raise UserError(
                 f"log.{extra} needs a package that is not installed: {pip_install(extra)}, or set log.{extra}={off}"
@@ -61,6 +67,8 @@ def open_sinks(config: Config, out_dir: Path, step: int) -> list[Sink]:
         sinks.append(TensorBoard(out_dir, step))
     if config.log.wandb:
         sinks.append(WeightsAndBiases(config, out_dir))
+    if config.log.mlflow:
+        sinks.append(MLflow(config, out_dir))
     return sinks
 
 
@@ -124,3 +132,63 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class MLflow:
+    """A run in the experiment ``config.log.mlflow``, where ``MLFLOW_TRACKING_URI`` says; a resumed one continues it."""
+
+    def __init__(self, config: Config, out_dir: Path) -> None:
+        import mlflow
+
+        self.failures: tuple[type[Exception], ...] = (mlflow.MlflowException, OSError)
+        self._entities: Any = mlflow.entities
+        self._client: Any = mlflow.MlflowClient()
+        noted = out_dir / _MLFLOW_ID
+        try:
+            if noted.exists():
+                self._id = noted.read_text().strip()
+                self._client.update_run(self._id, status="RUNNING")
+                return
+            found = self._client.get_experiment_by_name(config.log.mlflow)
+            experiment = found.experiment_id if found else self._client.create_experiment(config.log.mlflow)
+            self._id = self._client.create_run(experiment, run_name=out_dir.resolve().name).info.run_id
+            values = [self._entities.Param(key, str(value)[:500]) for key, value in _flat(dataclasses.asdict(config))]
+            for part in _parts(values):
+                self._client.log_batch(self._id, params=part)
+        except mlflow.MlflowException as error:
+            raise UserError(
+                f"log.mlflow={config.log.mlflow}: no run could be started ({str(error).splitlines()[0]}); set "
+                'MLFLOW_TRACKING_URI to a server or a folder, or log.mlflow=""'
+            ) from error
+        write_whole(noted, self._id + "\n")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        now_ms = int(1000 * time.time())
+        metrics = [self._entities.Metric(_allowed(name), value, now_ms, step) for name, value in values.items()]
+        for part in _parts(metrics):
+            self._client.log_batch(self._id, metrics=part)
+
+    def pictures(self, step: int, values: Mapping[str, Image.Image]) -> None:
+        for name, picture in values.items():
+            self._client.log_image(self._id, picture.convert("RGB"), artifact_file=f"{_allowed(name)}_{step}.png")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested sections, by names with dots."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value
+
+
+def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (values[i : i + _AT_ONCE] for i in range(0, len(values), _AT_ONCE))
+
+
+def _allowed(name: str) -> str:
+    """A name of the letters that MLflow takes."""
+    return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)

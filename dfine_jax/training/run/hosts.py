@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from orbax.checkpoint import multihost
 
 from dfine_jax.errors import UserError
@@ -170,3 +170,10 @@ def _of_all(data: bytes) -> list[bytes]:
 def _gathered(data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, "h n"]:
     """As many bytes of every host."""
     return np.ascontiguousarray(multihost_utils.process_allgather(data))
+
+
+def summed(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """Values added over the hosts, which all must ask."""
+    if count() == 1:
+        return values
+    return _gathered(np.ascontiguousarray(values).view(np.uint8)).view(np.float64).sum(0)

@@ -14,27 +14,29 @@ import numpy as np
 from tqdm import tqdm
 
 from dfine_jax.config import Config
-from dfine_jax.data.load.batch import Batch, EvalBatch
-from dfine_jax.data.load.pipeline import EvalLoader
+from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.errors import UserError
-from dfine_jax.evaluation.evaluate import evaluate
 from dfine_jax.evaluation.score import Metrics
 from dfine_jax.families import of
 from dfine_jax.losses.matcher import is_cacheable
+from dfine_jax.training.report.callbacks import Callbacks
 from dfine_jax.training.report.epoch_log import epoch_row, open_log, rates_of
-from dfine_jax.training.report.examples import augmented_batch, save_batch
-from dfine_jax.training.report.meter import Forecast, Meter
+from dfine_jax.training.report.examples import save_inputs
+from dfine_jax.training.report.meter import Forecast, Meter, describe_bar
+from dfine_jax.training.report.run_page import Origin, RunPage, about_data
+from dfine_jax.training.report.sinks import Sink
 from dfine_jax.training.run import checkpoint, hosts, setup, stages
 from dfine_jax.training.run.setup import STAGE1, StartWeights, check_same_data, describe, make_loaders, opening_notes
 from dfine_jax.training.run.skipped import FOLDER, SkippedSteps, Taken
 from dfine_jax.training.run.stop import Stop, stop_on_signals
+from dfine_jax.training.run.validation import Validation
 from dfine_jax.training.step.kept_programs import KeptPrograms, of_config
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_out_of_memory
 from dfine_jax.training.step.schedule import make_schedule
 from dfine_jax.training.step.state import TrainState, create_state, ema_variables, with_ema_shift
-from dfine_jax.training.step.step import StepMetrics, make_eval_step, predict_function, replicated, split_over_devices
+from dfine_jax.training.step.step import StepMetrics, make_eval_step, replicated, split_over_devices
 
 _ASK_HOSTS_EVERY = 10  # steps
 
@@ -60,6 +62,9 @@ def train(
     notes: Sequence[str] = (),
     max_hours: float | None = None,
     kept_programs: Path | None = None,
+    origin: Origin | None = None,
+    callbacks: Sequence[Any] = (),
+    loggers: Sequence[Sink] = (),
 ) -> Result:
     """Train, and keep ``last`` (all that resuming needs) and ``best`` (averaged weights of the best AP) in ``out_dir``.
 
@@ -74,6 +79,8 @@ def train(
       notes: lines for the log, such as how the configuration was chosen.
       max_hours: stop as by a signal after so much time.
       kept_programs: folder of compiled programs for the next start (training/step/kept_programs.py); for commands.
+      origin: how the run was started, for its page.
+      callbacks: told of steps, epochs and the end (training/report/callbacks.py); loggers: given what TensorBoard is.
 
     Raises:
       UserError: the folder holds a run (or, to resume, none); data, configuration and devices do not fit; the device
@@ -82,11 +89,9 @@ def train(
     out_dir = Path(out_dir)
     setup.check(config, train_data, val_data)
     with setup.claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory(config.model):
-        return _Run(config, train_data, val_data, out_dir, start, stop, kept_programs).run(resume, notes)
-
-
-class _StopError(Exception):
-    """A signal came during evaluation."""
+        told = Callbacks(callbacks, stop.request), loggers
+        run = _Run(config, train_data, val_data, out_dir, start, stop, kept_programs, origin or Origin(), *told)
+        return run.run(resume, notes)
 
 
 class _Run:
@@ -99,7 +104,11 @@ class _Run:
         start: StartWeights | None,
         stop: Stop,
         kept: Path | None,
+        origin: Origin,
+        callbacks: Callbacks,
+        loggers: Sequence[Sink],
     ) -> None:
+        self.callbacks, self.loggers = callbacks, loggers
         self.config, self.out_dir, self.val_data, self.stop = config, out_dir, val_data, stop
         self.loader, self.eval_loader = make_loaders(config, train_data, val_data)
         train, self.truth = config.train, setup.val_truth(config, val_data)
@@ -109,10 +118,16 @@ class _Run:
         self.rates = rates_of(config, make_schedule(config, self.steps))
         is_cacheable(config.loss.assignment)  # makes known the host's function, without which no program can be read
         self.kept = KeptPrograms(kept if hosts.count() == 1 else None, of_config(config), self.steps)
-        self.eval_step = EvalProgram(make_eval_step(config), self.kept, (config.model, config.data))
+        with_loss = self.eval_loader is not None and self.eval_loader.has_objects
+        made_of = config.model, config.data, config.loss if with_loss else None
+        self.eval_step = EvalProgram(make_eval_step(config, with_loss=with_loss), self.kept, made_of)
+        self.validate, cut = None, of(config.model).cut_to_boxes
+        if val_data is not None and self.eval_loader is not None and self.truth is not None:
+            self.validate = Validation(val_data, self.eval_loader, self.truth, self.eval_step, stop, cut)
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda key: start.variables if start else of(config.model).init(config.model, key)
         self.metadata = describe(config, train_data, start)
+        self.origin, self.about = origin, about_data(train_data, val_data, self.metadata)
         self.progress = stages.Progress()
         self.metrics: Metrics | None = None
         self.meter, self.forecast = Meter(), Forecast(0, self.total)
@@ -127,7 +142,9 @@ class _Run:
         self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps, self.kept)
         first = hosts.index() == 0
         log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
-        self.log = open_log(self.config, log_dir, self.progress.epoch, step, self.rates, self.val_data, self.truth)
+        page = RunPage(self.out_dir, self.config, self.about, self.origin)
+        known = self.progress.epoch, step, self.rates, self.val_data, self.truth, page, self.loggers
+        self.log = open_log(self.config, log_dir, *known)
         self.skips = SkippedSteps(log_dir, self.out_dir, self.config.train.max_skipped_steps)
         for note in notes:
             self.log.line(note)
@@ -135,6 +152,9 @@ class _Run:
             self.log.line(f"resumed at step {step} of {self.total}, epoch {step // self.steps + 1}")
         else:
             shutil.rmtree(log_dir / FOLDER, ignore_errors=True)
+            if first:
+                setup.keep_origin(self.out_dir, self.config, self.origin)
+        self.log.show()
         self.bar = tqdm(total=self.total, initial=step, unit="step", disable=None, dynamic_ncols=True)
         with closing(self.log), self.bar, closing(self.loader.batches(step)) as batches:
             state, step = self._steps(state, step, batches)
@@ -145,7 +165,11 @@ class _Run:
             self.log.line(f"stopped at step {step} of {self.total}{why}; continue with --resume")
         elif first:
             shutil.rmtree(self.out_dir / STAGE1, ignore_errors=True)
-        return Result(finished, self.progress.best_ap, self.progress.best_epoch, self.metrics)
+        self.log.show("The run is finished." if finished else f"The run was stopped at step {step} of {self.total}.")
+        result = Result(finished, self.progress.best_ap, self.progress.best_epoch, self.metrics)
+        if first:
+            self.callbacks.end(result)
+        return result
 
     def _steps(self, state: TrainState, step: int, batches: Iterator[Any]) -> tuple[TrainState, int]:
         every = self.config.train.checkpoint_steps
@@ -185,13 +209,10 @@ class _Run:
 
     def _prepare(self, state: TrainState, step: int, batch: Batch, split: Batch) -> None:
         """Before the first step of this process: a picture of what the model gets, programs, a first ``last``."""
-        data, epochs = self.config.data, self.config.train.epochs
         if step == 0 and self.config.log.pictures and hosts.index() == 0:
-            strong = data.start_augment_epoch if data.augment != "none" and data.start_augment_epoch < epochs else 0
-            shown = augmented_batch(self.loader, strong) if strong else batch
-            save_batch(shown, self.metadata.class_names, self.out_dir / "augmented.jpg")
-        shape = self.eval_loader.batch_shape if self.eval_loader else None
-        evaluation_too = (lambda: self.eval_step.start(ema_variables(state), shape)) if shape else None
+            save_inputs(self.config, self.loader, batch, self.metadata.class_names, self.out_dir / "augmented.jpg")
+        empty = self.eval_loader.empty() if self.eval_loader else None
+        evaluation_too = None if empty is None else lambda: self.eval_step.start(ema_variables(state), empty)
         self.programs.compile(state, split, self.log.line, self.stop.is_set, evaluation_too)
         if step == 0:
             self._save(state)  # from here on there is something to resume
@@ -256,19 +277,17 @@ class _Run:
         else:
             self.meter.add(self.config.train.batch_size, None)
             self._skipped(taken, values, state)
+        if hosts.index() == 0:
+            self.callbacks.step(self.recorded, values)
         if self.recorded == self.first_step + 1:
             self.meter.restart()  # the first step's time is that of compiling
             self.forecast = Forecast(self.recorded, self.total)
         if self.recorded % self.config.train.log_every == 0 or self.recorded == self.first_step + 1:
-            train = self.config.train
-            self.bar.set_description(f"epoch {taken.step // self.steps + 1}/{train.epochs}", refresh=False)
-            shown, speed = {"loss": f"{host.loss:.2f}"}, self.meter.images_per_second()
-            if speed is not None:
-                shown["images/s"] = f"{speed:.1f}"
+            train, ap = self.config.train, None
             if self.progress.best_ap >= 0:
                 ap = self.metrics.deciding_ap(train.best_by) if self.metrics else self.progress.best_ap
-                shown["AP"] = f"{ap:.3f}"
-            self.bar.set_postfix(shown, refresh=False)
+            epoch = f"epoch {taken.step // self.steps + 1}/{train.epochs}"
+            describe_bar(self.bar, epoch, values["loss"], self.meter.images_per_second(), ap)
 
     def _skipped(self, taken: Taken, values: dict[str, float], state: TrainState) -> None:
         self.progress = dataclasses.replace(self.progress, skipped=self.progress.skipped + 1)
@@ -282,18 +301,22 @@ class _Run:
         """Evaluate, log and save; the state to continue from, None if a signal came before the evaluation was done."""
         train = self.config.train
         evaluated = self.val_data is not None and (epoch % train.eval_every == 0 or epoch == train.epochs)
-        with self._kept(state):
-            metrics = self._evaluate(state) if evaluated else None
-        if evaluated and metrics is None:
-            return None
+        validated = None
+        if evaluated and self.validate:
+            with self._kept(state):
+                validated = self.validate(ema_variables(state), self.log.observe)
+            if validated is None:
+                return None
+        metrics = validated.metrics if validated else None
         self.metrics = metrics or self.metrics
         ap = metrics.deciding_ap(train.best_by) if metrics else None
         self.metadata = checkpoint.judged(self.metadata, epoch, metrics)
-        verdict = self._judge(ap, epoch)
+        verdict = stages.judged(self.progress, ap, epoch, train, kept=(self.out_dir / STAGE1).is_dir())
         self.progress = dataclasses.replace(verdict.progress, epoch=epoch)
-        step, first = int(state.step), hosts.index() == 0
-        rates = self.rates(step - 1)
-        self.log.row(epoch_row(self.config, self.meter, self.progress, metrics, epoch=epoch, step=step, rates=rates))
+        step, first, val_loss = int(state.step), hosts.index() == 0, validated.loss if validated else {}
+        known = {"epoch": epoch, "step": step, "rates": self.rates(step - 1), "val_loss": val_loss}
+        row = epoch_row(self.config, self.meter, self.progress, metrics, **known)
+        self.log.row(row)
         for text in self.forecast.lines(step):
             self.log.line(text)
         self.meter = Meter()
@@ -314,32 +337,9 @@ class _Run:
             self._save(state)
         if first:
             self.log.draw(step, metrics, verdict.is_best)  # what can be lost comes last
+            self.callbacks.epoch(epoch, row)
         self.meter.restart()
         return state
-
-    def _judge(self, ap: float | None, epoch: int) -> stages.Verdict:
-        train, progress = self.config.train, self.progress
-        if ap is None or ap < 0:  # no object to find: such an evaluation judges nothing
-            return stages.Verdict(progress, False, False, False)
-        has_start = 0 < train.stage2_epoch < train.epochs and (progress.stage == 1 or (self.out_dir / STAGE1).is_dir())
-        limits = {"patience": train.patience, "target_ap": train.target_ap}
-        return stages.judge(progress, ap, epoch, has_start=has_start, **limits)
-
-    def _evaluate(self, state: TrainState) -> Metrics | None:
-        assert self.val_data is not None and self.truth is not None and self.eval_loader is not None
-
-        def until_stopped(loader: EvalLoader) -> Iterator[EvalBatch]:
-            for batch in tqdm(loader, total=len(loader), unit="batch", desc="evaluate", leave=False, disable=None):
-                if self.stop.agreed():
-                    raise _StopError
-                yield batch
-
-        try:
-            predict, batches = predict_function(self.eval_step, ema_variables(state)), until_stopped(self.eval_loader)
-            classes, cut = self.val_data.classes, of(self.config.model).cut_to_boxes
-            return evaluate(predict, batches, self.truth, classes, self.log.observe, hosts.together, cut)
-        except _StopError:
-            return None
 
     def _save(self, state: TrainState) -> None:
         self._write(self.out_dir / "last", state)

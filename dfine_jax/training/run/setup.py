@@ -21,7 +21,9 @@ from dfine_jax.data.read.dataset import Dataset, check_same_categories
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.truth import Truth, annotated
 from dfine_jax.families import of, task, validate
-from dfine_jax.system.files import replaced_path
+from dfine_jax.system.files import replaced_path, write_whole
+from dfine_jax.training.report.run_files import COMMAND, PLAN, plan_text
+from dfine_jax.training.report.run_page import Origin
 from dfine_jax.training.report.sinks import check_installed
 from dfine_jax.training.run import hosts
 from dfine_jax.training.run.checkpoint import Metadata
@@ -102,6 +104,13 @@ def claimed(out_dir: Path, resume: bool) -> Iterator[None]:
         raise
 
 
+def keep_origin(out_dir: Path, config: Config, origin: Origin) -> None:
+    """Write down what a new run was started with: its configuration as a plan, and its command."""
+    write_whole(out_dir / PLAN, plan_text(config))
+    if origin.command:
+        write_whole(out_dir / COMMAND, origin.command + "\n")
+
+
 def check_same_data(now: Metadata, stored: Metadata, folder: Path) -> None:
     """A resumed run has the data it was started with.
 
@@ -145,7 +154,8 @@ def make_loaders(
         )
     devices = jax.local_device_count()
     rows = -(-train.eval_batch_size // jax.device_count()) * devices
-    return loader, EvalLoader(val_data, preprocess, **common, batch_size=rows)
+    losses = {"objects": train.val_loss and val_data.max_objects > 0, "mask_stride": family.mask_stride(model)}
+    return loader, EvalLoader(val_data, preprocess, **common, batch_size=rows, **losses)
 
 
 def val_truth(config: Config, val_data: Dataset | None) -> Truth | None:

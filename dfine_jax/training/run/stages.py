@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from dfine_jax.config import OptimConfig
+from dfine_jax.config import OptimConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,19 @@ def judge(
         ended_early=0 < patience <= without_best or 0 < target_ap <= ap,
     )
     return Verdict(progress, is_best, has_start and progress.stage == 1 and improved, go_back)
+
+
+def judged(progress: Progress, ap: float | None, epoch: int, train: TrainConfig, *, kept: bool) -> Verdict:
+    """What an epoch means for a run that trains as ``train`` says.
+
+    Args:
+      ap: as of ``judge``; None: not evaluated.
+      kept: a state to return to has been kept.
+    """
+    if ap is None or ap < 0:  # no object to find: such an evaluation judges nothing
+        return Verdict(progress, False, False, False)
+    has_start = 0 < train.stage2_epoch < train.epochs and (progress.stage == 1 or kept)
+    return judge(progress, ap, epoch, has_start=has_start, patience=train.patience, target_ap=train.target_ap)
 
 
 def why_ended(progress: Progress) -> str:

@@ -102,7 +102,7 @@ def make_gradient(
 def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, int] | None, dtype: Any) -> Part:
     """A device's rows as the model takes them, in parts [n, b / n, ...]."""
     parts = config.train.accumulate
-    images, targets = _images_and_targets(batch, size_px, of(config.model).multi_scale.resize)
+    images, targets = images_and_targets(batch, size_px, of(config.model).multi_scale.resize)
     targets = dataclasses.replace(targets, boxes_cxcywh=targets.boxes_cxcywh.astype(dtype))
     queries = of(config.model).queries(key, targets, config.model, config.loss)
 
@@ -114,7 +114,7 @@ def split_parts(batch: Batch, key: Array, config: Config, size_px: tuple[int, in
     return Part(unit_range(rows(images), dtype, scale), rows(targets), queries)
 
 
-def _images_and_targets(
+def images_and_targets(
     batch: Batch, size_px: tuple[int, int] | None, resize: Literal["nearest", "bilinear"]
 ) -> tuple[UInt8[Array, "b h w 3"], Targets]:
     """Of a batch, for another size of the input: images as the family has it, masks bilinear."""

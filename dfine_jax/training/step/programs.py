@@ -137,13 +137,17 @@ class EvalProgram:
         self._step, self._kept, self._made_of = eval_step, kept or KeptPrograms(None), made_of
         self._compiling: Future[tuple[Any, str]] | None = None
 
-    def start(self, variables: Any, shape: tuple[int, ...]) -> None:
-        """Compile for images [b, h, w, 3], in a thread on CPUs; elsewhere compilers measure, and must be alone."""
+    def start(self, variables: Any, given: Any) -> None:
+        """Compile, in a thread on CPUs; elsewhere compilers measure, and must be alone.
+
+        Args:
+          given: what the step gets of this host, with one axis for all devices, or the like of it: images [b, h, w, 3].
+        """
         if hosts.count() > 1:
             return
-        given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), variables)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), variables)
         worker = ThreadPoolExecutor(1, "compile-evaluation")
-        self._compiling = worker.submit(self._compile, given, shape)
+        self._compiling = worker.submit(self._compile, shapes, given)
         worker.shutdown(wait=jax.default_backend() != "cpu")  # the thread ends with its only task
 
     def tell(self, say: Callable[[str], None]) -> None:
@@ -152,22 +156,22 @@ class EvalProgram:
             (self._step, note), self._compiling = self._compiling.result(), None
             say(note)
 
-    def __call__(self, variables: Any, images: np.ndarray) -> Any:
-        """Scores, labels and boxes, as of ``make_eval_step``."""
+    def __call__(self, variables: Any, given: Any) -> Any:
+        """As of ``make_eval_step``."""
         step = self._compiling.result()[0] if self._compiling else self._step
-        return step(variables, images)
+        return step(variables, given)
 
-    def _compile(self, variables: Any, shape: tuple[int, ...]) -> tuple[Any, str]:
+    def _compile(self, variables: Any, given: Any) -> tuple[Any, str]:
         """The program and a line about it."""
         started = time.perf_counter()
         devices = jax.local_device_count()
-        images = np.zeros((devices, shape[0] // devices, *shape[1:]), np.uint8)
+        given = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), given)
 
         def lower() -> Any:
             with collection_paused():
-                return self._step.lower(variables, images)
+                return self._step.lower(variables, given)
 
-        made_of = ("evaluate", *self._made_of, kept_programs.of_arrays((variables, images)))
+        made_of = ("evaluate", *self._made_of, kept_programs.of_arrays((variables, given)))
         program = self._kept.program(made_of, lower)
         seconds, gib = time.perf_counter() - started, program.peak_bytes / _GIB
         return program.compiled, f"compiled the evaluation in {seconds:.0f} s; it takes {gib:.2f} GiB per device"

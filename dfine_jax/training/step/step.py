@@ -35,6 +35,7 @@ from dfine_jax.training.step.optimizer import clip_coefficient, ema_update, para
 from dfine_jax.training.step.packing import PackedState, Packing, State, size_limit
 from dfine_jax.training.step.schedule import ema_decay, make_schedule
 from dfine_jax.training.step.state import TrainState
+from dfine_jax.training.step.validation_loss import make_validation_loss
 from dfine_jax.typing import ModelOutput
 
 PyTree = Any
@@ -200,13 +201,17 @@ def make_update(
     return update
 
 
-def make_eval_step(config: Config, devices: Sequence[Any] | None = None) -> Callable[[PyTree, Array], Selected]:
+def make_eval_step(
+    config: Config, devices: Sequence[Any] | None = None, *, with_loss: bool = False
+) -> Callable[[PyTree, Any], Any]:
     """What is found in images ``[d, b, h, w, 3]``, best first, all arrays [d, b, n, ...], computed in float32.
 
     Masks are float16: there are hundreds of them for each image, and they go to the host.
 
     Args:
       devices: None: those of this host.
+      with_loss: a function of batches ``[d, b, ...]`` that returns what is found and a ``BatchLoss``; what both need of
+        the network the compiler computes once.
     """
     family, model = of(config.model), dataclasses.replace(config.model, precision="float32")
     apply: Callable[..., Any] = family.build(model, Build()).apply
@@ -219,13 +224,20 @@ def make_eval_step(config: Config, devices: Sequence[Any] | None = None) -> Call
         found = select(output.answer)
         return found if found.masks_logit is None else found._replace(masks_logit=jnp.float16(found.masks_logit))
 
-    return jax.pmap(eval_step, AXIS, in_axes=(None, 0), devices=devices or jax.local_devices())
+    loss = make_validation_loss(config, functools.partial(jax.lax.pmean, axis_name=AXIS)) if with_loss else None
+
+    def step(variables: PyTree, given: Any) -> Any:
+        with traced_for((devices or jax.local_devices())[0].platform):
+            if loss is None:
+                return eval_step(variables, given)
+            return eval_step(variables, given.images), loss(variables, given)
+
+    return jax.pmap(step, AXIS, in_axes=(None, 0), devices=devices or jax.local_devices())
 
 
 def predict_function(eval_step: Callable[..., Selected], variables: PyTree) -> Predict:
     """An evaluation step as a function of this host's images [b, h, w, 3]; rows are added where b does not divide."""
-    local = _sharding(jax.local_devices(), PartitionSpec())
-    variables = jax.device_put(hosts.on_host(variables) if hosts.count() > 1 else variables, local)
+    variables = _on_local_devices(variables)
 
     def predict(images: np.ndarray) -> Selected:
         devices, count = jax.local_device_count(), len(images)
@@ -235,6 +247,22 @@ def predict_function(eval_step: Callable[..., Selected], variables: PyTree) -> P
         return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:count], found)
 
     return predict
+
+
+def validate_function(eval_step: Callable[..., Any], variables: PyTree) -> Callable[[Batch], tuple[Selected, Any]]:
+    """An evaluation step with its loss as a function of this host's batch, whose rows the devices divide."""
+    variables = _on_local_devices(variables)
+
+    def validate(batch: Batch) -> tuple[Selected, Any]:
+        found, loss = eval_step(variables, split_over_devices(batch))
+        return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), found), loss
+
+    return validate
+
+
+def _on_local_devices(variables: PyTree) -> PyTree:
+    local = _sharding(jax.local_devices(), PartitionSpec())
+    return jax.device_put(hosts.on_host(variables) if hosts.count() > 1 else variables, local)
 
 
 def replicated(tree: PyTree) -> PyTree:

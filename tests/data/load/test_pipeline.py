@@ -182,3 +182,32 @@ def test_shapes_masks_agree_with_boxes_and_areas(tmp_path):
     content = json.loads((root / "annotations" / "instances_train.json").read_text())
     assert [c["id"] for c in content["categories"]] == [3, 7, 8, 20]
     assert {a["category_id"] for a in content["annotations"]} == {3, 7, 8, 20}
+
+
+def test_evaluation_batches_have_their_objects_where_a_loss_is_asked_for(shapes):
+    dataset = read_coco(*find_split(shapes, "val"))
+    spec = Preprocess(16, 24, "letterbox")
+    plain, loaded = (EvalLoader(dataset, spec, batch_size=2, objects=objects) for objects in (False, True))
+    assert plain.empty().shape == (2, 16, 24, 3) and not plain.has_objects and loaded.has_objects
+    seen = 0
+    for alone, batch in zip(plain, loaded, strict=True):
+        assert alone.annotated is None and batch.annotated.images is batch.images
+        np.testing.assert_array_equal(alone.images, batch.images)
+        for row, image_id in enumerate(batch.image_id):
+            valid = batch.annotated.valid[row]
+            if image_id < 0:
+                assert not valid.any()
+                continue
+            record = next(record for record in dataset.records if record.image_id == image_id)
+            left, top, width, height = batch.view_px[row]
+            x, y, w, h = batch.annotated.boxes_cxcywh[row, valid].T
+            found = np.stack([(x - w / 2) * width + left, (y - h / 2) * height + top, w * width, h * height], 1)
+            expected = record.boxes_xyxy_px.copy()
+            expected[:, 2:] -= expected[:, :2]
+            wide = (expected[:, 2:] / [width, height] * [24, 16] >= 1).all(1)
+            np.testing.assert_allclose(found, expected[wide], atol=1e-3)
+            np.testing.assert_array_equal(batch.annotated.labels[row, valid], record.labels[wide])
+            seen += valid.sum()
+    assert seen
+    empty = loaded.empty()
+    assert [array.shape for array in empty[:4]] == [array.shape for array in batch.annotated[:4]]

@@ -56,14 +56,14 @@ def test_annotations_left_and_good_detections_right(data):
     result = {"image_id": record.image_id, "category_id": data.classes.ids[absent], "bbox": [100, 100, 80, 60]}
     elsewhere = {**result, "image_id": -5, "score": 0.9}
     examples.observe([{**result, "score": 0.6}, elsewhere])
-    (picture,) = examples.draw(0.5).values()
+    (picture,) = (example.side_by_side() for example in examples.draw(0.5).values())
     assert picture.size == (808, 400)
     left, right = picture.crop((0, 0, 400, 400)), picture.crop((408, 0, 808, 400))
     assert has_colour(left, class_colour(int(record.labels[0])))
     assert not has_colour(left, class_colour(absent)) and has_colour(right, class_colour(absent))
     edge = np.asarray(right)[100:160, 100:104]  # the left edge of the box
     assert np.all(edge == class_colour(absent), -1).any(1).all()
-    (without,) = examples.draw(0.7).values()
+    (without,) = (example.side_by_side() for example in examples.draw(0.7).values())
     assert not has_colour(without.crop((408, 0, 808, 400)), class_colour(absent))
 
 
@@ -92,8 +92,8 @@ def test_large_pictures_are_reduced(data, tmp_path):
     file.write_text(
         file.read_text().replace('"width": 300', '"width": 1600').replace('"height": 300', '"height": 1200')
     )
-    (picture,) = Examples(read_coco(*find_split(root, "val")), 1).draw(0.5).values()
-    assert picture.size == (2 * 800 + 8, 600)
+    ((picture, _),) = Examples(read_coco(*find_split(root, "val")), 1).draw(0.5).values()
+    assert picture.size == (800, 600)
 
 
 def test_masks_are_drawn_on_both_sides(data):
@@ -110,7 +110,7 @@ def test_masks_are_drawn_on_both_sides(data):
     examples.observe([found])
     plain = Examples(data, 1)
     plain.observe([{key: value for key, value in found.items() if key != "segmentation"}])
-    (with_masks,), (without,) = examples.draw(0.5).values(), plain.draw(0.5).values()
+    with_masks, without = (next(iter(drawn.draw(0.5).values())).side_by_side() for drawn in (examples, plain))
     changed = (np.asarray(with_masks).astype(int) != np.asarray(without)).any(-1)
     inside = changed[155:245, 408 + 125 : 408 + 195]
     assert inside.mean() > 0.95 and changed[110:140, 408 + 220 : 408 + 290].mean() == 0

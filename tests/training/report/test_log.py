@@ -19,8 +19,10 @@ from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.score import score
 from dfine_jax.system.config_values import from_dict
-from dfine_jax.training.report.log import RunLog, by_class, epoch_tag, read_metrics, table_header, table_line, tag
+from dfine_jax.training.report.examples import Example
+from dfine_jax.training.report.log import RunLog, by_class, epoch_tag, table_header, table_line, tag
 from dfine_jax.training.report.meter import Meter, by_kind
+from dfine_jax.training.report.run_files import read_metrics
 from dfine_jax.training.report.sinks import check_installed, open_sinks
 from dfine_jax.training.run.stages import Progress
 
@@ -157,7 +159,8 @@ class RedPicture:
         self.results = list(results)
 
     def draw(self, threshold):
-        return {"first": Image.new("RGB", (20, 10), (200, 0, 0))} if threshold == 0.8 else {}
+        red = Image.new("RGB", (20, 10), (200, 0, 0))
+        return {"first": Example(red, red)} if threshold == 0.8 else {}
 
 
 def evaluated_run(folder, sinks=()):
@@ -181,7 +184,8 @@ def test_an_evaluation_leaves_curves_examples_and_the_whole_of_the_best(tmp_path
     log, metrics = evaluated_run(tmp_path)
     log.draw(1, metrics, best=False)
     assert Image.open(tmp_path / "curves.png").size[0] > 400
-    assert Image.open(tmp_path / "examples" / "first.jpg").size == (20, 10)
+    for what in ("annotated", "detected"):
+        assert Image.open(tmp_path / "examples" / f"first_{what}.jpg").size == (20, 10)
     assert not (tmp_path / "best_evaluation").exists()
     log.best(metrics)
     assert (tmp_path / "log.txt").read_text().splitlines()[-1].endswith("AP by class: cat 1.000")
@@ -337,3 +341,38 @@ def test_masks_decide_which_epoch_is_the_best_unless_boxes_do(tmp_path):
         again = RunLog(tmp_path / best_by, 2, best_by=best_by)
         again.row({"epoch": 3, "step": 3, "ap": 0.25, "mask_ap": 0.15})
         assert not (tmp_path / best_by / "log.txt").read_text().splitlines()[-1].endswith("best")
+
+
+def test_the_loss_of_validation_is_in_the_table_and_has_curves_of_its_own():
+    row = {"epoch": 1, "loss": 3.0, "loss_vfl": 1.0, "val_loss": 4.25, "val_loss_vfl": 2.0, "ap": 0.5}
+    header, line = table_header(row), table_line(row)
+    assert dict(zip(header.split(), line.split(), strict=True))["val"] == "4.25" and len(header) == len(line)
+    assert header.split().index("val") == header.split().index("AP") - 1
+    assert (epoch_tag("val_loss"), epoch_tag("val_loss_vfl")) == ("validation_loss/loss", "validation_loss/vfl")
+
+
+def test_a_logger_needs_no_failures(tmp_path):
+    sink = Kept()
+    log = RunLog(tmp_path, 0, [sink], every=1)
+    log.step(1, {"loss": 1.0})
+    log.close()
+    assert sink.numbers == [(1, {"loss/loss": 1.0})] and sink.closed
+
+
+def test_mlflow_in_a_folder(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "tracked").as_uri())
+    ids = []
+    for _ in range(2):  # the second time as a resumed run
+        (sink,) = open_sinks(logged_to(mlflow="cells"), tmp_path, 0)
+        log, metrics = evaluated_run(tmp_path, [sink])
+        log.draw(1, metrics, best=False)
+        log.close()
+        ids.append((tmp_path / "mlflow_run.txt").read_text().strip())
+    client = mlflow.MlflowClient()
+    run = client.get_run(ids[0])
+    assert ids[0] == ids[1] and run.info.status == "FINISHED"
+    assert run.data.metrics["validation/ap"] == pytest.approx(metrics.ap) and run.data.metrics["vfl/aux_0"] == 0.5
+    assert run.data.params["model.variant"] == "n" and run.data.params["train.batch_size"] == "4"
+    assert [file.path for file in client.list_artifacts(ids[0], "examples")] == ["examples/first_1.png"]

@@ -23,7 +23,7 @@ from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.detections import Detections
-from dfine_jax.training.report.log import read_metrics
+from dfine_jax.training.report.run_files import read_metrics
 from dfine_jax.training.run import checkpoint, hosts, setup
 from dfine_jax.training.run.setup import make_loaders
 

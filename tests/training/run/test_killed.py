@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from dfine_jax.data.read.synthetic import make_shapes_dataset
-from dfine_jax.training.report.log import read_metrics
+from dfine_jax.training.report.run_files import read_metrics
 from dfine_jax.training.run import checkpoint
 
 EPOCHS, KILLS = 36, 10

@@ -22,8 +22,8 @@ from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.training.report.log import read_metrics
-from dfine_jax.training.run import checkpoint, loop, skipped
+from dfine_jax.training.report.run_files import read_metrics
+from dfine_jax.training.run import checkpoint, loop, skipped, validation
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
 
@@ -65,7 +65,11 @@ def config(data):
 @pytest.fixture(scope="module")
 def uninterrupted(data, config, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    talkative = dataclasses.replace(config, log=LogConfig(tensorboard=True, pictures=1))
+    talkative = dataclasses.replace(
+        config,
+        log=LogConfig(tensorboard=True, pictures=1),
+        train=dataclasses.replace(config.train, val_loss=True),
+    )
     result = loop.train(talkative, *data, out)
     assert result.finished and result.metrics is not None
     return out
@@ -98,8 +102,9 @@ def assert_same_end(out, reference, config):
     different = [path for path in theirs if not np.array_equal(ours[path], theirs[path])]
     assert not different
     assert our_progress == their_progress
-    clock = {"images_per_s", "data_wait"}
-    rows = [[{k: v for k, v in row.items() if k not in clock} for row in read_metrics(p)] for p in (out, reference)]
+    other = ("images_per_s", "data_wait", "val_")  # of the clock, and what only the reference was asked for
+    paths = out, reference
+    rows = [[{k: v for k, v in row.items() if not k.startswith(other)} for row in read_metrics(p)] for p in paths]
     assert rows[0] == rows[1] and len(rows[0]) == 2 and "loss_ddf" in rows[0][1]
 
 
@@ -114,7 +119,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted, config, data):
     assert rows[0]["loss"] == pytest.approx(total, rel=1e-4)
     metadata = checkpoint.load_metadata(uninterrupted / "last")
     assert metadata.class_names == data[0].names and metadata.category_ids == data[0].classes.ids
-    assert dataclasses.replace(metadata.config, log=config.log) == config
+    assert dataclasses.replace(metadata.config, log=config.log, train=config.train) == config
     assert checkpoint.load_metadata(uninterrupted / "best").ap == progress.best_ap
     log = (uninterrupted / "log.txt").read_text()
     assert "compiled the train step in" in log and "GiB per device" in log
@@ -131,11 +136,21 @@ def test_a_run_shows_what_happened(uninterrupted):
     pictures = ["curves.png", "best_evaluation/confusion.png", "best_evaluation/thresholds.png"]
     pictures += ["last_evaluation/metrics.json"]
     assert all((uninterrupted / name).is_file() for name in pictures)
-    assert len(list((uninterrupted / "examples").glob("*.jpg"))) == 1
+    assert len(list((uninterrupted / "examples").glob("*_annotated.jpg"))) == 1
+    assert len(list((uninterrupted / "examples").glob("*_detected.jpg"))) == 1
     batch = np.asarray(Image.open(uninterrupted / "augmented.jpg"), int)
     assert batch.shape == (2 * 320 + 3 * 6, 2 * 320 + 3 * 6, 3)  # four pictures, enlarged for the labels, and the gaps
     assert batch[:3].mean() > 240 and (np.ptp(batch, -1) > 100).any()  # white around, pictures in colour
+    page = (uninterrupted / "report.html").read_text()
+    assert "The run is finished." in page and "validation" in page and page.count("<svg") > 8
+    assert json.loads((uninterrupted / "plan.json").read_text())["train"]["epochs"] == 2
+    assert all(row["val_loss"] > 0 and row["val_loss_vfl"] > 0 and row["val_loss_fgl"] > 0 for row in rows)
+    assert all(
+        row["val_loss"] == pytest.approx(sum(v for k, v in row.items() if k.startswith("val_loss_")), rel=1e-4)
+        for row in rows
+    )
     scalars, shown, _ = events(uninterrupted / "tensorboard")
+    assert [value for _, value in scalars["validation_loss/loss"]] == pytest.approx([r["val_loss"] for r in rows], 1e-4)
     for name in ("vfl/last", "vfl/aux_0", "fgl/dn_1", "ddf/aux_0", "optim/lr", "optim/grad_norm", "loss/loss"):
         assert [step for step, _ in scalars[name]] == list(range(1, STEPS + 1))
     mean = np.mean([value for _, value in scalars["loss/loss"][:3]])
@@ -152,6 +167,38 @@ def test_stopped_by_a_signal_in_mid_epoch_and_resumed(uninterrupted, data, confi
     assert leaves(tmp_path / "last", config)[0][".step"] == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert loop.train(config, *data, tmp_path, resume=True).finished
+    assert_same_end(tmp_path, uninterrupted, config)
+
+
+class Told:
+    """A callback that fails in a step."""
+
+    def __init__(self, fails_in):
+        self.steps, self.epochs, self.ends, self.fails_in = [], [], [], fails_in
+
+    def on_step(self, step, values):
+        self.steps.append(step)
+        assert values["loss"] > 0 and "vfl/last" in values
+        if step == self.fails_in:
+            raise ZeroDivisionError("in a callback")
+
+    def on_epoch(self, epoch, row):
+        self.epochs.append((epoch, row["ap"] is not None))
+
+    def on_end(self, result):
+        self.ends.append(result.finished)
+
+
+def test_an_error_in_a_callback_leaves_a_checkpoint_to_go_on_from(uninterrupted, data, config, tmp_path):
+    told = Told(4)
+    with pytest.raises(ZeroDivisionError, match="in a callback"):
+        loop.train(config, *data, tmp_path, callbacks=[told])
+    assert told.steps == [1, 2, 3, 4] and told.epochs == [(1, True)] and told.ends == [False]
+    assert "ZeroDivisionError in on_step of a callback" in (tmp_path / "log.txt").read_text()
+    assert 4 <= leaves(tmp_path / "last", config)[0][".step"] <= 5  # the next one was under way
+    told = Told(None)
+    assert loop.train(config, *data, tmp_path, resume=True, callbacks=[told]).finished
+    assert told.steps[-1] == STEPS and told.epochs == [(2, True)] and told.ends == [True]
     assert_same_end(tmp_path, uninterrupted, config)
 
 
@@ -174,7 +221,7 @@ def test_killed_and_resumed_from_an_earlier_step(uninterrupted, data, config, tm
 
 @pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_stopped_during_evaluation(uninterrupted, data, config, tmp_path, monkeypatch, epoch):
-    original, count = loop.evaluate, [0]
+    original, count = validation.evaluate, [0]
 
     def stopped(predict, batches, *rest):
         count[0] += 1
@@ -185,7 +232,7 @@ def test_stopped_during_evaluation(uninterrupted, data, config, tmp_path, monkey
             pytest.fail("evaluation went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", stopped)
+        patch.setattr(validation, "evaluate", stopped)
         result = loop.train(config, *data, tmp_path)
     assert not result.finished
     state, progress = leaves(tmp_path / "last", config)

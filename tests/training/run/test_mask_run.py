@@ -16,8 +16,8 @@ from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.score import MASK_METRIC_NAMES
-from dfine_jax.training.report.log import read_metrics
-from dfine_jax.training.run import checkpoint, loop
+from dfine_jax.training.report.run_files import read_metrics
+from dfine_jax.training.run import checkpoint, loop, validation
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def config(data):
 def run(data, config, tmp_path_factory):
     """Two epochs and one evaluation, whose masks come out worse than its boxes (nothing is learnt so fast)."""
     out = tmp_path_factory.mktemp("run")
-    evaluate = loop.evaluate
+    evaluate = validation.evaluate
 
     def improved(*args):
         metrics = evaluate(*args)
         return dataclasses.replace(metrics, ap=0.5, masks=dataclasses.replace(metrics.masks, ap=0.25))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "evaluate", improved)
+        patch.setattr(validation, "evaluate", improved)
         return loop.train(config, *data, out), out
 
 

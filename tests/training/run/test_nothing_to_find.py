@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +13,8 @@ from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.evaluation.score import score
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.training.run import loop
 from dfine_jax.training.run.setup import check, make_loaders
-from dfine_jax.training.run.stages import Progress
+from dfine_jax.training.run.stages import Progress, judged
 
 
 @pytest.fixture
@@ -39,16 +37,21 @@ def test_it_is_told_and_judges_nothing(splits):
     check(config, train_data, val_data)
     loader, eval_loader = make_loaders(config, train_data, val_data)
     told = [note for note in loader.notes if "annotates no object" in note]
-    assert eval_loader is not None and len(told) == 1 and str(val_data.annotation_file) in told[0]
+    assert (
+        eval_loader is not None
+        and not eval_loader.has_objects
+        and len(told) == 1
+        and str(val_data.annotation_file) in told[0]
+    )
     assert not [n for n in make_loaders(config, train_data, train_data)[0].notes if "annotates no object" in n]
 
     metrics = score(val_data, [], [record.image_id for record in val_data.records], val_data.classes)
     assert metrics.ap == -1.0
-    run = SimpleNamespace(config=config, progress=Progress(), out_dir=None)
+    progress = Progress()
     for epoch in range(1, 6):
-        verdict = loop._Run._judge(run, metrics.ap, epoch)
-        run.progress = verdict.progress
-        assert not verdict.is_best and not run.progress.ended_early
+        verdict = judged(progress, metrics.ap, epoch, config.train, kept=False)
+        progress = verdict.progress
+        assert not verdict.is_best and not progress.ended_early
     for epoch in range(1, 5):
-        run.progress = loop._Run._judge(run, 0.0, epoch).progress
-    assert run.progress.ended_early  # whereas one that finds nothing counts
+        progress = judged(progress, 0.0, epoch, config.train, kept=False).progress
+    assert progress.ended_early  # whereas one that finds nothing counts

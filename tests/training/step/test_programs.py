@@ -109,7 +109,7 @@ def test_the_evaluation_is_compiled_beside_and_waited_for():
     images = np.ones((1, 2, 4, 4, 3), np.uint8)
     np.testing.assert_array_equal(program(variables, images), 2 * images)  # not started: compiles by itself
     lines = []
-    program.start(variables, (2, 4, 4, 3))
+    program.start(variables, np.zeros((2, 4, 4, 3), np.uint8))
     np.testing.assert_array_equal(program(variables, images), 2 * images)
     program.tell(lines.append)
     program.tell(lines.append)
@@ -122,7 +122,7 @@ def test_what_goes_wrong_beside_is_raised():
         raise ValueError("not today")
 
     program = EvalProgram(jax.pmap(refuse, in_axes=(None, 0)))
-    program.start({"w": jax.device_put(np.uint8(2))}, (2, 4, 4, 3))
+    program.start({"w": jax.device_put(np.uint8(2))}, np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="not today"):
         program({"w": np.uint8(2)}, np.ones((1, 2, 4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="not today"):

@@ -1,0 +1,33 @@
+"""Names of what is in the folder of a run, and the numbers of its epochs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+from dfine_jax.config import Config
+from dfine_jax.system import stored
+
+LOSS = "loss_"  # before the kind, in the names of losses summed over what they are of
+VAL = "val_"  # before the name of a loss, of validation images
+PLAN = "plan.json"  # the configuration, as dfine train takes it
+COMMAND = "command.txt"  # that started the run
+
+
+def read_metrics(out_dir: Path | str) -> list[dict[str, float]]:
+    """Rows of a run's ``metrics.csv``; empty cells are left out."""
+    rows = read_rows(Path(out_dir) / "metrics.csv")
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a table as text."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def plan_text(config: Config) -> str:
+    """A configuration as a plan, which ``dfine train`` takes as it is."""
+    return json.dumps({**stored.stamp(), **dataclasses.asdict(config)}, indent=2) + "\n"

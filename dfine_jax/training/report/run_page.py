@@ -1,0 +1,235 @@
+"""``report.html`` of a run: what it does and has shown so far, made anew from the files of its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfine_jax.config import Config
+from dfine_jax.data.read.dataset import Dataset, listed
+from dfine_jax.evaluation.evaluation_page import evaluation_sections
+from dfine_jax.families import recipe_name, task
+from dfine_jax.pages.charts import Chart, Curve
+from dfine_jax.pages.page import Commands, Facts, Files, Folded, Item, Pair, Section, page
+from dfine_jax.system.files import write_whole
+from dfine_jax.training.report.run_files import COMMAND, LOSS, PLAN, VAL, read_metrics
+
+if TYPE_CHECKING:
+    from dfine_jax.training.run.checkpoint import Metadata
+
+PAGE = "report.html"
+_FILES = (
+    ("best", "weights of the best epoch: what to evaluate, export and detect with"),
+    ("last", "everything that going on needs"),
+    ("best.onnx", "the best weights for other programs"),
+    ("metrics.csv", "numbers by epoch"),
+    ("log.txt", "what the run said, with the time"),
+    (PLAN, "the whole configuration; dfine train takes it"),
+    ("curves.png", "the curves as one picture"),
+    ("augmented.jpg", "pictures of the first batch, as the model gets them"),
+    ("best_evaluation/metrics.json", "all numbers of the best epoch"),
+    ("last_evaluation/metrics.json", "all numbers of the latest evaluation"),
+)
+_SAID = ("memory of a train step", "compiled the", "about ")  # beginnings of lines about speed
+_COUNTED = {"f1": "F1", "precision": "precision", "recall": "recall", "best_threshold": "threshold"}
+_NUMBERS = {"ap": "AP", "ap50": "AP, IoU 0.50", "ap75": "AP, IoU 0.75", "mask_ap": "mask AP"}
+_NUMBERS |= {"mask_ap50": "mask AP, IoU 0.50", "mask_ap75": "mask AP, IoU 0.75"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """How a run was started, for the commands on its page."""
+
+    command: str = ""  # as typed; kept in the folder, so that a resumed run knows it, too
+    resume: str = ""  # that goes on with it
+    data: str = "DATA"  # what ``--data`` of commands takes
+
+
+def about_data(train_data: Dataset, val_data: Dataset | None, metadata: Metadata) -> list[tuple[str, str]]:
+    """What a run trains on and where it began, as names and what they stand for."""
+    names = metadata.class_names
+    facts = [("training images", str(len(train_data)))]
+    facts.append(("validation images", "none" if val_data is None else str(len(val_data))))
+    facts.append(("classes", f"{len(names)}: {listed(names)}"))
+    return [*facts, ("weights it began with", metadata.source_file or "none of a detector")]
+
+
+class RunPage:
+    """The page of one run; ``write`` makes it anew.
+
+    Args:
+      about: names and what they stand for, of the data.
+    """
+
+    def __init__(self, out_dir: Path, config: Config, about: Sequence[tuple[str, str]], origin: Origin) -> None:
+        self._out, self._config, self._about, self._origin = out_dir, config, about, origin
+
+    def write(self, state: str = "") -> None:
+        """Write the page.
+
+        Args:
+          state: how the run ended; empty: it goes on.
+        """
+        rows = read_metrics(self._out) if (self._out / "metrics.csv").is_file() else []
+        name = self._out.resolve().name
+        epochs = self._config.train.epochs
+        done = int(rows[-1]["epoch"]) if rows else 0
+        going = state or f"Epoch {done + 1} of {epochs} is being trained; load the page again for news."
+        sections = [
+            self._plan(),
+            _curves(rows, self._config),
+            *self._evaluation(),
+            self._examples(),
+            self._speed(rows),
+            Section("Go on", "", [Commands(self._commands()), Files(self._files())]),
+        ]
+        text = f"{going} {_best(rows, self._config)}"
+        write_whole(self._out / PAGE, page(f"Run {name}", text, sections, long=True), durable=False)
+
+    def _plan(self) -> Section:
+        config, train, data, optim = self._config, self._config.train, self._config.data, self._config.optim
+        model = [("model", recipe_name(config.model)), ("task", task(config.model)), *self._about]
+        model += [("input", f"{data.height_px}x{data.width_px}, {data.resize}"), ("augmentation", data.augment)]
+        run = [("epochs", str(train.epochs)), ("images per step", str(train.batch_size))]
+        run += [("rate", f"{optim.lr:g}, backbone {optim.backbone_lr:g}"), ("schedule", optim.schedule)]
+        run += [("optimiser", optim.optimizer), ("recipe", train.method or "-"), ("precision", config.model.precision)]
+        folded: list[Item] = [Folded("All values", json.dumps(dataclasses.asdict(config), indent=2))]
+        if said := _opening(self._log()):
+            folded.insert(0, Folded("What the run said at its start", "\n".join(said)))
+        return Section("Plan", "", [Facts(model), Facts(run), *folded])
+
+    def _evaluation(self) -> list[Section]:
+        try:
+            values = json.loads((self._out / "best_evaluation" / "metrics.json").read_text())
+        except (OSError, ValueError):
+            return [Section("Result", "No evaluation yet: numbers, thresholds, classes and confusions come with it.")]
+        pictures = "best_evaluation/" if (self._out / "best_evaluation" / "confusion.png").is_file() else None
+        return evaluation_sections(values, pictures)
+
+    def _examples(self) -> Section:
+        detected = sorted((self._out / "examples").glob("*_detected.jpg"))
+        pairs = []
+        for file in detected:
+            stem = file.name.removesuffix("_detected.jpg")
+            annotated = f"examples/{stem}_annotated.jpg"
+            pairs.append(Pair(("annotated", annotated), ("detected", f"examples/{file.name}"), stem))
+        text = "Validation pictures after the latest evaluation, from its best threshold on; each opens at full size."
+        nothing = "None are drawn (log.pictures=0)." if not self._config.log.pictures else "They come with evaluations."
+        return Section("Examples", text if pairs else nothing, pairs)
+
+    def _speed(self, rows: Sequence[Mapping[str, float]]) -> Section:
+        known = [row for row in rows if "images_per_s" in row]
+        facts = []
+        if known:
+            last = known[-1]
+            facts.append(("images per second", f"{last['images_per_s']:.1f} in the last epoch"))
+            facts.append(("waiting for data", f"{last.get('data_wait', 0.0):.0%} of the time"))
+        log = self._log()
+        if log:
+            facts += [("started", log[0][0]), ("latest news", log[-1][0])]
+        said = list(dict.fromkeys(line for _, line in log if line.startswith(_SAID)))
+        facts += [("said", line) for line in said[-4:]]
+        items: list[Item] = [Facts(facts)] if facts else []
+        if len(known) > 1:
+            curve = Curve("images per second", [(row["epoch"], row["images_per_s"]) for row in known])
+            items.append(Chart("Images per second", "epoch", [curve], whole=True))
+        return Section("Speed", "" if items else "The first epoch is not over.", items)
+
+    def _commands(self) -> list[tuple[str, str]]:
+        out, data = str(self._out), self._origin.data
+        best = str(self._out / "best")
+        commands = []
+        try:
+            commands.append(("as it was started", (self._out / COMMAND).read_text(encoding="utf-8").strip()))
+        except OSError:
+            again = ["train", str(self._out / PLAN), "--data", data, "--out", f"{out}-again"]
+            commands.append(("the same again", f"dfine {shlex.join(again)}"))
+        if self._origin.resume:
+            commands.append(("go on with it", self._origin.resume))
+        lines = {
+            "detect": ["predict", best, "PICTURE", "--out", "drawn"],
+            "all numbers, worst errors": ["evaluate", best, "--data", data, "--out", f"{out}/evaluation"],
+            "mistakes in the annotations": ["errors", best, "--data", data, "--out", f"{out}/suspects"],
+            "a file for other programs": ["export", best, "--data", data, "--out", f"{out}/model.onnx"],
+        }
+        return commands + [(what, f"dfine {shlex.join(words)}") for what, words in lines.items()]
+
+    def _files(self) -> list[tuple[str, str]]:
+        return [(name, about) for name, about in _FILES if (self._out / name).exists()]
+
+    def _log(self) -> list[tuple[str, str]]:
+        """Times and lines of the log."""
+        try:
+            lines = (self._out / "log.txt").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        return [(line[:19], line[21:]) for line in lines if re.match(r"\d{4}-\d\d-\d\d ", line)]
+
+
+def _opening(log: Sequence[tuple[str, str]]) -> list[str]:
+    """What was said before the first line of the table."""
+    lines = [line for _, line in log]
+    ends = [i for i, line in enumerate(lines) if line.split()[:2] == ["epoch", "loss"]]
+    return lines[: ends[0]] if ends else lines
+
+
+def _best(rows: Sequence[Mapping[str, float]], config: Config) -> str:
+    found = best_row(rows, config)
+    if found is None:
+        return "Nothing has been evaluated yet."
+    key = _deciding(rows, config)
+    return f"The best so far is epoch {found['epoch']:g} with {_NUMBERS[key]} {found[key]:.3f}."
+
+
+def best_row(rows: Sequence[Mapping[str, float]], config: Config) -> Mapping[str, float] | None:
+    """The row of the best epoch; the first of equals."""
+    key = _deciding(rows, config)
+    known = [row for row in rows if row.get(key, -1) >= 0]
+    return max(known, key=lambda row: row[key], default=None)
+
+
+def _deciding(rows: Sequence[Mapping[str, float]], config: Config) -> str:
+    of_masks = config.train.best_by == "masks" and any(row.get("mask_ap", -1) >= 0 for row in rows)
+    return "mask_ap" if of_masks else "ap"
+
+
+def _curves(rows: Sequence[Mapping[str, float]], config: Config) -> Section:
+    if not rows:
+        return Section("Curves", "They begin with the end of the first epoch.")
+    best = best_row(rows, config)
+    axis: Any = {"whole": True, "x_range": (min(1.0, rows[0]["epoch"]), max(rows[-1]["epoch"], 2.0))}
+    axis |= {"marked": (best["epoch"], "") if best else None}
+
+    def curve(name: str, column: str) -> list[Curve]:
+        points = [(row["epoch"], row[column]) for row in rows if column in row]
+        return [Curve(name, points)] if points else []
+
+    def both(column: str) -> list[Curve]:
+        return curve("training", column) + curve("validation", VAL + column)
+
+    precision = [line for key, name in _NUMBERS.items() for line in curve(name, key)]
+    named = axis | {"marked": (best["epoch"], f"best, epoch {best['epoch']:g}") if best else None}
+    charts: list[Item] = (
+        [Chart("Average precision, averaged weights", "epoch", precision, **named)] if precision else []
+    )
+    counted = [line for key, name in _COUNTED.items() for line in curve(name, key)]
+    charts += [Chart("Counted at the best threshold", "epoch", counted, **axis)] if counted else []
+    charts.append(Chart("Loss, all terms", "epoch", both("loss"), from_zero=False, **axis))
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith(LOSS))
+    charts += [
+        Chart(f"Loss, {name.removeprefix(LOSS)}", "epoch", both(name), from_zero=False, **axis) for name in names
+    ]
+    rates: dict[tuple[float, ...], Curve] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name.endswith("lr")):
+        for line in curve("rate" if name == "lr" else name.removesuffix("_lr"), name):
+            rates.setdefault(tuple(y for _, y in line.points), line)  # of equal lines the first
+    charts.append(Chart("Learning rate", "epoch", list(rates.values()), **axis))
+    charts.append(Chart("Gradient norm before clipping", "epoch", curve("mean", "grad_norm"), from_zero=False, **axis))
+    text = "Training is the mean of the epoch's steps; validation is of the averaged weights, without augmentation. "
+    text += "The dotted line is the best epoch."
+    return Section("Curves", text, charts)

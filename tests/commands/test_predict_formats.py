@@ -1,0 +1,138 @@
+"""``dfine predict --results``: read again, what was written is what was found."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from rectangles import RectangleBackend, opened, scene
+
+from dfine_jax import cli
+from dfine_jax.commands import predict
+from dfine_jax.data.read.sources import read_dataset
+from dfine_jax.prediction import detector
+
+FOUND = {  # corners by picture and class
+    "a.png": {("red", 20, 40, 120, 100), ("green", 200, 200, 260, 300)},
+    "b.png": {("blue", 100, 75, 300, 225)},
+}
+
+
+@pytest.fixture(autouse=True)
+def any_name_is_a_model(monkeypatch):
+    monkeypatch.setattr(predict, "require_model", lambda *_, **__: None)
+
+
+@pytest.fixture(params=[None, 4], ids=["boxes", "masks"])
+def backend(request, monkeypatch):
+    made = RectangleBackend(request.param)
+    monkeypatch.setattr(detector, "open_model", lambda *_, **__: opened(made, (160, 160)))
+    return made
+
+
+@pytest.fixture
+def boxes_only(monkeypatch):
+    monkeypatch.setattr(detector, "open_model", lambda *_, **__: opened(RectangleBackend(None), (160, 160)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    for name, drawn in FOUND.items():
+        Image.fromarray(scene(320, 320, *sorted(drawn))).save(root / name)
+    return root
+
+
+def run(*arguments):
+    return cli.main(["predict", "model", *map(str, arguments)])
+
+
+def read(data, split="train"):
+    """What a reader finds: corners to the nearest 4 pixels, as the detector gives them."""
+    dataset = read_dataset(data, split, whole=True)
+    return {
+        record.path.name: {
+            (dataset.names[label], *box)
+            for label, box in zip(record.labels, record.boxes_xyxy_px.tolist(), strict=True)
+        }
+        for record in dataset.records
+    }
+
+
+def assert_found(actual):
+    assert set(actual) == set(FOUND)
+    for name, expected in FOUND.items():
+        ours = sorted(actual[name])
+        assert [one[0] for one in ours] == [one[0] for one in sorted(expected)]
+        for one, other in zip(ours, sorted(expected), strict=True):
+            np.testing.assert_allclose(one[1:], other[1:], atol=5)
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "cvat", "voc", "labelme", "via"])
+def test_annotation_tools_read_what_was_found(folder, tmp_path, backend, form, monkeypatch):
+    monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
+    assert run(folder, "--results", tmp_path / "out", "--format", form) == 0
+    assert_found(read(tmp_path / "out"))
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_label_studio_gets_predictions_to_confirm(folder, tmp_path, backend, monkeypatch):
+    monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
+    assert run(folder, "--results", tmp_path / "out", "--format", "labelstudio") == 0
+    file = tmp_path / "out" / "labelstudio.json"
+    tasks = json.loads(file.read_text())
+    assert all(task["annotations"] == [] for task in tasks)
+    assert all(0 < result["score"] <= 1 for task in tasks for result in task["predictions"][0]["result"])
+    file.write_text(json.dumps([{**task, "annotations": task["predictions"]} for task in tasks]))  # as if confirmed
+    assert_found(read(tmp_path / "out"))
+
+
+def test_coco_keeps_scores_and_cvat_says_who_it_was(folder, tmp_path, backend):
+    assert run(folder, "--results", tmp_path / "coco") == 0
+    content = json.loads((tmp_path / "coco" / "_annotations.coco.json").read_text())
+    assert all(0.5 <= annotation["score"] <= 1 for annotation in content["annotations"])
+    if any(annotation.get("segmentation") for annotation in content["annotations"]):
+        areas = [coco_mask.area(annotation["segmentation"]) for annotation in content["annotations"]]
+        assert min(areas) > 1000
+    assert run(folder, "--results", tmp_path / "cvat", "--format", "cvat") == 0
+    text = (tmp_path / "cvat" / "annotations.xml").read_text()
+    assert text.count('source="auto"') == 3
+
+
+def test_tables(folder, tmp_path, boxes_only):
+    assert run(folder, "--results", tmp_path / "r.csv", "--json", tmp_path / "r.json") == 0
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    entries = json.loads((tmp_path / "r.json").read_text())
+    assert len(rows) == len(entries) == 3
+    for row, entry in zip(rows, entries, strict=True):
+        x0, y0, x1, y1 = (float(row[key]) for key in ("x0", "y0", "x1", "y1"))
+        assert row["image"] == entry["image_id"] and float(row["score"]) == pytest.approx(entry["score"], abs=1e-4)
+        np.testing.assert_allclose([x0, y0, x1 - x0, y1 - y0], entry["bbox"], atol=0.02)
+    assert run(folder, "--results", tmp_path / "r.jsonl") == 0
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [(line["image"], line["width"], len(line["objects"])) for line in lines] == [
+        ("a.png", 320, 2),
+        ("b.png", 320, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "r.csv"], "or give --results for a table"),
+        (["--format", "coco"], "is of --results"),
+        (["--results", "x", "--format", "tfrecord"], "--format tfrecord: one of csv, jsonl, coco"),
+        (["--results", ".", "--format", "coco"], "is not empty"),
+        (["--results", ".", "--format", "csv"], "is a folder; csv is a file"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(folder, boxes_only, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(folder, *arguments) == 2
+    assert message in capsys.readouterr().err

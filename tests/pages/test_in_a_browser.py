@@ -1,0 +1,93 @@
+"""Pages in a real browser: nothing is wider than the window, and letters are large enough to read."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dfine_jax.pages.charts import Bar, Bars, Chart, Curve
+from dfine_jax.pages.page import (
+    Commands,
+    Confusion,
+    Facts,
+    FigureBeside,
+    FigureFile,
+    Files,
+    Folded,
+    Marked,
+    Pair,
+    Section,
+    Table,
+    page,
+)
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+pytestmark = pytest.mark.skipif(not BROWSER, reason="no chromium is installed")
+LEAST_PX = 10.5  # of letters
+LONG = "a/very/long/path/without/any/blank/in/it/" * 4
+# What a frame as wide as the window to be tested measures of the page in it.
+MEASURE = """
+<script>
+addEventListener("load", () => {
+  const letters = [...document.querySelectorAll("p, td, th, dt, dd, code, figcaption, svg text, li b, li span, a")]
+    .filter(e => e.textContent.trim())
+    .map(e => [parseFloat(getComputedStyle(e).fontSize) * (e.getScreenCTM ? e.getScreenCTM().a : 1), e.textContent]);
+  letters.sort((a, b) => a[0] - b[0]);
+  const pictures = [...document.querySelectorAll(".pair img, .whole img")].map(e => e.getBoundingClientRect().width);
+  parent.postMessage({width: innerWidth, scroll: document.documentElement.scrollWidth, smallest: letters[0],
+    pictures}, "*");
+});
+</script>
+"""
+FRAME = """<!doctype html><body style="margin: 0"><iframe src="page.html" style="border: 0; width: {width}px;
+  height: 800px"></iframe><pre id="out"></pre>
+<script>addEventListener("message", e => document.getElementById("out").textContent = JSON.stringify(e.data))</script>
+"""
+
+
+def everything(folder: Path) -> str:
+    """A page with one of each, of the kind that makes pages wide."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (800, 600), "navy").save(folder / name)
+    names = [f"a class with a long name {i}" for i in range(20)]
+    curves = [Curve(f"curve {i}", [(x, x * 0.000123 * i) for x in range(30)]) for i in range(1, 5)]
+    counts = [[i * j for i in range(21)] for j in range(21)]
+    items = [
+        [Facts([("weights", LONG)]), Facts([("b", "c")]), Folded("more", LONG)],
+        [Chart("Chart", "epoch", curves, (22, "best, epoch 22"), whole=True)] * 5,
+        [Table(("class", *["a number"] * 9), [(name, *["0.123"] * 9) for name in names], broad=True)],
+        [Confusion(names, counts)],
+        [Pair(("annotated", "a.png"), ("detected", "b.png"), LONG)] * 2,
+        [FigureFile("a.png", "whole")],
+        [FigureBeside("a.png", "b.png", [Marked("full", (1, 2, 3), "cat")], LONG)] * 4,
+        [Bars("Latency", "ms", [Bar(LONG, 3.0, "3 ms, AP 0.5", 4.0)])],
+        [Commands([("again", f"dfine train {LONG}")]), Files([("a.png", "a picture")])],
+    ]
+    sections = [Section(f"Part {i}", f"Words. {LONG}", each) for i, each in enumerate(items)]
+    return page(f"Run {LONG}", LONG, sections, long=True)
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
+def test_nothing_is_wider_than_the_window_and_everything_can_be_read(tmp_path, width):
+    (tmp_path / "page.html").write_text(everything(tmp_path) + MEASURE)
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width))
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500)},900"]
+    command += ["--virtual-time-budget=20000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+    found = re.search(r'<pre id="out">(\{.*?\})</pre>', shown, re.DOTALL)
+    assert found is not None, shown[-2000:]
+    measured = json.loads(html.unescape(found[1]))
+    assert measured["width"] == width and measured["scroll"] <= width
+    size_px, text = measured["smallest"]
+    assert size_px >= LEAST_PX, (size_px, text)
+    assert min(measured["pictures"]) >= 300

@@ -1,0 +1,97 @@
+"""The page of a run, made from the files of its folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from urllib.parse import unquote
+
+import pytest
+from PIL import Image
+from tiny import tiny_config
+
+from dfine_jax.data.read.dataset import Classes
+from dfine_jax.evaluation.plots import save_evaluation
+from dfine_jax.evaluation.score import score
+from dfine_jax.training.report.run_files import COMMAND, PLAN, plan_text
+from dfine_jax.training.report.run_page import Origin, RunPage, best_row
+
+TRUTH = {
+    "images": [{"id": 1, "file_name": "1.jpg", "width": 99, "height": 99}],
+    "categories": [{"id": 1, "name": "cat"}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50]}],
+}
+
+
+def written(folder, origin=None, **changes):
+    config = tiny_config(**changes)
+    RunPage(folder, config, [("classes", "1: <cat>")], origin or Origin(data="my cells")).write()
+    return (folder / "report.html").read_text()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder as a run leaves it after three epochs."""
+    rows = ["epoch,step,lr,backbone_lr,loss,loss_vfl,images_per_s,data_wait,ap,ap50,f1", "1,3,0.1,0.1,30,3,9.5,0,,,"]
+    rows += ["2,6,0.1,0.1,20,2,9.6,0.25,0.3,0.5,0.4", "3,9,0.1,0.1,19,2,9.7,0.5,0.2,0.4,0.3"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows))
+    said = ["the plan", "memory of a train step: 1.00 GiB", "epoch  loss", "    1  30"]
+    (tmp_path / "log.txt").write_text("".join(f"2026-01-01 10:00:0{i}  {line}\n" for i, line in enumerate(said)))
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 48], "score": 0.8}]
+    save_evaluation(score(TRUTH, found, [1], Classes(("cat",), (1,))), tmp_path / "best_evaluation")
+    for what in ("annotated", "detected"):
+        (tmp_path / "examples").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 10)).save(tmp_path / "examples" / f"a b_{what}.jpg")
+    for name in ("best", "last"):
+        (tmp_path / name).mkdir()
+    (tmp_path / PLAN).write_text(plan_text(tiny_config()))
+    return tmp_path
+
+
+def test_a_run_that_begins_has_words_for_what_is_to_come(tmp_path):
+    page = written(tmp_path)
+    assert "Epoch 1 of 2 is being trained" in page and "Nothing has been evaluated yet." in page
+    for words in ("They begin with the end of the first epoch.", "No evaluation yet", "They come with evaluations."):
+        assert words in page or "log.pictures=0" in page
+    assert "&lt;cat&gt;" in page and "<svg" not in page
+
+
+def test_everything_is_there_and_every_link_leads_somewhere(run):
+    page = written(run, train={"epochs": 5})
+    assert "Epoch 4 of 5 is being trained" in page and "The best so far is epoch 2 with AP 0.300." in page
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert headings == [
+        "Plan", "Curves", "Result", "Thresholds", "Classes", "Confusions", "Examples", "Speed", "Go on",
+    ]  # fmt: skip
+    links = {unquote(link) for link in re.findall(r'(?:src|href)="([^"#]+)"', page)}
+    assert {"examples/a b_annotated.jpg", "examples/a b_detected.jpg", "metrics.csv", PLAN, "best"} <= links
+    assert all((run / link).exists() for link in links)
+    assert page.count("best, epoch 2") == 1 and page.count('class="mark"') > 4
+    assert "<script" not in page and "http" not in page
+    assert "the plan\nmemory of a train step" in page and "50% of the time" in page
+    legend = re.search(r"Learning rate</figcaption>(.*?)<svg", page, re.DOTALL)
+    assert legend is not None and "legend" not in legend[1]  # of two equal rates one line
+
+
+def test_commands_repeat_the_run_and_go_on(run):
+    page = written(run)
+    assert f"dfine train {run}/{PLAN} --data &#x27;my cells&#x27; --out {run}-again" in page
+    (run / COMMAND).write_text("dfine train n --data x\n")
+    page = written(run, Origin(resume="dfine train n --resume", data="x"))
+    assert "<code>dfine train n --data x</code>" in page and "<code>dfine train n --resume</code>" in page
+    assert f"dfine evaluate {run}/best --data x --out {run}/evaluation" in page
+
+
+def test_the_plan_is_one_that_train_takes(run):
+    from dfine_jax.commands.train_plan import read_plan
+
+    assert read_plan(str(run / PLAN)) == tiny_config()
+    assert json.loads((run / PLAN).read_text())["format"]
+
+
+def test_the_first_of_equal_epochs_is_the_best():
+    rows = [{"epoch": 1.0, "ap": 0.2}, {"epoch": 2.0, "ap": 0.3}, {"epoch": 3.0, "ap": 0.3}, {"epoch": 4.0}]
+    assert best_row(rows, tiny_config()) == rows[1] and best_row(rows[3:], tiny_config()) is None
+    masks = [{"epoch": 1.0, "ap": 0.9, "mask_ap": 0.1}, {"epoch": 2.0, "ap": 0.1, "mask_ap": 0.2}]
+    assert best_row(masks, tiny_config()) == masks[1]
+    assert best_row(masks, tiny_config(train={"best_by": "boxes"})) == masks[0]
