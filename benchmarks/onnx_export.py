@@ -139,7 +139,7 @@ def run_onnxruntime(file: Path, threads: int, imagenet: bool = False) -> Callabl
     given = session.get_inputs()[0]
     images = np.random.default_rng(0).random(given.shape, np.float32)
     if imagenet:
-        mean, deviation = (np.float32(x).reshape(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        mean, deviation = (np.array(x, np.float32)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_DEVIATION))
         images = (images - mean) / deviation
     feed = {given.name: images}
     return lambda: session.run(None, feed)
