@@ -191,7 +191,8 @@ def _accuracy_control(
 
     def validate(compiled: Any, records: Iterable[Any]) -> tuple[float, None]:
         backend = ArtefactBackend(_CompiledSession(compiled, artefact))
-        return -largest_drop(before, ap(backend, artefact.input.batch or 1, list(records))), None
+        # From 1, because NNCF divides by what the float model has.
+        return 1 - largest_drop(before, ap(backend, artefact.input.batch or 1, list(records))), None
 
     return nncf.quantize_with_accuracy_control(
         model,

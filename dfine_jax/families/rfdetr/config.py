@@ -15,7 +15,7 @@ class RFDetrConfig:
     """Architecture. Shapes of the weights depend on nothing else."""
 
     variant: str
-    backbone: Literal["dinov2-s", "dinov2-b"]
+    backbone: str  # dinov2-s or dinov2-b
     patch_px: int
     windows: int  # per side of the picture
     table: int  # side of the grid of learned positions, which is resized to that of the patches
@@ -90,6 +90,10 @@ def check(model: RFDetrConfig, loss: RFDetrLossConfig) -> None:
             "between 0 and 1": ("drop_path",),
         },
     )
+    from dfine_jax.families.backbones.dinov2 import BACKBONES  # not before it is needed, because it loads flax
+
+    if model.backbone not in BACKBONES:
+        raise ConfigError(f"model.backbone={model.backbone!r} is not one of {', '.join(BACKBONES)}")
     for heads in ("self_heads", "cross_heads"):
         if model.width % getattr(model, heads):
             raise ConfigError(f"model.{heads}={getattr(model, heads)} must divide model.width={model.width}")

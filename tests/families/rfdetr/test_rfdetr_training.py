@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,8 @@ def data(folder):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    before = jax.config.jax_compilation_cache_dir
+    settings: Any = jax.config
+    before = settings.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     yield
     jax.config.update("jax_compilation_cache_dir", before)
@@ -52,7 +54,7 @@ def arrays(path):
 
 
 def test_batches_are_made_at_the_largest_size_and_trained_at_all(data):
-    config = tiny_rfdetr(model={"num_classes": len(data[0].names)})
+    config: Any = tiny_rfdetr(model={"num_classes": len(data[0].names)})
     loader, evaluation = make_loaders(config, *data)
     assert evaluation is not None and evaluation.batch_shape == (4, 64, 64, 3)
     batch = next(loader.batches())
@@ -67,13 +69,13 @@ def test_batches_are_made_at_the_largest_size_and_trained_at_all(data):
 def test_a_killed_run_resumes_in_the_same_bits(data, tmp_path, monkeypatch, masks):
     """Two input sizes, parts of batches, drop path: what is random follows from the step alone."""
     monkeypatch.setattr("dfine_jax.families.rfdetr.inputs._STEPS", 1)
-    config = tiny_rfdetr(
+    config: Any = tiny_rfdetr(
         masks=masks,
         model={"num_classes": len(data[0].names), "drop_path": 0.2},
         loss={"assignment": "device"},
         train={"accumulate": 2, "checkpoint_steps": 2, "log_every": 1},
     )
-    assert loop.train(config, *data, tmp_path / "whole").finished
+    assert loop.train(config, data[0], data[1], tmp_path / "whole").finished
 
     original, count = loop.split_over_devices, [0]
 
@@ -85,8 +87,8 @@ def test_a_killed_run_resumes_in_the_same_bits(data, tmp_path, monkeypatch, mask
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(loop, "split_over_devices", counted)
-        loop.train(config, *data, tmp_path / "killed")
-    assert loop.train(config, *data, tmp_path / "killed", resume=True).finished
+        loop.train(config, data[0], data[1], tmp_path / "killed")
+    assert loop.train(config, data[0], data[1], tmp_path / "killed", resume=True).finished
     ours, theirs = (arrays(tmp_path / name / "last") for name in ("killed", "whole"))
     assert ours.keys() == theirs.keys() and len(ours) > 100
     assert [path for path in theirs if not np.array_equal(ours[path], theirs[path])] == []
@@ -98,7 +100,7 @@ def test_a_killed_run_resumes_in_the_same_bits(data, tmp_path, monkeypatch, mask
 @pytest.mark.parametrize(("recipe", "masks"), [("rfdetr-nano", False), ("rfdetr-seg-nano", True)])
 def test_the_command_from_weights_to_best(folder, data, tmp_path, capsys, recipe, masks):
     """The architecture is that of the weights, whose classes are matched by name; the size is theirs too."""
-    config = tiny_rfdetr(masks=masks, model={"head_rows": "coco", "num_classes": 80})
+    config: Any = tiny_rfdetr(masks=masks, model={"head_rows": "coco", "num_classes": 80})
     variables = RFDETR.init(config.model, jax.random.key(0))
     names = ["person", data[0].names[1], *(f"c{i}" for i in range(78))]
     save_weights(tmp_path / "weights", variables, Metadata(config, tuple(names), tuple(range(80))))
@@ -108,7 +110,7 @@ def test_the_command_from_weights_to_best(folder, data, tmp_path, capsys, recipe
     told = capsys.readouterr().out
     assert re.search(r"RF-DETR(-SEG)?-NANO, \d classes, 12 images: 1 epochs of 1 steps", told), told
     assert "classes taken over by name (1)" in told and "optim.layer_decay=0.8" in told
-    best = load_metadata(tmp_path / "run" / "best").config
+    best: Any = load_metadata(tmp_path / "run" / "best").config
     assert (best.model.head_rows, best.model.num_classes) == ("spare", len(data[0].names))
     assert (best.data.height_px, best.data.square_crop_prob, best.optim.schedule) == (64, 0.5, "drop")
     assert load_metadata(tmp_path / "run" / "best").preprocess.interpolation == "bilinear"
