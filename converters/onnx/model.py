@@ -55,6 +55,20 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
         folded[path] = standardised(first, [value / unit for value in mean], deviation)
         return images
 
+    replacements = {**_replacements(), standardise.standardised: as_they_are}
+    intercept = _interceptor(model, folded, params)
+
+    def call(images: Float[Array, "b h w 3"]) -> Parts:
+        with traced_for("onnx"), nn.intercept_methods(intercept), replaced(replacements):
+            out: Any = model.apply(variables, images, train=False)
+        return Parts(*out.answer)
+
+    return call
+
+
+def _interceptor(model: Any, folded: Mapping[Path, FoldedConv], params: Mapping[str, Any]) -> Callable[..., Any]:
+    """Modules that are computed otherwise, as of ``flax.linen.intercept_methods``."""
+
     def intercept(original: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if context.method_name != "__call__":
@@ -92,7 +106,12 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
                 return deformable_attention(module, _at(params, module.path), *args)
         return original(*args, **kwargs)
 
-    replacements = {
+    return intercept
+
+
+def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Functions that are computed otherwise."""
+    return {
         layers.upsample2x: lambda x: _nhwc(ops.enlarge2x(_nchw(x))),
         pooling.max_pool3x3: lambda x: _nhwc(ops.max_pool3x3(_nchw(x))),
         pooling.average_pool2x2: lambda x: _nhwc(ops.average_pool2x2(_nchw(x))),
@@ -108,18 +127,10 @@ def forward(model: Any, variables: Mapping[str, Any], pixel_scale: float | None 
         windows.maps_of: transformer.maps_of,
         box_queries.moved: transformer.moved,
         box_queries.box_embedding: transformer.box_embedding,
-        standardise.standardised: as_they_are,
         masks.masks_logit: lambda embedding, pixels, *offset: MaskFactors(embedding, _nchw(pixels), *offset),
         tokens.limited: lambda x, limit: ops.clip(x, -limit, limit),
         deformable.build_table: build_table,
     }
-
-    def call(images: Float[Array, "b h w 3"]) -> Parts:
-        with traced_for("onnx"), nn.intercept_methods(intercept), replaced(replacements):
-            out: Any = model.apply(variables, images, train=False)
-        return Parts(*out.answer)
-
-    return call
 
 
 def _at(params: Any, path: Path) -> Any:

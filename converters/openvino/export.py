@@ -3,7 +3,8 @@
 For int8 the decoder and the stem, up to its pooling or the end of both its branches, stay in floating point from the
 start. The decoder's coordinates do not survive eight bits, and the graph without its quantisation nodes is the faster
 one. Eight bits are too few for the stem's first maps as well: of D-FINE-N on BCCD, AP 0.546, int8 has 0.547 without
-both, 0.422 without the decoder. Should AP still fall by more than the limit, NNCF's accuracy control searches for
+both, 0.422 without the decoder. Of a transformer NNCF keeps what its blocks cannot do without and smooths activations
+into weights: RF-DETR-Nano that knows 8 pictures by heart has AP 0.970 on them, in int8 0.970, without this 0.024. Should AP still fall by more than the limit, NNCF's accuracy control searches for
 further operations to keep, which takes its time: each trial compiles the model.
 """
 
@@ -47,6 +48,7 @@ class Quantization:
       calibration_images: taken from the folder, evenly.
       max_images: annotated images that AP is measured on, at most.
       ranking_images, max_iterations: bounds on the search of accuracy control.
+      is_transformer: as of ``Family``.
     """
 
     calibration: Path | str
@@ -56,6 +58,7 @@ class Quantization:
     max_images: int = 200
     ranking_images: int = 40
     max_iterations: int = 20
+    is_transformer: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,7 @@ def export_int8(onnx_file: Path | str, xml_file: Path | str, options: Quantizati
         model,
         nncf.Dataset(samples),
         preset=nncf.QuantizationPreset.MIXED,
+        model_type=_kind(options),
         subset_size=len(samples),
         ignored_scope=ignored,
     )
@@ -202,6 +206,7 @@ def _accuracy_control(
         max_drop=options.max_drop,
         drop_type=nncf.DropType.ABSOLUTE,
         preset=nncf.QuantizationPreset.MIXED,
+        model_type=_kind(options),
         subset_size=len(samples),
         ignored_scope=ignored,
         advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
@@ -209,6 +214,12 @@ def _accuracy_control(
             ranking_subset_size=min(options.ranking_images, len(ap.records)),
         ),
     )
+
+
+def _kind(options: Quantization) -> Any:
+    import nncf
+
+    return nncf.ModelType.TRANSFORMER if options.is_transformer else None
 
 
 class _CompiledSession:

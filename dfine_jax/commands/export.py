@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dfine_jax.converters.gate.data import CheckData
     from dfine_jax.converters.gate.report import GateReport
     from dfine_jax.converters.tensorrt.export import EngineBuilder
+    from dfine_jax.families.family import Family
     from dfine_jax.weights.load import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -195,6 +196,7 @@ def _export(
     from dfine_jax.converters.gate.staging import release, staging
     from dfine_jax.converters.onnx.export import export_onnx, operating_point, save
     from dfine_jax.evaluation.evaluate import match_categories
+    from dfine_jax.families import of
     from dfine_jax.families.family import Reduction
     from dfine_jax.serving.backends.jax_model import JaxBackend
 
@@ -220,7 +222,7 @@ def _export(
     with staging(final) as staged, tempfile.TemporaryDirectory() as folder:
         source = staged if options.to == "onnx" else Path(folder) / f"{staged.stem}.onnx"
         save(proto, source)
-        quantization = _convert(options, data, builder, source, staged)
+        quantization = _convert(options, data, builder, of(loaded.metadata.config.model), source, staged)
         report = check_artefact(
             source if options.build_only else staged,
             model,
@@ -240,7 +242,12 @@ def _export(
 
 
 def _convert(
-    options: argparse.Namespace, data: CheckData, builder: EngineBuilder | None, source: Path, staged: Path
+    options: argparse.Namespace,
+    data: CheckData,
+    builder: EngineBuilder | None,
+    family: Family[Any, Any, Any, Any],
+    source: Path,
+    staged: Path,
 ) -> dict[str, Any]:
     """The ONNX file in the format asked for; what int8 cost."""
     if builder is not None:
@@ -249,7 +256,9 @@ def _convert(
         from dfine_jax.converters.openvino.export import Quantization, export_int8
 
         drop = {} if options.max_ap_drop is None else {"max_drop": options.max_ap_drop}
-        result = export_int8(source, staged, Quantization(options.calibration or options.data, data.dataset, **drop))
+        kind = {"is_transformer": family.is_transformer}
+        asked = Quantization(options.calibration or options.data, data.dataset, **drop, **kind)
+        result = export_int8(source, staged, asked)
         return {name: value for name, value in dataclasses.asdict(result).items() if value is not None}
     elif options.to == "openvino":
         from dfine_jax.converters.openvino.export import export_openvino

@@ -200,6 +200,7 @@ class Family(Generic[M, L, Q, P]):
     mask_stride: Callable[[M], int | None] = lambda model: None
     answer_stride: int | None = None  # of the masks that it answers with; None: that of those it trains on
     cut_to_boxes: bool = True  # masks that it answers with count within their boxes alone
+    is_transformer: bool = False  # backbone included; int8 is calibrated otherwise for such a network
     # The architecture for a task (``detect``, ``segment``), of that for another one, by the task's name.
     tasks: Mapping[str, Callable[[M], M]] = dataclasses.field(default_factory=lambda: {"detect": lambda model: model})
     queries: Callable[[Key[Array, ""], Targets, M, L], Q | None]
