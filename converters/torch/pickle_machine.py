@@ -13,7 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dfine_jax.converters.torch.pickle_values import ALLOWED, Global, NumpyType, SetAside, Storage, TensorRef, keys
+from dfine_jax.converters.torch.pickle_values import (
+    ALLOWED,
+    Attributes,
+    Global,
+    NumpyType,
+    SetAside,
+    Storage,
+    TensorRef,
+    keys,
+)
 from dfine_jax.errors import UserError
 
 MALFORMED = (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, EOFError, struct.error)
@@ -154,9 +163,12 @@ class Machine:
         return self._storage(identity)
 
     def _build(self, state: Any) -> None:
-        """State of an object: dropped, except the byte order of a NumPy type."""
+        """State of an object: dropped, except the byte order of a NumPy type, and the values of a namespace."""
         target = self._stack[-1]
-        if isinstance(target, NumpyType):
+        if isinstance(target, Attributes):
+            self._charge(_ENTRY * len(state))
+            target.update({name: value for name, value in state.items() if isinstance(name, str)})
+        elif isinstance(target, NumpyType):
             target.order = {"<": "<", ">": ">", "|": "|"}[state[1]]
         elif not isinstance(target, (dict, SetAside)):
             raise ValueError("state for something that has none")

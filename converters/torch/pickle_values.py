@@ -95,6 +95,10 @@ class SetAside:
     """Stands for a value that weights do not need, such as a path among the settings of a run; it holds nothing."""
 
 
+class Attributes(dict[str, Any]):
+    """The values of an object that holds nothing else, such as the arguments of a run, by name."""
+
+
 @dataclasses.dataclass
 class NumpyType:
     """A plain NumPy number type under construction."""
@@ -183,10 +187,17 @@ def _set_aside(*_: Any) -> SetAside:
     return SetAside()
 
 
+def _attributes(*_: Any) -> Attributes:
+    """Empty; what the object has follows as its state."""
+    return Attributes()
+
+
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "collections.defaultdict": lambda *factory: {},
+    "argparse.Namespace": _attributes,
+    "types.SimpleNamespace": _attributes,
     "torch.Size": lambda sizes: tuple(_entries(sizes)),
     "torch.device": lambda kind, *index: kind,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
@@ -206,7 +217,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 # Plain data beside the weights: settings, paths, times, arrays of results. It is dropped, whatever it holds.
 SET_ASIDE = frozenset(
-    ("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.date", "datetime.timedelta")
+    ("datetime.datetime", "datetime.date", "datetime.timedelta")
     + tuple(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"))
     + tuple(f"pathlib._local.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"))
     + ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray")

@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import types
 import zipfile
 
 import ml_dtypes
@@ -254,10 +255,10 @@ def test_tuples_of_plain_values_may_be_keys(tmp_path):
 
 
 def test_plain_data_beside_the_weights_is_set_aside(tmp_path):
-    """Settings of runs: nothing of it is built, the rest is read."""
+    """Paths, times, arrays: nothing of it is built, the rest is read."""
     content = {
         "state_dict": {"w": 1},
-        "args": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("/tmp/x")),
+        "out": pathlib.PurePosixPath("/tmp/x"),
         "when": datetime.datetime(2025, 1, 2, tzinfo=None),
         "results": np.arange(12.0).reshape(3, 4),
         "names": np.array(["a", "bc"]),
@@ -268,8 +269,30 @@ def test_plain_data_beside_the_weights_is_set_aside(tmp_path):
         path = write_zip(tmp_path / "a.pth", pickle.dumps(content, protocol), {})
         with torch_pickle.opened(path) as found:
             assert found["state_dict"] == {"w": 1} and found["scores"] == [0.5, 3, 0.25]
-            kinds = {type(found[name]) for name in ("args", "when", "results", "names", "objects")}
+            kinds = {type(found[name]) for name in ("out", "when", "results", "names", "objects")}
             assert kinds == {SetAside}, protocol
+
+
+@pytest.mark.parametrize("kind", [argparse.Namespace, types.SimpleNamespace])
+def test_a_namespace_is_read_as_its_values(tmp_path, kind):
+    """Arguments of a run; of what is set aside among them nothing is built."""
+    arguments = kind(lr=0.1, names=["a", "b"], inner=kind(size=384), out=pathlib.PurePosixPath("/tmp/x"))
+    for protocol in (2, 3, 4):
+        path = write_zip(tmp_path / "a.pth", pickle.dumps({"args": arguments, "again": arguments}, protocol), {})
+        with torch_pickle.opened(path) as found:
+            out = found["args"].pop("out")
+            assert found["args"] == {"lr": 0.1, "names": ["a", "b"], "inner": {"size": 384}}
+            assert isinstance(out, SetAside) and found["again"] is found["args"]
+
+
+NAMESPACE = b"cargparse\nNamespace\n"
+
+
+@pytest.mark.parametrize("state", [b"K\x01", b"N}\x86", b"(K\x01e"])
+def test_the_state_of_a_namespace_is_a_dictionary(tmp_path, state):
+    path = write_zip(tmp_path / "a.pth", b"\x80\x02" + NAMESPACE + b")\x81" + state + b"b.", {})
+    with pytest.raises(UserError, match="damaged"):
+        read_all(path)
 
 
 ONE = b"X\x01\x00\x00\x00a"
@@ -290,6 +313,9 @@ ATTACKS = {
     "dicts": copies(b"builtins\ndict", 10_000),
     "ordered": copies(b"collections\nOrderedDict", 10_000),
     "sizes": copies(b"torch\nSize", 40_000),
+    "namespaces": b"\x80\x02}q\x00(" + b"".join(
+        b"X\x04\x00\x00\x00" + b"%04d" % i + b"K\x01" for i in range(1000)) + b"u0]("
+    + (NAMESPACE + b")\x81h\x00b") * 10_000 + b"e.",
     "memoised": b"\x80\x02cbuiltins\nlist\nq\x01]q\x00("
     + b"K\x01" * 5000 + b"e0](" + b"h\x01h\x00\x85R" * 60_000 + b"e.",
     "empty sets": b"\x80\x04(" + b"\x8f" * 3_000_000 + b"l.",

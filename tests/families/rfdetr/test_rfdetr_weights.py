@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
+import pathlib
 
 import jax
 import numpy as np
@@ -133,6 +135,14 @@ def test_files_of_both_programs_tell_classes_windows_and_size(tmp_path, tiny):
         assert (model.windows, model.decoder_layers, model.head_rows, model.mask_width) == (2, 1, "spare", 256)
         assert metadata.class_names == ("cat", "dog") and metadata.input_size_px == (96, 96)
         assert metadata.config.train.method == "rfdetr"
+
+
+def test_arguments_of_older_programs_are_an_object(tmp_path, tiny):
+    arguments = {"class_names": ["cat", "dog"], "num_windows": 2, "resolution": 96, "output_dir": pathlib.Path("out")}
+    save(tmp_path / "best.pth", {"model": tiny[1], "args": argparse.Namespace(**arguments)})
+    _, metadata = import_weights(tmp_path / "best.pth")
+    assert isinstance(metadata.config.model, RFDETR.Model) and metadata.config.model.windows == 2
+    assert metadata.class_names == ("cat", "dog") and metadata.input_size_px == (96, 96)
 
 
 def test_ninety_classes_are_not_cocos_rows(tmp_path):
