@@ -228,6 +228,9 @@ class Family(Generic[M, L, Q, P]):
     published: Mapping[str, Published]  # detectors, by name
     backbones: Mapping[str, Published]  # pretrained backbones, by ``backbone_of``
     backbone_anchors: tuple[Anchor, ...]
+    backbone_prefix: str = "backbone."  # of its names in official files, which files of backbones alone do not have
+    # Tensors of such a file in the sizes of the model, where they may be of other sizes.
+    fitted_backbone: Callable[[Mapping[str, np.ndarray], M], Mapping[str, np.ndarray]] = lambda tensors, model: tensors
     official_keys: Callable[[M], Mapping[str, str]]  # name in official files of every leaf's path, in their order
     # Of Hugging Face, by ``owner/name``.
     repositories: Mapping[str, Repository] = dataclasses.field(default_factory=dict)

@@ -146,9 +146,10 @@ def read_backbone(tensors: Mapping[str, np.ndarray], model: ModelSection) -> Var
     Raises:
       UserError: it is another backbone; the message lists what does not fit.
     """
-    family, prefix = families.of(model), "backbone."
-    every = family.official_keys(model).items()
+    family = families.of(model)
+    every, prefix = family.official_keys(model).items(), family.backbone_prefix
     keys = {path: key.removeprefix(prefix) for path, key in every if key.startswith(prefix)}
+    tensors = family.fitted_backbone(tensors, model)
     counters = [key for key in tensors if key.endswith("num_batches_tracked")]
     what = f"{family.backbone_of(model)}, the backbone of {families.title(model)}"
     check_fit(tensors, leaf_shapes(model), keys, counters, what)

@@ -94,7 +94,7 @@ class Decoder(nn.Module):
             x = Linear(width, initializers.xavier_uniform, dtype=self.dtype, name=f"enc_output_{group}")(memory)
             x = LayerNorm(dtype=self.dtype, name=f"enc_output_norm_{group}")(x)
             logits = at_least_float32(_class_head(self.config, f"enc_out_class_embed_{group}")(x))
-            _, index = jax.lax.top_k(logits.max(-1), min(each, height * across))
+            index = best_tokens(logits, min(each, height * across))
             x, logits = gather_tokens(x, index), gather_tokens(logits, index)
             delta = at_least_float32(_box_head(self.config, f"enc_out_bbox_embed_{group}")(x))
             at = take_rows(jnp.asarray(boxes, delta.dtype), index)
@@ -161,6 +161,11 @@ def _class_head(config: RFDetrConfig, name: str) -> Linear:
 def _box_head(config: RFDetrConfig, name: str) -> MLP:
     # No compute type: eight bits of mantissa are pixels at the edge of a large box.
     return MLP(config.width, 4, 3, zero_last=True, name=name)
+
+
+def best_tokens(logits: Float[Array, "b n k"], count: int) -> Int[Array, "b p"]:
+    """Tokens with the highest logit of any class, best first. Rounding may swap near ones."""
+    return jax.lax.top_k(logits.max(-1), count)[1]
 
 
 def token_boxes(height: int, width: int) -> tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 
 from dfine_jax.errors import UserError
 from dfine_jax.families.family import Build, ClassLeaf, Family, Reduction
-from dfine_jax.families.rfdetr import loss
+from dfine_jax.families.rfdetr import loss, pretrained
 from dfine_jax.families.rfdetr.config import RFDetrConfig, RFDetrLossConfig, check
 from dfine_jax.families.rfdetr.inputs import MULTI_SCALE, preprocess, size_px
 from dfine_jax.families.rfdetr.mask_head import STRIDE
@@ -89,8 +89,10 @@ RFDETR: Family[RFDetrConfig, RFDetrLossConfig, Draws, Any] = Family(
     formats=FORMATS,
     described=described,
     published=DETECTORS,
-    backbones={},
-    backbone_anchors=(),
+    backbones=pretrained.BACKBONES,
+    backbone_anchors=pretrained.ANCHORS,
+    backbone_prefix=pretrained.PREFIX,
+    fitted_backbone=pretrained.fitted,
     official_keys=official_keys,
     backbone_of=lambda model: f"DINOv2-{model.backbone[-1].upper()}",
 )

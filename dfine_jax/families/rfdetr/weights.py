@@ -21,18 +21,16 @@ from dfine_jax.errors import UserError
 from dfine_jax.families import official
 from dfine_jax.families.backbones.dinov2 import BACKBONES
 from dfine_jax.families.family import Anchor, Origin, Variables, WeightFormat
-from dfine_jax.families.rfdetr import huggingface, names
+from dfine_jax.families.rfdetr import huggingface, names, pretrained
 from dfine_jax.families.rfdetr.config import COCO_ROWS, RFDetrConfig, RFDetrLossConfig
 from dfine_jax.families.rfdetr.inputs import size_px
 from dfine_jax.families.rfdetr.variants import PLATFORM_LICENCE, VARIANTS, WIDE
 from dfine_jax.families.state_dict import check_fit, from_tree, leaf_shapes, to_tree
-from dfine_jax.ops.resize import bicubic_weights
 
 logger = logging.getLogger(__name__)
 
 _UNUSED = "_kp_active_mask"  # an empty buffer that every official file has
-_EMBEDDINGS = "backbone.0.encoder.encoder.embeddings."
-_POSITIONS = f"{_EMBEDDINGS}position_embeddings"
+_PATCHES, _POSITIONS = f"{pretrained.PREFIX}{pretrained.PATCHES}", f"{pretrained.PREFIX}{pretrained.POSITIONS}"
 _QUERIES = ("refpoint_embed.weight", "query_feat.weight")  # rows of all groups
 # Names of tensors of files that are not read -> why.
 _REFUSED = {
@@ -64,7 +62,7 @@ def recognised(tensors: Mapping[str, np.ndarray]) -> RFDetrConfig | None:
         if any(part in key for key in tensors):
             raise UserError(why)
     shapes = {key: tuple(np.shape(tensor)) for key, tensor in tensors.items()}
-    patches, positions = shapes.get(f"{_EMBEDDINGS}patch_embeddings.projection.weight"), shapes.get(_POSITIONS)
+    patches, positions = shapes.get(_PATCHES), shapes.get(_POSITIONS)
     head, rows = shapes.get("class_embed.weight"), shapes.get(_QUERIES[0])
     groups, layers = (_count(shapes, key) for key in ("transformer.enc_output.{}.bias", _LAYER.format("{}", "norm3")))
     points = shapes.get(_LAYER.format(0, "cross_attn.attention_weights").removesuffix("weight") + "weight")
@@ -204,14 +202,11 @@ def read_official(tensors: Mapping[str, np.ndarray], model: RFDetrConfig) -> tup
 
 
 def _of_table(tensors: dict[str, np.ndarray], model: RFDetrConfig) -> dict[str, np.ndarray]:
-    positions = np.asarray(tensors[_POSITIONS], np.float32)
-    side = math.isqrt(positions.shape[1] - 1)
-    if side == model.table or side**2 != positions.shape[1] - 1:
+    side = pretrained.grid_side(tensors[_POSITIONS])
+    if side in (0, model.table):
         return tensors
     logger.info("positions of the backbone are resized from %d to %d to a side", side, model.table)
-    weights, grid = bicubic_weights(side, model.table), positions[0, 1:].reshape(side, side, -1)
-    grid = np.einsum("th,uw,hwc->tuc", weights, weights, grid, optimize=True).astype(np.float32)
-    return {**tensors, _POSITIONS: np.concatenate([positions[:, :1], grid.reshape(1, model.table**2, -1)], 1)}
+    return {**tensors, _POSITIONS: pretrained.resized_positions(tensors[_POSITIONS], model.table)}
 
 
 def _of_groups(tensors: dict[str, np.ndarray], found: RFDetrConfig, model: RFDetrConfig) -> dict[str, np.ndarray]:
