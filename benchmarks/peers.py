@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dfine_jax import families
 from dfine_jax.config import Config
+from dfine_jax.converters.torch.tensor_files import read_folder_tensors
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES
 from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.families.family import Build
@@ -92,14 +98,32 @@ def transformers_model(config: ModelConfig | RTDetrConfig | RFDetrConfig, **chan
 
 def ours(peer: Any) -> tuple[Any, dict[str, Any]]:
     """Our network and variables with the weights of a model of transformers."""
-    tensors = {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
+    for tensors in (_in_memory, _as_saved):
+        found = _recognised(tensors(peer), peer.config.to_dict())
+        if found is not None:
+            return found
+    raise ValueError(f"{type(peer).__name__} is not a model of ours")
+
+
+def _recognised(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     for family in families.every():
         for form in family.formats:
-            config = form.recognise(tensors, peer.config.to_dict()) if form.name == "huggingface" else None
+            config = form.recognise(tensors, settings) if form.name == "huggingface" else None
             if config is not None:
                 config, variables = form.read(tensors, config)
                 return family.build(config, Build()), variables
-    raise ValueError(f"{type(peer).__name__} is not a model of ours")
+    return None
+
+
+def _in_memory(peer: Any) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
+
+
+def _as_saved(peer: Any) -> Mapping[str, np.ndarray]:
+    """Of some models transformers has other names in memory than in files."""
+    with tempfile.TemporaryDirectory() as folder:
+        peer.save_pretrained(folder)
+        return read_folder_tensors(Path(folder)).tensors
 
 
 def merge_branches(peer: Any) -> None:
