@@ -4,8 +4,9 @@ For int8 the decoder and the stem, up to its pooling or the end of both its bran
 start. The decoder's coordinates do not survive eight bits, and the graph without its quantisation nodes is the faster
 one. Eight bits are too few for the stem's first maps as well: of D-FINE-N on BCCD, AP 0.546, int8 has 0.547 without
 both, 0.422 without the decoder. Of a transformer NNCF keeps what its blocks cannot do without and smooths activations
-into weights: RF-DETR-Nano that knows 8 pictures by heart has AP 0.970 on them, in int8 0.970, without this 0.024. Should AP still fall by more than the limit, NNCF's accuracy control searches for
-further operations to keep, which takes its time: each trial compiles the model.
+into weights: RF-DETR-Nano that knows 8 pictures by heart has AP 0.970 on them, in int8 0.970, without this 0.024.
+Should AP still fall by more than the limit, NNCF's accuracy control searches for further operations to keep, which
+takes its time: each trial compiles the model.
 """
 
 from __future__ import annotations
