@@ -173,7 +173,7 @@ def _description_failures(artefact: Artefact, classes: Classes | None, preproces
         elif wrong:
             out.append(f"class map: class {wrong[0]} is {theirs[wrong[0]]} in the file, {ours[wrong[0]]} in the model")
     if preprocess is not None:
-        ours, theirs = preprocess.to_dict(), (artefact.resizes or artefact.preprocess).to_dict()
+        ours, theirs = vars(preprocess), vars(artefact.resizes or artefact.preprocess)
         out += [
             f"preprocessing: {key} is {theirs[key]!r} in the file, {ours[key]!r} in the model"
             for key in ours
@@ -231,11 +231,13 @@ def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> li
         answer = backend.predict(images)
         return [_raw_rows(answer, i) for i in range(len(images))]
     views_px = np.concatenate([np.zeros_like(sizes_px), sizes_px], 1)
-    scores, labels, corners_px, masks_logit = backend.detect(images, views_px)
-    corners = corners_px / sizes_px[:, None, [0, 1, 0, 1]]
+    found = backend.detect(images, views_px)
+    corners = found.boxes_xyxy_px / sizes_px[:, None, [0, 1, 0, 1]]
     boxes_cxcywh, count = xyxy_to_cxcywh(corners).astype(np.float32), len(backend.artefact.class_names)
     return [
-        compare.rows_of_detections(scores[i], labels[i], boxes_cxcywh[i], count, _of_image(masks_logit, i))
+        compare.rows_of_detections(
+            found.scores[i], found.labels[i], boxes_cxcywh[i], count, _of_image(found.masks_logit, i)
+        )
         for i in range(len(images))
     ]
 

@@ -87,7 +87,7 @@ def test_every_form_detects_the_same_in_odd_photographs(tmp_path, model, in_jax,
             image = image.transpose(Image.Transpose.ROTATE_270)
         pixels = preprocess(image.convert("RGB"))
         view = np.array([preprocess.view_px(image.size)])
-        scores, labels, boxes_px, _ = in_jax.detect(pixels[None], view, toy.TOP)
+        scores, labels, boxes_px, *_ = in_jax.detect(pixels[None], view, toy.TOP)
         np.testing.assert_allclose(result.scores, scores[0], atol=2e-6)
         np.testing.assert_array_equal(result.labels, labels[0])
         np.testing.assert_allclose(result.boxes_xyxy_px, boxes_px[0], atol=1e-5 * max(image.size))
@@ -151,7 +151,7 @@ def test_real_photographs_in_odd_forms_through_all_runtimes(tmp_path, model, in_
     for (file, seen), result in zip(real_photographs, results, strict=True):
         assert result.size_px == seen.size, file.name
         view = np.array([preprocess.view_px(seen.size)])
-        scores, labels, boxes_px, _ = in_jax.detect(preprocess(seen)[None], view, toy.TOP)
+        scores, labels, boxes_px, *_ = in_jax.detect(preprocess(seen)[None], view, toy.TOP)
         np.testing.assert_allclose(result.scores, scores[0], atol=2e-6, err_msg=file.name)
         np.testing.assert_array_equal(result.labels, labels[0], err_msg=file.name)
         np.testing.assert_allclose(result.boxes_xyxy_px, boxes_px[0], atol=1e-5 * max(seen.size), err_msg=file.name)
