@@ -121,7 +121,7 @@ class DetectionReport:
     best_threshold: float
     best: Scores
     per_class: dict[str, Scores]  # at the best threshold
-    confusion: Int[np.ndarray, "k+1 k+1"]  # at the best threshold; rows: objects, columns: predictions, last: none
+    confusion: Int[np.ndarray, "k1 k1"]  # at the best threshold; rows: objects, columns: predictions, last: none
     kind: Kind = "boxes"  # what was compared
 
     @property
@@ -217,7 +217,7 @@ def count(
     return Counts(np.asarray(thresholds, np.float64), right, counted - right, objects - right, iou_sum)
 
 
-def confusion_matrix(images: Iterable[ImageOverlaps], num_classes: int, threshold: float) -> Int[np.ndarray, "k+1 k+1"]:
+def confusion_matrix(images: Iterable[ImageOverlaps], num_classes: int, threshold: float) -> Int[np.ndarray, "k1 k1"]:
     """Objects (rows) by prediction (columns) at ``threshold``; the last row and column stand for none."""
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for image in images:

@@ -96,7 +96,7 @@ def confusion_figure(report: DetectionReport) -> Figure:
     return figure
 
 
-def most_confused(confusion: Int[np.ndarray, "k+1 k+1"], limit: int) -> Int[np.ndarray, " n"]:
+def most_confused(confusion: Int[np.ndarray, "k1 k1"], limit: int) -> Int[np.ndarray, " n"]:
     """Labels of the ``limit`` classes with the most errors, ascending."""
     right = np.diag(confusion)[:-1]
     errors = confusion[:-1].sum(1) + confusion[:, :-1].sum(0) - 2 * right

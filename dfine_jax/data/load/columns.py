@@ -132,15 +132,15 @@ def _joined(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
     return np.concatenate([empty, *parts], dtype=empty.dtype)
 
 
-def _text(parts: list[bytes]) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " n+1"]]:
+def _text(parts: list[bytes]) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " bounds"]]:
     """All bytes in a row, and the bounds of the parts in it."""
     return np.frombuffer(b"".join(parts), np.uint8), _bounds(len(part) for part in parts)
 
 
-def _bounds(lengths: Iterable[int]) -> Int64[np.ndarray, " n+1"]:
+def _bounds(lengths: Iterable[int]) -> Int64[np.ndarray, " bounds"]:
     """Where each part starts and the last one ends."""
     return np.array([0, *itertools.accumulate(lengths)], np.int64)
 
 
-def _range(bounds: Int64[np.ndarray, " n+1"], index: int) -> slice:
+def _range(bounds: Int64[np.ndarray, " bounds"], index: int) -> slice:
     return slice(*bounds[index : index + 2].tolist())
