@@ -98,6 +98,8 @@ class DataConfig:
     height_px: int = 640
     width_px: int = 640
     resize: Literal["stretch", "letterbox"] = "stretch"
+    border: int = 0  # level of grey beside letterboxed pictures
+    enlarge: bool = True  # False: except in training, a letterbox leaves pictures that are smaller than it as they are
     augment: Literal["standard", "dense", "none"] = "standard"  # dense: also mosaic and MixUp
     start_augment_epoch: int = 0  # e0: before it only flips, quarter turns and resize
     stop_mosaic_epoch: int = 78  # e1: end of mosaic and MixUp

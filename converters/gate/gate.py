@@ -18,7 +18,7 @@ from dfine_jax.converters.gate import compare
 from dfine_jax.converters.gate.compare import LIMITS, RESIZING, Comparison, Limits, Rows
 from dfine_jax.converters.gate.data import CheckData, open_data, pictures
 from dfine_jax.converters.gate.report import Accuracy, GateReport
-from dfine_jax.data.picture.images import Preprocess, inner_px
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes, Dataset
 from dfine_jax.errors import UserError
 from dfine_jax.ops.boxes import xyxy_to_cxcywh
@@ -135,7 +135,7 @@ def of_input(answer: Reference, artefact: Artefact) -> Reference:
     height, width = artefact.input.size_hw
     cells = None
     if artefact.mask_stride is not None:
-        inner = inner_px((width, height), inside.height_px, inside.width_px, inside.resize == "letterbox")
+        inner = inside.inner_px((width, height))
         cells = [side // artefact.mask_stride for side in inner]
     left, top, across, down = inside.view_px((width, height))
     scale = np.array([across / width, down / height] * 2, np.float32)

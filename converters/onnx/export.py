@@ -97,8 +97,8 @@ def export_onnx(
     if source_hw:
         network, inside = resizing(network, source_hw, preprocess, mask_stride), preprocess
         # What is left for the host.
-        preprocess = dataclasses.replace(inside, height_px=source_hw[0], width_px=source_hw[1], resize="stretch")
-        size_hw = source_hw
+        size_hw, plain = source_hw, {"resize": "stretch", "border": 0, "enlarge": True}
+        preprocess = dataclasses.replace(inside, height_px=source_hw[0], width_px=source_hw[1], **plain)
     names = outputs(graph, task(model.config))
     function = raw(network) if graph == "raw" else complete(network)
     proto = _translate(function, size_hw, batch, graph, input_dtype, names)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from dfine_jax.converters.onnx import ops
 from dfine_jax.converters.onnx.model import Forward, Parts
-from dfine_jax.data.picture.images import Preprocess, inner_px
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.picture.resampling import Interpolation
 from dfine_jax.errors import UserError
 
@@ -32,7 +32,7 @@ def resizing(network: Forward, source_hw: tuple[int, int], preprocess: Preproces
     """
     height, width = preprocess.height_px, preprocess.width_px
     letterbox = preprocess.resize == "letterbox"
-    inner = inner_px((source_hw[1], source_hw[0]), height, width, letterbox)
+    inner = preprocess.inner_px((source_hw[1], source_hw[0]))
     left, top, inner_width, inner_height = inner
     if mask_stride and any(side % mask_stride for side in inner):
         raise UserError(
@@ -49,7 +49,7 @@ def resizing(network: Forward, source_hw: tuple[int, int], preprocess: Preproces
         )
         if (inner_height, inner_width) != (height, width):
             below, right = height - inner_height - top, width - inner_width - left
-            x = jnp.pad(x, ((0, 0), (0, 0), (top, below), (left, right)))
+            x = jnp.pad(x, ((0, 0), (0, 0), (top, below), (left, right)), constant_values=preprocess.border)
         parts = network(jnp.transpose(x, (0, 2, 3, 1)))
         if letterbox:
             stretch = np.array([width / inner_width, height / inner_height] * 2, np.float32)

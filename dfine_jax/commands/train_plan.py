@@ -202,7 +202,8 @@ def _as_in_weights(config: Config, options: argparse.Namespace, loaded: LoadedMo
     table = family.tasks[task(of_weights.model)](family.variants.get(config.model.variant, config.model))
     kept = {name for name in family.adaptable if getattr(config.model, name) != getattr(table, name)}
     fields = {name: value for name, value in bound_fields(of_weights.model).items() if name not in kept}
-    names = () if is_file(options.recipe) else ("resize",) if options.size else ("height_px", "width_px", "resize")
+    names = () if is_file(options.recipe) else ("resize", "border", "enlarge")
+    names = names if options.size or not names else ("height_px", "width_px", *names)
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **fields),

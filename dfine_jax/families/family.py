@@ -168,7 +168,7 @@ def preprocess_as_configured(model: Any, data: DataConfig) -> Preprocess:
     from dfine_jax.data.picture.images import Preprocess
 
     del model
-    return Preprocess(data.height_px, data.width_px, data.resize)
+    return Preprocess.of(data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from dfine_jax.data.picture.images import Preprocess, inner_px
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 
@@ -79,13 +79,13 @@ class Artefact:
             return None
         height, width = self.input.size_hw
         if self.resizes is not None:
-            letterbox = self.resizes.resize == "letterbox"
-            *_, width, height = inner_px((width, height), self.resizes.height_px, self.resizes.width_px, letterbox)
+            *_, width, height = self.resizes.inner_px((width, height))
         return height // self.mask_stride, width // self.mask_stride
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; inverse of ``from_dict``."""
-        values = dataclasses.asdict(self)
+        values = {**dataclasses.asdict(self), "preprocess": self.preprocess.to_dict()}
+        values["resizes"] = self.resizes and self.resizes.to_dict()
         values.pop("extra")
         left_out = {"mask_stride": None, "cut_to_boxes": True, "resizes": None, "best_threshold": None}
         for name, usual in left_out.items():

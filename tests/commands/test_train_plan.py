@@ -274,7 +274,8 @@ def test_free_fields_are_the_runs(configured):
 def test_the_input_is_that_of_the_weights(configured, tmp_path):
     weights = loaded()
     config = weights.metadata.config
-    input_of = dataclasses.replace(config.data, height_px=96, width_px=64, resize="letterbox")
+    boxed = {"resize": "letterbox", "border": 114, "enlarge": False}
+    input_of = dataclasses.replace(config.data, height_px=96, width_px=64, **boxed)
     metadata = dataclasses.replace(weights.metadata, config=dataclasses.replace(config, data=input_of))
     weights, file = dataclasses.replace(weights, metadata=metadata), tmp_path / "plan.json"
     experiment = f"{ROOT / 'experiments' / 'dfine_coco.py'}:s"
@@ -284,4 +285,5 @@ def test_the_input_is_that_of_the_weights(configured, tmp_path):
     inputs = [(data.height_px, data.width_px, data.resize) for data in found]
     assert inputs[:3] == [(96, 64, "letterbox"), (32, 32, "letterbox"), (96, 64, "letterbox")]
     assert inputs[3:] == [(32, 32, "letterbox"), (640, 640, "stretch")]
+    assert [(data.border, data.enlarge) for data in found] == [(114, False)] * 4 + [(0, True)]
     assert "data.height_px=96 (derived: as in the weights; table: 640)" in notes

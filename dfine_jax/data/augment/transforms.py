@@ -23,8 +23,7 @@ from dfine_jax.data.augment.effects import add_effects
 from dfine_jax.data.augment.geometry import flip, flip_vertical, rotate, turn_90
 from dfine_jax.data.augment.sample import Distortion, Sample, chance, sanitize
 from dfine_jax.data.augment.schedule import policy
-from dfine_jax.data.picture.images import inner_px
-from dfine_jax.data.picture.resampling import Interpolation, resize_bilinear
+from dfine_jax.data.picture.resampling import Interpolation, inner_px, resize_bilinear
 from dfine_jax.ops.boxes import iou
 
 _IOU_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -67,8 +66,8 @@ def augment(
         sample = turn_90(rng, sample, config.turn_90_prob)
     letterbox = config.resize == "letterbox"
     size = config.height_px, config.width_px
-    whole = resize(sample, *size, letterbox=letterbox, clip=config.clip_boxes, interpolation=interpolation)
-    return sanitize(whole)
+    given = {"clip": config.clip_boxes, "interpolation": interpolation, "border": config.border}
+    return sanitize(resize(sample, *size, letterbox=letterbox, **given))
 
 
 def photometric_distort(rng: np.random.Generator, sample: Sample, prob: float) -> Sample:
@@ -219,11 +218,12 @@ def resize(
     letterbox: bool = False,
     clip: bool = True,
     interpolation: Interpolation = "bilinear_antialias",
+    border: int = 0,
 ) -> Sample:
     """Render the window at the given size.
 
     Args:
-      letterbox: keep the aspect, in the middle of a black picture; else stretch.
+      letterbox: keep the aspect, in the middle of a picture of the level ``border``; else stretch.
       clip: keep boxes that touch the right or bottom edge inside the picture. Their scaled corners may exceed it by a
         rounding error of float32, and ``sanitize`` then drops them: so the reference loses such objects.
     """
@@ -237,7 +237,7 @@ def resize(
         np.minimum(boxes, np.array([left + inner_width, top + inner_height] * 2, np.float32), out=boxes)
     image = render(sample, inner_height, inner_width, interpolation)
     if image.size != (width_px, height_px):
-        picture = Image.new("RGB", (width_px, height_px))
+        picture = Image.new("RGB", (width_px, height_px), (border,) * 3)
         picture.paste(image, (left, top))
         image = picture
     masks = object_masks.moved(sample.masks, scale, (left, top))

@@ -62,7 +62,7 @@ class TrainLoader:
         host_count: int = 1,
         mask_stride: int | None = None,
     ) -> None:
-        preprocess = preprocess or Preprocess(config.height_px, config.width_px, config.resize)
+        preprocess = preprocess or Preprocess.of(config)
         _check(dataset, preprocess, batch_size, workers, host_index, host_count)
         if seed < 0:
             raise UserError(f"train.seed={seed} must not be negative")

@@ -21,8 +21,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageFile
 
+from dfine_jax.config import DataConfig
 from dfine_jax.data.picture.pixels import to_rgb, warn_if_dark
-from dfine_jax.data.picture.resampling import INTERPOLATIONS, Interpolation, resized
+from dfine_jax.data.picture.resampling import INTERPOLATIONS, Interpolation, inner_px, resized
 from dfine_jax.errors import UserError
 from dfine_jax.ops.boxes import A
 from dfine_jax.system.files import told, write_whole
@@ -260,10 +261,19 @@ class Preprocess:
 
     height_px: int
     width_px: int
-    resize: Literal["stretch", "letterbox"] = "stretch"  # letterbox: aspect kept, centred on black
+    resize: Literal["stretch", "letterbox"] = "stretch"  # letterbox: aspect kept, centred on ``border``
     interpolation: Interpolation = "bilinear_antialias"
     channels: Literal["RGB"] = "RGB"
     scale: float = 1 / 255
+    border: int = 0  # level of all channels beside a letterboxed picture
+    enlarge: bool = True  # False: in a letterbox, a picture smaller than the input keeps its size
+
+    def __post_init__(self) -> None:
+        """UserError unless border and enlarging are what they may be."""
+        if not isinstance(self.border, int) or not 0 <= self.border <= 255:
+            raise UserError(f"border={self.border!r} must be a level of grey from 0 to 255")
+        if not isinstance(self.enlarge, bool):
+            raise UserError(f"enlarge={self.enlarge!r} must be true or false")
 
     def __call__(self, image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
         """Stretch or letterbox one picture; bytes in, bytes out."""
@@ -272,13 +282,17 @@ class Preprocess:
                 raise UserError(f"expected a uint8 array [height, width, 3], got {image.dtype} {list(image.shape)}")
             image = Image.fromarray(image)
         image = to_rgb(image)
-        left, top, width, height = inner_px(image.size, self.height_px, self.width_px, self.resize == "letterbox")
+        left, top, width, height = self.inner_px(image.size)
         image = resized(image, height, width, self.interpolation)
         if self.resize == "stretch":
             return np.asarray(image)
-        out = np.zeros((self.height_px, self.width_px, 3), np.uint8)
+        out = np.full((self.height_px, self.width_px, 3), self.border, np.uint8)
         out[top : top + height, left : left + width] = np.asarray(image)
         return out
+
+    def inner_px(self, size_px: tuple[int, int]) -> tuple[int, int, int, int]:
+        """(left, top, width, height) that a picture of (width, height) takes up in the input."""
+        return inner_px(size_px, self.height_px, self.width_px, self.resize == "letterbox", self.enlarge)
 
     def view_px(self, size_px: tuple[int, int]) -> tuple[float, float, float, float]:
         """What the input shows of a picture of (width, height), in its pixels: (left, top, width, height).
@@ -286,7 +300,7 @@ class Preprocess:
         A point at fractions (x, y) of the input lies at (left + x * width, top + y * height) of the picture. For
         "stretch" that is (0, 0, width, height); a letterbox shows more than the picture.
         """
-        left, top, width, height = inner_px(size_px, self.height_px, self.width_px, self.resize == "letterbox")
+        left, top, width, height = self.inner_px(size_px)
         across, down = size_px[0] / width, size_px[1] / height  # picture pixels per input pixel
         return -left * across, -top * down, self.width_px * across, self.height_px * down
 
@@ -295,13 +309,20 @@ class Preprocess:
         return unit_range(images, np.float32, self.scale)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values for JSON. Of ``_ADDED`` only what is not the default, so that earlier versions read the rest."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if _ADDED.get(name, ...) != value}
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Preprocess:
+        """Of evaluation, as far as ``data`` decides it. A UserError where the border is no level of grey."""
+        beside = {"border": data.border, "enlarge": data.enlarge} if data.resize == "letterbox" else {}
+        return cls(data.height_px, data.width_px, data.resize, **beside)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
         """Inverse of ``to_dict``; anything this version does not execute exactly is a UserError."""
-        names = {field.name for field in dataclasses.fields(cls)}
+        names, values = {field.name for field in dataclasses.fields(cls)}, {**_ADDED, **values}
         if set(values) != names:
             raise UserError(f"preprocessing must have the keys {sorted(names)}, got {sorted(values)}")
         known = {"resize": ("stretch", "letterbox"), "interpolation": INTERPOLATIONS, "channels": ("RGB",)}
@@ -309,6 +330,10 @@ class Preprocess:
             if values[name] not in choices:
                 raise UserError(f"preprocessing {name}={values[name]!r} is not supported, only {' or '.join(choices)}")
         return cls(**values)
+
+
+# Fields that came after the first stored descriptions, with what those had.
+_ADDED: dict[str, Any] = {"border": 0, "enlarge": True}
 
 
 def unit_range(images: A, dtype: Any, scale: float = 1 / 255) -> A:
@@ -320,12 +345,3 @@ def unit_range(images: A, dtype: Any, scale: float = 1 / 255) -> A:
         return images
     scaled: Any = images.astype(dtype) / float(np.float32(1 / scale))
     return scaled
-
-
-def inner_px(size_px: tuple[int, int], height_px: int, width_px: int, letterbox: bool) -> tuple[int, int, int, int]:
-    """(left, top, width, height) that a picture of (width, height) takes up in an input of the given size."""
-    if not letterbox:
-        return 0, 0, width_px, height_px
-    scale = min(width_px / size_px[0], height_px / size_px[1])
-    width, height = (max(1, round(side * scale)) for side in size_px)
-    return (width_px - width) // 2, (height_px - height) // 2, width, height

@@ -15,6 +15,22 @@ INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
+def inner_px(
+    size_px: tuple[int, int], height_px: int, width_px: int, letterbox: bool, enlarge: bool = True
+) -> tuple[int, int, int, int]:
+    """(left, top, width, height) that a picture of (width, height) takes up in an input of the given size.
+
+    Args:
+      letterbox: it keeps its aspect and lies in the middle; else it fills the input.
+      enlarge: False: one that is smaller than a letterbox keeps its size.
+    """
+    if not letterbox:
+        return 0, 0, width_px, height_px
+    scale = min(width_px / size_px[0], height_px / size_px[1], *(() if enlarge else (1.0,)))
+    width, height = (max(1, round(side * scale)) for side in size_px)
+    return (width_px - width) // 2, (height_px - height) // 2, width, height
+
+
 def resized(image: Image.Image, height_px: int, width_px: int, interpolation: Interpolation) -> Image.Image:
     """An RGB picture stretched to a size."""
     if interpolation == "bilinear_antialias":

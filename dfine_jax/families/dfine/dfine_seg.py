@@ -6,7 +6,6 @@ Since 0.6 a checkpoint is ``{"model": tensors, "meta": {...}}``; released ones a
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +14,8 @@ from dfine_jax.families.dfine.config import ModelConfig
 from dfine_jax.families.dfine.published import SEG_DETECTORS
 from dfine_jax.families.family import Origin
 
-logger = logging.getLogger(__name__)
-
 METHOD = "dfine-seg"
+LETTERBOX: dict[str, Any] = {"resize": "letterbox", "border": 114, "enlarge": False}  # as ``DataConfig`` has it
 _TOLD = ("label_to_name", "img_size")  # what its ``meta`` has, and hardly that of another program
 
 
@@ -73,11 +71,6 @@ def trained(config: Config, model: ModelConfig, origin: Origin) -> Config:
     model = dataclasses.replace(model, position_order="row_major")
     data, size = config.data, (remarks or {}).get("img_size")
     if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size):
-        resize = "letterbox" if remarks and remarks.get("keep_ratio") else "stretch"
-        if resize == "letterbox":
-            logger.warning(
-                "the weights were trained on pictures with grey borders, and small ones are not enlarged there; here "
-                "borders are black and every picture fills the input, so that numbers differ a little"
-            )
-        data = dataclasses.replace(data, height_px=size[0], width_px=size[1], resize=resize)
+        data = dataclasses.replace(data, height_px=size[0], width_px=size[1], resize="stretch")
+        data = dataclasses.replace(data, **LETTERBOX) if remarks and remarks.get("keep_ratio") else data
     return dataclasses.replace(config, model=model, data=data, train=dataclasses.replace(config.train, method=METHOD))

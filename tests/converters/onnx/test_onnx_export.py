@@ -80,12 +80,23 @@ def test_complete_graph_from_bytes(model, want, capfd):
     np.testing.assert_allclose(got["boxes"], to_pixels(boxes, sizes), atol=2e-3)
 
 
+GREY = {"resize": "letterbox", "border": 114, "enlarge": False}
+
+
 @pytest.mark.parametrize(
-    ("source_hw", "resize"), [((51, 97), "stretch"), ((200, 96), "letterbox"), ((64, 300), "letterbox")]
+    ("source_hw", "resize"),
+    [
+        ((51, 97), {}),
+        ((200, 96), {"resize": "letterbox"}),
+        ((64, 300), {"resize": "letterbox"}),
+        ((200, 96), GREY),
+        ((33, 50), GREY),
+    ],
+    ids=str,
 )
 def test_resizing_inside(model, source_hw, resize):
     pictures = np.random.default_rng(2).integers(0, 256, (2, *source_hw, 3)).astype(np.uint8)
-    outside = Preprocess(*tiny.SIZE_HW, resize=resize)
+    outside = Preprocess(*tiny.SIZE_HW, **resize)
     meta = {**tiny.META, "preprocess": outside}
     proto = export_onnx(*model, meta, size_hw=tiny.SIZE_HW, batch=None, source_hw=source_hw)
     got = tiny.run(proto, images=pictures)
@@ -97,6 +108,7 @@ def test_resizing_inside(model, source_hw, resize):
     )
     assert np.abs(got["logits"] - logits).max() < LOGIT_LIMIT
     assert np.abs(found_px - boxes_px).max() < 2e-6 * max(source_hw) * 4
+    assert artefact.resizes == outside
     np.testing.assert_array_equal(artefact.preprocess(pictures[0]), pictures[0])
 
 

@@ -178,6 +178,19 @@ def test_letterbox_is_the_same_in_training_evaluation_and_prediction(data):
     np.testing.assert_array_equal(evaluated.images[0], spec(np.asarray(Image.open(data[1].records[0].path))))
 
 
+def test_training_enlarges_on_the_border_that_evaluation_has(data):
+    config = DataConfig(augment="none", height_px=96, width_px=160, resize="letterbox", border=114, enlarge=False)
+    sample = next(iter(data[0].records))
+    whole = make_sample(Image.open(sample.path), sample.boxes_xyxy_px, sample.labels)
+    image = np.asarray(transforms.augment(np.random.default_rng(0), whole, config, 0).image)
+    np.testing.assert_array_equal(image, Preprocess(96, 160, "letterbox", border=114)(np.asarray(whole.image)))
+    evaluated = Preprocess.of(config)
+    assert evaluated == Preprocess(96, 160, "letterbox", border=114, enlarge=False)
+    np.testing.assert_array_equal(evaluated(whole.image)[16:80, 48:112], np.asarray(whole.image))
+    assert (image[:, :32] == 114).all() and (evaluated(whole.image)[:16] == 114).all()
+    assert Preprocess.of(dataclasses.replace(config, resize="stretch")) == Preprocess(96, 160)
+
+
 @pytest.mark.parametrize("size", [(640, 480), (100, 300), (37, 501), (1, 9)])
 def test_letterbox_geometry(size):
     spec = Preprocess(96, 64, "letterbox")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,6 +109,38 @@ def test_preprocess_is_pillow_bilinear_and_survives_json():
     np.testing.assert_array_equal(spec(COLOUR), expected)
     np.testing.assert_array_equal(spec(Image.fromarray(COLOUR)), expected)
     assert Preprocess.from_dict(spec.to_dict()) == spec
+
+
+@pytest.mark.parametrize("size", [(64, 20), (20, 64), (300, 40), (41, 501), (33, 17)])
+def test_a_letterbox_with_a_grey_border_that_does_not_enlarge(size):
+    """As dfine-seg evaluates: its gain and its padding, which rounds halves downwards, in NumPy."""
+    spec = Preprocess(64, 48, "letterbox", border=114, enlarge=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    gain = min(64 / size[1], 48 / size[0], 1.0)
+    inner = int(np.round(size[0] * gain)), int(np.round(size[1] * gain))
+    left, top = (int(np.round((outer - side) / 2 - 0.1)) for outer, side in zip((48, 64), inner, strict=True))
+    expected = np.full((64, 48, 3), 114, np.uint8)
+    shown = Image.fromarray(pixels).resize(inner, Image.Resampling.BILINEAR)
+    expected[top : top + inner[1], left : left + inner[0]] = np.asarray(shown)
+    np.testing.assert_array_equal(spec(pixels), expected)
+    if gain == 1:
+        np.testing.assert_array_equal(shown, pixels)
+    across, down = size[0] / inner[0], size[1] / inner[1]
+    assert spec.view_px(size) == (-left * across, -top * down, 48 * across, 64 * down)
+    assert Preprocess.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_descriptions_without_a_border_are_those_of_a_black_one():
+    spec = Preprocess(5, 4, "letterbox")
+    stored = {"height_px": 5, "width_px": 4, "resize": "letterbox", "interpolation": "bilinear_antialias",
+              "channels": "RGB", "scale": 1 / 255}  # fmt: skip
+    assert spec.to_dict() == stored and Preprocess.from_dict(stored) == spec == Preprocess(5, 4, "letterbox", border=0)
+    assert Preprocess(5, 4, "letterbox", border=114).to_dict() == stored | {"border": 114}
+    for wrong in ({"border": 256}, {"border": -1}, {"border": 1.5}, {"enlarge": "no"}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))}=.* must be"):
+            Preprocess.from_dict({**stored, **wrong})
+    with pytest.raises(UserError, match="keys"):
+        Preprocess.from_dict({name: value for name, value in stored.items() if name != "scale"})
 
 
 def test_preprocess_refuses_what_it_does_not_execute():

@@ -11,6 +11,7 @@ from dfine_jax.config import Config
 from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.converters.torch.exporter import export_weights
 from dfine_jax.converters.torch.importer import import_weights
+from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.dfine_seg import class_names, meta, remarks
 from dfine_jax.families.dfine.variants import model_config
@@ -46,6 +47,7 @@ def test_a_checkpoint_tells_classes_and_input(tensors, tmp_path):
     assert families.task(config.model) == "segment" and config.train.method == "dfine-seg"
     assert metadata.class_names == tuple(NAMES) and config.model.position_order == "row_major"
     assert (config.data.height_px, config.data.width_px, config.data.resize) == (480, 640, "letterbox")
+    assert metadata.preprocess == Preprocess(480, 640, "letterbox", border=114, enlarge=False)
 
 
 def test_released_files_are_tensors_alone(tensors, tmp_path):
