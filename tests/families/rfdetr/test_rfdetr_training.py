@@ -56,7 +56,7 @@ def arrays(path):
 def test_batches_are_made_at_the_largest_size_and_trained_at_all(data):
     config: Any = tiny_rfdetr(model={"num_classes": len(data[0].names)})
     loader, evaluation = make_loaders(config, *data)
-    assert evaluation is not None and evaluation.batch_shape == (4, 64, 64, 3)
+    assert evaluation is not None and next(iter(evaluation)).images.shape == (4, 64, 64, 3)
     batch = next(loader.batches())
     assert batch.images.shape == (4, 144, 144, 3)  # five cells of 16 pixels more
     sizes = {loader.size_px(step) for step in range(300)}
