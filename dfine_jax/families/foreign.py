@@ -18,7 +18,10 @@ _OTHER_MODELS: tuple[tuple[str, str], ...] = (
     (r"(^|\.)backbone\.model\.", "another model of transformers, or of a part of one"),
     (r"(^|\.)roi_heads\.", "a Faster or Mask R-CNN"),
     (r"(^|\.)transformer\.(encoder|decoder)\.", "a DETR"),
-    (r"^(stem\.stem1|backbone\.stem\.stem1)\.", "weights of the backbone alone, without a detector (see --backbone)"),
+    (
+        r"^(stem\.stem1|backbone\.stem\.stem1|(dinov2\.)?embeddings\.patch_embeddings)\.",
+        "weights of the backbone alone, without a detector (see --backbone)",
+    ),
     (r"^(layer1\.0|conv1)\.|^stages\.\d+\.", "an image classifier"),
     (r"(exp_avg|momentum_buffer)", "the state of an optimiser, without weights"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any, cast
 
 import golden_fill
 import jax
@@ -99,6 +100,23 @@ def test_registers_are_left_out_and_other_widths_refused(peer, tmp_path):
     np.testing.assert_array_equal(found["cls_token"], tensors["embeddings.cls_token"])
     with pytest.raises(UserError, match="do not fit DINOv2-B, the backbone of RF-DETR-XLARGE"):
         import_backbone(file, VARIANTS["xlarge"])
+
+
+@pytest.mark.slow
+def test_training_starts_from_the_published_file(peer, monkeypatch):
+    from dfine_jax.commands.train import start_weights
+
+    _, file = peer
+    asked = []
+    monkeypatch.setattr("dfine_jax.weights.hub._of_table", lambda published, progress: asked.append(published) or file)
+    config, notes = RFDETR.recipe("nano", "backbone", "rfdetr", "detect")[1], []
+    start = start_weights(config, None, "imagenet", cast(Any, None), notes)
+    assert (
+        start is not None and asked == [RFDETR.backbones["DINOv2-S"]] and notes == ["backbone from model.safetensors"]
+    )
+    found, stored = start.variables["params"], import_backbone(file, config.model)["params"]
+    jax.tree.map(np.testing.assert_array_equal, found["backbone"], stored)
+    assert not np.any(found["decoder"]["refpoint_embed"])
 
 
 def test_published_backbones_are_those_of_the_variants():
