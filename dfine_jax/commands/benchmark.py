@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
         title = f"{described}; {hardware.get('gpu', hardware['cpu'])}"
         save_png(latency_report.figure(measured, title), options.out / "benchmark.png")
-        command = shlex.join(["dfine", *options.typed])
+        command = f"dfine {shlex.join(options.typed)}"
         whole = latency_report.benchmark_page(measured, hardware, described, notes, command, _FILES)
         write_whole(options.out / "report.html", whole)
         print(f"\nwritten to {options.out}; the page is {options.out / 'report.html'}")

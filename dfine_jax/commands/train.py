@@ -188,7 +188,7 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
         notes=notes,
         max_hours=options.max_hours,
         kept_programs=options.kept_programs,
-        origin=Origin(shlex.join(["dfine", *options.typed]), _resume_command(options), str(options.data)),
+        origin=Origin(f"dfine {shlex.join(options.typed)}", _resume_command(options), str(options.data)),
     )
     if not result.finished:
         print(f"stopped; to continue: {_resume_command(options)}")

@@ -116,7 +116,7 @@ def write_labelstudio(target: Target) -> None:
             results = [_labelstudio_result(shape, item, i) for i, shape in enumerate(target.shapes(item))]
             task: dict[str, Any] = {"id": position, "data": {"image": name}, "annotations": [{"result": results}]}
             if any("score" in result for result in results):  # what a detector says is to be confirmed
-                task |= {"annotations": [], "predictions": [{"model_version": "dfine", "result": results}]}
+                task |= {"annotations": [], "predictions": [{"model_version": "dfine_jax", "result": results}]}
             tasks.append(task)
         write_inside(
             folder / ("tasks.json" if split != WHOLE else "labelstudio.json"), json.dumps(tasks, ensure_ascii=False)
