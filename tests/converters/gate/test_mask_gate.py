@@ -62,9 +62,16 @@ def test_files_with_masks_pass(protos, model, reference, tmp_path, form, runtime
     assert json.loads(json.dumps(report.to_dict()))["comparisons"][0]["mask_median"] <= LIMITS["fp16"].mask_median
 
 
-@pytest.mark.parametrize("source_hw", [(51, 97), (128, 96)], ids=str)
+RESIZES = {
+    (51, 97): {},
+    (128, 96): {"resize": "letterbox"},
+    (32, 48): {"resize": "letterbox", "border": 114, "enlarge": False},
+}
+
+
+@pytest.mark.parametrize("source_hw", RESIZES, ids=str)
 def test_a_file_that_resizes_is_compared_on_what_its_masks_show(model, reference, tmp_path, source_hw):
-    outside = Preprocess(*tiny.SIZE_HW, resize="letterbox" if source_hw == (128, 96) else "stretch")
+    outside = Preprocess(*tiny.SIZE_HW, **RESIZES[source_hw])
     meta = {**tiny.META, "preprocess": outside}
     proto = export_onnx(*model, meta, size_hw=tiny.SIZE_HW, batch=None, source_hw=source_hw)
     save(proto, tmp_path / "file.onnx")
