@@ -59,7 +59,7 @@ def rotation(angle_rad: float) -> Float[np.ndarray, "2 2"]:
 def transposed(sample: Sample, how: Image.Transpose) -> Sample:
     """The sample mirrored or turned by a quarter: pixels change places, nothing is resampled."""
     matrix = _in_place(how, sample.size_px)
-    window = mapped_boxes(np.array([sample.window_px]), _in_place(how, sample.image.size))[0]
+    window = mapped_boxes(np.array([sample.window_px], np.float64), _in_place(how, sample.image.size))[0]
     left, top, right, bottom = window.astype(int).tolist()
     return sample._replace(
         image=sample.image.transpose(how),
