@@ -12,7 +12,7 @@ from dfine_jax.config import DataConfig
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.families.rfdetr.inputs import preprocess, scales_px, size_px
 from dfine_jax.families.rfdetr.variants import SIZES, VARIANTS
-from dfine_jax.training.step.gradient import _images_and_targets
+from dfine_jax.training.step.gradient import images_and_targets
 
 
 def reference_scales(side: int, grid: int) -> list[int]:
@@ -68,7 +68,7 @@ def test_batches_are_resized_as_torch_does(size):
     masks = np.random.default_rng(1).integers(0, 5, (2, 3, 64, 64), dtype=np.uint8)
     labels, boxes, valid = np.zeros((2, 3), np.int32), np.full((2, 3, 4), 0.5, np.float32), np.ones((2, 3), bool)
     batch = Batch(images, labels, boxes, valid, masks, valid)
-    got, targets = _images_and_targets(batch, size, "bilinear")
+    got, targets = images_and_targets(batch, size, "bilinear")
     assert got.dtype == jnp.uint8 and targets.masks is not None
 
     def theirs(planes: np.ndarray) -> np.ndarray:
@@ -76,5 +76,5 @@ def test_batches_are_resized_as_torch_does(size):
 
     np.testing.assert_allclose(got, theirs(images.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1), rtol=0, atol=0.501)
     np.testing.assert_allclose(targets.masks, theirs(masks), rtol=0, atol=0.501)
-    same, _ = _images_and_targets(batch, (64, 64), "bilinear")
+    same, _ = images_and_targets(batch, (64, 64), "bilinear")
     np.testing.assert_array_equal(same, images)
