@@ -119,6 +119,7 @@ def export_onnx(
         best_threshold=meta.get("best_threshold"),
         mask_stride=mask_stride,
         cut_to_boxes=not mask_stride or family.cut_to_boxes,
+        clip_boxes=family.clip_boxes,
         resizes=inside,
         dfine_jax_version=__version__,
         licence=meta.get("licence", ""),

@@ -23,7 +23,7 @@ from dfine_jax.evaluation.metrics import THRESHOLDS
 from dfine_jax.evaluation.run_lengths import RunLengths
 from dfine_jax.evaluation.score import Metrics, score
 from dfine_jax.evaluation.truth import Truth
-from dfine_jax.ops.postprocess import Selected
+from dfine_jax.ops.postprocess import Selected, clipped
 from dfine_jax.serving.backends.base import PixelPredictions, in_view
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def evaluate(
     observe: Callable[[Detections], None] | None = None,
     together: Together | None = None,
     cut_to_boxes: bool = True,
+    clip_boxes: bool = False,
 ) -> Metrics:
     """Predict every image of ``batches`` and compare with the annotations.
 
@@ -73,10 +74,12 @@ def evaluate(
       observe: is given the detections of all images; they iterate as COCO results.
       together: where others predict the other images, makes the detections and images of all of each one's.
       cut_to_boxes: masks count within their boxes alone.
+      clip_boxes: boxes end at the edges of the picture.
     """
 
     def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
-        return _in_pixels(predict(images), view_px)._replace(cut_to_boxes=cut_to_boxes)
+        found = _in_pixels(predict(images), view_px)
+        return found._replace(cut_to_boxes=cut_to_boxes, clip_boxes=clip_boxes)
 
     return evaluate_detections(detect, batches, truth, ClassMatch(classes, classes.ids), observe, together)
 
@@ -188,6 +191,8 @@ def pixel_results(
     ``metrics`` counts, and behind the best of its class that average precision looks at.
     """
     scores, labels, corners = (np.asarray(value) for value in predictions[:3])
+    if predictions.clip_boxes:
+        corners = clipped(corners, batch.size_px)
     boxes = corners.astype(np.float64)
     boxes[..., 2:] -= boxes[..., :2]
     known = np.array([category is not None for category in category_ids], bool)

@@ -81,6 +81,11 @@ def to_pixels(boxes_cxcywh: Float[AnyArray, "*b n 4"], size_px: AnyArray) -> Flo
     return cxcywh_to_xyxy(boxes_cxcywh) * size_px[..., None, [0, 1, 0, 1]]
 
 
+def clipped(corners_px: Float[np.ndarray, "*b n 4"], size_px: AnyArray) -> Float[np.ndarray, "*b n 4"]:
+    """Corners in pixels that end at the edges of images of ``size_px`` = (width, height), [*b, 2]."""
+    return np.clip(corners_px, 0, np.asarray(size_px, corners_px.dtype)[..., None, [0, 1, 0, 1]])
+
+
 def sigmoid(x: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     """Of an array on the host."""
     with np.errstate(over="ignore"):

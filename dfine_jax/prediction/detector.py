@@ -15,6 +15,7 @@ from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
+from dfine_jax.ops.postprocess import clipped
 from dfine_jax.prediction.class_filter import class_labels
 from dfine_jax.prediction.foreign_names import Elsewhere, joined, refuse_options
 from dfine_jax.prediction.result import DetectionResult
@@ -223,6 +224,7 @@ class Detector:
         if chosen.labels is not None:
             keep &= np.isin(found.labels[row], list(chosen.labels))
         labels, boxes_px, masks = found.labels[row][keep], found.boxes_xyxy_px[row][keep], None
+        boxes_px = clipped(boxes_px, np.asarray(size_px)) if found.clip_boxes else boxes_px
         if found.masks_logit is not None:
             view_px = self._preprocess.view_px(size_px)
             masks = MapMasks(
@@ -302,6 +304,7 @@ def open_model(
         with waiting(f"loading {model}"):
             model = load_checkpoint(model)
     metadata = model.metadata
-    backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale, model.grid_px, model.cut_to_boxes)
+    rules = model.grid_px, model.cut_to_boxes, model.clip_boxes
+    backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale, *rules)
     best = metadata.best_threshold
     return OpenedModel(backend, metadata.classes, metadata.preprocess, None, model.segments, best)

@@ -61,6 +61,7 @@ class Artefact:
     source: dict[str, Any]  # file, weights_sha256; source_file, source_sha256 of what it was converted from
     mask_stride: int | None = None  # of the masks to the network's input; None: no masks
     cut_to_boxes: bool = True  # masks count within their boxes alone
+    clip_boxes: bool = False  # boxes are to end at the edges of the picture
     resizes: Preprocess | None = None  # what the graph does to its input first; the host brings pictures to its size
     best_threshold: float | None = None  # score of the best F1 in the evaluation of the weights
     dfine_jax_version: str = ""
@@ -87,7 +88,8 @@ class Artefact:
         values = {**dataclasses.asdict(self), "preprocess": self.preprocess.to_dict()}
         values["resizes"] = self.resizes and self.resizes.to_dict()
         values.pop("extra")
-        left_out = {"mask_stride": None, "cut_to_boxes": True, "resizes": None, "best_threshold": None}
+        left_out = {"mask_stride": None, "cut_to_boxes": True, "clip_boxes": False, "resizes": None}
+        left_out |= {"best_threshold": None}
         for name, usual in left_out.items():
             if values[name] is usual:
                 values.pop(name)

@@ -47,6 +47,11 @@ class LoadedModel:
         return of(self.metadata.config.model).cut_to_boxes
 
     @property
+    def clip_boxes(self) -> bool:
+        """Boxes end at the edges of the picture."""
+        return of(self.metadata.config.model).clip_boxes
+
+    @property
     def segments(self) -> bool:
         """It makes masks too."""
         return task(self.metadata.config.model) == "segment"

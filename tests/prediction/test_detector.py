@@ -232,3 +232,18 @@ def test_supervision():
     assert isinstance(converted, sv.Detections)
     assert converted.data["class_name"].tolist() == ["ant", "cat"]
     np.testing.assert_array_equal(converted.xyxy, result.boxes_xyxy_px)
+
+
+def test_boxes_end_at_the_edges_where_the_backend_says_so():
+    class Beyond(RectangleBackend):
+        clip_boxes = True
+
+        def predict(self, images):
+            found = super().predict(images)
+            return Answer(found.logits, found.boxes_cxcywh * np.float32([1, 1, 1.5, 1.5]), None)
+
+    picture = scene(128, 64, ("red", 0, 0, 64, 32))
+    inside = Detector(opened(Beyond()))(picture)
+    np.testing.assert_allclose(inside.boxes_xyxy_px, [[0, 0, 80, 40]], atol=1e-4)
+    Beyond.clip_boxes = False
+    np.testing.assert_allclose(Detector(opened(Beyond()))(picture).boxes_xyxy_px, [[-16, -8, 80, 40]], atol=1e-4)

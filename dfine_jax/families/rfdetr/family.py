@@ -73,6 +73,7 @@ RFDETR: Family[RFDetrConfig, RFDetrLossConfig, Draws, Any] = Family(
     mask_stride=lambda model: 1 if model.mask_width else None,
     answer_stride=STRIDE,
     cut_to_boxes=False,
+    clip_boxes=True,
     is_transformer=True,
     tasks={"detect": detecting, "segment": segmenting},
     queries=_queries,

@@ -25,6 +25,7 @@ class PixelPredictions(NamedTuple):
     # Of models that segment, of the view, at their own size; of the first rows alone where only those were asked for.
     masks_logit: Float[np.ndarray, "b m h w"] | None = None
     cut_to_boxes: bool = True  # masks count within their boxes alone
+    clip_boxes: bool = False  # boxes are to end at the edges of the original
 
 
 class Session(Protocol):
@@ -50,6 +51,7 @@ class Backend(abc.ABC):
     """Something that runs the network on preprocessed images. Several threads may use one."""
 
     cut_to_boxes = True  # masks count within their boxes alone
+    clip_boxes = False  # boxes end at the edges of the picture
     compiles_per_shape = True  # batches of another size cost a compilation, so callers fill them up
 
     @abc.abstractmethod
@@ -77,7 +79,8 @@ class Backend(abc.ABC):
         boxes_cxcywh = np.asarray(answer.boxes_cxcywh, np.float32)[np.arange(len(query))[:, None], query]
         masks = answer.masks_logit
         masks = None if masks is None else self._rows(masks, query[:, : rows_from(threshold, scores)])
-        return PixelPredictions(scores, labels, in_view(boxes_cxcywh, view_px), masks, self.cut_to_boxes)
+        boxes = in_view(boxes_cxcywh, view_px)
+        return PixelPredictions(scores, labels, boxes, masks, self.cut_to_boxes, self.clip_boxes)
 
     def _answer(self, images: UInt8[np.ndarray, "b h w 3"]) -> Answer:
         """As ``predict``, with arrays wherever they are."""
@@ -100,7 +103,7 @@ class ArtefactBackend(Backend):
     def __init__(self, session: Session) -> None:
         self.session = session
         self.artefact = session.artefact
-        self.cut_to_boxes = session.artefact.cut_to_boxes
+        self.cut_to_boxes, self.clip_boxes = session.artefact.cut_to_boxes, session.artefact.clip_boxes
 
     def describe(self) -> dict[str, Any]:
         """As ``Backend.describe``."""
@@ -149,7 +152,8 @@ class ArtefactBackend(Backend):
         masks = self._masks(out, scores.shape)
         scores = scores[:, :num_top]
         masks = None if masks is None else masks[:, : rows_from(threshold, scores)]
-        return PixelPredictions(scores, labels[:, :num_top], boxes[:, :num_top], masks, self.cut_to_boxes)
+        labels, boxes = labels[:, :num_top], boxes[:, :num_top]
+        return PixelPredictions(scores, labels, boxes, masks, self.cut_to_boxes, self.clip_boxes)
 
     def _masks(self, out: Mapping[str, np.ndarray], rows: tuple[int, ...]) -> Float[np.ndarray, "b n h w"] | None:
         """Logits of the masks of so many images and rows, in the type of the file."""

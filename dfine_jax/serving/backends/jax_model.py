@@ -23,10 +23,17 @@ class JaxBackend(Backend):
     Args:
       grid_px: sides of the input are multiples of it; others are a UserError.
       cut_to_boxes: masks count within their boxes alone.
+      clip_boxes: boxes end at the edges of the picture.
     """
 
     def __init__(
-        self, model: Any, variables: Any, scale: float = 1 / 255, grid_px: int = 1, cut_to_boxes: bool = True
+        self,
+        model: Any,
+        variables: Any,
+        scale: float = 1 / 255,
+        grid_px: int = 1,
+        cut_to_boxes: bool = True,
+        clip_boxes: bool = False,
     ) -> None:
         import jax
         import jax.numpy as jnp
@@ -39,7 +46,7 @@ class JaxBackend(Backend):
         # Half the bytes; an edge moves by a thousandth of a map's cell at most, as in evaluation while training.
         self._taken = jax.jit(lambda maps, query: jnp.float16(rows_of(maps, query)))
         self._grid_px = grid_px
-        self.cut_to_boxes = cut_to_boxes
+        self.cut_to_boxes, self.clip_boxes = cut_to_boxes, clip_boxes
         self._programs: dict[tuple[int, ...], Any] = {}  # by shape of the images
         self._compiling = threading.Lock()  # a second thread would compile the same once more
 

@@ -41,13 +41,19 @@ class Validation:
       truth: what evaluations compare with.
       step: the program; with a loss if the loader's batches have objects.
       stop: asked between batches.
-      cut: masks are cut to their boxes (``Family.cut_to_boxes``).
+      rules: ``Family.answer_rules``.
     """
 
     def __init__(
-        self, data: Dataset, loader: EvalLoader, truth: Truth, step: EvalProgram, stop: Stop, cut: bool
+        self,
+        data: Dataset,
+        loader: EvalLoader,
+        truth: Truth,
+        step: EvalProgram,
+        stop: Stop,
+        rules: Mapping[str, bool],
     ) -> None:
-        self._cut = cut
+        self._rules = rules
         self._data, self._loader, self._truth, self._step, self._stop = data, loader, truth, step, stop
         self._latest: EvalBatch | None = None
 
@@ -61,7 +67,8 @@ class Validation:
         predict = predict_function(self._step, variables) if totals is None else self._with_loss(variables, totals)
         try:
             classes = self._data.classes
-            metrics = evaluate(predict, self._batches(), self._truth, classes, observe, hosts.together, self._cut)
+            batches, together = self._batches(), hosts.together
+            metrics = evaluate(predict, batches, self._truth, classes, observe, together, **self._rules)
         except _StopError:
             return None
         if totals is None:

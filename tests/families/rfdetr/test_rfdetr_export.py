@@ -138,7 +138,8 @@ def test_the_file_says_that_masks_are_not_cut():
     proto = export_onnx(RFDetr(SEGMENTING), variables, onnx_models.META, size_hw=SIZE_HW)
     artefact = description(proto)
     assert artefact.task == "segment" and not artefact.cut_to_boxes
-    assert json.loads(json.dumps(artefact.to_dict()))["cut_to_boxes"] is False
+    stored = json.loads(json.dumps(artefact.to_dict()))
+    assert stored["cut_to_boxes"] is False and stored["clip_boxes"] is True
     assert (artefact.mask_stride, artefact.mask_size_hw) == (4, (16, 24))
     of_boxes = description(export_onnx(RFDetr(TINY), lively(TINY), onnx_models.META, size_hw=SIZE_HW))
     assert of_boxes.cut_to_boxes and "cut_to_boxes" not in of_boxes.to_dict()

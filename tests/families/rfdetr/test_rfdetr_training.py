@@ -39,15 +39,6 @@ def data(folder):
     return read_coco(*find_split(folder, "train")), read_coco(*find_split(folder, "val"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    settings: Any = jax.config
-    before = settings.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 def arrays(path):
     trees = {part.name: checkpoint._restore(part) for part in path.iterdir() if part.is_dir()}
     return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(trees)}
@@ -65,6 +56,7 @@ def test_batches_are_made_at_the_largest_size_and_trained_at_all(data):
     assert next(make_loaders(fixed, *data)[0].batches()).images.shape == (4, 64, 64, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 def test_a_killed_run_resumes_in_the_same_bits(data, tmp_path, monkeypatch, masks):
     """Two input sizes, parts of batches, drop path: what is random follows from the step alone."""
@@ -97,6 +89,7 @@ def test_a_killed_run_resumes_in_the_same_bits(data, tmp_path, monkeypatch, mask
     assert len(rows) == 2 and kinds <= rows[0].keys() and all(np.isfinite(rows[1][kind]) for kind in kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "masks"), [("rfdetr-nano", False), ("rfdetr-seg-nano", True)])
 def test_the_command_from_weights_to_best(folder, data, tmp_path, capsys, recipe, masks):
     """The architecture is that of the weights, whose classes are matched by name; the size is theirs too."""
