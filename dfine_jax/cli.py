@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
             hint = words.MISSING.get(asked[0], "") if len(asked) == 1 else ""
             return f"the following arguments are required: {', '.join(asked)}{f' ({hint})' if hint else ''}"
         if choice := re.match(r"argument (--[\w-]+): invalid choice: '(.*?)'", message):
-            return words.value(choice[1], choice[2]) or message
+            return words.value(choice[1], choice[2], message) or message
         return message
 
 

@@ -131,7 +131,8 @@ def recognise(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | N
         model = form.recognise(tensors, settings)
         if model is not None:
             return Recognised(family, form, model)
-    titles = " or ".join(family.title for family in families.every())
+    *others, last = (family.title for family in families.every())
+    titles = f"{', '.join(others)} or {last}"
     if settings is not None:
         raise UserError(f"config.json: model_type {settings.get('model_type')!r} is not that of {titles}")
     raise UserError(not_known(tensors, titles))

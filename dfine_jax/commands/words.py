@@ -179,12 +179,16 @@ def option(argument: str, help_text: str, known: Collection[str]) -> str:
     return ""
 
 
-def value(name: str, given: str) -> str:
-    """What a value that an option does not take may be, as the end of a sentence; empty: nothing is known."""
+def value(name: str, given: str, message: str) -> str:
+    """What a value that an option does not take may be, as the end of a sentence; empty: nothing is known.
+
+    Args:
+      message: of argparse, with what the option takes; options of one name take other values in other commands.
+    """
     meant = VALUES.get(name, {}).get(given.lower())
-    if meant:
+    if meant and meant in message:
         return f"{name} {given}: here it is {name} {meant}"
-    return f"{name} {given} {_NOT_OFFERED[name]}" if name in _NOT_OFFERED else ""
+    return f"{name} {given} {_NOT_OFFERED[name]}" if name in _NOT_OFFERED and "openvino" in message else ""
 
 
 def near(word: str, known: Collection[str]) -> str:

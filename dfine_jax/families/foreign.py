@@ -10,7 +10,6 @@ from dfine_jax.families.state_dict import listed
 # What other programs' names look like, and whose they are; the first that fits is told.
 _OTHER_MODELS: tuple[tuple[str, str], ...] = (
     (r"(^|\.)model\.\d+\.(conv|cv1|m)\.", "a YOLO model"),
-    (r"(^|\.)backbone\.0\.encoder\.", "RF-DETR"),
     (r"(^|\.)backbone\.(dinov3|sta)\.", "DEIMv2 with DINOv3"),
     (r"(^|\.)decoder\.enc_output\.0\.", "RT-DETR's first version"),
     (r"(^|\.)backbone\.res_layers\.|(^|\.)backbone\.conv1\.conv1_1\.", "RT-DETR with ResNet"),

@@ -75,6 +75,7 @@ def model(monkeypatch):
     def use(mask_stride=None):
         opened = rectangles.opened(rectangles.RectangleBackend(mask_stride), (HEIGHT, WIDTH))
         monkeypatch.setattr(detector, "open_model", lambda *_, **__: opened)
+        monkeypatch.setattr("dfine_jax.commands.errors.require_model", lambda model: None)  # there is no file
 
     use()
     return use

@@ -43,6 +43,7 @@ def backend(monkeypatch):
         return opened(backend, (160, 160))
 
     monkeypatch.setattr(detector, "open_model", open_model)
+    monkeypatch.setattr("dfine_jax.commands.predict.require_model", lambda model: None)  # there is no file
     return backend
 
 
@@ -324,6 +325,7 @@ def test_ctrl_c_leaves_complete_files(clip, tmp_path):
         sys.path.insert(0, {str(TESTS)!r})
         import rectangles
         from dfine_jax import cli
+        from dfine_jax.commands import predict
         from dfine_jax.prediction import detector
 
         class Slow(rectangles.RectangleBackend):
@@ -334,6 +336,7 @@ def test_ctrl_c_leaves_complete_files(clip, tmp_path):
                 return super().predict(images)
 
         detector.open_model = lambda *_, **__: rectangles.opened(Slow(), (160, 160))
+        predict.require_model = lambda model: None
         sys.exit(cli.main(sys.argv[1:]))
     """
     command = [sys.executable, "-c", textwrap.dedent(program), "predict", "model", str(clip), "--out", "out"]

@@ -47,6 +47,7 @@ def small_weights(data):
 def dry(data, tmp_path, monkeypatch, capsys, small_weights):
     """A function that gives what is printed, or the error."""
     monkeypatch.setattr(loop, "train", None)
+    monkeypatch.setattr("dfine_jax.commands.train_options.require_model", lambda *_, **__: None)  # there are no files
     monkeypatch.setattr("dfine_jax.weights.load.load_checkpoint", lambda source, activation=None: small_weights)
 
     def of(*arguments, out=tmp_path / "run"):

@@ -219,7 +219,6 @@ OTHERS = {
     "model.22.cv1.conv.weight": "a YOLO model",
     "backbone.res_layers.0.blocks.0.conv1.weight": "RT-DETR with ResNet",
     "model.backbone.model.embedder.embedder.0.convolution.weight": "transformers' RT-DETR",
-    "backbone.0.encoder.encoder.embeddings.cls_token": "RF-DETR",
     "backbone.dinov3.blocks.0.norm1.weight": "DEIMv2 with DINOv3",
     "transformer.encoder.layers.0.norm1.weight": "a DETR",
     "roi_heads.box_head.fc6.weight": "a Faster or Mask R-CNN",
@@ -234,7 +233,7 @@ def test_other_models_are_called_what_they_are(tmp_path, name, prefix):
     torch_pickle.save(
         tmp_path / "a.pth", {"model": {prefix + name: np.zeros((2, 2), np.float32), prefix + "x": np.zeros(1)}}
     )
-    message = f"a.pth: not a state dict of D-FINE or RT-DETRv2: the names are those of {OTHERS[name]}"
+    message = f"a.pth: not a state dict of D-FINE, RT-DETRv2 or RF-DETR: the names are those of {OTHERS[name]}"
     with pytest.raises(UserError, match=message):
         import_weights(tmp_path / "a.pth")
 

@@ -99,9 +99,10 @@ def test_what_repair_leaves_does_not(tmp_path, change):
 @pytest.mark.parametrize("command", ["train", "evaluate", "check", "split"])
 def test_commands_name_the_cure(tmp_path, capsys, command):
     root = coco(tmp_path / "cells", CURED["picture missing"])
+    (tmp_path / "model.pth").touch()
     arguments = {
         "train": ["train", "n", "--data", root, "--out", tmp_path / "run", "--dry-run"],
-        "evaluate": ["evaluate", "absent.pth", "--data", root, "--split", "train"],
+        "evaluate": ["evaluate", tmp_path / "model.pth", "--data", root, "--split", "train"],
         "check": ["check", "--data", root],
         "split": ["data", "split", "--data", root, "--out", tmp_path / "divided"],
     }[command]
