@@ -120,6 +120,7 @@ WRONG = [
 def started(data, tmp_path, monkeypatch, capsys, small_weights):
     """A function that starts the same command with and without ``--dry-run``, as far as it gets without weights."""
     monkeypatch.setattr("dfine_jax.weights.load.load_checkpoint", lambda source, activation=None: small_weights)
+    monkeypatch.setattr("dfine_jax.commands.train_options.require_model", lambda *_, **__: None)  # there are no files
     quick = functools.partial(zeros, init_variables)
     for module in ("dfine_jax.families.dfine.model", "dfine_jax.training.run.loop"):
         monkeypatch.setattr(f"{module}.init_variables", quick, raising=False)
