@@ -92,8 +92,7 @@ def export_onnx(
     input_dtype = "uint8" if source_hw else input_dtype
     network = forward(model, variables, preprocess.scale if input_dtype == "uint8" else None)
     family, inside = of(model.config), None
-    mask_stride = family.mask_stride(model.config)
-    mask_stride = mask_stride and (family.answer_stride or mask_stride)
+    mask_stride = (own := family.mask_stride(model.config)) and (family.answer_stride or own)
     if source_hw:
         network, inside = resizing(network, source_hw, preprocess, mask_stride), preprocess
         # What is left for the host.

@@ -91,6 +91,7 @@ def test_a_place_is_tried_before_the_work(tmp_path):
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "open_model", lambda *_, **__: opened(RectangleBackend(), (160, 160)))
+    monkeypatch.setattr("dfine_jax.commands.predict.require_model", lambda model: None)  # there is no file
     image = np.asarray(NOISE.resize((320, 320))) // 8
     folder = tmp_path / "in"
     folder.mkdir()
