@@ -156,7 +156,7 @@ def test_ratios_are_formed_round_by_round():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.onnx"], "absent.onnx: absent.onnx does not exist"),
+        (["absent.onnx"], "absent.onnx does not exist; dfine export writes one"),
         (["absent.onnx", "--rounds", "0"], "--rounds 0 must be at least 1"),
         (["absent.onnx", "--batches", "1,x"], "--batches 1,x: give positive numbers"),
         (["absent.onnx", "--data", "nowhere"], "data folder nowhere does not exist"),

@@ -49,7 +49,8 @@ def test_unlisted_classes_are_reported_with_the_rest_and_refused_elsewhere(data,
     assert "warning: 1 boxes without area" in out and "all 15 pictures were decoded" in out
     where = ["--data", str(data), "--out", str(tmp_path / "run")]
     assert main(["train", "n", *where, "--dry-run"]) == 2
-    assert main(["evaluate", "no-such-model", *where]) == 2
+    (tmp_path / "model.pth").touch()
+    assert main(["evaluate", str(tmp_path / "model.pth"), *where]) == 2
     train, evaluate = capsys.readouterr().err.splitlines()
     assert train == evaluate and f"{file}: 1 of " in train and "have a category_id that 'categories'" in train
 
