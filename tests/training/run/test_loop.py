@@ -223,10 +223,10 @@ def test_killed_and_resumed_from_an_earlier_step(uninterrupted, data, config, tm
 def test_stopped_during_evaluation(uninterrupted, data, config, tmp_path, monkeypatch, epoch):
     original, count = validation.evaluate, [0]
 
-    def stopped(predict, batches, *rest):
+    def stopped(predict, batches, *rest, **rules):
         count[0] += 1
         if count[0] < epoch:
-            return original(predict, batches, *rest)
+            return original(predict, batches, *rest, **rules)
         os.kill(os.getpid(), signal.SIGINT)
         for _ in batches:
             pytest.fail("evaluation went on")
