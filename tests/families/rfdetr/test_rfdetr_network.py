@@ -179,9 +179,9 @@ def test_initial_values(small):
     assert abs(float(np.std(np.asarray(flat["layer_0/fc1/kernel"]))) - 0.02) < 1e-3 and not small["batch_stats"]
 
 
-def apply(config, variables, images, *, train, queries=None, **fields):
+def apply(config, variables, images, *, train, draws=None, **fields):
     network = RFDetr(config, **fields)
-    return jax.jit(lambda v, x: network.apply(v, x, queries, train=train))(variables, images)
+    return jax.jit(lambda v, x: network.apply(v, x, draws, train=train))(variables, images)
 
 
 def test_groups_fill_their_own_places(small):
@@ -220,7 +220,7 @@ def test_blocks_are_dropped_by_the_key_alone(small):
     variables = init_variables(config, jax.random.key(0))
     draws = [None, Draws(jax.random.key(1)), Draws(jax.random.key(1)), Draws(jax.random.key(2))]
     none, first, again, other = (
-        np.asarray(apply(config, variables, images, train=True, queries=d).logits) for d in draws
+        np.asarray(apply(config, variables, images, train=True, draws=d).logits) for d in draws
     )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - none).max() > 1e-4 and np.abs(first - other).max() > 1e-4
