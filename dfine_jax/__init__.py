@@ -1,4 +1,4 @@
-"""Real-time object detection in JAX: D-FINE and RT-DETRv2.
+"""Real-time object detection and instance segmentation in JAX: D-FINE, RT-DETRv2 and RF-DETR.
 
 The names below and those of ``dfine_jax.losses`` are the public surface. They are imported on first use (PEP 562), so
 that ``import dfine_jax`` and ``dfine --help`` do not start JAX; this is the one place where the package defines

@@ -195,7 +195,8 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
     elif result.best_ap >= 0:
         what = "mask AP" if result.metrics and result.metrics.masks and config.train.best_by == "masks" else "AP"
         print(f"done: {what} {result.best_ap:.3f} in epoch {result.best_epoch}, kept in {options.out / 'best'}")
-        print("its best threshold is kept with it and is the default of dfine predict")
+        if result.best_ap > 0:  # else nothing is found at any threshold
+            print("its best threshold is kept with it and is the default of dfine predict")
     else:
         print(f"done: weights in {options.out / 'last'}")
     return result.finished

@@ -65,7 +65,7 @@ def recognised(tensors: Mapping[str, np.ndarray]) -> RFDetrConfig | None:
     patches, positions = shapes.get(_PATCHES), shapes.get(_POSITIONS)
     head, rows = shapes.get("class_embed.weight"), shapes.get(_QUERIES[0])
     groups, layers = (_count(shapes, key) for key in ("transformer.enc_output.{}.bias", _LAYER.format("{}", "norm3")))
-    points = shapes.get(_LAYER.format(0, "cross_attn.attention_weights").removesuffix("weight") + "weight")
+    points = shapes.get(_LAYER.format(0, "cross_attn.attention_weights"))
     if not (patches and positions and head and rows and groups and layers and points):
         return None
     if len(patches) != 4 or len(positions) != 3 or len(head) != 2 or rows[0] % groups or not positions[1] > 1:

@@ -66,8 +66,8 @@ class _Kept:
     def __init__(self, callbacks: Callbacks, name: str) -> None:
         self._callbacks, self._name = callbacks, name
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> _Kept:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -210,8 +210,7 @@ def make_eval_step(
 
     Args:
       devices: None: those of this host.
-      with_loss: a function of batches ``[d, b, ...]`` that returns what is found and a ``BatchLoss``; what both need of
-        the network the compiler computes once.
+      with_loss: a function of batches ``[d, b, ...]`` that returns what is found and a ``BatchLoss``, one program.
     """
     family, model = of(config.model), dataclasses.replace(config.model, precision="float32")
     apply: Callable[..., Any] = family.build(model, Build()).apply
