@@ -43,8 +43,8 @@ def run(data, config, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     evaluate = validation.evaluate
 
-    def improved(*args):
-        metrics = evaluate(*args)
+    def improved(*args, **rules):
+        metrics = evaluate(*args, **rules)
         return dataclasses.replace(metrics, ap=0.5, masks=dataclasses.replace(metrics.masks, ap=0.25))
 
     with pytest.MonkeyPatch.context() as patch:
