@@ -33,7 +33,7 @@ from dfine_jax.training.run.stop import Stop, stop_on_signals
 from dfine_jax.training.run.validation import Validation
 from dfine_jax.training.step.kept_programs import KeptPrograms, of_config
 from dfine_jax.training.step.optimizer import make_optimizer
-from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_out_of_memory
+from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, programs_let_go, told_out_of_memory
 from dfine_jax.training.step.schedule import make_schedule
 from dfine_jax.training.step.state import TrainState, create_state, ema_variables, with_ema_shift
 from dfine_jax.training.step.step import StepMetrics, make_eval_step, replicated, split_over_devices
@@ -88,7 +88,8 @@ def train(
     """
     out_dir = Path(out_dir)
     setup.check(config, train_data, val_data)
-    with setup.claimed(out_dir, resume), stop_on_signals(max_hours) as stop, told_out_of_memory(config.model):
+    claimed = setup.claimed(out_dir, resume)
+    with claimed, stop_on_signals(max_hours) as stop, programs_let_go(), told_out_of_memory(config.model):
         told = Callbacks(callbacks, stop.request), loggers
         run = _Run(config, train_data, val_data, out_dir, start, stop, kept_programs, origin or Origin(), *told)
         return run.run(resume, notes)

@@ -197,6 +197,20 @@ def memory_line(peak: int, state: TrainState, model: ModelSection) -> str:
 
 
 @contextmanager
+def programs_let_go() -> Iterator[None]:
+    """At the end, what JAX keeps of compiled programs is dropped, on CPUs.
+
+    ``jax.pmap`` keeps its programs for the life of the process. There each has thousands of memory mappings, so that
+    the third or fourth training of a notebook would meet the system's limit (``require_maps``).
+    """
+    try:
+        yield
+    finally:
+        if jax.default_backend() == "cpu":
+            jax.clear_caches()
+
+
+@contextmanager
 def told_out_of_memory(model: ModelSection) -> Iterator[None]:
     """Memory of the device that is used up becomes a UserError with the cures; all else stays what it is."""
     try:

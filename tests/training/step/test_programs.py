@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
+import sys
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
@@ -14,7 +18,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.losses import host_call
 from dfine_jax.system import host_memory
 from dfine_jax.training.step import programs
-from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, told_out_of_memory
+from dfine_jax.training.step.programs import EvalProgram, TrainPrograms, programs_let_go, told_out_of_memory
 from dfine_jax.training.step.state import create_state
 
 SIZES = [(32, 32), (96, 64), (64, 64)]
@@ -138,3 +142,28 @@ def test_memory_that_is_used_up_is_told_with_the_cures():
     assert "\n" not in str(told.value)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), told_out_of_memory(tiny_config().model):
         raise jax.errors.JaxRuntimeError("INTERNAL: else")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_is_left_of_the_programs_of_runs():
+    """A notebook trains many times; at ``vm.max_map_count`` mappings its process would die."""
+
+    def many_kernels(x):
+        for i in range(100):
+            x = jnp.sort(jnp.sin(x @ x), axis=0) * i
+        return x
+
+    before = _maps()
+    with programs_let_go():
+        function = functools.partial(many_kernels)
+        jax.pmap(function)(np.ones((1, 4, 4), np.float32))
+        held = _maps() - before
+    del function
+    gc.collect()
+    assert held > 200 and _maps() - before < held / 2, (held, _maps() - before)
+
+
+def _maps() -> int:
+    found = host_memory.memory_maps()
+    assert found
+    return found[0]
