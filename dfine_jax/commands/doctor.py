@@ -30,6 +30,7 @@ PARTS = {
     "export": ("writing .onnx files", (("jax2onnx", "jax2onnx"), ("onnx_ir", "onnx-ir"), ("onnx", "onnx"))),
     "cuda": ("NVIDIA GPU", (("jax_cuda13_plugin", "jax-cuda13-plugin"),)),
     "video": ("videos, streams, cameras", (("av", "av"),)),
+    "track": ("predict --track, counts; to_supervision()", (("trackers", "trackers"), ("supervision", "supervision"))),
     "openvino": ("OpenVINO files, int8", (("openvino", "openvino"), ("nncf", "nncf"))),
     "tensorrt": ("TensorRT engines", (("tensorrt", "tensorrt-cu12"),)),
     "tensorrt-rtx": ("TensorRT-RTX engines", (("tensorrt_rtx", "tensorrt-rtx"),)),
@@ -39,7 +40,7 @@ PARTS = {
     "parity": ("comparison tests only", (("torch", "torch"), ("transformers", "transformers"))),
     "dev": ("the test suite", (("pytest", "pytest"),)),
 }  # fmt: skip
-_ALONE = (("supervision", "to_supervision()"), ("pandas", "to_pandas()"), ("fastapi", "a server, docs/serve.md"))
+_ALONE = (("pandas", "to_pandas()"), ("fastapi", "a server, docs/serve.md"))
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dfine_jax.commands.early import require_model
 from dfine_jax.commands.evaluate import add_runtime_options
+from dfine_jax.commands.predict_follow import add_tracking, follow_plan
 from dfine_jax.errors import UserError
 from dfine_jax.system.wording import counted
 
@@ -34,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "  dfine predict traffic.onnx drive.mp4 --classes car,truck --every 5\n"
         "  dfine predict runs/cells/best images/ --results to_correct --format labelstudio\n"
         "  dfine predict traffic.onnx rtsp://camera/1 --seconds 60 --json results.json\n"
-        "  dfine predict runs/ships/best harbour.tif --tile auto --crops ships",
+        "  dfine predict runs/ships/best harbour.tif --tile auto --crops ships\n"
+        "  dfine predict traffic.onnx drive.mp4 --track --count-line gate=0,0.6,1,0.6 --counts counts.json",
     )
     parser.add_argument(
         "model", metavar="MODEL", help="checkpoint folder, weights file, published name, .onnx, .xml or .engine"
@@ -71,6 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     videos = parser.add_argument_group("videos")
     videos.add_argument("--every", metavar="N", type=int, default=1, help="only every Nth frame (default: 1, all)")
     videos.add_argument("--seconds", metavar="S", type=float, help="end after this time of each video")
+    add_tracking(parser)
     add_runtime_options(parser)
 
 
@@ -120,6 +123,7 @@ def run(options: argparse.Namespace) -> int:
 
     from dfine_jax.prediction.class_filter import class_labels
     from dfine_jax.prediction.detector import Detector
+    from dfine_jax.prediction.following import write_counts
     from dfine_jax.prediction.outputs import TABLES, ResultsFile, TableFile
     from dfine_jax.prediction.prediction import Prediction
 
@@ -140,12 +144,12 @@ def run(options: argparse.Namespace) -> int:
     detector.prepare()
     interrupted = False
     form, tabular = options.format, options.format in TABLES
-    annotations = None
+    table_file, annotations = TableFile(options.results if tabular else None, form, job.follow is not None), None
     if options.results and not tabular:
         from dfine_jax.prediction.datasets import Annotations
 
         annotations = Annotations(options.results, form, detector.classes)
-    with ResultsFile(options.json) as results, TableFile(options.results if tabular else None, form) as table:
+    with ResultsFile(options.json) as results, table_file as table:
         done = Prediction(job, detector, results, tiling, labels, table, annotations)
         try:
             done.run()
@@ -153,9 +157,11 @@ def run(options: argparse.Namespace) -> int:
             interrupted = True
         if len(done.failures) == 1 and not done.tallies and not interrupted:
             raise UserError(done.failures[0])
+    if options.counts is not None and done.tallies:
+        write_counts(options.counts, [tally.following for tally in done.tallies if tally.following is not None])
     if annotations is not None and done.tallies:
         done.notes += annotations.write()
-    _report(done.tallies, job, {"COCO results": options.json, form: options.results})
+    _report(done.tallies, job, {"COCO results": options.json, form: options.results, "counts": options.counts})
     for note in job.inputs.notes + done.notes:
         print(f"dfine: {note}", file=sys.stderr)
     for failure in done.failures:
@@ -178,12 +184,13 @@ def _job(options: argparse.Namespace) -> Job:
     )
     from dfine_jax.prediction.outputs import TABLES
     from dfine_jax.prediction.prediction import Job
+    from dfine_jax.prediction.sequences import in_frame_order
     from dfine_jax.prediction.video import require_av
     from dfine_jax.system.files import is_device, require_writable
 
     _check_values(options)
     parts = {"--crops": options.crops, "--labels": options.labels, "--masks": options.masks}
-    others = [options.json, options.results, *parts.values()]
+    others = [options.json, options.results, options.counts, *parts.values()]
     out = options.out or (None if any(others) else Path("predictions"))
     folders = {"--out": out, **parts}
     for option, folder in folders.items():
@@ -200,6 +207,9 @@ def _job(options: argparse.Namespace) -> Job:
             raise UserError(f"--format {options.format} is for pictures; take csv, jsonl or --json for videos")
         if any(picture.address for picture in inputs.pictures):
             raise UserError(f"--format {options.format} is for pictures in files; download those from addresses first")
+    follow = follow_plan(options)
+    if follow is not None:
+        inputs = in_frame_order(inputs)
     if inputs.clips:
         require_av()
         if options.annotations:
@@ -220,7 +230,7 @@ def _job(options: argparse.Namespace) -> Job:
         )
     return Job(
         inputs, ids, clip_ids(inputs), picture_files, clip_files, out, options.crops, options.labels,
-        options.masks, options.font, options.every, options.seconds, any_size=bool(options.tile),
+        options.masks, options.font, options.every, options.seconds, any_size=bool(options.tile), follow=follow,
     )  # fmt: skip
 
 

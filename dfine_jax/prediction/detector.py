@@ -63,7 +63,6 @@ class Detector:
     """
 
     predict = Elsewhere("call it: detector(image)")
-    track = Elsewhere("call dfine predict --track, or give result.to_supervision() to a tracker")
     from_pretrained = Elsewhere("call Detector(name), such as the name of published weights")
     val = Elsewhere("call dfine_jax.evaluate, or dfine evaluate")
     export = Elsewhere("call dfine export")
@@ -195,6 +194,35 @@ class Detector:
         if pictures is None:
             pictures = iter([given(images, bgr)])
         return self._detect((dataclasses.replace(picture, held=True) for picture in pictures), chosen)
+
+    def track(
+        self,
+        frames: ImageSource | int | Iterable[ImageSource],
+        tracker: str = "bytetrack",
+        *,
+        threshold: float | None = None,
+        classes: ClassNames | None = None,
+        bgr: bool = False,
+        rate: float | None = None,
+    ) -> Iterator[DetectionResult]:
+        """As ``stream``, of the frames of one video in their order: results have ``track_ids``, numbers of objects.
+
+        Objects that are known are followed down to a score of 0.1, see ``tracking.Tracker``. Needs the extra ``track``.
+
+        Args:
+          tracker: one of ``tracking.TRACKERS``.
+          rate: frames per second; None: as the video says, 30 for pictures.
+
+        Raises:
+          UserError: as ``stream``; no such tracker, or the package trackers is absent.
+        """
+        from dfine_jax.prediction import tracking
+
+        smallest = self._chosen(threshold, None).threshold
+        low = tracking.low_threshold_of(tracker, smallest)
+        tracking.require_trackers()
+        results = self.stream(frames, threshold=low, classes=classes, bgr=bgr)
+        return tracking.tracked(results, tracker, smallest, rate)
 
     def _chosen(self, threshold: float | None, classes: ClassNames | None) -> Chosen:
         if threshold is not None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 TABLES = ("csv", "jsonl")  # formats of ``TableFile``
+_TOLD = ("category_id", "bbox", "score", "track_id")  # of COCO entries, beside pictures of object numbers
 _COLUMNS = ("image", "frame", "time_s", "name", "category_id", "score", "x0", "y0", "x1", "y1")
 
 
@@ -114,17 +115,19 @@ class TableFile(ResultsFile):
 
     Args:
       form: ``csv`` or ``jsonl``.
+      tracks: with the numbers of objects, ``track_id``.
     """
 
-    def __init__(self, path: Path | None, form: str) -> None:
+    def __init__(self, path: Path | None, form: str, tracks: bool = False) -> None:
         super().__init__(path)
         self._form = form
+        self._columns = (*_COLUMNS, "track_id") if tracks else _COLUMNS
 
     def __enter__(self) -> Self:
         """Itself."""
         super().__enter__()
         if self._form == "csv":
-            self._write(_csv_line(_COLUMNS))
+            self._write(_csv_line(self._columns))
         return self
 
     def __exit__(
@@ -141,11 +144,10 @@ class TableFile(ResultsFile):
 
     def _rows(self, result: DetectionResult, place: dict[str, Any]) -> None:
         objects = []
-        for name, number, score, box in zip(
-            result.names, result.category_ids, result.scores.tolist(), result.boxes_xyxy_px.tolist(), strict=True
-        ):
-            corners = dict(zip(("x0", "y0", "x1", "y1"), (round(value, 2) for value in box), strict=True))
-            objects.append({"name": name, "category_id": number, "score": round(score, 5), **corners})
+        for found in result:
+            corners = dict(zip(("x0", "y0", "x1", "y1"), (round(value, 2) for value in found.box), strict=True))
+            entry = {"name": found.name, "category_id": found.category_id, "score": round(found.score, 5), **corners}
+            objects.append(entry if found.track_id is None else {**entry, "track_id": found.track_id})
         if self._form == "jsonl":
             width, height = result.size_px
             line = {**place, "width": width, "height": height, "objects": objects}
@@ -153,7 +155,7 @@ class TableFile(ResultsFile):
             return
         for entry in objects:
             row = {**place, **entry}
-            self._write(_csv_line([row.get(column, "") for column in _COLUMNS]))
+            self._write(_csv_line([row.get(column, "") for column in self._columns]))
 
 
 def _csv_line(values: Sequence[Any]) -> bytes:
@@ -214,7 +216,7 @@ def save_masks(result: DetectionResult, path: Path) -> None:
     areas = np.bincount(numbers.ravel(), minlength=len(result) + 1)[1:].tolist()
     entries = dataclasses.replace(result, object_masks=None).to_coco(path.name)
     objects = [
-        {"id": number, "name": name, **{key: entry[key] for key in ("category_id", "bbox", "score")}, "area": area}
+        {"id": number, "name": name, **{key: entry[key] for key in _TOLD if key in entry}, "area": area}
         for number, (name, entry, area) in enumerate(zip(result.names, entries, areas, strict=True), start=1)
     ]
     save_picture(Image.fromarray(numbers), path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from dfine_jax.data.picture.images import save_picture
@@ -18,10 +19,12 @@ from dfine_jax.errors import UserError
 from dfine_jax.prediction.ahead import Ahead
 from dfine_jax.prediction.class_filter import keep_classes
 from dfine_jax.prediction.detector import Detector
+from dfine_jax.prediction.following import Following, FollowPlan
 from dfine_jax.prediction.inputs import Clip, Inputs, Picture, result_stems
 from dfine_jax.prediction.outputs import ResultsFile, save_crops, save_labels, save_masks, uninterrupted
 from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.prediction.tiling import Tiling, detect_tiled
+from dfine_jax.prediction.tracking import low_threshold_of
 from dfine_jax.prediction.video import VideoReader, VideoWriter
 from dfine_jax.system.wording import counted
 
@@ -47,6 +50,7 @@ class Job(NamedTuple):
     every: int  # of so many frames one is used
     seconds: float | None  # end of each video
     any_size: bool  # pictures beyond the usual limit are decoded
+    follow: FollowPlan | None = None  # videos, and pictures of a folder as frames of one
 
 
 @dataclasses.dataclass
@@ -58,14 +62,19 @@ class Tally:
     is_clip: bool = False
     frames: int = 0  # of a clip
     rate: float | None = None  # frames per second, without the first, slow batch
+    following: Following | None = None
 
     def __str__(self) -> str:
-        """One line."""
-        found = ", ".join(f"{count} {name}" for name, count in self.objects.most_common()) or "nothing found"
+        """One line, and one for each count."""
+        objects = self.objects if self.following is None else self.following.objects
+        found = ", ".join(f"{count} {name}" for name, count in objects.most_common()) or "nothing found"
         if not self.is_clip:
             return f"{self.name}: {found}"
         rate = "" if self.rate is None else f" at {self.rate:.1f} per second"
-        return f"{self.name}: {counted(self.frames, 'frame')}{rate}: {found}"
+        if self.following is not None:
+            found = f"{counted(objects.total(), 'object')} followed" + f" ({found})" * bool(objects)
+        counts = [] if self.following is None else self.following.counts
+        return "\n".join([f"{self.name}: {counted(self.frames, 'frame')}{rate}: {found}", *(f"  {c}" for c in counts)])
 
 
 class Prediction:
@@ -94,6 +103,8 @@ class Prediction:
         self._job, self._detector, self._annotations = job, detector, annotations
         self._results = [results] if table is None else [results, table]
         self._tiling, self._labels = tiling, labels
+        follow, threshold = job.follow, detector.threshold
+        self._low_threshold = threshold if follow is None else low_threshold_of(follow.tracker, threshold)
         self._stems = result_stems(job.picture_files)
         self._at_once = 1 if tiling else detector.batch_size  # pictures in memory: as many again are read ahead
 
@@ -115,18 +126,36 @@ class Prediction:
                 found = self._detect([image for _, image in batch], bar)
                 for (i, image), result in zip(batch, found, strict=True):
                     with uninterrupted():
+                        tally = self._tally(pictures[i])
+                        if tally.following is not None:
+                            result = tally.following.take(result, image, tally.frames, None)
                         for results in self._results:
                             results.take(result, self._job.ids[i])
                         if self._annotations is not None:
                             self._annotations.add(pictures[i].path, result)
-                        self._keep(image, result, i)
-                        self.tallies.append(Tally(pictures[i].place, Counter(result.names)))
+                        self._keep(image, result, i, tally.following)
+                        tally.objects.update(result.names)
+                        tally.frames += 1
                     bar.update()
+
+    def _tally(self, picture: Picture) -> Tally:
+        """A new one, or with tracking that of the folder, which is a video."""
+        if self._job.follow is None:
+            self.tallies.append(Tally(picture.place))
+            return self.tallies[-1]
+        folder = str(picture.path.parent)
+        if not self.tallies or self.tallies[-1].name != folder:
+            following = Following(self._job.follow, folder, self._detector.threshold, None)
+            self.tallies.append(Tally(folder, is_clip=True, following=following))
+        return self.tallies[-1]
 
     def _clip(self, clip: Clip, name: str, file: Path) -> None:
         try:
             with VideoReader(clip.source, self._job.every, self._job.seconds) as reader:
                 tally = Tally(name, is_clip=True)
+                if self._job.follow is not None:
+                    rate = float(reader.rate / self._job.every)
+                    tally.following = Following(self._job.follow, name, self._detector.threshold, rate)
                 self.tallies.append(tally)
                 try:
                     self._frames(reader, file, tally)
@@ -139,6 +168,8 @@ class Prediction:
                     self.failures.append(f"{name} broke off after {counted(tally.frames, 'frame')} ({reader.problem})")
         except UserError as error:
             self.failures.append(str(error))
+            if self.tallies and self.tallies[-1].is_clip and not self.tallies[-1].frames:
+                self.tallies.pop()
 
     def _frames(self, reader: VideoReader, file: Path, tally: Tally) -> None:
         target = self._job.drawn / file if self._job.drawn else None
@@ -152,10 +183,12 @@ class Prediction:
             for frames in _batches(ahead, self._at_once):
                 for frame, result in zip(frames, self._detect([f.image for f in frames], bar), strict=True):
                     with uninterrupted():
+                        if tally.following is not None:
+                            result = tally.following.take(result, frame.image, frame.index, frame.time_s)
                         for results in self._results:
                             results.take_frame(result, tally.name, frame.index, frame.time_s)
                         if writer is not None:
-                            writer.write(result.draw(frame.image, self._job.font, enlarge=True), frame.time_s)
+                            writer.write(self._drawn(frame.image, result, tally.following), frame.time_s)
                         stem = file.with_name(f"{file.stem}_{frame.index:06d}")
                         self._keep_parts(frame.image, result, stem.with_name(f"{stem.name}.jpg"), stem)
                         tally.objects.update(result.names)
@@ -170,7 +203,7 @@ class Prediction:
 
     def _detect(self, images: list[np.ndarray], bar: Any) -> list[DetectionResult]:
         if self._tiling is None:
-            found = self._detector(images)
+            found = self._detector(images, threshold=self._low_threshold)
         else:
 
             def progress(done: int, total: int) -> None:
@@ -181,10 +214,14 @@ class Prediction:
             return found
         return [keep_classes(result, self._labels) for result in found]
 
-    def _keep(self, image: np.ndarray, result: DetectionResult, i: int) -> None:
+    def _drawn(self, image: np.ndarray, result: DetectionResult, following: Following | None) -> Image.Image:
+        picture = result.draw(image, self._job.font, enlarge=True)
+        return picture if following is None else following.mark(picture, result.size_px, self._job.font)
+
+    def _keep(self, image: np.ndarray, result: DetectionResult, i: int, following: Following | None) -> None:
         file = self._job.picture_files[i]
         if self._job.drawn is not None:
-            save_picture(result.draw(image, self._job.font, enlarge=True), self._job.drawn / file, quality=92)
+            save_picture(self._drawn(image, result, following), self._job.drawn / file, quality=92)
         self._keep_parts(image, result, file, self._stems[i])
 
     def _keep_parts(self, image: np.ndarray, result: DetectionResult, file: Path, stem: Path) -> None:

@@ -34,6 +34,7 @@ class Detection:
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image; may reach beyond its edges
     category_id: int  # as the training data call the class
     label: int  # class index
+    track_id: int | None = None  # number of the object in its video; None: not followed
     object_masks: ObjectMasks | None = dataclasses.field(default=None, repr=False, compare=False)  # its own only
 
     @property
@@ -60,6 +61,7 @@ class DetectionResult:
     size_px: tuple[int, int]  # (width, height) of the image
     object_masks: ObjectMasks | None = None  # of models that segment; small, other than their pixels
     source: Given | None = None  # the picture
+    track_ids: np.ndarray | None = None  # int64 [n], numbers of objects in their video, -1 for none; None: not followed
 
     boxes = Elsewhere(_BOXES)
     xyxy = Elsewhere(_BOXES)
@@ -104,6 +106,7 @@ class DetectionResult:
             names=tuple(self.names[i] for i in rows),
             category_ids=tuple(self.category_ids[i] for i in rows),
             object_masks=None if self.object_masks is None else self.object_masks.select(rows),
+            track_ids=None if self.track_ids is None else self.track_ids[rows],
         )
 
     def _one(self, i: int) -> Detection:
@@ -112,12 +115,19 @@ class DetectionResult:
         i %= len(self)
         x0, y0, x1, y1 = self.boxes_xyxy_px[i].tolist()
         masks = None if self.object_masks is None else self.object_masks.select([i])
+        number = -1 if self.track_ids is None else int(self.track_ids[i])
         return Detection(
-            self.names[i], float(self.scores[i]), (x0, y0, x1, y1), self.category_ids[i], int(self.labels[i]), masks
+            name=self.names[i],
+            score=float(self.scores[i]),
+            box=(x0, y0, x1, y1),
+            category_id=self.category_ids[i],
+            label=int(self.labels[i]),
+            track_id=None if number < 0 else number,
+            object_masks=masks,
         )
 
     def __eq__(self, other: object) -> bool:
-        """Whether boxes, scores, classes and masks are the same."""
+        """Whether boxes, scores, classes, masks and numbers of objects are the same."""
         if not isinstance(other, DetectionResult):
             return NotImplemented
         return (
@@ -126,6 +136,7 @@ class DetectionResult:
             and np.array_equal(self.scores, other.scores)
             and np.array_equal(self.boxes_xyxy_px, other.boxes_xyxy_px)
             and _same_masks(self.object_masks, other.object_masks)
+            and _same_numbers(self.track_ids, other.track_ids)
         )
 
     def __repr__(self) -> str:
@@ -170,8 +181,9 @@ class DetectionResult:
                 f"{self.size_px[0]}x{self.size_px[1]}; give the image that was detected in"
             )
         return draw_boxes(
-            picture, self.boxes_xyxy_px, self.labels, self.names, self.scores, font_file, self.object_masks, enlarge
-        )
+            picture, self.boxes_xyxy_px, self.labels, self.names, self.scores, font_file, self.object_masks, enlarge,
+            self.track_ids,
+        )  # fmt: skip
 
     def save(self, path: str | PathLike[str], **options: Any) -> Path:
         """Write the drawn picture; the path is returned.
@@ -192,7 +204,8 @@ class DetectionResult:
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
         """Entries of a COCO results file: original category ids, bbox as (x, y, width, height) in pixels.
 
-        Those of models that segment have a segmentation: compressed run lengths of the size of the image.
+        Those of models that segment have a segmentation: compressed run lengths of the size of the image. Objects that
+        are followed have a track_id.
 
         Args:
           image_id: None: the name of the picture's file.
@@ -202,8 +215,8 @@ class DetectionResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values: ``image`` (name or None), ``width``, ``height`` and ``objects``.
 
-        Each object has name, category_id, label, score, box (x0, y0, x1, y1 in pixels) and, of models that segment,
-        segmentation (COCO's run lengths).
+        Each object has name, category_id, label, score, box (x0, y0, x1, y1 in pixels), of models that segment
+        segmentation (COCO's run lengths) and, if it is followed, track_id.
         """
         return result_forms.plain(self)
 
@@ -212,7 +225,10 @@ class DetectionResult:
         return result_forms.to_json(self, options)
 
     def to_pandas(self) -> Any:
-        """A row for each object: name, category_id, label, score, x0, y0, x1, y1. Needs pandas."""
+        """A row for each object: name, category_id, label, score, x0, y0, x1, y1, and track_id if followed.
+
+        Needs pandas.
+        """
         return result_forms.to_pandas(self)
 
     def to_yolo(self, scores: bool = False) -> str:
@@ -247,3 +263,7 @@ def _same_masks(ours: ObjectMasks | None, theirs: ObjectMasks | None) -> bool:
     if ours is None or theirs is None or ours is theirs:
         return ours is theirs
     return len(ours) == len(theirs) and all(ours.rle(i) == theirs.rle(i) for i in range(len(ours)))
+
+
+def _same_numbers(ours: np.ndarray | None, theirs: np.ndarray | None) -> bool:
+    return ours is theirs if ours is None or theirs is None else np.array_equal(ours, theirs)

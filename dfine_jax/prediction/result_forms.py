@@ -41,7 +41,7 @@ def coco(result: DetectionResult, image_id: int | str | None) -> list[dict[str, 
     entries = [{"image_id": image_id, "category_id": c, "bbox": b, "score": s} for c, b, s in rows]
     for i, entry in enumerate(entries if result.object_masks is not None else []):
         entry["segmentation"] = _run_lengths(result, i)
-    return entries
+    return _numbered(entries, result)
 
 
 def plain(result: DetectionResult) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def plain(result: DetectionResult) -> dict[str, Any]:
     for i, entry in enumerate(objects if result.object_masks is not None else []):
         entry["segmentation"] = _run_lengths(result, i)
     width, height = result.size_px
+    objects = _numbered(objects, result)
     return {"image": result.name or None, "width": width, "height": height, "objects": objects}
 
 
@@ -67,6 +68,9 @@ def to_pandas(result: DetectionResult) -> Any:
     corners = ("x0", "y0", "x1", "y1")
     columns = ["name", "category_id", "label", "score", *corners]
     rows = _rows(result, lambda box: dict(zip(corners, box, strict=True)))
+    if result.track_ids is not None:
+        columns.append("track_id")
+        rows = [{**row, "track_id": number} for row, number in zip(rows, result.track_ids.tolist(), strict=True)]
     return require("pandas", "to_pandas()").DataFrame(rows, columns=columns)
 
 
@@ -103,6 +107,7 @@ def to_supervision(result: DetectionResult) -> Any:
         mask=result.masks,
         confidence=result.scores,
         class_id=result.labels.astype(int),
+        tracker_id=result.track_ids,
         data={"class_name": np.array(result.names, dtype=str)},
     )
 
@@ -169,6 +174,14 @@ def _rows(result: DetectionResult, place: Any) -> list[dict[str, Any]]:
         {"name": name, "category_id": category, "label": label, "score": score, **place(box)}
         for name, category, label, score, box in rows
     ]
+
+
+def _numbered(entries: list[dict[str, Any]], result: DetectionResult) -> list[dict[str, Any]]:
+    """Entries of all detections, those of objects that are followed with their numbers."""
+    if result.track_ids is None:
+        return entries
+    numbers = result.track_ids.tolist()
+    return [{**e, "track_id": n} if n >= 0 else e for e, n in zip(entries, numbers, strict=True)]
 
 
 def _run_lengths(result: DetectionResult, i: int) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Given:
     name: str = ""  # of the file, where there is one
     bgr: bool = False
     held: bool = True  # results may keep it
+    time_s: float | None = None  # of a frame, since the first one
+    rate: float | None = None  # frames per second of the video
 
     def pixels(self) -> UInt8[np.ndarray, "h w 3"]:
         """RGB, upright. Errors as ``any_pixels``."""
@@ -105,7 +107,8 @@ def _frames(source: str) -> Iterator[Given]:
     with VideoReader(source) as reader:
         stem = Path(reader.name).stem
         for frame in reader:
-            yield Given(frame.image, f"{stem}_{frame.index:06d}.jpg")
+            name = f"{stem}_{frame.index:06d}.jpg"
+            yield Given(frame.image, name, time_s=frame.time_s, rate=float(reader.rate))
 
 
 def _named(source: str | os.PathLike[str]) -> Given:

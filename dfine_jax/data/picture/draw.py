@@ -84,6 +84,7 @@ def draw_boxes(
     font_file: str | None = None,
     masks: ObjectMasks | None = None,
     enlarge: bool = False,
+    track_ids: Sequence[int] | np.ndarray | None = None,
 ) -> Image.Image:
     """Copy of the picture with masks, boxes and labels; the best scored label lies on top.
 
@@ -97,6 +98,7 @@ def draw_boxes(
       masks: of the n objects; their boxes are drawn with a thinner line then.
       enlarge: pictures whose longer side is under 320 pixels become larger by a whole factor, so that labels can be
         read; all others keep their size.
+      track_ids: [n] numbers of the objects in their video, before the scores; none below 0.
     """
     picture = image.convert("RGB")
     factor = math.ceil(_SMALLEST_PICTURE_PX / max(picture.size)) if enlarge else 1
@@ -107,7 +109,7 @@ def draw_boxes(
     order = np.argsort(scores, kind="stable") if scores is not None else np.argsort(-_areas(boxes_xyxy_px))
     visible = [int(i) for i in order if _is_visible(boxes_xyxy_px[i], width, height)]
     style = style_for(width, height, len(visible))
-    font = _font(style.font, "".join(sorted(set("".join(names)))), font_file)
+    font = label_font(style.font, "".join(names), font_file)
     if masks is not None:
         pixels = np.array(picture)
         paint_masks(pixels, masks, [class_colour(int(label)) for label in labels], style.line, factor)
@@ -122,8 +124,9 @@ def draw_boxes(
 
     plates: list[tuple[Rect, str, Colour]] = []
     for i in reversed(visible):
-        suffix = "" if scores is None else f" {scores[i]:.2f}"
-        text = _shorten(_writable(font, names[i]), suffix, font, width - 2 * style.pad)
+        suffix = f" #{track_ids[i]}" if track_ids is not None and track_ids[i] >= 0 else ""
+        suffix += "" if scores is None else f" {scores[i]:.2f}"
+        text = _shorten(writable(font, names[i]), suffix, font, width - 2 * style.pad)
         box = _clip(boxes_xyxy_px[i], width, height)
         plate = _place(_plate_size(text, font, style), box, picture.size, [p for p, _, _ in plates])
         if plate is not None:
@@ -190,8 +193,9 @@ def check_font(file: str) -> None:
         raise UserError(f"font {file} {problem}; give a TrueType or OpenType file, such as DejaVuSans.ttf")
 
 
-def _font(size_px: int, characters: str, font_file: str | None) -> ImageFont.FreeTypeFont:
+def label_font(size_px: int, text: str, font_file: str | None) -> ImageFont.FreeTypeFont:
     """The given font, else the built-in one when it has the characters, else the first system font that does."""
+    characters = sorted(set(text))
     if font_file is not None:
         check_font(font_file)
     for file in (font_file,) if font_file else (None, *_SYSTEM_FONTS):
@@ -231,7 +235,7 @@ def _drawn(font: ImageFont.FreeTypeFont, character: str) -> bytes:
     return image.tobytes()
 
 
-def _writable(font: ImageFont.FreeTypeFont, text: str) -> str:
+def writable(font: ImageFont.FreeTypeFont, text: str) -> str:
     """The text with characters the font lacks replaced by their base letters or, failing that, question marks."""
     folded = (unicodedata.normalize("NFKD", c)[0] if _lacks(font, c) else c for c in text)
     return "".join("?" if _lacks(font, c) else c for c in folded)

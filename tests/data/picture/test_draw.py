@@ -66,7 +66,7 @@ def test_first_choice_is_above_the_box_and_inside_at_the_upper_edge():
 
 
 def test_long_names_are_cut_but_keep_their_score():
-    font = draw._font(12, "abc", None)
+    font = draw.label_font(12, "abc", None)
     text = draw._shorten("a very long name " * 20, " 0.75", font, 150)
     assert text.endswith("… 0.75")
     assert font.getlength(text) <= 150
@@ -75,7 +75,7 @@ def test_long_names_are_cut_but_keep_their_score():
 
 def test_characters_without_a_glyph_become_base_letters():
     builtin = draw.ImageFont.load_default(12)
-    assert draw._writable(builtin, "Bär 中") == "Bar ?"
+    assert draw.writable(builtin, "Bär 中") == "Bar ?"
 
 
 def test_boxes_outside_degenerate_or_not_finite_are_left_out():
