@@ -87,8 +87,8 @@ def check_artefact(
     limits = limits or limits_of(artefact)
     if max_ap_drop is not None:
         limits = dataclasses.replace(limits, ap_drop=max_ap_drop)
-    answer = _exact(of_input(reference or JaxBackend(model, variables, artefact.preprocess.scale).predict, artefact))
-    baseline = None if baseline is None else _exact(of_input(baseline, artefact))
+    answer = exact(of_input(reference or JaxBackend(model, variables, artefact.preprocess.scale).predict, artefact))
+    baseline = None if baseline is None else exact(of_input(baseline, artefact))
     wrong_description = _description_failures(artefact, classes, preprocess)
     shown, origin = pictures(checked_on, _REFERENCE_IMAGES)
     images = np.stack([artefact.preprocess(picture) for picture in shown])
@@ -151,7 +151,7 @@ def of_input(answer: Reference, artefact: Artefact) -> Reference:
     return resized
 
 
-def _exact(answer: Reference) -> Reference:
+def exact(answer: Reference) -> Reference:
     """The answer with float32 products whatever JAX was told: TF32's noise is above the limits of float32 files."""
 
     def asked(images: Images) -> Answer:
@@ -220,7 +220,7 @@ def _compare(
         part = slice(start, start + batch)
         found = _found(backend, images[part], sizes_px[part])
         for rows, answer in zip(found, expected[part], strict=True):
-            model = _model_rows(answer, len(rows.scores), backend.artefact.graph)
+            model = model_rows(answer, len(rows.scores), backend.artefact.graph)
             errors.append(compare.compare_image(model, rows, size_hw))
             lost.append(compare.lost(model, rows))
     return compare.summarise(batch, errors, limits, lost)
@@ -242,7 +242,8 @@ def _found(backend: ArtefactBackend, images: Images, sizes_px: np.ndarray) -> li
     ]
 
 
-def _model_rows(answer: Answer, count: int, graph: str) -> Rows:
+def model_rows(answer: Answer, count: int, graph: str) -> Rows:
+    """The model's answer to one image as the rows that a graph gives; ``count`` of a complete one."""
     if graph == "raw":
         return _raw_rows(answer, 0)
     scores, labels, boxes_cxcywh, masks_logit = (_of_image(column, 0) for column in select(answer, count))

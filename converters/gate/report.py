@@ -55,6 +55,8 @@ class GateReport:
     no_divergence: str  # why a file that failed has none
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)  # what int8 cost
     not_run: str = ""  # what was run instead, where the file itself could not be
+    elsewhere: dict[str, Comparison | str] = dataclasses.field(default_factory=dict)  # other runtimes, or why not
+    times: dict[str, Any] = dataclasses.field(default_factory=dict)  # of these
 
     @property
     def passed(self) -> bool:
@@ -105,6 +107,7 @@ class GateReport:
             f"{limits.score_median:>14.2g} {limits.score_p95:>8.2g} {limits.score_most:>8.2g}"
         )
         lines += ["", *self._mask_lines(), *self._confident_lines(), *self._accuracy_lines()]
+        lines += [f"{name}: {_found_there(outcome)}" for name, outcome in self.elsewhere.items()]
         if self.quantization:
             lines.append(f"quantization: {_listed(self.quantization)}")
         lines += [f"FAILED {failure}" for failure in self.failures]
@@ -170,6 +173,17 @@ def _write(values: dict[str, Any], table: str, artefact: Path) -> None:
     numbers, text = report_files(artefact)
     write_whole(numbers, json.dumps(_finite(values), indent=2) + "\n")
     write_whole(text, table)
+
+
+def _found_there(outcome: Comparison | str) -> str:
+    if isinstance(outcome, str):
+        return outcome
+    masks = "" if outcome.mask_median is None else f"; 1 - IoU of masks: median {outcome.mask_median:.2g}"
+    return (
+        f"box px median {outcome.box_median_px:.2g}, 95 % {outcome.box_p95_px:.2g}, most {outcome.box_most_px:.2g}; "
+        f"score median {outcome.score_median:.2g}, 95 % {outcome.score_p95:.2g}, most {outcome.score_most:.2g}{masks} "
+        f"({outcome.images} picture{'s' * (outcome.images > 1)})"
+    )
 
 
 def _listed(values: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfine_jax.commands import export_web
 from dfine_jax.commands.early import require_model
 from dfine_jax.errors import UserError
 
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine"}
+_SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine", "web": ""}  # web: a folder
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add ``export`` to the command line."""
     parser = subparsers.add_parser(
         "export",
-        help="weights to ONNX, OpenVINO or TensorRT, checked against the model",
+        help="weights to ONNX, OpenVINO, TensorRT or a web page, checked against the model",
         description="Writes the file, runs it and compares its detections with the model's; a file beyond the limits "
         "of its precision is refused. The numbers are left beside it (.report.json, .report.txt).",
         epilog="examples:\n"
@@ -37,11 +38,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "  dfine export dfine-s-coco --to onnx --precision fp16 --batch dynamic --out s.onnx\n"
         "  dfine export runs/cells/best --to onnx --prune 300,100 --data cells\n"
         "  dfine export runs/cells/best --to openvino --precision int8 --data cells --max-ap-drop 0.01\n"
+        "  dfine export runs/cells/best --to web --out page\n"
         "  dfine export runs/cells/best --to tensorrt --precision fp16 --batch dynamic --profile 1,4,16",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder, weights file or published name")
     parser.add_argument("--to", choices=tuple(_SUFFIX), default="onnx", help="format (default: onnx)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="default: FAMILY-VARIANT-PRECISION with the suffix")
+    parser.add_argument(
+        "--out", metavar="PATH", type=Path, help="default: FAMILY-VARIANT-PRECISION with the suffix; of web a folder"
+    )
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: fp32")
     parser.add_argument("--batch", metavar="N", default="1", help="images per run, or 'dynamic' for any (default: 1)")
     parser.add_argument("--size", metavar="HxW", help="input size (default: the one the model was trained at)")
@@ -78,6 +82,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="images that int8 is calibrated on; of a dataset, its training split (default: --data)",
     )  # fmt: skip
     _add_engine_options(parser)
+    export_web.add_options(parser)
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +97,8 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--timing-cache", metavar="FILE", type=Path, help="keeps kernel times between builds")
     group.add_argument(
         "--build-only", action="store_true",
-        help="no GPU here: check the ONNX file the engine is built from; the report says that the engine has not run",
+        help="no GPU here: check the ONNX file the engine is built from; the report says that the engine has not run. "
+        "Of web: do not look for a browser",
     )  # fmt: skip
 
 
@@ -137,7 +143,8 @@ def _check_options(options: argparse.Namespace) -> None:
     parts = options.prune.split(",") if options.prune else []
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise UserError(f"--prune {options.prune}: give numbers of queries, such as 300,100")
-    if options.out and options.out.suffix != _SUFFIX[options.to]:
+    export_web.check_options(options)
+    if options.to != "web" and options.out and options.out.suffix != _SUFFIX[options.to]:
         raise UserError(f"--out {options.out}: files for {options.to} end in {_SUFFIX[options.to]}")
     if options.precision == "int8" and options.to != "openvino":
         raise UserError("int8 is made for OpenVINO; add --to openvino, or take fp16")
@@ -152,6 +159,8 @@ def _check_options(options: argparse.Namespace) -> None:
         if given and not given.startswith("tfds:") and not Path(given).exists():
             raise UserError(f"--{option} {given} does not exist")
     engine = {"--profile": options.profile, "--timing-cache": options.timing_cache, "--build-only": options.build_only}
+    if options.to == "web":
+        engine.pop("--build-only")
     foreign = [name for name, value in engine.items() if value and options.to != "tensorrt"]
     if foreign:
         raise UserError(f"{foreign[0]} is for engines; add --to tensorrt, or leave it out")
@@ -203,14 +212,16 @@ def _export(
     reduction = Reduction(options.queries, tuple(prune or ()), options.layers)
     given = {key: value for key, value in reduction._asdict().items() if value not in (None, ())}
     model = operating_point(loaded.model, loaded.variables, reduction)
-    preprocess = loaded.metadata.preprocess
-    classes = loaded.metadata.classes
+    preprocess, classes = loaded.metadata.preprocess, loaded.metadata.classes
     if data.dataset is not None:
         match_categories(classes.names, data.dataset.classes, options.model, data.name)
+    meta = description(options.model, loaded)
+    if options.to == "web":
+        return export_web.export_folder(options, loaded, meta, data, size_hw, reduction)
     proto = export_onnx(
         loaded.model,
         loaded.variables,
-        description(options.model, loaded),
+        meta,
         size_hw=size_hw,
         batch=batch,
         precision="fp32" if options.to == "openvino" else options.precision,  # OpenVINO's own types come later
