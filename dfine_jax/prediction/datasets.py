@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dfine_jax.data.edit.items import WHOLE, Item, Items
 from dfine_jax.data.formats.write import FORMATS, write
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
+from dfine_jax.ops.postprocess import clipped
 from dfine_jax.prediction.outputs import TABLES
 
 if TYPE_CHECKING:
@@ -37,8 +41,11 @@ class Annotations:
         self._items: list[Item] = []
 
     def add(self, picture: Path, result: DetectionResult) -> None:
-        """Keep the detections of a picture, which is a file."""
+        """Keep the detections of a picture, which is a file; boxes are cut at its edges, as annotations are."""
         annotations = []
+        low, high = np.split(clipped(result.boxes_xyxy_px, np.asarray(result.size_px)), 2, axis=1)
+        visible = (high > low).all(1)
+        result = dataclasses.replace(result, boxes_xyxy_px=np.concatenate([low, high], 1))[visible]
         for entry, outline in zip(result.to_coco(picture.name), self._outlines(result), strict=True):
             annotation: dict[str, Any] = {"id": len(annotations) + 1, "iscrowd": 0, **entry, **outline}
             annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])

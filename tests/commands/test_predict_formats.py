@@ -104,6 +104,26 @@ def test_coco_keeps_scores_and_cvat_says_who_it_was(folder, tmp_path, backend):
     assert text.count('source="auto"') == 3
 
 
+@pytest.mark.parametrize("form", ["coco", "yolo", "cvat", "voc", "labelme", "via"])
+def test_boxes_end_at_the_edges_of_pictures(tmp_path, form, monkeypatch, capsys):
+    """A network may answer with more; as annotations they would be reported by ``dfine check``."""
+
+    class Larger(RectangleBackend):
+        def predict(self, images):
+            answer = super().predict(images)
+            return answer._replace(boxes_cxcywh=answer.boxes_cxcywh * [1, 1, 1.2, 1.2])
+
+    monkeypatch.setattr(detector, "open_model", lambda *_, **__: opened(Larger(), (160, 160)))
+    monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene(320, 320, ("red", 0, 0, 60, 40))).save(tmp_path / "images" / "a.png")
+    assert run(tmp_path / "images", "--results", tmp_path / "out", "--format", form) == 0
+    ((_, *box),) = read(tmp_path / "out")["a.png"]
+    np.testing.assert_allclose(box, [0, 0, 66, 44], atol=1)
+    assert cli.main(["check", "--data", str(tmp_path / "out"), "--out", str(tmp_path / "check")]) == 0
+    assert "beyond" not in "".join(capsys.readouterr())
+
+
 def test_tables(folder, tmp_path, boxes_only):
     assert run(folder, "--results", tmp_path / "r.csv", "--json", tmp_path / "r.json") == 0
     with (tmp_path / "r.csv").open(newline="") as file:
