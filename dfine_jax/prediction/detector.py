@@ -12,16 +12,15 @@ import numpy as np
 from PIL import Image
 
 from dfine_jax.data.picture.images import Preprocess
-from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
-from dfine_jax.ops.postprocess import clipped
+from dfine_jax.prediction.between import Chosen, Preprocessed, result_of
 from dfine_jax.prediction.class_filter import class_labels
 from dfine_jax.prediction.foreign_names import Elsewhere, joined, refuse_options
 from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.prediction.sources import Given, frames, given, several
 from dfine_jax.serving.artefact import is_artefact
-from dfine_jax.serving.backends.base import Backend, PixelPredictions
+from dfine_jax.serving.backends.base import Backend
 from dfine_jax.system.installed import require
 from dfine_jax.system.waiting import waiting
 
@@ -36,13 +35,6 @@ _SHOWN = 5  # class names of a detector that is printed
 # may be that of a folder or a pattern, an array a batch: then there are several results.
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 ClassNames = str | int | Sequence[str | int]  # names, or category ids of the training data
-
-
-class Chosen(NamedTuple):
-    """Which detections of an image become its result."""
-
-    threshold: float
-    labels: frozenset[int] | None = None  # class indices; None: all
 
 
 class Detector:
@@ -171,7 +163,7 @@ class Detector:
           UserError: a file is missing or no image, or something is of another kind; the message says what is taken.
         """
         refuse_options("a detector", unknown, _CALL_OPTIONS)
-        chosen = self._chosen(threshold, classes)
+        chosen = self.chosen(threshold, classes)
         pictures = several(images, bgr)
         if pictures is None:
             return next(self._detect([given(images, bgr)], chosen))
@@ -189,7 +181,7 @@ class Detector:
 
         Each result holds its picture until it is let go.
         """
-        chosen = self._chosen(threshold, classes)
+        chosen = self.chosen(threshold, classes)
         pictures = frames(images) or several(images, bgr)
         if pictures is None:
             pictures = iter([given(images, bgr)])
@@ -218,61 +210,60 @@ class Detector:
         """
         from dfine_jax.prediction import tracking
 
-        smallest = self._chosen(threshold, None).threshold
+        smallest = self.chosen(threshold, None).threshold
         low = tracking.low_threshold_of(tracker, smallest)
         tracking.require_trackers()
         results = self.stream(frames, threshold=low, classes=classes, bgr=bgr)
         return tracking.tracked(results, tracker, smallest, rate)
 
-    def _chosen(self, threshold: float | None, classes: ClassNames | None) -> Chosen:
+    def chosen(self, threshold: float | None = None, classes: ClassNames | None = None) -> Chosen:
+        """What ``detect_preprocessed`` keeps; None: the threshold of the detector, all classes.
+
+        Raises:
+          UserError: no such threshold, or a class that the model does not have.
+        """
         if threshold is not None:
             _require_share("threshold", threshold)
         labels = None if classes is None else class_labels(joined(classes), self.classes)
         return Chosen(self.threshold if threshold is None else threshold, labels)
 
+    def preprocess(self, image: ImageSource, *, bgr: bool = False) -> Preprocessed:
+        """First half of a call, for programs that do it in threads of their own; image, ``bgr`` and errors as there."""
+        return self._preprocessed(given(image, bgr))
+
+    def detect_preprocessed(self, pictures: Sequence[Preprocessed], choices: Sequence[Chosen]) -> list[DetectionResult]:
+        """Second half of a call: one run of the network over at most ``batch_size`` pictures.
+
+        Args:
+          choices: what to keep of each, from ``chosen``.
+        """
+        if not pictures:
+            return []
+        if len(pictures) > self.batch_size:
+            raise ValueError(f"{len(pictures)} pictures for a batch of {self.batch_size}")
+        rows = self.batch_size if self._backend.compiles_per_shape else len(pictures)
+        batch = np.zeros((rows, *self.input_size_px, 3), np.uint8)
+        views_px = np.ones((rows, 4))
+        for row, picture in enumerate(pictures):
+            batch[row], views_px[row] = picture.image, picture.view_px
+        lowest = min(chosen.threshold for chosen in choices)
+        found = self._backend.detect(batch, views_px, self.num_top, lowest)
+        together = enumerate(zip(pictures, choices, strict=True))
+        return [
+            result_of(found, row, picture, chosen, self.classes, self.mask_threshold)
+            for row, (picture, chosen) in together
+        ]
+
+    def _preprocessed(self, source: Given) -> Preprocessed:
+        pixels = source.pixels()
+        size_px = pixels.shape[1], pixels.shape[0]
+        return Preprocessed(self._preprocess(pixels), self._preprocess.view_px(size_px), size_px, source)
+
     def _detect(self, sources: Iterable[Given], chosen: Chosen) -> Iterator[DetectionResult]:
-        height, width = self.input_size_px
         upcoming = iter(sources)
         while batch_of := list(itertools.islice(upcoming, self.batch_size)):
-            pictures = [source.pixels() for source in batch_of]
-            rows = self.batch_size if self._backend.compiles_per_shape else len(pictures)
-            batch = np.zeros((rows, height, width, 3), np.uint8)
-            views_px = np.ones((rows, 4))
-            for row, picture in enumerate(pictures):
-                batch[row] = self._preprocess(picture)
-                views_px[row] = self._preprocess.view_px((picture.shape[1], picture.shape[0]))
-            found = self._backend.detect(batch, views_px, self.num_top, chosen.threshold)
-            for row, (picture, source) in enumerate(zip(pictures, batch_of, strict=True)):
-                yield self._result(found, row, (picture.shape[1], picture.shape[0]), source, chosen)
-
-    def _result(
-        self, found: PixelPredictions, row: int, size_px: tuple[int, int], source: Given, chosen: Chosen
-    ) -> DetectionResult:
-        keep = found.scores[row] >= chosen.threshold
-        if chosen.labels is not None:
-            keep &= np.isin(found.labels[row], list(chosen.labels))
-        labels, boxes_px, masks = found.labels[row][keep], found.boxes_xyxy_px[row][keep], None
-        boxes_px = clipped(boxes_px, np.asarray(size_px)) if found.clip_boxes else boxes_px
-        if found.masks_logit is not None:
-            view_px = self._preprocess.view_px(size_px)
-            masks = MapMasks(
-                found.masks_logit[row][np.flatnonzero(keep)],
-                boxes_px,
-                view_px,
-                size_px,
-                self.mask_threshold,
-                found.cut_to_boxes,
-            )
-        return DetectionResult(
-            boxes_xyxy_px=boxes_px,
-            scores=found.scores[row][keep],
-            labels=labels,
-            names=tuple(self.classes.names[i] for i in labels),
-            category_ids=tuple(self.classes.ids[i] for i in labels),
-            size_px=size_px,
-            object_masks=masks,
-            source=source if source.held else source.stored,
-        )
+            pictures = [self._preprocessed(source) for source in batch_of]
+            yield from self.detect_preprocessed(pictures, [chosen] * len(pictures))
 
 
 def _default_threshold(best: float | None) -> float:
