@@ -35,6 +35,7 @@ COMMANDS = {
     "check": "find what is wrong with a dataset; --overfit proves that it can be learnt",
     "data": "divide a dataset into splits, or convert it to another format",
     "benchmark": "latency, throughput, memory and accuracy of models in one interleaved run",
+    "serve": "HTTP: JSON, drawn pictures, a page to drop a picture on",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
 _TALKATIVE = ("jax", "absl", "orbax", "flax", "matplotlib", "PIL", "onnx", "nncf", "openvino")  # in warnings
@@ -228,6 +229,8 @@ def _command(name: str) -> ModuleType:
             from dfine_jax.commands import data as command
         case "benchmark":
             from dfine_jax.commands import benchmark as command
+        case "serve":
+            from dfine_jax.commands import serve as command
         case "doctor":
             from dfine_jax.commands import doctor as command
         case _:

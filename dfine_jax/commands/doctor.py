@@ -34,13 +34,17 @@ PARTS = {
     "openvino": ("OpenVINO files, int8", (("openvino", "openvino"), ("nncf", "nncf"))),
     "tensorrt": ("TensorRT engines", (("tensorrt", "tensorrt-cu12"),)),
     "tensorrt-rtx": ("TensorRT-RTX engines", (("tensorrt_rtx", "tensorrt-rtx"),)),
+    "serve": (
+        "dfine serve",
+        (("starlette", "starlette"), ("uvicorn", "uvicorn"), ("python_multipart", "python-multipart")),
+    ),
     "tfds": ("data from tfds:NAME", (("tensorflow_datasets", "tensorflow-datasets"),)),
     "tensorboard": ("event files of runs", (("tensorboardX", "tensorboardX"),)),
     "wandb": ("Weights & Biases", (("wandb", "wandb"),)),
     "parity": ("comparison tests only", (("torch", "torch"), ("transformers", "transformers"))),
     "dev": ("the test suite", (("pytest", "pytest"),)),
 }  # fmt: skip
-_ALONE = (("pandas", "to_pandas()"), ("fastapi", "a server, docs/serve.md"))
+_ALONE = (("pandas", "to_pandas()"),)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -81,19 +81,28 @@ def to_yolo(result: DetectionResult, scores: bool = False) -> str:
     without a pixel has no line.
     """
     width, height = result.size_px
-    tolerance_px = max(_OUTLINE_PX, _OUTLINE_SHARE * max(width, height))
     lines = []
     for i, (label, box) in enumerate(zip(result.labels, result.boxes_xyxy_px.astype(float), strict=True)):
         if result.object_masks is None:
             x0, y0, x1, y1 = box.reshape(2, 2).clip(0, [width, height]).ravel().tolist()
             values = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
         else:
-            outlines = result.object_masks.outlines(i, tolerance_px)
+            outlines = result.object_masks.outlines(i, _tolerance_px(result))
             values = (outlines[0].outer / [width, height]).ravel().tolist() if outlines else []
         if values:
             values += [float(result.scores[i])] * scores
             lines.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]))
     return "".join(f"{line}\n" for line in lines)
+
+
+def rings(result: DetectionResult, i: int) -> list[list[float]]:
+    """Outlines of all parts and holes of an object, x and y by turns, to be filled by the even-odd rule.
+
+    Pixels of the picture, simplified by less than can be seen.
+    """
+    assert result.object_masks is not None
+    outlines = result.object_masks.outlines(i, _tolerance_px(result))
+    return [ring.ravel().round(1).tolist() for outline in outlines for ring in (outline.outer, *outline.holes)]
 
 
 def to_supervision(result: DetectionResult) -> Any:
@@ -164,6 +173,10 @@ def _encoded(result: DetectionResult, form: str) -> bytes | None:
     with io.BytesIO() as stream:
         drawn.save(stream, form)
         return stream.getvalue()
+
+
+def _tolerance_px(result: DetectionResult) -> float:
+    return max(_OUTLINE_PX, _OUTLINE_SHARE * max(result.size_px))
 
 
 def _rows(result: DetectionResult, place: Any) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ EXTRAS = {
     **dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax", "scipy", "safetensors"), "train"),
     **dict.fromkeys(("pycocotools", "yaml", "msgspec", "matplotlib"), "eval"),
     **dict.fromkeys(("jax2onnx", "onnx", "onnx_ir"), "export"),
+    **dict.fromkeys(("starlette", "uvicorn", "python_multipart"), "serve"),
     "onnxruntime": "onnx", "trackers": "track", "openvino": "openvino", "nncf": "openvino", "av": "video",
     "tensorflow_datasets": "tfds", "tensorboardX": "tensorboard", "wandb": "wandb",
     "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "torch": "parity", "transformers": "parity",
