@@ -65,7 +65,9 @@ def default_config(
       weights: to start from; they decide the architecture. Checkpoint folder, file, published name, or a loaded model.
       method: whose recipe; None: that of the weights, else the family's own.
       task: ``detect`` or ``segment``; None: that of the weights, else the variant's.
-      epochs, batch_size, size_px: (height, width) of the input; None: from data and weights.
+      epochs: None: from the number of images.
+      batch_size: over all devices; None: from device and recipe.
+      size_px: (height, width) of the input; None: that of the weights, else the recipe's.
       values: assignments such as ``optim.lr=2e-4``.
 
     Raises:

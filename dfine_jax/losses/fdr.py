@@ -41,7 +41,8 @@ def fdr_terms(
       normalizer: of ``fgl``, the number of pairs; ``ddf`` is a mean.
       bins: those of the head.
       distil: False: ``fgl`` alone.
-      sides, num_matched: see ``ddf_sides`` and ``ddf_loss``; None: those of ``truth``.
+      sides: of ``ddf_sides``; None: those of ``truth``.
+      num_matched: of ``ddf_loss``; None: that of ``truth``.
       exists: queries that take part; None means all.
     """
     corners, project = output.corners_logit, jnp.asarray(bins.positions())

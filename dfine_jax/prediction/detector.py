@@ -51,7 +51,9 @@ class Detector:
         every run has this size, a shorter one is padded, so that the network is compiled once.
       num_top: most detections of an image.
       mask_threshold: smallest probability of a pixel of an object, of models that segment.
-      runtime, device, threads: of exported files, see ``backends.registry.open_artefact``.
+      runtime: of an exported file; None: by its ending.
+      device: of an exported file, in the words of its runtime; None: its default.
+      threads: of an exported file, for one run on the CPU; None: the runtime's default.
     """
 
     predict = Elsewhere("call it: detector(image)")

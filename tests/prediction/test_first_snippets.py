@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
 import json
 import pickle
+import re
+import shutil
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from rectangles import opened, scene
 
@@ -24,6 +28,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.prediction.result import Detection, DetectionResult
 
+COOKBOOK = ROOT / "docs" / "cookbook.md"
 PIXELS = scene(240, 160, ("red", 20, 30, 80, 90), ("blue", 120, 40, 200, 130), ("red", 210, 100, 236, 150))
 NAMES = ["blue", "red", "red"]  # by category id 90, 7, 7
 
@@ -216,57 +221,59 @@ def yolo(w: Any) -> None:
 
 
 FINE: dict[str, Callable[[Any], Any]] = {
-    "detector('photo.png')": lambda w: same(w.d(str(w.path))),
-    "detector(Path)": lambda w: same(w.d(Path(w.path))),
-    "detector(PIL)": lambda w: same(w.d(Image.open(w.path))),
-    "detector(PIL in RGBA)": lambda w: same(w.d(Image.open(w.path).convert("RGBA"))),
-    "detector([a, b])": lambda w: all_same(w.d([w.path, PIXELS]), 2),
-    "detector((a, b))": lambda w: all_same(w.d((w.path, PIXELS)), 2),
+    'detector("photo.png")': lambda w: same(w.d(str(w.path))),
+    'detector(Path("photo.png"))': lambda w: same(w.d(Path(w.path))),
+    'detector(Image.open("photo.png"))': lambda w: same(w.d(Image.open(w.path))),
+    'detector(Image.open("photo.png").convert("RGBA"))': lambda w: same(w.d(Image.open(w.path).convert("RGBA"))),
+    'detector(["photo.png", pixels])': lambda w: all_same(w.d([w.path, PIXELS]), 2),
+    'detector(("photo.png", pixels))': lambda w: all_same(w.d((w.path, PIXELS)), 2),
     "detector([])": lambda w: all_same(w.d([]), 0),
-    "detector(array)": lambda w: same(w.d(PIXELS)),
+    "detector(pixels)": lambda w: same(w.d(PIXELS)),
     "len(result)": lambda w: len(w.r) == 3 or pytest.fail(str(len(w.r))),
     "result.names": lambda w: sorted(w.r.names) == NAMES or pytest.fail(str(w.r.names)),
     "result.scores": lambda w: np.testing.assert_array_less(0.5, w.r.scores),
     "result.boxes_xyxy_px": lambda w: w.r.boxes_xyxy_px.shape == (3, 4) or pytest.fail("shape"),
     "result.size_px": lambda w: w.r.size_px == (240, 160) or pytest.fail("size"),
-    "result.draw(path).save(file)": lambda w: w.r.draw(w.path).save(w.folder.parent / "a.png"),
-    "result.to_coco(id)": lambda w: {e["image_id"] for e in w.r.to_coco(5)} == {5} or pytest.fail("ids"),
+    'result.draw("photo.png").save("drawn.png")': lambda w: w.r.draw(w.path).save(w.folder.parent / "a.png"),
+    "result.to_coco(5)": lambda w: {e["image_id"] for e in w.r.to_coco(5)} == {5} or pytest.fail("ids"),
     "json.dumps(result.to_coco())": lambda w: json.dumps(w.r.to_coco()).index("photo.png"),
     "result.to_supervision()": supervision,
-    "BoxAnnotator": supervision,
+    "supervision.BoxAnnotator().annotate(pixels.copy(), result.to_supervision())": supervision,
     "detector.threshold = 0.9": threshold_set,
-    "threads": in_threads,
-    "pickle(result)": pickled,
-    "for detection in result": objects,
+    'for _ in range(4): threading.Thread(target=detector, args=("photo.png",)).start()': in_threads,
+    "pickle.dumps(result)": pickled,
+    "for detection in result: detection.name, detection.score, detection.box": objects,
     "result[0]": first,
-    "result[mask]": chosen,
-    "detector('folder')": lambda w: all_same(w.d(str(w.folder)), 2),
-    "detector('folder/*.png')": lambda w: all_same(w.d(f"{w.folder}/*.png"), 2),
-    "detector('http://...')": lambda w: same(w.d(w.url)),
-    "detector(grey)": lambda w: len(w.d(PIXELS[..., 0])) == 0 or pytest.fail("grey has no colours"),
-    "detector(RGBA array)": lambda w: same(w.d(with_alpha())),
-    "detector(float array)": lambda w: same(w.d(PIXELS / 255)),
-    "detector(batch)": lambda w: all_same(w.d(np.stack([PIXELS, PIXELS])), 2),
+    "result[result.scores > 0.8]": chosen,
+    'detector("pictures")': lambda w: all_same(w.d(str(w.folder)), 2),
+    'detector("pictures/*.png")': lambda w: all_same(w.d(f"{w.folder}/*.png"), 2),
+    'detector("https://example.org/photo.png")': lambda w: same(w.d(w.url)),
+    "detector(pixels[..., 0])": lambda w: len(w.d(PIXELS[..., 0])) == 0 or pytest.fail("grey has no colours"),
+    "detector(np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)]))": lambda w: same(w.d(with_alpha())),
+    "detector(pixels / 255)": lambda w: same(w.d(PIXELS / 255)),
+    "detector(np.stack([pixels, pixels]))": lambda w: all_same(w.d(np.stack([PIXELS, PIXELS])), 2),
     "detector(tensor)": lambda w: same(w.d(Tensor(PIXELS))),
-    "detector(generator)": generator,
-    "detector.stream(...)": streamed,
-    "detector(bytes)": lambda w: same(w.d(w.path.read_bytes())),
-    "detector(BytesIO)": lambda w: same(w.d(io.BytesIO(w.path.read_bytes()))),
-    "detector(x, threshold=0.99)": lambda w: len(w.d(w.path, threshold=0.999)) == 0 or pytest.fail("threshold"),
-    "detector(x, classes=['red'])": lambda w: (
+    "detector(frame for frame in [pixels, pixels, pixels])": generator,
+    'for found in detector.stream("pictures"): ...': streamed,
+    'detector(Path("photo.png").read_bytes())': lambda w: same(w.d(w.path.read_bytes())),
+    'detector(io.BytesIO(Path("photo.png").read_bytes()))': lambda w: same(w.d(io.BytesIO(w.path.read_bytes()))),
+    'detector("photo.png", threshold=0.3)': lambda w: (
+        len(w.d(w.path, threshold=0.999)) == 0 or pytest.fail("threshold")
+    ),
+    'detector("photo.png", classes=["red"])': lambda w: (
         {*w.d(w.path, classes=["red"]).names, *w.d(w.path, classes=7).names} == {"red"} or pytest.fail("classes")
     ),
-    "detector(x, bgr=True)": lambda w: same(w.d(PIXELS[..., ::-1], bgr=True)),
-    "result.save(path)": saved,
+    "detector(pixels[..., ::-1], bgr=True)": lambda w: same(w.d(PIXELS[..., ::-1], bgr=True)),
+    'result.save("drawn.jpg")': saved,
     "result.draw()": lambda w: w.r.draw().size == (240, 160) or pytest.fail("enlarged"),
     "result.show()": shown,
     "result.to_json()": lambda w: json.loads(w.r.to_json(indent=1)) == w.r.to_dict() or pytest.fail("json"),
     "result.to_dict()": as_dict,
     "result.to_yolo()": yolo,
     "result.to_pandas()": pandas,
-    "_repr_html_": lambda w: w.r._repr_html_().index("<td>red</td>") + w.r._repr_html_().index("image/jpeg"),
-    "_repr_png_": lambda w: Image.open(io.BytesIO(w.r._repr_png_())).size == (240, 160) or pytest.fail("size"),
-    "result == result": equal,
+    "result._repr_html_()": lambda w: w.r._repr_html_().index("<td>red</td>") + w.r._repr_html_().index("image/jpeg"),
+    "result._repr_png_()": lambda w: Image.open(io.BytesIO(w.r._repr_png_())).size == (240, 160) or pytest.fail("size"),
+    'result == detector("photo.png")': equal,
     "print(result)": lambda w: (
         str(w.r) == f"<3 objects: 2 red {w.r.scores[w.r.labels == 0].max():.2f}, 1 blue 0.98 in photo.png>"
         or pytest.fail(str(w.r))
@@ -278,25 +285,61 @@ FINE: dict[str, Callable[[Any], Any]] = {
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "hash(result)": (lambda w: hash(w.r), TypeError, "unhashable type: 'DetectionResult'"),
-    "result.draw(another picture)": (
+    "result.draw(np.zeros((9, 9, 3), np.uint8))": (
         lambda w: w.r.draw(np.zeros((9, 9, 3), np.uint8)), UserError, "is 9x9, the detections belong to one of 240x160",
     ),
-    "pickle(detector)": (lambda w: pickle.dumps(w.d), TypeError, "cannot be pickled .*; make one in each process"),
+    "pickle.dumps(detector)": (
+        lambda w: pickle.dumps(w.d), TypeError, "cannot be pickled .*; make one in each process",
+    ),
     "detector(None)": (lambda w: w.d(None), UserError, "None is not an image; give a path"),
     "result.boxes": (lambda w: w.r.boxes, AttributeError, "has no boxes; the boxes are boxes_xyxy_px"),
     "result.plot()": (lambda w: w.r.plot(), AttributeError, "has no plot; call draw()"),
-    "detector(x, conf=0.3)": (lambda w: w.d(w.path, conf=0.3), TypeError, "argument 'conf'; here it is threshold"),
-    "detector.predict(x)": (lambda w: w.d.predict(w.path), AttributeError, "has no predict; call it"),
+    'detector("photo.png", conf=0.3)': (
+        lambda w: w.d(w.path, conf=0.3), TypeError, "argument 'conf'; here it is threshold",
+    ),
+    'detector.predict("photo.png")': (lambda w: w.d.predict(w.path), AttributeError, "has no predict; call it"),
 }  # fmt: skip
 
 
-def test_there_are_61():
+def test_the_cookbook_has_them_all():
+    blocks = re.findall(r"^```python\n(.*?)^```", COOKBOOK.read_text(), re.MULTILINE | re.DOTALL)
+    typed = [ast.unparse(one) for block in blocks[1:] for one in ast.parse(block).body]  # of any layout
+    rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", COOKBOOK.read_text(), re.MULTILINE)
+    assert sorted(typed) == sorted(ast.unparse(ast.parse(snippet)) for snippet in FINE)
+    assert sorted(typed for typed, _ in rows) == sorted(REFUSED)
+    assert all(re.search(REFUSED[typed][2].split(" .*")[0].rstrip(";"), answer) for typed, answer in rows)
     assert len(FINE) + len(REFUSED) == 61
 
 
 @pytest.mark.parametrize("snippet", FINE)
 def test_works(world, snippet):
     FINE[snippet](world)
+
+
+@pytest.mark.parametrize("snippet", FINE)
+def test_runs_as_the_cookbook_prints_it(world, snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Image.Image, "show", lambda self, title=None: None)
+    monkeypatch.setattr(world.d, "threshold", world.d.threshold)  # put back afterwards
+    shutil.copytree(world.folder, "pictures")
+    shutil.copy(world.path, "photo.png")
+    names = {"detector": world.d, "result": world.d("photo.png"), "pixels": PIXELS, "tensor": Tensor(PIXELS)}
+    names |= {"io": io, "json": json, "np": np, "pickle": pickle, "threading": threading, "Image": Image, "Path": Path}
+    for library in ("pandas", "supervision"):
+        if library in snippet:
+            names[library] = pytest.importorskip(library)
+    before = set(threading.enumerate())
+    exec(snippet.replace("https://example.org/photo.png", world.url), names)
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+
+
+@pytest.mark.parametrize("snippet", REFUSED)
+def test_is_refused_as_the_cookbook_prints_it(world, snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(world.path, "photo.png")
+    names = {"detector": world.d, "result": world.d("photo.png"), "np": np, "pickle": pickle}
+    refused(lambda: eval(snippet, names), *REFUSED[snippet][1:])
 
 
 @pytest.mark.parametrize("snippet", REFUSED)
