@@ -17,17 +17,19 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from dfine_jax.evaluation.detections import Detections, Groups, Kind, Objects
+from dfine_jax.evaluation.precision_curves import IOU_THRESHOLDS
 from dfine_jax.evaluation.run_lengths import areas_px
 
 _IOU_TYPES: dict[Kind, Any] = {"boxes": "bbox", "masks": "segm"}  # in pycocotools' words
 MOST_OF_CLASS = 100  # detections of a class in an image; pycocotools looks at no more
 
 
-class Precision(NamedTuple):
+class CocoNumbers(NamedTuple):
     """Result of ``coco_precision``."""
 
     stats: Float64[np.ndarray, "12"]  # in pycocotools' order; -1: no such object
     by_class: Float64[np.ndarray, " k"]  # AP of all areas with 100 detections, in the order of the categories
+    curves: Float64[np.ndarray, "2 101 k"]  # precision by recall at IoU 0.5 and 0.75, the same; -1: no such object
 
 
 def coco_precision(
@@ -36,7 +38,7 @@ def coco_precision(
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     kind: Kind = "boxes",
-) -> Precision:
+) -> CocoNumbers:
     """COCO's twelve numbers on the images and categories named, of boxes or of masks (which all must have).
 
     Objects are numbered from 1 (pycocotools takes number 0 for "unmatched", which loses a true positive).
@@ -63,7 +65,13 @@ def coco_precision(
         whole.summarize()
     precision = whole.eval["precision"][:, :, :, 0, 2]  # [thresholds, recalls, k], all areas, 100 detections
     of = {category: _mean_of_present(precision[:, :, k]) for k, category in enumerate(ascending)}
-    return Precision(np.asarray(whole.stats[:12], np.float64), np.array([of[i] for i in category_ids], np.float64))
+    column = {category: k for k, category in enumerate(ascending)}
+    at = [int(np.argmin(np.abs(whole.params.iouThrs - iou))) for iou in IOU_THRESHOLDS]
+    return CocoNumbers(
+        np.asarray(whole.stats[:12], np.float64),
+        np.array([of[i] for i in category_ids], np.float64),
+        precision[at][:, :, [column[i] for i in category_ids]],
+    )
 
 
 def _of_class(

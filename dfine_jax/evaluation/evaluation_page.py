@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dfine_jax.evaluation.precision_curves import curve_section
 from dfine_jax.pages.charts import Chart, Curve
 from dfine_jax.pages.page import Confusion, Facts, FigureFile, Item, Section, Table
 
@@ -75,7 +76,8 @@ def _of_kind(values: Mapping[str, Any], prefix: str, several: bool, pictures: st
         "best F1 that the class could have with a threshold of its own.",
         [Table(("class", *_OF_CLASS), _class_rows(values, prefix), broad=True)],
     )
-    return [thresholds, classes, _confusion(report, prefix, of, pictures)]
+    curves = curve_section(values.get(f"{prefix}precision_by_recall"), of)
+    return [thresholds, classes, *curves, _confusion(report, prefix, of, pictures)]
 
 
 def _threshold_charts(report: Mapping[str, Any]) -> list[Item]:
@@ -95,7 +97,12 @@ def _threshold_charts(report: Mapping[str, Any]) -> list[Item]:
     ]
     return [
         Chart("By score threshold", "threshold", lines, (best, f"best F1, {best:.2f}"), x_range=(0, 1)),
-        Chart("Precision by recall, IoU 0.50", "recall", [Curve("thresholds, high to low", by_recall)], x_range=(0, 1)),
+        Chart(
+            "Precision by recall of all classes together",
+            "recall",
+            [Curve("thresholds, high to low", by_recall)],
+            x_range=(0, 1),
+        ),
     ]
 
 

@@ -12,6 +12,7 @@ from dfine_jax.data.read.dataset import Classes
 from dfine_jax.evaluation.average_precision import coco_precision
 from dfine_jax.evaluation.detections import Detections, Kind, Objects
 from dfine_jax.evaluation.metrics import DetectionReport, detection_report
+from dfine_jax.evaluation.precision_curves import PrecisionCurves
 from dfine_jax.evaluation.truth import Truth, annotated
 
 MASK = "mask_"  # before the name of a number that is of masks
@@ -38,6 +39,7 @@ class Metrics:
     report: DetectionReport
     masks: Metrics | None = None  # the same, of masks; None: the model makes none, or none is annotated
     without_mask: int = 0  # objects that masks are not judged on
+    curves: PrecisionCurves | None = None  # precision by recall of every class
 
     def numbers(self) -> dict[str, float]:
         """The twelve numbers by name; with masks twelve more, ``mask_ap`` and so on."""
@@ -60,6 +62,7 @@ class Metrics:
             "per_class": {name: _or_none(value) for name, value in self.per_class.items()},
             "num_images": self.num_images,
             "report": self.report.to_dict(),
+            **({"precision_by_recall": self.curves.to_dict()} if self.curves else {}),
         }
         if self.masks:
             of_masks = self.masks.to_dict()
@@ -127,12 +130,13 @@ def score(
 
 
 def _of_kind(objects: Objects, found: Detections, image_ids: Sequence[int], classes: Classes, kind: Kind) -> Metrics:
-    precision = coco_precision(objects, found, image_ids, classes.ids, kind)
+    coco = coco_precision(objects, found, image_ids, classes.ids, kind)
     return Metrics(
-        *precision.stats.tolist(),
-        per_class=dict(zip(classes.names, precision.by_class.tolist(), strict=True)),
+        *coco.stats.tolist(),
+        per_class=dict(zip(classes.names, coco.by_class.tolist(), strict=True)),
         num_images=len(set(image_ids)),
         report=detection_report(objects, found, image_ids, classes, kind),
+        curves=PrecisionCurves(classes.names, coco.curves),
     )
 
 

@@ -31,6 +31,8 @@ class Chart(NamedTuple):
     from_zero: bool = True  # the vertical axis starts there
     x_range: tuple[float, float] | None = None  # None: that of the points
     whole: bool = False  # the horizontal axis counts
+    y_range: tuple[float, float] | None = None  # None: that of the points
+    dots: bool = True  # points of lines of few points are seen
 
 
 class Bar(NamedTuple):
@@ -69,7 +71,7 @@ def chart_svg(of: Chart) -> Markup:
         return element("p", "Nothing to show yet.", class_="empty")
     x_low, x_high = of.x_range or (min(x for x, _ in points), max(x for x, _ in points))
     x_high = max(x_high, x_low + 1e-9)
-    low, high = min(y for _, y in points), max(y for _, y in points)
+    low, high = of.y_range or (min(y for _, y in points), max(y for _, y in points))
     y_ticks = ticks(min(0.0, low) if of.from_zero else low, high)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -94,17 +96,17 @@ def chart_svg(of: Chart) -> Markup:
         at = {"x": f"{x - 5 if beyond else x + 5:.1f}", "y": _HEIGHT - _BOTTOM - 7}
         parts.append(element("text", text, **at, text_anchor="end" if beyond else "start"))
     for number, curve in enumerate(of.curves):
-        parts += _line(curve, number, [place(*point) for point in curve.points], of.x_label)
+        parts += _line(curve, number, [place(*point) for point in curve.points], of.x_label if of.dots else None)
     box = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "role": "img", "aria_label": of.title}
     return element("svg", *parts, **box)
 
 
-def _line(curve: Curve, number: int, placed: Sequence[tuple[float, float]], x_label: str) -> list[Markup]:
-    """A line, and its points with their values where there are few."""
+def _line(curve: Curve, number: int, placed: Sequence[tuple[float, float]], x_label: str | None) -> list[Markup]:
+    """A line, and its points with their values where there are few; without a label the line alone."""
     colour = number % _COLOURS
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
     parts = [element("polyline", points=line, class_=f"l{colour}")]
-    if len(placed) <= _MOST_MARKED:
+    if x_label is not None and len(placed) <= _MOST_MARKED:
         for (x, y), (at, value) in zip(placed, curve.points, strict=True):
             told = element("title", f"{curve.name}: {value:.4g} ({x_label} {at:g})")
             dot = Markup(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8" class="d{colour}">')

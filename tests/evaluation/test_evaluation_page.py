@@ -78,3 +78,37 @@ def test_numbers_of_older_files_are_shown_too():
     del values["report"]["best_by_class"]
     (table,) = section(evaluation_sections(values), "Classes").items
     assert table.rows[0][-2:] == ("-", "-")
+
+
+def test_each_class_has_its_curve_of_precision_by_recall():
+    values = evaluated(
+        ["cat", "dog", "owl"], [(0, 0), (0, 50), (1, 100)], [(0, 0, 0.9), (0, 300, 0.6), (0, 50, 0.5), (1, 107, 0.8)]
+    )
+    curves = values["precision_by_recall"]
+    assert len(curves["recall"]) == 101 and set(curves["iou"]["0.50"]["per_class"]) == {"cat", "dog"}  # no owl is there
+    cat, dog = (curves["iou"]["0.50"]["per_class"][name] for name in ("cat", "dog"))
+    assert cat == [1.0] * 51 + [0.6667] * 50  # the third detection finds the second cat
+    assert dog[0] == 0 == curves["iou"]["0.75"]["per_class"]["dog"][0]  # 13 of 27 pixels are common
+    assert curves["iou"]["0.50"]["all"][0] == 0.5
+    shown = section(evaluation_sections(values), "Precision by recall")
+    assert [chart.title for chart in shown.items] == ["all classes, their mean", "dog", "cat"]
+    assert shown.items[1].curves[0].points == [(0, 0)]
+    assert "<svg" in page("t", "", [shown])
+    del values["precision_by_recall"]  # of an evaluation long ago
+    assert all(one.heading != "Precision by recall" for one in evaluation_sections(values))
+
+
+def test_the_mean_of_the_curves_is_average_precision():
+    values = evaluated(["cat", "dog"], [(0, 0), (0, 50), (1, 100)], [(0, 0, 0.9), (0, 303, 0.8), (1, 102, 0.7)])
+    for iou, name in (("0.50", "ap50"), ("0.75", "ap75")):
+        assert sum(values["precision_by_recall"]["iou"][iou]["all"]) / 101 == pytest.approx(values[name], abs=1e-4)
+
+
+def test_of_many_classes_the_lowest_and_the_best_have_a_chart_and_all_a_row():
+    names = [f"c{i}" for i in range(80)]
+    objects = [(i, 25 * j) for i in range(80) for j in range(3)]
+    found = [(i, 25 * j, 0.9 - j / 10) for i in range(80) for j in range(3) if (i + j) % 4]
+    *charts, table = section(evaluation_sections(evaluated(names, objects, found)), "Precision by recall").items
+    assert len(charts) == 13 and len(table.rows) == 80
+    assert [row[0] for row in table.rows[:6]] == [chart.title for chart in charts[1:7]]
+    assert float(table.rows[0][1]) <= float(table.rows[-1][1]) == 1.0
