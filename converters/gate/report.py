@@ -144,12 +144,11 @@ class GateReport:
                 continue
             lines.append(
                 f"{what} on {accuracy.images} images: model {accuracy.model:.4f}, file {accuracy.artefact:.4f}, drop "
-                f"{accuracy.drop:+.4f} (limit {self.limits.ap_drop})"
+                f"{_signed(accuracy.drop)} (limit {self.limits.ap_drop})"
             )
             if accuracy.cost is not None:
-                lines.append(
-                    f"{reduced} {what} cost {accuracy.cost:+.4f} against {accuracy.baseline:.4f} of the unreduced model"
-                )
+                cost, before = _signed(accuracy.cost), accuracy.baseline
+                lines.append(f"{reduced} {what} cost {cost} against {before:.4f} of the unreduced model")
         return lines
 
 
@@ -199,3 +198,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
+
+
+def _signed(change: float) -> str:
+    """With its sign, unless it is 0.0000."""
+    text = f"{change:+.4f}"
+    return text[1:] if float(text) == 0 else text

@@ -92,7 +92,9 @@ def _command() -> str:
         return "no dfine on PATH; python -m dfine_jax is the same"
     others = f"; packages here with the same command: {', '.join(found.others)}" if found.others else ""
     if found.module.startswith("dfine_jax."):
-        return f"dfine is {found.path}, of this package{others}"
+        if found.here:
+            return f"dfine is {found.path}, of this package{others}"
+        return f"dfine is {found.path}, of dfine-jax in another environment{others}; here call python -m dfine_jax"
     whose = f"of another program ({found.module})" if found.module else "of a program that is not known"
     return f"dfine is {found.path}, {whose}{others}; call dfine-jax or python -m dfine_jax"
 

@@ -43,24 +43,28 @@ def require_runtime(name: str, where: str) -> None:
         raise UserError(f"{where}: {name!r} is none of {', '.join(RUNTIMES)}{words.near(name.lower(), RUNTIMES)}")
 
 
-def check_recipe(recipe: str, size_px: tuple[int, int] | None, overrides: Sequence[str]) -> None:
-    """A variant exists, takes this input size, and its configuration has these keys with values of these types.
+def check_recipe(
+    recipe: str, size_px: tuple[int, int] | None, overrides: Sequence[str], task: str | None = None
+) -> None:
+    """A variant exists, its configuration has these keys with values of these types, and it takes this input size.
+
+    Args:
+      task: that of ``--task``, which may stand for another variant with another step of sizes.
 
     Raises:
       UserError: one of them is not so.
     """
-    model = light.variant(recipe)
-    grid_px = light.grid_px(model)
-    if size_px and grid_px and any(side % grid_px or side < grid_px for side in size_px):
+    model = light.of_task(light.variant(recipe), task)
+    grid_px = light.grid_px(check_overrides(light.plain_config(model), overrides).model)
+    if size_px and any(side % grid_px or side < grid_px for side in size_px):
         near = "x".join(str(max(grid_px, round(side / grid_px) * grid_px)) for side in size_px)
         raise UserError(
             f"--size {size_px[0]}x{size_px[1]}: sides must be multiples of {grid_px}; {near} is the nearest"
         )
-    check_overrides(light.plain_config(model), overrides)
 
 
-def check_overrides(config: Config, overrides: Sequence[str]) -> None:
-    """``section.key=value`` are of a configuration.
+def check_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """The configuration with ``section.key=value``.
 
     Raises:
       UserError: a key of another program (what it is here is said), or an unknown one, or a value of another type.
@@ -71,4 +75,4 @@ def check_overrides(config: Config, overrides: Sequence[str]) -> None:
         if here and assigned:
             whole = here if " " in here or here.startswith("--") else f"{here}={value}"
             raise UserError(f"unknown configuration key {key.strip()!r}; here it is {whole}")
-    override(config, overrides)
+    return override(config, overrides)

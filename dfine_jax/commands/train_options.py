@@ -26,7 +26,7 @@ def check_options(options: argparse.Namespace) -> None:
             raise UserError(f"{name} {value} must be at least 1")
     size_px = parse_size(options.size) if options.size else None
     if not is_file(options.recipe):
-        check_recipe(options.recipe, size_px, options.overrides)
+        check_recipe(options.recipe, size_px, options.overrides, options.task)
     elif not Path(re.sub(r"(?<=\.py):.*", "", options.recipe)).is_file():
         raise UserError(f"{options.recipe} does not exist; give a variant such as n, or an experiment file or plan")
     if options.weights:

@@ -54,10 +54,15 @@ def plain_config(model: ModelSection) -> Config:
     return Config(model, loss())
 
 
-def grid_px(model: ModelSection) -> int | None:
-    """Sides of the input are multiples of it; None where only the network knows."""
-    found = getattr(_part(model.family, "variants"), "grid_px", None)
-    return None if found is None else found(model)
+def of_task(model: ModelSection, task: str | None) -> ModelSection:
+    """The variant that ``--task`` (segment, detect) stands for; of families that do one thing, the model as it is."""
+    change = {"segment": "segmenting", "detect": "detecting"}.get(task or "", "")
+    return getattr(_part(model.family, "variants"), change, lambda same: same)(model)
+
+
+def grid_px(model: ModelSection) -> int:
+    """Sides of the input are multiples of it."""
+    return _part(model.family, "variants").grid_px(model)
 
 
 def _advice(recipe: str) -> str:

@@ -45,7 +45,7 @@ class Annotations:
         annotations = []
         low, high = np.split(clipped(result.boxes_xyxy_px, np.asarray(result.size_px)), 2, axis=1)
         visible = (high > low).all(1)
-        result = dataclasses.replace(result, boxes_xyxy_px=np.concatenate([low, high], 1))[visible]
+        result = dataclasses.replace(result, boxes_xyxy_px=np.concatenate([low, high], 1))[np.flatnonzero(visible)]
         for entry, outline in zip(result.to_coco(picture.name), self._outlines(result), strict=True):
             annotation: dict[str, Any] = {"id": len(annotations) + 1, "iscrowd": 0, **entry, **outline}
             annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import urllib.parse
 import urllib.request
 from importlib import metadata
@@ -107,6 +108,7 @@ class Command(NamedTuple):
     path: str
     module: str  # that it calls; empty: not known
     others: tuple[str, ...]  # other packages here that have a command of this name
+    here: bool  # it runs in this environment
 
 
 def command(name: str) -> Command | None:
@@ -121,4 +123,8 @@ def command(name: str) -> Command | None:
     found = re.search(r"^\s*from ([\w.]+) import", text, re.MULTILINE)
     points = metadata.entry_points(group="console_scripts", name=name)
     owners = {point.dist.name for point in points if point.dist is not None}
-    return Command(path, found[1] if found else "", tuple(sorted(owners - {DISTRIBUTION})))
+    # A script names its interpreter, which lies in the folder of an environment; a program (Windows) lies there itself.
+    interpreter = re.search(r"/\S*/python[\d.]*", text.partition("\nfrom")[0])
+    folder = Path(interpreter[0] if interpreter else path).parent
+    here = folder.resolve() == Path(sys.executable).parent.resolve()
+    return Command(path, found[1] if found else "", tuple(sorted(owners - {DISTRIBUTION})), here)

@@ -95,15 +95,17 @@ def test_an_absent_library_is_told_with_its_extra():
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("from dfine_jax.cli import main\n", "of this package"),
-        ("import sys\nfrom pydfine.cli import main\n", "of another program (pydfine.cli); call dfine-jax or python -m"),
+        (f"#!{sys.executable}\nfrom dfine_jax.cli import main\n", "/dfine, of this package"),
+        (f"#!/bin/sh\n'exec' {sys.executable} \"$0\"\nfrom dfine_jax.cli import main\n", "/dfine, of this package"),
+        ("#!/opt/other/bin/python3\nfrom dfine_jax.cli import main\n", "of dfine-jax in another environment"),
+        ("#!/usr/bin/python\nimport sys\nfrom pydfine.cli import main\n", "of another program (pydfine.cli); call"),
         (None, "no dfine on PATH; python -m dfine_jax is the same"),
     ],
 )  # fmt: skip
 def test_doctor_says_whose_the_command_is(monkeypatch, tmp_path, script, words):
     if script:
         file = tmp_path / "dfine"
-        file.write_text(f"#!/usr/bin/python\n{script}")
+        file.write_text(script)
         file.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert words in doctor._command()

@@ -19,7 +19,7 @@ from dfine_jax.families.rfdetr.outputs import Draws
 from dfine_jax.families.rfdetr.published import DETECTORS
 from dfine_jax.families.rfdetr.recipes import recipe, with_classes
 from dfine_jax.families.rfdetr.rules import rules
-from dfine_jax.families.rfdetr.variants import VARIANTS, detecting, segmenting
+from dfine_jax.families.rfdetr.variants import VARIANTS, detecting, grid_px, segmenting
 from dfine_jax.families.rfdetr.weights import FORMATS, described, official_keys
 from dfine_jax.typing import Targets
 
@@ -61,7 +61,7 @@ RFDETR: Family[RFDetrConfig, RFDetrLossConfig, Draws, Any] = Family(
     methods=("rfdetr",),
     parts=PARTS,
     check=check,
-    grid_px=lambda model: model.grid_px,
+    grid_px=grid_px,
     preprocess=preprocess,
     with_classes=with_classes,
     size_px=size_px,

@@ -72,3 +72,8 @@ def segmenting(model: RFDetrConfig) -> RFDetrConfig:
 def detecting(model: RFDetrConfig) -> RFDetrConfig:
     """The variant of the same size without masks; one that makes none as it is."""
     return VARIANTS[model.variant.removeprefix("seg-")] if model.mask_width else model
+
+
+def grid_px(model: RFDetrConfig) -> int:
+    """Sides of the input are multiples of it: a patch in each window."""
+    return model.grid_px

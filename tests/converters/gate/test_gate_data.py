@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 
+import pytest
 from PIL import Image
 
+from dfine_jax.converters.gate import report
 from dfine_jax.converters.gate.data import open_data
 
 
@@ -21,3 +23,10 @@ def test_folders_of_pictures_are_searched_as_everywhere(tmp_path, caplog):
     found = open_data(tmp_path / "set", "val")
     assert [source.name for source in found.sources] == ["a.png", "b.png"]
     assert "1 in hidden or housekeeping folders left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "text"), [(-0.00001, "0.0000"), (0.0, "0.0000"), (0.0123, "+0.0123"), (-0.0004, "-0.0004")]
+)
+def test_a_change_of_nothing_has_no_sign(change, text):
+    assert report._signed(change) == text
