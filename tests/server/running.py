@@ -33,8 +33,9 @@ class Answer(NamedTuple):
 
 @contextlib.contextmanager
 def serving(engine: Engine, limits: Limits | None = None, **options: Any) -> Iterator[int]:
-    """The port."""
-    app = application(engine, "toy", limits or Limits(), **options)
+    """The port; ``around`` puts something around the application."""
+    around = options.pop("around", lambda app: app)
+    app = around(application(engine, "toy", limits or Limits(), **options))
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     with bind("127.0.0.1", 0) as bound:

@@ -63,7 +63,7 @@ function enlarged(found, size) {
 /** As page.js wants it; model is model.json. */
 export async function createEngine(model, report) {
   report("asking the server");
-  const { runtime, device } = model.runs_in;
+  const where = [model.runs_in.runtime, model.runs_in.device].filter(Boolean).join(" on ") || "computed";
   const most = 1e6 * model.limits.body_mb;
 
   async function detectFile(file, threshold) {
@@ -77,10 +77,10 @@ export async function createEngine(model, report) {
   }
 
   async function detect(picture, { threshold }) {
-    if (picture instanceof Blob) return detectFile(picture, threshold);
+    if (!("width" in picture)) return detectFile(picture, threshold); // a Blob, maybe of another window
     const size = [picture.width, picture.height]; // before it may be closed
     return enlarged(await post(await asJpeg(picture, FRAME_PX), threshold), size);
   }
 
-  return { detect, describe: () => `${runtime} on ${device}, on the server` };
+  return { detect, describe: () => `${where}, on the server` };
 }
