@@ -16,7 +16,7 @@ from dfine_jax.evaluation.truth import Truth, annotated
 from dfine_jax.serving.backends.base import Backend
 
 
-class Precision(NamedTuple):
+class MeasuredAP(NamedTuple):
     """COCO AP."""
 
     boxes: float
@@ -43,7 +43,7 @@ class AveragePrecision:
         step = max(1, -(-len(dataset) // max_images))
         self.records: Sequence[Record] = dataset.records[::step]
 
-    def __call__(self, backend: Backend, batch: int = 1, records: Sequence[Record] | None = None) -> Precision:
+    def __call__(self, backend: Backend, batch: int = 1, records: Sequence[Record] | None = None) -> MeasuredAP:
         """AP on all images, or on some of them."""
         part = dataclasses.replace(self._dataset, records=self.records if records is None else records)
         loader = EvalLoader(part, self._preprocess, batch_size=batch)
@@ -52,4 +52,4 @@ class AveragePrecision:
         numbers = evaluate_detections(backend.detect, bar, truth, self._classes).numbers()
         if self._truth is None and numbers.get("mask_ap") is not None:
             self._truth = annotated(self._dataset, masks=True)
-        return Precision(numbers["ap"], numbers.get("mask_ap"))
+        return MeasuredAP(numbers["ap"], numbers.get("mask_ap"))

@@ -45,7 +45,7 @@ from dfine_jax.families.family import Reduction, Variables
 from dfine_jax.ops.grid import on_grid
 from dfine_jax.serving.artefact import KEY, SIZES_INPUT, Artefact, InputSpec, outputs
 
-Precision = Literal["fp32", "fp16"]
+GraphPrecision = Literal["fp32", "fp16"]
 Graph = Literal["raw", "complete"]
 InputType = Literal["float32", "uint8"]
 
@@ -61,7 +61,7 @@ def export_onnx(
     *,
     size_hw: tuple[int, int],
     batch: int | None = 1,
-    precision: Precision = "fp32",
+    precision: GraphPrecision = "fp32",
     graph: Graph = "raw",
     input_dtype: InputType = "float32",
     source_hw: tuple[int, int] | None = None,

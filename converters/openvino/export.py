@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dfine_jax.converters.gate.accuracy import AveragePrecision, Precision
+from dfine_jax.converters.gate.accuracy import AveragePrecision, MeasuredAP
 from dfine_jax.converters.gate.compare import LIMITS
 from dfine_jax.converters.gate.data import calibration_sources, read_source
 from dfine_jax.data.read.dataset import Dataset
@@ -134,7 +134,7 @@ def export_int8(onnx_file: Path | str, xml_file: Path | str, options: Quantizati
     return QuantizationResult(float_ap, int8_ap, controlled, count, float_mask_ap, int8_mask_ap)
 
 
-def largest_drop(before: Precision, after: Precision) -> float:
+def largest_drop(before: MeasuredAP, after: MeasuredAP) -> float:
     """What is lost of the AP of boxes or of that of masks, whichever is more."""
     pairs = [(x, y) for x, y in zip(before, after, strict=True) if x is not None and y is not None]
     return max(x - y for x, y in pairs)
@@ -189,7 +189,7 @@ def _accuracy_control(
     samples: Sequence[Any],
     ignored: Any,
     ap: AveragePrecision,
-    before: Precision,
+    before: MeasuredAP,
     options: Quantization,
 ) -> Any:
     import nncf

@@ -12,7 +12,7 @@ from dfine_jax.data.picture.draw import draw_boxes
 from dfine_jax.data.picture.images import save_picture
 from dfine_jax.data.picture.object_masks import RunMasks
 from dfine_jax.data.read.coco import with_outlines
-from dfine_jax.evaluation.truth import run_lengths
+from dfine_jax.evaluation.truth import encoded_outline
 from dfine_jax.pages.charts import Chart, Curve
 from dfine_jax.pages.page import Commands, Files, Pair, Section, Table, page
 from dfine_jax.system.files import write_whole
@@ -59,7 +59,7 @@ def draw_pairs(out: Path, val_data: Dataset, after: Metrics) -> list[Pair]:
         names = [data.names[label] for label in record.labels]
         size_px, masks = (record.width_px, record.height_px), None
         if record.outlines:
-            masks = RunMasks(tuple(run_lengths(outline, size_px) for outline in record.outlines), size_px)
+            masks = RunMasks(tuple(encoded_outline(outline, size_px) for outline in record.outlines), size_px)
         picture, boxes = Image.open(record.path), record.boxes_xyxy_px
         annotated = draw_boxes(picture, boxes, record.labels, names, masks=masks, enlarge=True)
         drawn = result.draw(record.path, enlarge=True)

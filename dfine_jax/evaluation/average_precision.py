@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from dfine_jax.evaluation.detections import Detections, Groups, Kind, Objects
+from dfine_jax.evaluation.encoded_masks import areas_px
 from dfine_jax.evaluation.precision_curves import IOU_THRESHOLDS
-from dfine_jax.evaluation.run_lengths import areas_px
 
 _IOU_TYPES: dict[Kind, Any] = {"boxes": "bbox", "masks": "segm"}  # in pycocotools' words
 MOST_OF_CLASS = 100  # detections of a class in an image; pycocotools looks at no more

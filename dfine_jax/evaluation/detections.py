@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from dfine_jax.evaluation.run_lengths import RunLengths
+from dfine_jax.evaluation.encoded_masks import EncodedMasks
 
 Kind = Literal["boxes", "masks"]  # what is compared
 
@@ -23,7 +23,7 @@ class Objects:
     box_xywh_px: Float64[np.ndarray, "n 4"]
     area_px: Float64[np.ndarray, " n"]
     crowd: Bool[np.ndarray, " n"]
-    masks: RunLengths | None = None  # None: not asked for
+    masks: EncodedMasks | None = None  # None: not asked for
     annotation_id: Int64[np.ndarray, " n"] | None = None  # None: not from a file
 
     @classmethod
@@ -58,7 +58,7 @@ class Objects:
         for row, (height, width) in zip(absent.tolist(), self.masks.size_px[absent].tolist(), strict=True):
             box: Any = self.box_xywh_px[row : row + 1]
             boxes += frPyObjects(box, height, width)
-        both = RunLengths.joined([self.masks, RunLengths.of_coco(boxes)])
+        both = EncodedMasks.joined([self.masks, EncodedMasks.of_coco(boxes)])
         which = np.arange(len(self.masks))
         which[absent] = len(self.masks) + np.arange(len(absent))
         crowd = self.crowd.copy()
@@ -74,7 +74,7 @@ class Detections:
     category_id: Int64[np.ndarray, " n"]
     box_xywh_px: Float64[np.ndarray, "n 4"]
     score: Float64[np.ndarray, " n"]
-    masks: RunLengths | None = None  # None: of a model that only detects
+    masks: EncodedMasks | None = None  # None: of a model that only detects
 
     @classmethod
     def of_coco(cls, results: Iterable[Mapping[str, Any]]) -> Detections:
@@ -90,14 +90,14 @@ class Detections:
         masks = [part.masks for part in parts if part.masks is not None]
         every = [cls.of_coco([]), *parts]
         joined: Any = {name: np.concatenate([getattr(part, name) for part in every]) for name in _COLUMNS}
-        return cls(**joined, masks=RunLengths.joined(masks) if masks and len(masks) == len(parts) else None)
+        return cls(**joined, masks=EncodedMasks.joined(masks) if masks and len(masks) == len(parts) else None)
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, np.ndarray]) -> Detections:
         """Inverse of ``columns``."""
         masks = None
         if "counts" in columns:
-            masks = RunLengths(columns["counts"].tobytes(), columns["bounds"], columns["size_px"])
+            masks = EncodedMasks(columns["counts"].tobytes(), columns["bounds"], columns["size_px"])
         named: Any = {name: columns[name] for name in _COLUMNS}
         return cls(**named, masks=masks)
 
@@ -152,8 +152,8 @@ def _boxes(entries: Sequence[Mapping[str, Any]]) -> Float64[np.ndarray, "n 4"]:
     return np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
 
 
-def _masks(entries: Sequence[Mapping[str, Any]]) -> RunLengths | None:
+def _masks(entries: Sequence[Mapping[str, Any]]) -> EncodedMasks | None:
     """None where there is an entry without run lengths, or no entry."""
     masks = [entry.get("segmentation") for entry in entries]
     compressed = [m for m in masks if isinstance(m, Mapping) and isinstance(m.get("counts"), str | bytes)]
-    return RunLengths.of_coco(compressed) if masks and len(compressed) == len(masks) else None
+    return EncodedMasks.of_coco(compressed) if masks and len(compressed) == len(masks) else None

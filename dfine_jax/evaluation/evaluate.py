@@ -19,8 +19,8 @@ from dfine_jax.data.read.dataset import Classes, Dataset, listed
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.average_precision import MOST_OF_CLASS
 from dfine_jax.evaluation.detections import Detections
+from dfine_jax.evaluation.encoded_masks import EncodedMasks
 from dfine_jax.evaluation.metrics import THRESHOLDS
-from dfine_jax.evaluation.run_lengths import RunLengths
 from dfine_jax.evaluation.score import Metrics, score
 from dfine_jax.evaluation.truth import Truth
 from dfine_jax.ops.postprocess import Selected, clipped
@@ -217,7 +217,7 @@ def _rank_in_class(scores: Float[np.ndarray, "b n"], labels: Int[np.ndarray, "b 
     return ranks
 
 
-def _run_lengths(predictions: PixelPredictions, use: Bool[np.ndarray, "b n"], batch: EvalBatch) -> RunLengths | None:
+def _run_lengths(predictions: PixelPredictions, use: Bool[np.ndarray, "b n"], batch: EvalBatch) -> EncodedMasks | None:
     """Masks of the detections in use, over their whole pictures."""
     if predictions.masks_logit is None:
         return None
@@ -231,7 +231,7 @@ def _run_lengths(predictions: PixelPredictions, use: Bool[np.ndarray, "b n"], ba
         texts = [masks.rle(row)["counts"] for row in np.flatnonzero(used).tolist()]
         counts += texts
         sizes += [picture[::-1]] * len(texts)
-    return RunLengths.of(counts, np.array(sizes, np.int64).reshape(-1, 2))
+    return EncodedMasks.of(counts, np.array(sizes, np.int64).reshape(-1, 2))
 
 
 def match_categories(model_names: Sequence[str], data: Classes, model: str, dataset: str) -> ClassMatch:

@@ -22,7 +22,7 @@ from dfine_jax.data.read.outlines import Outline, in_run_lengths
 from dfine_jax.data.read.records import image_ids, sizes_px
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.detections import Objects
-from dfine_jax.evaluation.run_lengths import RunLengths
+from dfine_jax.evaluation.encoded_masks import EncodedMasks
 
 # A dataset, its annotation file in COCO JSON, the content of such a file, or what ``annotated`` made of one.
 Truth = Dataset | Path | str | Mapping[str, Any] | Objects
@@ -77,7 +77,7 @@ def _sizes(arrays: Mapping[str, np.ndarray], truth: Truth) -> Int64[np.ndarray, 
     return sizes
 
 
-def _drawn(text: Any, source: Path, arrays: dict[str, np.ndarray], sizes: Int64[np.ndarray, "m 2"]) -> RunLengths:
+def _drawn(text: Any, source: Path, arrays: dict[str, np.ndarray], sizes: Int64[np.ndarray, "m 2"]) -> EncodedMasks:
     """Masks of all annotations in the order of the columns; a short piece of the file is looked at at a time."""
     image = np.repeat(np.arange(len(sizes)), np.diff(arrays["objects"]))
     numbers = arrays["annotation_id"]
@@ -100,11 +100,11 @@ def _drawn(text: Any, source: Path, arrays: dict[str, np.ndarray], sizes: Int64[
                 raise UserError(f"{source}: image {picture!r} has no width and height, which its masks need; add them")
             outline = usable_outline(entry.segmentation, (width, height), entry.id, picture, source)
             start = len(counts)
-            counts += run_lengths(outline, (width, height))
+            counts += encoded_outline(outline, (width, height))
             bounds[row] = start, len(counts)
-    return RunLengths(bytes(counts), bounds, sizes[image][:, ::-1])
+    return EncodedMasks(bytes(counts), bounds, sizes[image][:, ::-1])
 
 
-def run_lengths(outline: Outline, size_px: tuple[int, int]) -> bytes:
+def encoded_outline(outline: Outline, size_px: tuple[int, int]) -> bytes:
     """An outline as pycocotools draws it in a picture of (width, height), compressed; nothing where there is none."""
     return b"" if outline is None else in_run_lengths(outline, *size_px).counts

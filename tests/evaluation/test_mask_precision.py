@@ -16,8 +16,8 @@ from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
 from dfine_jax.evaluation.detections import Detections
+from dfine_jax.evaluation.encoded_masks import EncodedMasks, areas_px
 from dfine_jax.evaluation.evaluate import ClassMatch, evaluate_detections, pixel_results
-from dfine_jax.evaluation.run_lengths import RunLengths, areas_px
 from dfine_jax.evaluation.score import score
 from dfine_jax.evaluation.truth import annotated
 from dfine_jax.serving.backends.base import PixelPredictions
@@ -247,13 +247,13 @@ def test_tables_and_json_show_boxes_and_masks():
 
 def test_run_lengths_lie_one_after_another():
     masks = [filled(0, 0, 9, 9), filled(5, 5, 100, 140), filled(0, 0, 0, 0)]
-    packed = RunLengths.of_coco(masks)
+    packed = EncodedMasks.of_coco(masks)
     assert len(packed) == 3 and packed.exist.tolist() == [True] * 3
     assert [as_text(mask) for mask in packed.coco(np.arange(3))] == masks
-    twice = RunLengths.joined([packed, packed.select(np.array([2, 0]))])
+    twice = EncodedMasks.joined([packed, packed.select(np.array([2, 0]))])
     assert [as_text(mask) for mask in twice.coco(np.array([3, 4, 1]))] == [masks[2], masks[0], masks[1]]
-    nothing = RunLengths.of([b"", b"1"], (1, 1))
-    assert nothing.exist.tolist() == [False, True] and len(RunLengths.joined([])) == 0
+    nothing = EncodedMasks.of([b"", b"1"], (1, 1))
+    assert nothing.exist.tolist() == [False, True] and len(EncodedMasks.joined([])) == 0
 
 
 def test_detections_with_masks_iterate_as_coco_results():

@@ -14,16 +14,16 @@ from jaxtyping import Bool, Float64, Int64
 Ring = Float64[np.ndarray, "p 2"]  # closed: the last point leads to the first
 
 
-class Outline(NamedTuple):
+class Contour(NamedTuple):
     """A part of a mask."""
 
     outer: Ring
     holes: tuple[Ring, ...]
 
-    def shifted(self, left_px: int, top_px: int) -> Outline:
+    def shifted(self, left_px: int, top_px: int) -> Contour:
         """To the right and down."""
         by = np.array([left_px, top_px], np.float64)
-        return Outline(self.outer + by, tuple(hole + by for hole in self.holes))
+        return Contour(self.outer + by, tuple(hole + by for hole in self.holes))
 
     def joined(self) -> Ring:
         """One polygon of the part with its holes: each is reached by a cut and left by the same.
@@ -39,7 +39,7 @@ class Outline(NamedTuple):
         return ring
 
 
-def outlines(mask: Bool[np.ndarray, "h w"], tolerance_px: float = 0.0) -> list[Outline]:
+def outlines(mask: Bool[np.ndarray, "h w"], tolerance_px: float = 0.0) -> list[Contour]:
     """Outlines of the parts of a mask, the largest first.
 
     Args:
@@ -54,7 +54,7 @@ def outlines(mask: Bool[np.ndarray, "h w"], tolerance_px: float = 0.0) -> list[O
     found = []
     for i in outer[np.argsort(-areas[outer], kind="stable")].tolist():
         inner = tuple(rings[hole] for hole in holes.tolist() if owner[hole] == i)
-        found.append(Outline(rings[i], inner))
+        found.append(Contour(rings[i], inner))
     return found
 
 

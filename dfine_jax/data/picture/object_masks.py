@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dfine_jax.data.picture.contours import Outline, Ring, outlines
+from dfine_jax.data.picture.contours import Contour, Ring, outlines
 from dfine_jax.data.picture.run_lengths import (
     ColumnRuns,
     MaskCrop,
@@ -72,7 +72,7 @@ class ObjectMasks(abc.ABC):
         """Number of pixels of an object."""
         return self.runs(i).area_px
 
-    def outlines(self, i: int, tolerance_px: float = 0.0) -> list[Outline]:
+    def outlines(self, i: int, tolerance_px: float = 0.0) -> list[Contour]:
         """Parts of an object with their holes, the largest first, in pixels of the picture.
 
         Args:

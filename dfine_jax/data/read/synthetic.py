@@ -179,11 +179,11 @@ def _annotation(
         "category_id": category,
         "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
         "area": area,
-        "segmentation": polygon if area == whole_area else run_lengths(visible),
+        "segmentation": polygon if area == whole_area else uncompressed_run_lengths(visible),
     }
 
 
-def run_lengths(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+def uncompressed_run_lengths(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     """COCO's uncompressed run lengths: columns first, starting with the length of a run of zeros."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(np.diff(flat, prepend=False)) if len(flat) else np.array([], np.int64)

@@ -17,7 +17,7 @@ import onnx_models as tiny  # noqa: E402
 import tfds_toy  # noqa: E402
 import toy_artefact as toy  # noqa: E402
 
-from dfine_jax.converters.gate.accuracy import Precision  # noqa: E402
+from dfine_jax.converters.gate.accuracy import MeasuredAP  # noqa: E402
 from dfine_jax.converters.gate.data import calibration_sources, read_source  # noqa: E402
 from dfine_jax.converters.gate.gate import check_artefact  # noqa: E402
 from dfine_jax.converters.onnx.export import export_onnx, save  # noqa: E402
@@ -131,9 +131,9 @@ def test_int8_that_loses_too_much_is_refused_after_accuracy_control(tmp_path, mo
 
 
 def test_int8_is_limited_by_boxes_and_by_masks(tmp_path):
-    assert largest_drop(Precision(0.5, 0.4), Precision(0.49, 0.3)) == pytest.approx(0.1)
-    assert largest_drop(Precision(0.5, 0.3), Precision(0.3, 0.4)) == pytest.approx(0.2)
-    assert largest_drop(Precision(0.5, None), Precision(0.6, None)) == pytest.approx(-0.1)
+    assert largest_drop(MeasuredAP(0.5, 0.4), MeasuredAP(0.49, 0.3)) == pytest.approx(0.1)
+    assert largest_drop(MeasuredAP(0.5, 0.3), MeasuredAP(0.3, 0.4)) == pytest.approx(0.2)
+    assert largest_drop(MeasuredAP(0.5, None), MeasuredAP(0.6, None)) == pytest.approx(-0.1)
     pytest.importorskip("nncf")
     proto = export_onnx(*tiny.tiny_model("segment"), tiny.META, size_hw=tiny.SIZE_HW)
     save(proto, tmp_path / "tiny.onnx")

@@ -14,7 +14,7 @@ from dfine_jax.data.augment.mosaic import mosaic, random_affine, tile
 from dfine_jax.data.augment.sample import make_sample
 from dfine_jax.data.augment.transforms import augment, iou_crop, render, resize, zoom_out
 from dfine_jax.data.read.outlines import parse_segmentation
-from dfine_jax.data.read.synthetic import run_lengths
+from dfine_jax.data.read.synthetic import uncompressed_run_lengths
 
 SIZE = WIDTH, HEIGHT = 200, 150
 COLOURS = np.array([[220, 20, 20], [20, 220, 20], [20, 20, 220]])
@@ -41,7 +41,7 @@ def scene(kind="polygons"):
     if kind == "polygons":
         outlines = [parse_segmentation(shape) for shape in SHAPES]
     else:
-        outlines = [parse_segmentation(run_lengths(bitmap)) for bitmap in bits]
+        outlines = [parse_segmentation(uncompressed_run_lengths(bitmap)) for bitmap in bits]
     boxes = np.array([[10, 8, 100, 90], [120, 80, 195, 140], [105, 0, 200, 55]], np.float32)
     return make_sample(Image.fromarray(pixels), boxes, np.arange(3, dtype=np.int32), M.make_masks(outlines, SIZE))
 
@@ -166,7 +166,7 @@ def test_what_the_canvas_cuts_off_is_hidden_after_shear_and_rotation():
     cut = 0
     for seed in range(15):
         parts = []
-        for kind in (full, parse_segmentation(run_lengths(np.ones((HEIGHT, WIDTH), bool)))):
+        for kind in (full, parse_segmentation(uncompressed_run_lengths(np.ones((HEIGHT, WIDTH), bool)))):
             image = Image.new("RGB", SIZE, (250, 250, 250))
             box = np.array([[0, 0, *SIZE]], np.float32)
             parts.append(tile(make_sample(image, box, np.zeros(1, np.int32), M.make_masks([kind], SIZE)), config))

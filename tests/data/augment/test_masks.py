@@ -18,7 +18,7 @@ from dfine_jax.data.read.coco import read_coco, segmentations, with_outlines
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.outlines import RunLengths, checked, fills, parse_segmentation
 from dfine_jax.data.read.sources import read_dataset
-from dfine_jax.data.read.synthetic import make_shapes_dataset, run_lengths
+from dfine_jax.data.read.synthetic import make_shapes_dataset, uncompressed_run_lengths
 from dfine_jax.errors import UserError
 
 WIDTH, HEIGHT = SIZE = 120, 90
@@ -40,7 +40,7 @@ def sample_of(outline):
 
 OUTLINES = {
     "polygon": parse_segmentation([OUTLINE]),
-    "run lengths": parse_segmentation(run_lengths(bitmap_of(OUTLINE))),
+    "run lengths": parse_segmentation(uncompressed_run_lengths(bitmap_of(OUTLINE))),
     "compressed": parse_segmentation(
         {"size": [HEIGHT, WIDTH], "counts": coco_mask.encode(np.asfortranarray(bitmap_of(OUTLINE)))["counts"].decode()}
     ),
@@ -99,7 +99,7 @@ def test_masks_travel_through_every_operation(kind):
 
 FULL = {
     "polygon": parse_segmentation([[-2, -2, 102, -2, 102, 102, -2, 102]]),  # annotated beyond the picture
-    "run lengths": parse_segmentation(run_lengths(np.ones((100, 100), bool))),
+    "run lengths": parse_segmentation(uncompressed_run_lengths(np.ones((100, 100), bool))),
 }
 
 
@@ -197,7 +197,7 @@ def test_a_hole_and_a_crossing_are_even_odd_within_a_part():
     assert crossing[40, 15] == 4 and crossing[15, 50] == 0
 
 
-@pytest.mark.parametrize("encode", [run_lengths, lambda bits: encoded(bits)])
+@pytest.mark.parametrize("encode", [uncompressed_run_lengths, lambda bits: encoded(bits)])
 def test_run_lengths_in_place_are_themselves(encode):
     bits = np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.4
     bits[:, :7] = bits[60:] = False

@@ -14,7 +14,7 @@ from dfine_jax.data.read.audit_masks import inspect_masks
 from dfine_jax.data.read.coco import segmentations, with_outlines
 from dfine_jax.data.read.outlines import Polygons, RunLengths, crosses_itself, drawable
 from dfine_jax.data.read.sources import read_dataset
-from dfine_jax.data.read.synthetic import make_shapes_dataset, run_lengths
+from dfine_jax.data.read.synthetic import make_shapes_dataset, uncompressed_run_lengths
 
 WIDTH, HEIGHT = 120, 90
 HOLED = [10, 10, 60, 10, 60, 60, 10, 60, 10, 10, 20, 20, 20, 50, 50, 50, 50, 20, 20, 20]  # with a bridge to its hole
@@ -28,7 +28,7 @@ def rectangle(x0, y0, x1, y1):
 def filled(x0, y0, x1, y1):
     bits = np.zeros((HEIGHT, WIDTH), bool)
     bits[y0:y1, x0:x1] = True
-    return run_lengths(bits)
+    return uncompressed_run_lengths(bits)
 
 
 def compressed(*box):

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 from dfine_jax.evaluation.detections import Detections
-from dfine_jax.evaluation.run_lengths import RunLengths
+from dfine_jax.evaluation.encoded_masks import EncodedMasks
 from dfine_jax.training.run import hosts
 
 
@@ -52,7 +52,7 @@ def test_hosts_evaluate_masks_as_one_does_and_run_lengths_alone_travel():
 
 def test_what_hosts_have_is_joined_in_their_order_whatever_its_length(monkeypatch):
     """Two threads stand for hosts, of which one has less; in pieces of a thousand bytes."""
-    masks = RunLengths.of([b"abc", b"", b"de"], (3, 4))
+    masks = EncodedMasks.of([b"abc", b"", b"de"], (3, 4))
     boxes = np.arange(12.0).reshape(3, 4)
     first = Detections(np.array([2**40, 7, 7]), np.array([1, 2, 3]), boxes, np.array([0.5, 0.25, 0.125]), masks)
     second = Detections.joined([first] * 30)

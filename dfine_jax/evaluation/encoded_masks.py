@@ -13,7 +13,7 @@ _MOST_AREAS = 255  # at once; pycocotools writes their number into one byte
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RunLengths:
+class EncodedMasks:
     """Masks over whole pictures. One without a single byte is none at all; an empty mask has its one run."""
 
     counts: bytes  # of all masks
@@ -21,21 +21,21 @@ class RunLengths:
     size_px: Int64[np.ndarray, "n 2"]  # (height, width) of its picture, in COCO's order
 
     @classmethod
-    def of(cls, counts: Sequence[bytes], size_px: Any) -> RunLengths:
+    def of(cls, counts: Sequence[bytes], size_px: Any) -> EncodedMasks:
         """From the run lengths of each mask; ``size_px`` (height, width) of each, or of all of them."""
         ends = np.cumsum([0, *map(len, counts)], dtype=np.int64)
         sizes = np.broadcast_to(np.asarray(size_px, np.int64), (len(counts), 2))
         return cls(b"".join(counts), np.stack([ends[:-1], ends[1:]], 1), np.ascontiguousarray(sizes))
 
     @classmethod
-    def of_coco(cls, masks: Sequence[Mapping[str, Any]]) -> RunLengths:
+    def of_coco(cls, masks: Sequence[Mapping[str, Any]]) -> EncodedMasks:
         """From COCO's dictionaries, ``{"size": [height, width], "counts": text}``."""
         texts = [mask["counts"] for mask in masks]
         sizes = np.array([mask["size"] for mask in masks], np.int64).reshape(-1, 2)
         return cls.of([text.encode() if isinstance(text, str) else text for text in texts], sizes)
 
     @classmethod
-    def joined(cls, parts: Sequence[RunLengths]) -> RunLengths:
+    def joined(cls, parts: Sequence[EncodedMasks]) -> EncodedMasks:
         """One after another."""
         shifts = np.cumsum([0, *(len(part.counts) for part in parts)], dtype=np.int64)
         nothing = np.empty((0, 2), np.int64)
@@ -53,9 +53,9 @@ class RunLengths:
         """Which ones are masks."""
         return self.bounds[:, 1] > self.bounds[:, 0]
 
-    def select(self, rows: Int64[np.ndarray, " r"] | Bool[np.ndarray, " n"]) -> RunLengths:
+    def select(self, rows: Int64[np.ndarray, " r"] | Bool[np.ndarray, " n"]) -> EncodedMasks:
         """Those of some rows, in the same buffer."""
-        return RunLengths(self.counts, self.bounds[rows], self.size_px[rows])
+        return EncodedMasks(self.counts, self.bounds[rows], self.size_px[rows])
 
     def coco(self, rows: Int64[np.ndarray, " r"] | Bool[np.ndarray, " n"]) -> list[Any]:
         """Masks of some rows as pycocotools takes them."""
