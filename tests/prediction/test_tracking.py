@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -185,3 +186,16 @@ def test_lines_and_zones_that_cannot_be(make, text, problem):
 def test_a_line_outside_of_the_picture_is_refused():
     with pytest.raises(UserError, match="line 1 lies outside of the picture, which is 320x160"):
         counting.new_count(counting.line("0,900,1280,900"), SIZE)
+
+
+def test_an_absent_package_and_an_opencv_that_cannot_be_loaded_have_their_cures(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    with pytest.raises(UserError, match="needs trackers, which is of the extra track and not installed: pip install"):
+        Tracker("bytetrack", 0.5)
+
+    def without_screen(module, purpose):
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(tracking, "require", without_screen)
+    with pytest.raises(UserError, match="libGL.*opencv-python-headless"):
+        tracking.require_trackers()
