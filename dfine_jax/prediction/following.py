@@ -15,12 +15,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dfine_jax.data.picture.draw_counts import CountMark, draw_counts
-from dfine_jax.prediction.counting import Count, CountShape, new_count
+from dfine_jax.prediction.counting import Count, CountShape, ZoneCount, new_count
 from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.prediction.tracking import Tracker
 from dfine_jax.system.files import write_whole
 
-_COLUMNS = ("source", "name", "kind", "class", "in", "out")
+_COLUMNS = ("source", "name", "kind", "class", "in", "out", "inside")
 
 
 class FollowPlan(NamedTuple):
@@ -92,6 +92,8 @@ class Following:
 def write_counts(path: Path, followed: Sequence[Following]) -> None:
     """Counts of all videos: as CSV a line for each class at each line and zone, else JSON with every crossing.
 
+    Where nothing has crossed the line of the table has no class; ``inside`` is of zones, in the last frame.
+
     Raises:
       UserError: the file cannot be written.
     """
@@ -103,7 +105,9 @@ def write_counts(path: Path, followed: Sequence[Following]) -> None:
         table.writerow(_COLUMNS)
         for one in followed:
             for count in one.counts:
-                for name in sorted(count.entered | count.left):
-                    shape = count.shape
-                    table.writerow([one.source, shape.name, shape.kind, name, count.entered[name], count.left[name]])
+                inside = count.inside if isinstance(count, ZoneCount) else None
+                for name in sorted(count.entered | count.left | (inside or Counter())) or [""]:
+                    here = "" if inside is None else inside[name]
+                    row = [one.source, count.shape.name, count.shape.kind, name, count.entered[name], count.left[name]]
+                    table.writerow([*row, here])
         write_whole(path, text.getvalue())

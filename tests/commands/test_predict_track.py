@@ -89,13 +89,21 @@ def test_a_video(clip, tmp_path, capsys):
 
 def test_a_folder_of_frames_and_a_table_of_counts(frames, tmp_path, capsys):
     counts = tmp_path / "c.csv"
-    assert run(frames, "--count-line", LINE, "--counts", counts, "--results", tmp_path / "r.jsonl", "--track=sort") == 0
+    zones = ["--count-zone=low=0,200,320,200,320,320,0,320", "--count-line=edge=0,0,0,1"]
+    results = ["--results", tmp_path / "r.jsonl"]
+    assert run(frames, "--count-line", LINE, *zones, "--counts", counts, *results, "--track=sort") == 0
     said = capsys.readouterr()
     assert f"16 pictures of {frames} taken for frames of one video, frame_0.png to frame_15.png" in said.err
     assert f"{frames}: 16 frames: 3 objects followed" in said.out
     with counts.open(newline="") as file:
-        rows = [(row["name"], row["class"], row["in"], row["out"]) for row in csv.DictReader(file)]
-    assert rows == [("gate", "green", "0", "1"), ("gate", "red", "1", "0")]
+        rows = [tuple(row[key] for key in ("name", "class", "in", "out", "inside")) for row in csv.DictReader(file)]
+    assert rows == [
+        ("gate", "green", "0", "1", ""),
+        ("gate", "red", "1", "0", ""),
+        ("edge", "", "0", "0", ""),
+        ("low", "green", "1", "0", "1"),
+        ("low", "red", "0", "1", "0"),
+    ]
     lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [f"frame_{i}.png" for i in range(16)]
     assert sorted(one["track_id"] for one in lines[-1]["objects"]) == [1, 2, 3]
