@@ -15,6 +15,7 @@ COMMANDS = {
     **dict.fromkeys(("fit", "finetune", "fine-tune", "learn", "tune", "resume"), "train"),
     **dict.fromkeys(("onnx", "deploy", "compile", "quantize", "trt"), "export"),
     **dict.fromkeys(("bench", "speed", "latency", "profile"), "benchmark"),
+    **dict.fromkeys(("server", "api", "app", "web", "ui", "gradio", "http"), "serve"),
     **dict.fromkeys(("info", "env", "version", "checks", "settings", "status"), "doctor"),
     **dict.fromkeys(("import", "reparameterization"), "convert"),
     **dict.fromkeys(("split", "dataset", "datasets", "coco2yolo", "etl"), "data"),
