@@ -130,6 +130,7 @@ def test_loss_terms(data, checkpoint, capsys):
         np.testing.assert_allclose(pull, weight * expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fdr_in_your_decoder(capsys):
     values = run("fdr_in_your_decoder.ipynb", {"STEPS": 120, "BATCH": 8})
     assert capsys.readouterr().out.count("overlap") == 2

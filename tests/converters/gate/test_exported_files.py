@@ -123,7 +123,9 @@ def test_openvino_files_of_an_exported_graph(files, model, reference, tmp_path):
     assert fed and not stem & {node.get_friendly_name() for node in fed}
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize(
+    "name", ["complete", *(pytest.param(n, marks=pytest.mark.slow) for n in GRAPHS if n != "complete")]
+)
 def test_tensorrt_builds_engines_of_exported_graphs(files, tmp_path, name):
     pytest.importorskip("tensorrt_rtx")
     engine = EngineBuilder("tensorrt_rtx", (1, 2, 8)).build(files / f"{name}.onnx", tmp_path / f"{name}.engine")
@@ -132,7 +134,7 @@ def test_tensorrt_builds_engines_of_exported_graphs(files, tmp_path, name):
     assert engine.stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", ["raw", *(pytest.param(n, marks=pytest.mark.slow) for n in GRAPHS if n != "raw")])
 def test_tensorrt_builds_engines_with_masks(tmp_path, name):
     pytest.importorskip("tensorrt_rtx")
     proto = export_onnx(*tiny.tiny_model("segment"), tiny.META, size_hw=tiny.SIZE_HW, batch=None, **GRAPHS[name])

@@ -69,7 +69,11 @@ RESIZES = {
 }
 
 
-@pytest.mark.parametrize("source_hw", RESIZES, ids=str)
+@pytest.mark.parametrize(
+    "source_hw",
+    [(32, 48), pytest.param((51, 97), marks=pytest.mark.slow), pytest.param((128, 96), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_file_that_resizes_is_compared_on_what_its_masks_show(model, reference, tmp_path, source_hw):
     outside = Preprocess(*tiny.SIZE_HW, **RESIZES[source_hw])
     meta = {**tiny.META, "preprocess": outside}

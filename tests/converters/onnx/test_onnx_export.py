@@ -87,8 +87,8 @@ GREY = {"resize": "letterbox", "border": 114, "enlarge": False}
     ("source_hw", "resize"),
     [
         ((51, 97), {}),
-        ((200, 96), {"resize": "letterbox"}),
-        ((64, 300), {"resize": "letterbox"}),
+        pytest.param((200, 96), {"resize": "letterbox"}, marks=pytest.mark.slow),
+        pytest.param((64, 300), {"resize": "letterbox"}, marks=pytest.mark.slow),
         ((200, 96), GREY),
         ((33, 50), GREY),
     ],

@@ -8,6 +8,7 @@ from golden_weights import golden_image, golden_state_dict, hash_state_dict, sub
 
 from dfine_jax.families.backbones.hgnetv2 import BACKBONES, HGNetV2
 from dfine_jax.families.dfine.variants import VARIANTS
+from dfine_jax.nn.initializers import draw_variables
 
 KEY = jax.random.key(0)
 PARAMETERS = {"n": 1_850_396, "s": 1_850_396, "m": 6_026_626}  # trainable; l and x freeze batch normalisation
@@ -69,7 +70,7 @@ def test_training_statistics_of_the_first_layer(golden):
 
 
 def gradients(module, images):
-    variables = jax.jit(lambda: module.init(KEY, images, train=False))()
+    variables = draw_variables(lambda key: module.init(key, images, train=False), KEY)
 
     def loss(params):
         outputs, _ = module.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
@@ -93,14 +94,14 @@ def test_freezing_stops_gradients():
 def test_frozen_stem_lets_the_image_gradient_through():
     images = jax.random.uniform(KEY, (1, 64, 64, 3))
     module = HGNetV2("B0", return_stages=(0,), frozen_stem=True)
-    variables = jax.jit(lambda: module.init(KEY, images, train=False))()
+    variables = draw_variables(lambda key: module.init(key, images, train=False), KEY)
     assert np.any(jax.jit(jax.grad(lambda x: module.apply(variables, x, train=False)[0].sum()))(images))
 
 
 def test_bfloat16():
     images = jax.random.uniform(KEY, (1, 64, 64, 3))
     module = HGNetV2("B0", lab=True, return_stages=(1,), dtype=jnp.bfloat16)
-    variables = jax.jit(lambda: module.init(KEY, images, train=False))()
+    variables = draw_variables(lambda key: module.init(key, images, train=False), KEY)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
 
     def run(module):

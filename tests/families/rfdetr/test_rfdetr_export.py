@@ -83,7 +83,7 @@ def errors_of(got, want):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("batch", [1, None])
+@pytest.mark.parametrize("batch", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_answers_of_tiny_networks(name, batch, capfd):
     model, variables = RFDetr(CONFIGS[name]), lively(CONFIGS[name])
     proto = export_onnx(model, variables, onnx_models.META, size_hw=SIZE_HW, batch=batch)

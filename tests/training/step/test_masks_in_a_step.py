@@ -56,7 +56,7 @@ def test_steps_on_masks_make_them_better(dataset):
     split = split_over_devices(batch)
     program = make_train_step(config, tx).lower(state, split).compile(FAST)
     seen = []
-    for _ in range(12):
+    for _ in range(30):
         state, metrics = program(state, split)
         assert metrics.finite and {name.split("/")[0] for name in metrics.terms} == set(
             DFINE.kinds(config.model, config.loss)
@@ -126,6 +126,7 @@ def test_batches_with_masks_are_kept_drawn_and_described(dataset, tmp_path):
 
 def test_detectors_get_no_masks(dataset):
     for family in families.every():
-        assert all(family.mask_stride(model) is None for model in family.variants.values())
+        detectors = (model for name, model in family.variants.items() if "seg" not in name)
+        assert all(family.mask_stride(model) is None for model in detectors)
     _, batch = first_batch(dataset, tiny_config)
     assert batch.masks is None and batch.has_mask is None and len(jax.tree.leaves(batch)) == 4
