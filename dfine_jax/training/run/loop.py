@@ -83,8 +83,7 @@ def train(
       callbacks: told of steps, epochs and the end (training/report/callbacks.py); loggers: given what TensorBoard is.
 
     Raises:
-      UserError: the folder holds a run (or, to resume, none); data, configuration and devices do not fit; the device
-        ran out of memory.
+      UserError: the folder holds a run (or, to resume, none); data, configuration, devices or memory do not fit.
     """
     out_dir = Path(out_dir)
     setup.check(config, train_data, val_data)
