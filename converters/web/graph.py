@@ -4,7 +4,8 @@
 the host is done in front of the network by products with Pillow's own fixed-point weights, as in ``onnx/resize.py``,
 but the weights are computed from the picture's size when it is known. Both directions are cut into blocks of target
 pixels, each of which sees the source pixels it needs: a product with the whole matrix would be many times the work. The
-weights are made in float64, which is exact and which GPU providers leave to the processor.
+weights are made of whole numbers and float32: ONNX Runtime Web's build for WebGPU has no float64, on the processor
+neither.
 
 Outputs are those of a complete graph: ``labels`` int32 [1, n], ``boxes`` float32 [1, n, 4] in pixels, ``scores``
 float32 [1, n] and ``masks``; and ``view_px`` float32 [4] (left, top, width, height), what the network's input shows of
@@ -27,17 +28,17 @@ _FIXED_POINT = float(1 << 22)  # one, in Pillow's weights for bytes
 
 _SIZE = """
   shape = Shape <start = 1, end = 3> (images)
-  real_shape = Cast <to = 11> (shape)
-  size_y, size_x = Split <axis = 0, num_outputs = 2> (real_shape)
-  whole_y, whole_x = Split <axis = 0, num_outputs = 2> (shape)
-  zero = Constant <value = double[1] {0.0}> ()
-  half = Constant <value = double[1] {0.5}> ()
-  one = Constant <value = double[1] {1.0}> ()
-  two = Constant <value = double[1] {2.0}> ()
-  tiny = Constant <value = double[1] {0.000001}> ()
-  fixed = Constant <value = double[1] {FIXED}> ()
-  target_y = Constant <value = double[1] {HEIGHT.0}> ()
-  target_x = Constant <value = double[1] {WIDTH.0}> ()
+  size_y, size_x = Split <axis = 0, num_outputs = 2> (shape)
+  zero = Constant <value = int64[1] {0}> ()
+  one = Constant <value = int64[1] {1}> ()
+  two = Constant <value = int64[1] {2}> ()
+  few = Constant <value = int64[1] {3}> ()
+  nothing = Constant <value = float[1] {0.0}> ()
+  unity = Constant <value = float[1] {1.0}> ()
+  tiny = Constant <value = float[1] {0.000001}> ()
+  fixed = Constant <value = float[1] {FIXED}> ()
+  target_y = Constant <value = int64[1] {HEIGHT}> ()
+  target_x = Constant <value = int64[1] {WIDTH}> ()
 """
 
 _STRETCHED = """
@@ -47,57 +48,75 @@ _STRETCHED = """
   before_x = Identity (zero)
 """
 
-# inner_px of data/picture/resampling.py; its round goes to even numbers too.
+# inner_px of data/picture/resampling.py, the scale as a fraction.
 _LETTERBOXED = """
-  fit_y = Div (target_y, size_y)
-  fit_x = Div (target_x, size_x)
-  fit = Min (fit_y, fit_xLIMIT)
-  scaled_y = Mul (size_y, fit)
-  scaled_x = Mul (size_x, fit)
-  whole_inner_y = Round (scaled_y)
-  whole_inner_x = Round (scaled_x)
-  inner_y = Max (whole_inner_y, one)
-  inner_x = Max (whole_inner_x, one)
-  rest_y = Sub (target_y, inner_y)
-  rest_x = Sub (target_x, inner_x)
-  half_rest_y = Mul (rest_y, half)
-  half_rest_x = Mul (rest_x, half)
-  before_y = Floor (half_rest_y)
-  before_x = Floor (half_rest_x)
+  across_y = Mul (target_x, size_y)
+  down_x = Mul (target_y, size_x)
+  is_wide = LessOrEqual (across_y, down_x)
+  part = Where (is_wide, target_x, target_y)
+  of = Where (is_wide, size_x, size_y)
+SMALL
+"""
+_KEPT = """
+  fits_y = LessOrEqual (size_y, target_y)
+  fits_x = LessOrEqual (size_x, target_x)
+  fits = And (fits_y, fits_x)
+  numerator = Where (fits, one, part)
+  denominator = Where (fits, one, of)
+"""
+_ENLARGED = """
+  numerator = Identity (part)
+  denominator = Identity (of)
+"""
+# Rounded to the nearest, halves to even numbers, as Python does it.
+_INNER = """
+  product_A = Mul (size_A, numerator)
+  whole_A = Div (product_A, denominator)
+  back_A = Mul (whole_A, denominator)
+  remainder_A = Sub (product_A, back_A)
+  twice_remainder_A = Mul (remainder_A, two)
+  odd_A = Mod (whole_A, two)
+  judged_A = Add (twice_remainder_A, odd_A)
+  goes_up_A = Greater (judged_A, denominator)
+  up_A = Cast <to = 7> (goes_up_A)
+  rounded_inner_A = Add (whole_A, up_A)
+  inner_A = Max (rounded_inner_A, one)
+  rest_A = Sub (target_A, inner_A)
+  before_A = Div (rest_A, two)
 """
 
 # For A in y, x: source pixels of each block from start_column_A [blocks, 1] on, span_A of them; weights_A float32, down
-# [blocks, per block, span] and across [blocks, span, per block]; within_A double [target], 1 where the picture is.
+# [blocks, per block, span] and across [blocks, span, per block]; within_A float32 [target], 1 where the picture is.
+# Places are whole numbers, in units of a source pixel / (2 inner_A), so that nothing is rounded before the weights.
 _AXIS = """
-  scale_A = Div (size_A, inner_A)
-  support_A = SUPPORT
-  number_A = Constant <value = double[TARGET] {NUMBERS}> ()
+  larger_A = SUPPORT
+  reach_A = Mul (larger_A, two)
+  unit_A = Mul (inner_A, two)
+  number_A = Constant <value = int64[TARGET] {NUMBERS}> ()
   inside_A = Sub (number_A, before_A)
   not_before_A = GreaterOrEqual (inside_A, zero)
   not_behind_A = Less (inside_A, inner_A)
   is_within_A = And (not_before_A, not_behind_A)
-  within_A = Cast <to = 11> (is_within_A)
-  middle_A = Add (inside_A, half)
-  centre_A = Mul (middle_A, scale_A)
-  low_A = Sub (centre_A, support_A)
-  high_A = Add (centre_A, support_A)
-  low_half_A = Add (low_A, half)
-  high_half_A = Add (high_A, half)
-  low_floor_A = Floor (low_half_A)
-  high_floor_A = Floor (high_half_A)
-  first_A = Max (low_floor_A, zero)
-  end_A = Min (high_floor_A, size_A)
-  per_block_A = Constant <value = double[1] {PER_BLOCK.0}> ()
-  stretch_A = Mul (per_block_A, scale_A)
-  twice_A = Mul (two, support_A)
-  reach_A = Add (stretch_A, twice_A)
-  wide_A = Add (reach_A, two)
-  whole_wide_A = Cast <to = 7> (wide_A)
-  span_A = Min (whole_wide_A, whole_A)
-  last_start_A = Sub (whole_A, span_A)
+  within_A = Cast <to = 1> (is_within_A)
+  inside_twice_A = Mul (inside_A, two)
+  middle_A = Add (inside_twice_A, one)
+  centre_A = Mul (middle_A, size_A)
+  centre_half_A = Add (centre_A, inner_A)
+  low_A = Sub (centre_half_A, reach_A)
+  high_A = Add (centre_half_A, reach_A)
+  low_pixel_A = Div (low_A, unit_A)
+  high_pixel_A = Div (high_A, unit_A)
+  first_A = Max (low_pixel_A, zero)
+  end_A = Min (high_pixel_A, size_A)
+  per_block_A = Constant <value = int64[1] {PER_BLOCK}> ()
+  stretch_A = Mul (per_block_A, size_A)
+  wide_A = Add (stretch_A, reach_A)
+  wide_pixels_A = Div (wide_A, inner_A)
+  wide_enough_A = Add (wide_pixels_A, few)
+  span_A = Min (wide_enough_A, size_A)
+  last_start_A = Sub (size_A, span_A)
   block_starts_A = Constant <value = int64[BLOCKS] {STARTS}> ()
-  first_of_block_A = Gather <axis = 0> (first_A, block_starts_A)
-  start_A = Cast <to = 7> (first_of_block_A)
+  start_A = Gather <axis = 0> (first_A, block_starts_A)
   bounded_start_A = Min (start_A, last_start_A)
   rows_A = Constant <value = int64[2] {BLOCKS, 1}> ()
   start_column_A = Reshape (bounded_start_A, rows_A)
@@ -105,31 +124,37 @@ _AXIS = """
   step_A = Constant <value = int64 {1}> ()
   span_scalar_A = Squeeze (span_A)
   range_A = Range (scalar_A, span_scalar_A, step_A)
-  at_A = Add (start_column_A, range_A)
-  pixel_A = Cast <to = 11> (at_A)
+  pixel_A = Add (start_column_A, range_A)
   pixel_axis_A = Constant <value = int64[1] {PIXEL_AXIS}> ()
   pixels_A = Unsqueeze (pixel_A, pixel_axis_A)
+  places_A = Mul (pixels_A, unit_A)
   table_A = Constant <value = int64[3] {TABLE}> ()
-  first_rows_A = Reshape (first_A, table_A)
-  end_rows_A = Reshape (end_A, table_A)
-  centre_rows_A = Reshape (centre_A, table_A)
   within_rows_A = Reshape (within_A, table_A)
 TRIANGLE
-  weights_A = Cast <to = 1> (kept_A)
+  distance_A = Abs (away_A)
+  distance_real_A = Cast <to = 1> (distance_A)
+  support_A = Cast <to = 1> (reach_A)
+  relative_A = Div (distance_real_A, support_A)
+  slope_A = Sub (unity, relative_A)
+  positive_A = Max (slope_A, nothing)
+WEIGHTS
+  weights_A = Mul (weight_A, within_rows_A)
 """
 
-# A triangle as wide as the reduction, normalised, in fixed point.
+# Of Pillow: a triangle as wide as the reduction,
 _ANTIALIASED = """
-  away_A = Sub (pixels_A, centre_rows_A)
-  away_half_A = Add (away_A, half)
-  relative_A = Div (away_half_A, support_A)
-  distance_A = Abs (relative_A)
-  slope_A = Sub (one, distance_A)
-  positive_A = Max (slope_A, zero)
+  half_rows_A = Reshape (centre_half_A, table_A)
+  back_places_A = Sub (places_A, half_rows_A)
+  away_A = Add (back_places_A, unit_A)
+"""
+# normalised, in fixed point.
+_NORMALISED = """
+  first_rows_A = Reshape (first_A, table_A)
+  end_rows_A = Reshape (end_A, table_A)
   from_first_A = GreaterOrEqual (pixels_A, first_rows_A)
   to_end_A = Less (pixels_A, end_rows_A)
   reached_A = And (from_first_A, to_end_A)
-  reached_real_A = Cast <to = 11> (reached_A)
+  reached_real_A = Cast <to = 1> (reached_A)
   triangle_A = Mul (positive_A, reached_real_A)
   sum_axis_A = Constant <value = int64[1] {SUM_AXIS}> ()
   sum_A = ReduceSum (triangle_A, sum_axis_A)
@@ -138,20 +163,17 @@ _ANTIALIASED = """
   large_A = Mul (share_A, fixed)
   rounded_A = Round (large_A)
   weight_A = Div (rounded_A, fixed)
-  kept_A = Mul (weight_A, within_rows_A)
 """
 
 # Of two neighbours, whatever the reduction.
 _PLAIN = """
-  place_A = Sub (centre_rows_A, half)
+  place_A = Sub (centre_A, inner_A)
   not_negative_A = Max (place_A, zero)
   last_pixel_A = Sub (size_A, one)
-  bounded_A = Min (not_negative_A, last_pixel_A)
-  away_A = Sub (pixels_A, bounded_A)
-  distance_A = Abs (away_A)
-  slope_A = Sub (one, distance_A)
-  positive_A = Max (slope_A, zero)
-  kept_A = Mul (positive_A, within_rows_A)
+  last_place_A = Mul (last_pixel_A, unit_A)
+  bounded_A = Min (not_negative_A, last_place_A)
+  bounded_rows_A = Reshape (bounded_A, table_A)
+  away_A = Sub (places_A, bounded_rows_A)
 """
 
 # Bytes stay bytes until a block of them is multiplied. As rows of all colours, [3 height, width], because ONNX Runtime
@@ -163,7 +185,7 @@ _PLANES = """
   channel_axis = Constant <value = int64[1] {1}> ()
   colours = Slice (planes, first_channel, three, channel_axis)
   all_lines = Constant <value = int64[1] {-1}> ()
-  lines_shape = Concat <axis = 0> (all_lines, whole_x)
+  lines_shape = Concat <axis = 0> (all_lines, size_x)
   lines = Reshape (colours, lines_shape)
   half_level = Constant <value = float {0.5}> ()
   axis_y = Constant <value = int64[1] {1}> ()
@@ -206,26 +228,26 @@ _BORDERED = """
   line_axis = Constant <value = int64[1] {1}> ()
   within_lines = Unsqueeze (within_y, line_axis)
   within_picture = Mul (within_lines, within_x)
-  beside = Sub (one, within_picture)
-  border = Constant <value = double[1] {BORDER}> ()
+  beside = Sub (unity, within_picture)
+  border = Constant <value = float[1] {BORDER}> ()
   border_levels = Mul (beside, border)
-  border_float = Cast <to = 1> (border_levels)
-  bordered = Add (coloured, border_float)
+  bordered = Add (coloured, border_levels)
 """
 
+_VIEWED = """
+  size_real_A = Cast <to = 1> (size_A)
+  inner_real_A = Cast <to = 1> (inner_A)
+  view_size_whole_A = Mul (size_A, target_A)
+  view_size_real_A = Cast <to = 1> (view_size_whole_A)
+  view_size_A = Div (view_size_real_A, inner_real_A)
+  hidden_whole_A = Mul (size_A, before_A)
+  hidden_real_A = Cast <to = 1> (hidden_whole_A)
+  hidden_A = Div (hidden_real_A, inner_real_A)
+  view_begin_A = Neg (hidden_A)
+"""
 _VIEW = """
-  per_x = Div (size_x, inner_x)
-  per_y = Div (size_y, inner_y)
-  view_width = Mul (target_x, per_x)
-  view_height = Mul (target_y, per_y)
-  hidden_left = Mul (before_x, per_x)
-  hidden_top = Mul (before_y, per_y)
-  view_left = Neg (hidden_left)
-  view_top = Neg (hidden_top)
-  view_real = Concat <axis = 0> (view_left, view_top, view_width, view_height)
-  view_px = Cast <to = 1> (view_real)
-  sizes_real = Concat <axis = 0> (view_width, view_height)
-  sizes_float = Cast <to = 1> (sizes_real)
+  view_px = Concat <axis = 0> (view_begin_x, view_begin_y, view_size_x, view_size_y)
+  sizes_float = Concat <axis = 0> (view_size_x, view_size_y)
   sizes_shape = Constant <value = int64[2] {1, 2}> ()
   sizes = Reshape (sizes_float, sizes_shape)
   unit = Constant <value = float {SCALE}> ()
@@ -285,15 +307,23 @@ def _front(preprocess: Preprocess) -> str:
     letterbox, antialiased = preprocess.resize == "letterbox", preprocess.interpolation == "bilinear_antialias"
     bordered = letterbox and preprocess.border > 0
     text = _SIZE
-    text += _LETTERBOXED.replace("LIMIT", "" if preprocess.enlarge else ", one") if letterbox else _STRETCHED
+    if letterbox:
+        text += _LETTERBOXED.replace("SMALL", _ENLARGED if preprocess.enlarge else _KEPT) + _both(_INNER)
+    else:
+        text += _STRETCHED
     for axis, target in (("y", height), ("x", width)):
         text += _axis(axis, target, antialiased)
     text += _PLANES + _resampled("x", width, "lines", antialiased)
     text += _STACKED + _resampled("y", height, "stacked", True) + _COLOURED
     text += _BORDERED.replace("BORDER", f"{preprocess.border:.1f}") if bordered else ""
+    text += _both(_VIEWED)
     text += _VIEW.replace("FILLED", "bordered" if bordered else "coloured").replace("SCALE", repr(preprocess.scale))
     text = text.replace("FIXED", f"{_FIXED_POINT:.1f}")
     return text.replace("HEIGHT", str(height)).replace("WIDTH", str(width))
+
+
+def _both(text: str) -> str:
+    return text.replace("_A", "_y") + text.replace("_A", "_x")
 
 
 def _blocks(target: int) -> int:
@@ -314,10 +344,11 @@ def _resampled(axis: str, target: int, source: str, rounded: bool) -> str:
 def _axis(axis: str, target: int, antialiased: bool) -> str:
     blocks = _blocks(target)
     text = _AXIS.replace("TRIANGLE", _ANTIALIASED if antialiased else _PLAIN)
-    support = f"Max (scale_{axis}, one)" if antialiased else "Identity (one)"
+    text = text.replace("WEIGHTS", _NORMALISED if antialiased else "  weight_A = Identity (positive_A)")
+    support = "Max (size_A, inner_A)" if antialiased else "Identity (inner_A)"
     values = {
         "SUPPORT": support,
-        "NUMBERS": ", ".join(f"{number}.0" for number in range(target)),
+        "NUMBERS": ", ".join(str(number) for number in range(target)),
         "PER_BLOCK": str(target // blocks),
         "TARGET": str(target),
         "PIXEL_AXIS": "1" if axis == "y" else "2",

@@ -1,0 +1,128 @@
+"""The folder for static hosts: what lies in it, what is refused, and that a browser finds what the model finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "tests"))
+import onnx_models as tiny
+
+from dfine_jax.converters.gate.data import open_data
+from dfine_jax.converters.gate.staging import RefusedError
+from dfine_jax.converters.web import browser, runtime
+from dfine_jax.converters.web.export import export_web
+from dfine_jax.data.picture.images import Preprocess
+from dfine_jax.errors import UserError
+from dfine_jax.serving.page_files import BROWSER, PAGE, content
+
+META = {**tiny.META, "preprocess": Preprocess(*tiny.SIZE_HW), "best_threshold": 0.42}
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """A folder with the names of ONNX Runtime Web's files: what is written and refused does not run them."""
+    folder = tmp_path_factory.mktemp("dist")
+    for name in runtime.FILES:
+        (folder / name).write_text(f"/*! ONNX Runtime Web v{runtime.VERSION} */")
+    return folder
+
+
+def export(out, files, variables=None, **options):
+    model, own = tiny.tiny_model()
+    return export_web(
+        model, variables or own, META, out, size_hw=tiny.SIZE_HW, data=open_data(None, "val"), runtime=files,
+        **{"run_browser": False, **options},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(stand_in, tmp_path_factory):
+    out = tmp_path_factory.mktemp("web") / "page"
+    report = export(out, stand_in)
+    assert report.passed
+    return out
+
+
+def test_all_that_the_page_needs_is_there(folder):
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    expected = {*PAGE, *BROWSER, "model.json", "model.onnx", "check.png", "runtime/LICENSE.txt"}
+    assert names == expected | {f"runtime/{name}" for name in runtime.FILES}
+    model = json.loads((folder / "model.json").read_text())
+    assert (model["engine"], model["threshold"], model["task"]) == ("onnxruntime-web", 0.42, "detect")
+    assert model["graph_bytes"] == (folder / "model.onnx").stat().st_size
+    assert (model["class_names"], model["category_ids"]) == (["red", "white", "platelet"], [1, 2, 7])
+    assert model["check"]["objects"] and "Microsoft" in (folder / "runtime/LICENSE.txt").read_text()
+    text = folder.with_name("page.report.txt").read_text()
+    assert "PASSED" in text and "has not run" in text
+
+
+def test_no_address_outside_the_folder(folder):
+    """Of the page's own files; an address in words to be read would be found too."""
+    for path in folder.iterdir():
+        if path.suffix in (".html", ".css", ".js", ".json"):
+            found = re.findall(r"(?:https?:|wss?:)?//[\w.-]+\.\w+[^\s\"'`<]*", path.read_text())
+            assert not found, f"{path.name}: {found}"
+    assert "default-src 'none'" in (folder / "index.html").read_text()
+
+
+def test_names_that_the_page_loads_exist():
+    for name in (*PAGE, *BROWSER):
+        for loaded in re.findall(r"from \"\./([\w.]+)\"|URL\(\"([\w.]+\.js)\"", content(name).decode()):
+            assert content(next(filter(None, loaded)))
+
+
+def test_an_earlier_export_is_replaced_and_other_folders_are_not(folder, stand_in, tmp_path):
+    other = tmp_path / "letters"
+    other.mkdir()
+    (other / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="no earlier web export"):
+        export(other, stand_in)
+    assert [path.name for path in tmp_path.iterdir()] == ["letters"]
+    with pytest.raises(UserError, match="has no ort.webgpu.min.mjs; give the folder dist"):
+        export(tmp_path / "page", other)
+
+
+def test_a_wrong_graph_is_refused(stand_in, tmp_path, monkeypatch):
+    from dfine_jax.converters.web import export as module
+
+    wrong = lambda network, preprocess: right(network, dataclasses.replace(preprocess, scale=1 / 60))  # noqa: E731
+    right = module.with_pictures
+    monkeypatch.setattr(module, "with_pictures", wrong)
+    with pytest.raises(RefusedError, match="error"):
+        export(tmp_path / "page", stand_in)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.report.json", "page.report.txt"]
+    assert "REFUSED" in (tmp_path / "page.report.txt").read_text()
+
+
+def test_a_damaged_archive_and_no_connection(tmp_path, monkeypatch):
+    (tmp_path / "x.tgz").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="SHA-512"):
+        runtime.runtime_files(tmp_path / "x.tgz")
+    monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runtime, "URL", "http://127.0.0.1:9/none.tgz")
+    with pytest.raises(UserError, match="--runtime"):
+        runtime.runtime_files(None)
+    assert not list((tmp_path / "cache").glob("*.tgz"))
+
+
+@pytest.mark.slow
+@pytest.mark.internet
+def test_the_browser_finds_what_the_model_finds(tmp_path):
+    """ONNX Runtime Web is downloaded unless it is in the cache."""
+    if browser.find_browser() is None:
+        pytest.skip("needs Chromium, Chrome or Edge")
+    report = export(tmp_path / "page", None, run_browser=True)
+    assert report.passed
+    found = {name.partition(", ")[2]: outcome for name, outcome in report.elsewhere.items()}
+    wasm = next(outcome for name, outcome in found.items() if name.startswith("WebAssembly"))
+    gpu = next(outcome for name, outcome in found.items() if name.startswith("WebGPU"))
+    assert not isinstance(wasm, str) and wasm.box_most_px < 0.1 and wasm.score_most < 1e-3
+    assert not isinstance(gpu, str), gpu
+    assert np.isfinite(gpu.box_most_px) and gpu.box_median_px < 0.2
