@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -92,9 +92,13 @@ def test_an_earlier_export_is_replaced_and_other_folders_are_not(folder, stand_i
 def test_a_wrong_graph_is_refused(stand_in, tmp_path, monkeypatch):
     from dfine_jax.converters.web import export as module
 
-    wrong = lambda network, preprocess: right(network, dataclasses.replace(preprocess, scale=1 / 60))  # noqa: E731
-    right = module.with_pictures
-    monkeypatch.setattr(module, "with_pictures", wrong)
+    right = module.export_onnx
+
+    def wrong(model, variables, *rest, **options):
+        """Of other weights than the model: the tiny network hardly looks at its pixels."""
+        return right(model, jax.tree.map(lambda x: 1.02 * x, variables), *rest, **options)
+
+    monkeypatch.setattr(module, "export_onnx", wrong)
     with pytest.raises(RefusedError, match="error"):
         export(tmp_path / "page", stand_in)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.report.json", "page.report.txt"]
