@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dfine_jax.converters.web.graph import with_pictures
 from dfine_jax.converters.web.runtime import runtime_files
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.synthetic import draw_scene
-from dfine_jax.families import of, recipe_name, task
+from dfine_jax.families import of, recipe_name, task, title
 from dfine_jax.families.family import Reduction
 from dfine_jax.serving.backends.jax_model import JaxBackend
 from dfine_jax.serving.page_files import description
@@ -66,7 +67,7 @@ def export_web(
         about = _about(model, meta, preprocess) | {"runtime": f"onnxruntime-web {version}"}
         scene = np.asarray(draw_scene(np.random.default_rng(7), 320)[0])[:256]
         session = check.Graph(graph)
-        known = _objects(session(scene), about, _KNOWN_OBJECTS)
+        known = _objects(session(scene), about, scene.shape[1::-1])
         folder.write_folder(staged, graph, about, files, (scene, known))
         shown, origin = pictures(data, _PICTURES)
         answers = check.model_answers(reference, preprocess, shown)
@@ -86,7 +87,7 @@ def export_web(
 
 def _about(model: Any, meta: dict[str, Any], preprocess: Preprocess) -> dict[str, Any]:
     """What the page is told about the model."""
-    config, family = model.config, of(model.config)
+    family, config = of(model.config), model.config
     return description(
         folder.ENGINE,
         variant=recipe_name(config),
@@ -94,7 +95,7 @@ def _about(model: Any, meta: dict[str, Any], preprocess: Preprocess) -> dict[str
         class_names=tuple(meta["class_names"]),
         category_ids=tuple(meta["category_ids"]),
         threshold=meta.get("best_threshold") or _THRESHOLD,
-        title=f"{family.title} {config.variant}",
+        title=title(config),
         input={"size_hw": [preprocess.height_px, preprocess.width_px], "preprocess": preprocess.to_dict()},
         clip_boxes=family.clip_boxes,
         cut_to_boxes=family.cut_to_boxes,
@@ -104,12 +105,15 @@ def _about(model: Any, meta: dict[str, Any], preprocess: Preprocess) -> dict[str
     )
 
 
-def _objects(outputs: dict[str, np.ndarray], about: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """The best detections of a picture, as the page writes them."""
-    scores, labels, boxes = (outputs[name][0][:count] for name in ("scores", "labels", "boxes"))
+def _objects(outputs: dict[str, np.ndarray], about: dict[str, Any], size_px: Sequence[int]) -> list[dict[str, Any]]:
+    """The best detections of a picture of (width, height), as the page writes them."""
+    scores, labels, boxes = (outputs[name][0] for name in ("scores", "labels", "boxes"))
+    if about["clip_boxes"]:
+        boxes = boxes.clip(0, [*size_px, *size_px])
+    seen = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[0][:_KNOWN_OBJECTS]
     return [
         {"label": int(label), "score": round(float(score), 5), "box": [round(float(side), 2) for side in box]}
-        for score, label, box in zip(scores, labels, boxes, strict=True)
+        for score, label, box in zip(scores[seen], labels[seen], boxes[seen], strict=True)
     ]
 
 

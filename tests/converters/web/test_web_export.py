@@ -17,7 +17,7 @@ import onnx_models as tiny
 from dfine_jax.converters.gate.data import open_data
 from dfine_jax.converters.gate.staging import RefusedError
 from dfine_jax.converters.web import browser, runtime
-from dfine_jax.converters.web.export import export_web
+from dfine_jax.converters.web.export import _objects, export_web
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
 from dfine_jax.serving.page_files import BROWSER, PAGE, content
@@ -103,6 +103,15 @@ def test_a_wrong_graph_is_refused(stand_in, tmp_path, monkeypatch):
         export(tmp_path / "page", stand_in)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.report.json", "page.report.txt"]
     assert "REFUSED" in (tmp_path / "page.report.txt").read_text()
+
+
+def test_known_objects_end_where_the_page_ends_them():
+    outputs = {"scores": [[0.9, 0.8, 0.7]], "labels": [[0, 1, 2]]}
+    outputs |= {"boxes": [[[-5.0, 2, 30, 60], [41, 0, 50, 9], [1, 2, 3, 4]]]}
+    arrays = {name: np.array(value) for name, value in outputs.items()}
+    known = _objects(arrays, {"clip_boxes": True}, (40, 50))  # the second lies beside the picture
+    assert [(x["label"], x["box"]) for x in known] == [(0, [0, 2, 30, 50]), (2, [1, 2, 3, 4])]
+    assert _objects(arrays, {"clip_boxes": False}, (40, 50))[0]["box"] == [-5, 2, 30, 60]
 
 
 def test_a_damaged_archive_and_no_connection(tmp_path, monkeypatch):
