@@ -24,7 +24,10 @@ def run(out, devices, steps, batch, mode, timeout_s, family="dfine"):
     return np.load(out)
 
 
-@pytest.mark.parametrize("family", ["dfine", "rtdetrv2", "masks"])
+_SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in ("dfine", "rtdetrv2")]
+
+
+@pytest.mark.parametrize("family", ["masks", *_SLOW])
 def test_two_devices_take_the_step_of_one(tmp_path, family):
     one = run(tmp_path / "one.npz", 1, 2, 4, "exact", 1200, family)
     two = run(tmp_path / "two.npz", 2, 2, 4, "exact", 1200, family)
