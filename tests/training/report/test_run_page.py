@@ -61,7 +61,8 @@ def test_everything_is_there_and_every_link_leads_somewhere(run):
     assert "Epoch 4 of 5 is being trained" in page and "The best so far is epoch 2 with AP 0.300." in page
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
     assert headings == [
-        "Plan", "Curves", "Result", "Thresholds", "Classes", "Precision by recall", "Confusions", "Examples", "Speed", "Go on",
+        "Plan", "Curves", "Result", "Thresholds", "Classes", "Precision by recall", "Confusions", "Examples", "Speed",
+        "Go on",
     ]  # fmt: skip
     links = {unquote(link) for link in re.findall(r'(?:src|href)="([^"#]+)"', page)}
     assert {"examples/a b_annotated.jpg", "examples/a b_detected.jpg", "metrics.csv", PLAN, "best"} <= links
