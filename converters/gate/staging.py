@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from dfine_jax.converters.gate.report import GateReport, report_files, write, write_refusal
@@ -21,10 +21,13 @@ class RefusedError(UserError):
 
 
 @contextlib.contextmanager
-def staging(final: Path | str) -> Iterator[Path]:
+def staging(final: Path | str, discard: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A path of the same name in a folder of its own beside ``final``; the folder is gone afterwards.
 
     After a UserError inside, nothing is left at the final name, whatever was there before, and the report says why.
+
+    Args:
+      discard: removes what was there before; None: that of an exported file.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +37,7 @@ def staging(final: Path | str) -> Iterator[Path]:
     except RefusedError:
         raise
     except UserError as error:
-        _discard(final)
+        (discard or _discard)(final)
         write_refusal(final, str(error))
         raise
     finally:

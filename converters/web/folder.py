@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dfine_jax.converters.gate.report import report_files, write_refusal
-from dfine_jax.converters.gate.staging import RefusedError
+from dfine_jax.converters.gate.report import report_files
+from dfine_jax.converters.gate.staging import staging
 from dfine_jax.converters.web.runtime import LICENCE, LICENCE_FILE
 from dfine_jax.errors import UserError
 from dfine_jax.serving.page_files import BROWSER, DESCRIPTION, PAGE, content
@@ -64,18 +63,8 @@ def staged_folder(final: Path) -> Iterator[Path]:
     """
     if final.exists() and not is_export(final) and not (final.is_dir() and not any(final.iterdir())):
         raise UserError(f"--out {final} exists and is no earlier web export; choose another folder")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    try:
-        yield place / final.name
-    except RefusedError:
-        raise
-    except UserError as error:
-        discard(final)
-        write_refusal(final, str(error))
-        raise
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with staging(final, discard) as staged:
+        yield staged
 
 
 def release_folder(staged: Path, final: Path) -> None:
