@@ -70,19 +70,38 @@ class Parser(argparse.ArgumentParser):
         """Print one line and exit with status 2."""
         self.exit(_EXIT_USER_ERROR, f"dfine: error: {' '.join(self._told(message).split())} (see {self.prog} --help)\n")
 
+    def check_words(self, options: argparse.Namespace) -> None:
+        """End with the cure where a positional argument is an option of another program, such as ``conf=0.3``."""
+        for action in self._get_positional_actions():
+            values = getattr(options, action.dest, None)
+            for argument in words.assignments(values if isinstance(values, list) else [values]):
+                if cure := words.option(argument, self.format_usage(), list(self._option_string_actions)):
+                    key = argument.partition("=")[0]
+                    is_key = "=" in str(action.metavar)
+                    self.error(f"unknown configuration key {key!r}{cure}" if is_key else self._unexpected(argument))
+
+    def _unexpected(self, argument: str) -> str:
+        cure = words.option(argument, self.format_usage(), list(self._option_string_actions))
+        return f"unexpected argument {argument!r}{cure if '=' in argument else ''}"
+
     def _told(self, message: str) -> str:
         """A message of argparse with the cure."""
         known = list(self._option_string_actions)
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown and not unknown[1].startswith("-"):
-            return f"unexpected argument {unknown[1]!r}"
+            return self._unexpected(unknown[1])
         if unknown:
             cure = words.option(unknown[1], self.format_usage(), known)
             return f"unknown option {unknown[1]}{cure or words.near(unknown[1].partition('=')[0], known)}"
         if absent := re.match(r"the following arguments are required: (.*)", message):
-            for argument in words.unknown_options(getattr(self, "_given", []), known):
+            given = getattr(self, "_given", [])
+            for argument in words.unknown_options(given, known):
                 if cure := words.option(argument, self.format_usage(), known):
                     return f"unknown option {argument}{cure}"
+            free = [one for before, one in zip(["", *given], given, strict=False) if not before.startswith("-")]
+            for argument in words.assignments(free):
+                if words.option(argument, self.format_usage(), known):
+                    return self._unexpected(argument)
             asked = [name for name in absent[1].split(", ") if "=" not in name]
             hint = words.MISSING.get(asked[0], "") if len(asked) == 1 else ""
             return f"the following arguments are required: {', '.join(asked)}{f' ({hint})' if hint else ''}"
@@ -167,13 +186,15 @@ def _run(arguments: list[str], alone: bool) -> int:
         overview.parse_args(arguments)
         overview.error(f"name a command: {', '.join(COMMANDS)}")
     if name not in COMMANDS:
-        overview.error(f"unknown command {name!r}{words.command(name, COMMANDS) or '; one of ' + ', '.join(COMMANDS)}")
+        cure = words.command(name, COMMANDS, "".join(arguments[1:2]))
+        overview.error(f"unknown command {name!r}{cure or '; one of ' + ', '.join(COMMANDS)}")
     command = _command(name)
     commands = Parser(prog="dfine").add_subparsers(parser_class=Parser)
     command.add_parser(commands)
     chosen = commands.choices[name]
     # Options may stand between positional arguments, which argparse cannot do for commands of two words.
     options = (chosen.parse_args if chosen._subparsers else chosen.parse_intermixed_args)(arguments[1:])
+    chosen.check_words(options)
     folder = _keep_compiled_programs()
     options.kept_programs = folder if alone else None
     options.typed = arguments

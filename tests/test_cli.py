@@ -61,7 +61,7 @@ def test_version(capsys):
         (["--vresion"], "unknown option --vresion; did you mean --version? (see dfine --help)"),
         (
             ["predict", "m", "s", "--treshold", "1"],
-            "unknown option --treshold; did you mean --threshold or --mask-threshold? (see dfine predict --help)",
+            "unknown option --treshold; did you mean --threshold? (see dfine predict --help)",
         ),
         (["predict", "m", "s", "--qqq=1"], "unknown option --qqq=1 (see dfine predict --help)"),
         (

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfine_jax.commands import words
-from dfine_jax.config import Config
 from dfine_jax.errors import UserError
 from dfine_jax.families import light
 from dfine_jax.system.config_values import override
@@ -55,24 +54,9 @@ def check_recipe(
       UserError: one of them is not so.
     """
     model = light.of_task(light.variant(recipe), task)
-    grid_px = light.grid_px(check_overrides(light.plain_config(model), overrides).model)
+    grid_px = light.grid_px(override(light.plain_config(model), overrides).model)
     if size_px and any(side % grid_px or side < grid_px for side in size_px):
         near = "x".join(str(max(grid_px, round(side / grid_px) * grid_px)) for side in size_px)
         raise UserError(
             f"--size {size_px[0]}x{size_px[1]}: sides must be multiples of {grid_px}; {near} is the nearest"
         )
-
-
-def check_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """The configuration with ``section.key=value``.
-
-    Raises:
-      UserError: a key of another program (what it is here is said), or an unknown one, or a value of another type.
-    """
-    for text in overrides:
-        key, assigned, value = text.partition("=")
-        here = words.KEYS.get(key.strip().lower().lstrip("-"))
-        if here and assigned:
-            whole = here if " " in here or here.startswith("--") else f"{here}={value}"
-            raise UserError(f"unknown configuration key {key.strip()!r}; here it is {whole}")
-    return override(config, overrides)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 COMMANDS = {
     **dict.fromkeys(("val", "test", "eval", "validate", "validation", "score", "metrics"), "evaluate"),
@@ -26,13 +27,19 @@ COMMANDS = {
 
 # Option -> what it is here, the first that the command has: an option, a positional argument (capitals), a key
 # (``optim.lr=``, of commands that take keys); or a sentence, after "!".
-_THRESHOLD, _OUT, _SIZE = ("--threshold",), ("--out DIR", "--json FILE"), ("--size HxW", "!the file has one input size")
+_THRESHOLD = (
+    "--threshold T",
+    "!AP ranks all detections, so dfine evaluate takes no threshold and names the best; dfine predict has --threshold",
+)
+_OUT, _SIZE = ("--out DIR", "--json FILE"), ("--size HxW", "!the file has one input size")
 _SOURCE = ("SOURCE", "--data DIR")
 _MODEL = ("MODEL", "--weights W", "CHECKPOINT")
 _AMP = ("!the precision follows the device, float32 on CPU and bfloat16 elsewhere; model.precision=float32 sets it",)
 _HALF = ("--precision fp16", "!the precision is chosen when exporting: dfine export --precision fp16")
 _SUPPRESSION = ("!nothing is suppressed afterwards, the model answers with each object once",)
 _SHOWN = ("!pictures and videos are written, --out DIR says where",)
+_MOST = ("!the 300 best detections of a picture are kept at most; --threshold T of dfine predict leaves fewer",)
+_STYLE = ("!lines and letters follow the size of the picture; dfine predict --font FILE is all that can be chosen",)
 OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("conf", "conf-thres", "conf-thresh", "confidence", "confidence-threshold"), _THRESHOLD),
     **dict.fromkeys(("score", "score-thr", "score-threshold", "score-thresh", "thresh", "thr", "th"), _THRESHOLD),
@@ -87,7 +94,14 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("line", "count", "counter"), ("--count-line X,Y,X,Y",)),
     **dict.fromkeys(("zone", "region", "roi", "polygon"), ("--count-zone X,Y,X,Y,X,Y",)),
     **dict.fromkeys(("slice", "sahi", "tiles", "slices"), ("--tile SIZE",)),
-    **dict.fromkeys(("multi-scale", "rect"), ("data.multi_scale_repeat=",)),
+    "rect": ("!pictures have one input size, --size HxW; data.resize=letterbox keeps their proportions",),
+    **dict.fromkeys(("topk", "top-k", "max-det", "max-dets", "num-top", "num-select", "max-detections"), _MOST),
+    **dict.fromkeys(("save-conf", "save-scores"), ("!scores are in --json FILE, and in --results FILE.csv",)),
+    **dict.fromkeys(("line-width", "line-thickness", "hide-labels", "hide-conf", "show-labels", "show-conf"), _STYLE),
+    "nosave": ("!nothing is drawn where another output is asked for, such as --json FILE",),
+    "augment": ("data.augment=", "!a picture is seen once; --tile SIZE of dfine predict finds small objects",),
+    "retina-masks": ("!masks have the size of the picture anyway",),
+    "save-frames": ("!dfine predict draws videos; --every N takes each Nth frame, --crops DIR writes the objects",),
     **dict.fromkeys(("local-rank", "nproc-per-node", "master-port", "master-addr"), ("--coordinator ADDRESS:PORT", )),
     **dict.fromkeys(("u", "update", "opts", "override"), ("key=value",)),
     **dict.fromkeys(("force", "overwrite", "exist", "y"), ("--force",)),
@@ -120,21 +134,61 @@ VALUES = {
 }  # fmt: skip
 _NOT_OFFERED = {"--to": "is not offered; ONNX runs on most machines, Apple's included: --to onnx"}
 
-# Keys of ``dfine train``, without their section or of others -> what they are here.
+# Keys of ``dfine train``, without their section or of others -> what they are here: a key that takes the same value; an
+# assignment, option or argument that takes another one; or a sentence, after "!".
+_WARMUP = "optim.warmup_steps=STEPS, counted in steps"
+_FREEZE = "optim.freeze='[\"^backbone/\"]', regular expressions of what to hold"
+_DENSE = "!that is not offered; --augment dense adds mosaic and MixUp"
+_COLOURS = "!colours are distorted together, with the probability data.photometric_prob"
+_DROPOUT = "!these networks have no dropout; data.dropout_prob=P blacks out parts, some variants have model.drop_path=P"
+_SAVED = "train.checkpoint_every=EPOCHS, of last; best is kept whenever it is better"
 KEYS = {
-    "lr0": "optim.lr", "lr": "optim.lr", "learning_rate": "optim.lr", "lr_encoder": "optim.backbone_lr",
-    "weight_decay": "optim.weight_decay", "optimizer": "optim.optimizer", "cos_lr": "optim.schedule",
-    "momentum": "optim.beta1", "warmup_epochs": "optim.warmup_steps", "ema_decay": "optim.ema_decay",
-    "seed": "train.seed", "patience": "train.patience", "workers": "data.workers", "num_workers": "data.workers",
-    "grad_accum_steps": "train.accumulate", "mosaic": "data.mosaic_prob", "mixup": "data.mixup_prob",
-    "fliplr": "data.flip_prob", "flipud": "data.flip_vertical_prob", "degrees": "data.rotation_deg",
-    "amp": "model.precision", "multi_scale": "data.multi_scale_repeat", "wandb": "log.wandb",
-    "epochs": "--epochs N", "num_epochs": "--epochs N", "batch": "--batch-size N", "batch_size": "--batch-size N",
-    "total_batch_size": "--batch-size N", "imgsz": "--size HxW", "size": "--size HxW", "img_size": "--size HxW",
-    "data": "--data DIR", "dataset": "--data DIR", "dataset_dir": "--data DIR", "project": "--out DIR",
-    "name": "--out DIR", "output_dir": "--out DIR", "weights": "--weights W", "pretrained": "--weights W",
+    **dict.fromkeys(("lr0", "lr", "learning_rate", "base_lr"), "optim.lr"),
+    **dict.fromkeys(("lr_encoder", "lr_backbone", "backbone_lr"), "optim.backbone_lr"),
+    **dict.fromkeys(("weight_decay", "wd"), "optim.weight_decay"),
+    "optimizer": "optim.optimizer", "momentum": "optim.beta1", "ema_decay": "optim.ema_decay",
+    "cos_lr": "optim.schedule=cosine", "lr_scheduler": "optim.schedule=NAME", "lrf": "optim.min_lr_ratio",
+    **dict.fromkeys(("lr_drop", "drop_epoch"), "optim.drop_epoch=EPOCH"),
+    **dict.fromkeys(("warmup", "warmup_epochs", "warmup_iters", "warmup_steps", "warmup_duration"), _WARMUP),
+    **dict.fromkeys(("freeze", "freeze_layers", "freeze_encoder", "freeze_backbone"), _FREEZE),
+    **dict.fromkeys(("grad_clip", "clip_grad", "clip_max_norm", "clip_norm"), "optim.clip_norm"),
+    "seed": "train.seed", "patience": "train.patience",
+    "deterministic": "!random numbers follow from train.seed alone; nothing else is to be set",
+    **dict.fromkeys(("workers", "num_workers"), "data.workers"),
+    **dict.fromkeys(("cache", "cache_images", "cache_ram"), "!pictures are not cached; data.workers=N reads with more"),
+    **dict.fromkeys(("grad_accum_steps", "accumulate"), "train.accumulate"),
+    **dict.fromkeys(("gradient_checkpointing", "use_checkpoint"), "train.remat='[\"backbone\"]'"),
+    **dict.fromkeys(("save_period", "checkpoint_interval", "checkpoint_freq", "save_interval"), _SAVED),
+    **dict.fromkeys(("eval_interval", "eval_freq", "val_interval", "noval"), "train.eval_every=EPOCHS"),
+    **dict.fromkeys(("print_freq", "log_interval"), "train.log_every"),
+    "mosaic": "data.mosaic_prob", "mixup": "data.mixup_prob",
+    "close_mosaic": "data.stop_mosaic_epoch=EPOCH, counted from the first one",
+    "no_aug_epoch": "data.stop_augment_epoch=EPOCH, counted from the first one",
+    "fliplr": "data.flip_prob", "flipud": "data.flip_vertical_prob",
+    "degrees": "data.rotation_deg=DEGREES with data.rotation_prob=P",
+    "translate": "data.mosaic_translation", "shear": "data.mosaic_shear_deg",
+    "scale": "data.mosaic_scale='[0.5, 1.5]', of mosaics",
+    **dict.fromkeys(("hsv_h", "hsv_s", "hsv_v", "color_jitter", "bgr"), _COLOURS),
+    **dict.fromkeys(("copy_paste", "cutmix", "auto_augment", "perspective"), _DENSE),
+    "erasing": "data.dropout_prob", "dropout": _DROPOUT, "drop_path": "model.drop_path=P, of variants that have it",
+    "label_smoothing": "!that is not offered; class targets follow the overlap of box and object already",
+    "amp": "model.precision=bfloat16", "multi_scale": "data.multi_scale_repeat=N, such as 3",
+    "wandb": "log.wandb=PROJECT", "mlflow": "log.mlflow=EXPERIMENT", "tensorboard": "log.tensorboard",
+    "num_queries": "model.num_queries",
+    **dict.fromkeys(("nc", "num_classes", "class_names"), "!classes and their names are those of the data"),
+    "single_cls": "!classes are those of the data; make them one there",
+    "fraction": "!all pictures of the split are used; give a smaller dataset",
+    **dict.fromkeys(("epochs", "num_epochs"), "--epochs N"),
+    **dict.fromkeys(("batch", "batch_size", "total_batch_size"), "--batch-size N"),
+    **dict.fromkeys(("imgsz", "size", "img_size", "resolution"), "--size HxW"),
+    **dict.fromkeys(("data", "dataset", "dataset_dir"), "--data DIR"),
+    **dict.fromkeys(("project", "name", "output_dir"), "--out DIR"),
+    **dict.fromkeys(("weights", "pretrained"), "--weights W"),
     "resume": "--resume", "task": "--task detect", "model": "RECIPE, the first argument",
 }  # fmt: skip
+_ACTIONS = ("train", "val", "predict", "export", "track", "benchmark")  # the second word of ``yolo detect train``
+
+_NEAR = 0.75  # likeness from which a word is taken for a misspelt one; below it are words of other meaning
 
 # What to give where a positional argument is missing.
 MISSING = {
@@ -144,26 +198,40 @@ MISSING = {
 }
 
 
-def command(name: str, known: Collection[str]) -> str:
-    """What an unknown command may be, as the end of a sentence."""
+def command(name: str, known: Collection[str], following: str = "") -> str:
+    """What an unknown command may be, as the end of a sentence.
+
+    Args:
+      following: the argument after it, of which it may be the task.
+    """
     if name == "help":
         return "; dfine --help, dfine COMMAND --help"
     if name.lower() in known:
         return f"; did you mean {name.lower()}?"
     plain = name.lower().lstrip("-")
+    if plain in ("detect", "segment") and following in _ACTIONS:
+        here = COMMANDS.get(following, following)
+        masks = " (masks: --task segment)" if (plain, here) == ("segment", "train") else ""
+        return f"; write dfine {here}, without {name}{masks}"
     if plain in COMMANDS:
         return f"; here it is {COMMANDS[plain]}"
     return near(plain, known)
 
 
 def option(argument: str, help_text: str, known: Collection[str]) -> str:
-    """What an option that a command lacks is called there, as the end of a sentence; empty: nothing is known.
+    """What an argument that a command lacks is called there, as the end of a sentence; empty: nothing is known.
 
     Args:
+      argument: an option, or an assignment such as ``conf=0.3``.
       help_text: of the command, where its positional arguments stand.
       known: its options.
     """
-    plain = argument.partition("=")[0].lstrip("-").lower().replace("_", "-")
+    word, _, given = argument.partition("=")
+    plain, dashed = word.lstrip("-").lower().replace("_", "-"), word.startswith("-")
+    usage = help_text.partition("\n\n")[0]
+    takes_keys = re.search(r"(?<![\w.])key=value", usage) is not None
+    if takes_keys and not dashed and (cure := key(plain, known, given or "...")):
+        return cure
     if f"--{plain}" in known:
         return f"; did you mean --{plain}?"
     for each in OPTIONS.get(plain, ()):
@@ -171,16 +239,37 @@ def option(argument: str, help_text: str, known: Collection[str]) -> str:
             return f"; {each[1:]}"
         if each.startswith("--") and each.split()[0] in known:
             return f"; here it is {each}"
-        if each.isupper() and re.search(rf"(?<![\w-]){each}(?![\w-])", help_text.partition("\n\n")[0]):
-            return f"; it is {each}, which stands without an option"
-        if each.endswith("=") and "key=value" in help_text.partition("\n\n")[0]:
-            return f"; here it is {each}..., without dashes"
-        if each == "key=value" and each in help_text:
+        if each.isupper() and re.search(rf"(?<![\w-]){each}(?![\w-])", usage):
+            return f"; it is {each}, " + (
+                "which stands without an option" if dashed else f"write {given or each} alone"
+            )
+        if each.endswith("=") and takes_keys:
+            return f"; here it is {each}..., without dashes" if dashed else f"; here it is {each}{given}"
+        if each == "key=value" and takes_keys:
             return "; write section.key=value, without an option"
+    if takes_keys and (cure := key(plain, known)):
+        return cure
     for one in (plain.removesuffix("s"), f"{plain}s"):
         if f"--{one}" in known:
             return f"; did you mean --{one}?"
     return ""
+
+
+def key(word: str, known: Collection[str], given: str = "") -> str:
+    """What a configuration key of another program is here, as the end of a sentence; empty: nothing is known.
+
+    Args:
+      known: options of the command.
+      given: its value; empty where it was written as an option.
+    """
+    here = KEYS.get(word.lower().replace("-", "_"), "")
+    if here.startswith("!"):
+        return f"; {here[1:]}"
+    if here.startswith("--") and here.split()[0] not in known:
+        return ""
+    if "." not in here or re.search(r"[ =]", here):
+        return f"; here it is {here}" if here else ""
+    return f"; here it is {here}={given or '...'}" + ", without dashes" * (not given)
 
 
 def value(name: str, given: str, message: str) -> str:
@@ -196,9 +285,18 @@ def value(name: str, given: str, message: str) -> str:
 
 
 def near(word: str, known: Collection[str]) -> str:
-    """Known words that are written alike, as the end of a sentence."""
-    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    """Known words that are written alike, or begin so, as the end of a sentence."""
+    bare = {each.lstrip("-"): each for each in known}
+    plain = word.lstrip("-").lower().replace("_", "-")
+    close = [each for each in bare if len(plain) > 2 and each.startswith(plain)]
+    close += difflib.get_close_matches(plain, list(bare), n=2, cutoff=_NEAR)
+    return f"; did you mean {' or '.join(bare[each] for each in dict.fromkeys(close[:2]))}?" if close else ""
+
+
+def assignments(arguments: Sequence[object]) -> list[str]:
+    """Those of the arguments that are ``word=value``, as other programs take options, and nothing that is there."""
+    texts = [str(argument) for argument in arguments]
+    return [text for text in texts if re.match(r"[A-Za-z][\w-]*=", text) and not Path(text).exists()]
 
 
 def unknown_options(arguments: Sequence[str], known: Collection[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ TRAIN = "train n --data cells --out r"
         ("fit", "here it is train"),
         ("Train", "did you mean train?"),
         ("help", "dfine --help, dfine COMMAND --help"),
-        ("predict m photo.jpg --conf .3", "unknown option --conf; here it is --threshold (see dfine predict --help)"),
+        ("predict m photo.jpg --conf .3", "unknown option --conf; here it is --threshold T (see dfine predict --help)"),
         ("predict m photo.jpg --score .3", "here it is --threshold"),
         ("predict m photo.jpg --conf-thres=.3", "unknown option --conf-thres=.3; here it is --threshold"),
         ("predict m photo.jpg --imgsz 640", "unknown option --imgsz; the file has one input size"),
@@ -90,9 +91,40 @@ TRAIN = "train n --data cells --out r"
         ("train --data cells --out r", "the following arguments are required: RECIPE (n is the smallest)"),
         ("train n --dataset-dir cells --output-dir r", "unknown option --dataset-dir; here it is --data DIR"),
         ("benchmark m --nms", "nothing is suppressed"),
+        # what a command does not take, with the reason; keys written as options
+        ("evaluate m.onnx --data cells --conf 0.3", "AP ranks all detections, so dfine evaluate takes no threshold"),
+        ("predict m.onnx photo.jpg --topk 5", "the 300 best detections of a picture are kept at most"),
+        ("predict m.onnx photo.jpg --max-det 5", "--threshold T of dfine predict leaves fewer"),
+        ("predict m.onnx photo.jpg --save-conf", "scores are in --json FILE, and in --results FILE.csv"),
+        (f"{TRAIN} --freeze 10", "unknown option --freeze; here it is optim.freeze='[\"^backbone/\"]'"),
+        (f"{TRAIN} --cache", "pictures are not cached; data.workers=N reads with more"),
+        (f"{TRAIN} --warmup-epochs 3", "here it is optim.warmup_steps=STEPS, counted in steps"),
+        (f"{TRAIN} --dropout .1", "these networks have no dropout; data.dropout_prob=P"),
+        (f"{TRAIN} --save-period 5", "here it is train.checkpoint_every=EPOCHS"),
+        (f"{TRAIN} --mixup .1", "here it is data.mixup_prob=..., without dashes"),
+        (f"{TRAIN} --close-mosaic 10", "here it is data.stop_mosaic_epoch=EPOCH, counted from the first one"),
+        (f"{TRAIN} --rect", "data.resize=letterbox keeps their proportions"),
+        (f"{TRAIN} --epcohs 3", "unknown option --epcohs; did you mean --epochs?"),
+        (f"{TRAIN} --nothing-like-it", "unknown option --nothing-like-it (see dfine train --help)"),
+        ("export m --calib cells", "did you mean --calibration?"),
+        ("convert m w --lr 3", "unknown option --lr (see dfine convert --help)"),
+        # words of other programs' command lines without dashes
+        ("predict m.onnx photo.jpg conf=0.3", "unexpected argument 'conf=0.3'; here it is --threshold T (see dfine p"),
+        ("predict m.onnx source=photo.jpg", "unexpected argument 'source=photo.jpg'; it is SOURCE, write photo.jpg al"),
+        ("export n format=onnx", "unexpected argument 'format=onnx'; here it is --to FORMAT"),
+        ("evaluate m.onnx --data cells imgsz=640", "unexpected argument 'imgsz=640'; here it is --size HxW"),
+        ("serve m.onnx port=80", "unexpected argument 'port=80'; did you mean --port?"),
+        ("train data=cells epochs=3", "unexpected argument 'data=cells'; here it is --data DIR"),
+        ("train --data cells --out r epochs=3", "unexpected argument 'epochs=3'; here it is --epochs N"),
+        (f"{TRAIN} conf=0.3", "unknown configuration key 'conf'; AP ranks all detections"),
+        (f"{TRAIN} freeze=10", "unknown configuration key 'freeze'; here it is optim.freeze='[\"^backbone/\"]'"),
+        ("detect train data=cells", "unknown command 'detect'; write dfine train, without detect (see"),
+        ("detect val model=m", "unknown command 'detect'; write dfine evaluate, without detect"),
+        ("segment train data=cells", "write dfine train, without segment (masks: --task segment)"),
+        ("segment predict source=photo.jpg", "write dfine predict, without segment (see"),
         # what is not there, or of another kind
         ("predict photo.jpg m.onnx", "photo.jpg is a picture and no model; the model comes first"),
-        ("predict model=m.onnx photo.jpg", "model=m.onnx is no model; write m.onnx alone"),
+        ("predict model=m.onnx photo.jpg", "unexpected argument 'model=m.onnx'; it is MODEL, write m.onnx alone"),
         ("predict dfine-n photo.jpg", "dfine-n does not exist; did you mean dfine-n-coco?"),
         ("predict n photo.jpg", "n does not exist; did you mean dfine-n-coco?"),
         ("predict dfine_n_coco.pth photo.jpg", "did you mean dfine-n-coco?"),
@@ -176,10 +208,29 @@ def test_what_is_known_without_networks_is_what_the_families_say():
 def test_words_lead_to_what_there_is():
     assert set(words.COMMANDS.values()) <= set(cli.COMMANDS)
     assert not set(words.COMMANDS) & set(cli.COMMANDS)
-    config = light.plain_config(light.variant(light.recipes()[0]))
-    for key in (key for key in words.KEYS.values() if "." in key and " " not in key):
-        section, name = key.split(".")
-        assert hasattr(getattr(config, section), name), key
-    for cure in (each for cures in words.OPTIONS.values() for each in cures if each.endswith("=") and "." in each):
-        section, name = cure.removesuffix("=").split(".")
-        assert hasattr(getattr(config, section), name), cure
+    configs = [light.plain_config(light.variant(recipe)) for recipe in light.recipes()]
+    cures = [*words.KEYS.values(), *(each for several in words.OPTIONS.values() for each in several)]
+    told = [found for cure in cures for found in re.findall(r"\b(model|loss|optim|data|train|log)\.(\w+)", cure)]
+    assert len(told) > 60
+    for section, name in told:
+        assert any(hasattr(getattr(config, section), name) for config in configs), (section, name)
+
+
+def test_options_of_cures_exist():
+    cures = [cure.removeprefix("!") for cure in words.KEYS.values()]
+    cures += [cure for several in words.OPTIONS.values() for cure in several]
+    known = set()
+    for name in cli.COMMANDS:
+        parser = cli.Parser(prog="dfine").add_subparsers(parser_class=cli.Parser)
+        cli._command(name).add_parser(parser)
+        known |= set(parser.choices[name]._option_string_actions)
+    for cure in cures:
+        assert set(re.findall(r"--[a-z][\w-]*", cure)) <= known, cure
+
+
+def test_what_is_there_is_no_option_of_another_program(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = ["conf=0.3", "photo.jpg", "https://host/photo?a=b", "optim.lr=1", None]
+    assert words.assignments(given) == ["conf=0.3"]
+    (tmp_path / "conf=0.3").touch()
+    assert words.assignments(given) == []
