@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfine_jax.commands import words
+from dfine_jax.commands.train_plan import parse_size
 from dfine_jax.errors import UserError
 from dfine_jax.families import light
 from dfine_jax.system.config_values import override
@@ -55,8 +56,29 @@ def check_recipe(
     """
     model = light.of_task(light.variant(recipe), task)
     grid_px = light.grid_px(override(light.plain_config(model), overrides).model)
-    if size_px and any(side % grid_px or side < grid_px for side in size_px):
-        near = "x".join(str(max(grid_px, round(side / grid_px) * grid_px)) for side in size_px)
-        raise UserError(
-            f"--size {size_px[0]}x{size_px[1]}: sides must be multiples of {grid_px}; {near} is the nearest"
-        )
+    if size_px:
+        _check_grid(size_px, grid_px)
+
+
+def check_size(model: str | os.PathLike[str], size: str | None) -> None:
+    """A model takes the input size of ``--size``, as far as its name, its ending or its description tells.
+
+    Raises:
+      UserError: it does not.
+    """
+    if not size:
+        return
+    size_px = parse_size(size)
+    if Path(model).suffix.lower() in names.EXPORTED:
+        raise UserError(f"--size {size}: {model} has one input size; export the model with --size")
+    _check_grid(size_px, light.grid_of_weights(model) or 1)
+
+
+def _check_grid(size_px: tuple[int, int], grid_px: int) -> None:
+    if all(side >= grid_px and side % grid_px == 0 for side in size_px):
+        return
+    asked = f"--size {size_px[0]}x{size_px[1]}"
+    if grid_px == 1:
+        raise UserError(f"{asked}: sides must be at least 1")
+    near = "x".join(str(max(grid_px, round(side / grid_px) * grid_px)) for side in size_px)
+    raise UserError(f"{asked}: sides must be multiples of {grid_px}; {near} is the nearest")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfine_jax.commands.early import require_data, require_model
+from dfine_jax.commands.early import check_size, require_data, require_model
 from dfine_jax.commands.evaluate import add_data_options, add_runtime_options, input_size
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import require_writable
@@ -57,6 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Detect, judge, write."""
     require_model(options.model)
+    check_size(options.model, options.size)
     require_data(options.data)
     _check(options)
     from tqdm import tqdm

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfine_jax.commands.early import require_data, require_model
+from dfine_jax.commands.early import check_size, require_data, require_model
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import require_writable, write_whole
 from dfine_jax.system.wording import counted
@@ -42,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
     require_model(options.model)
+    check_size(options.model, options.size)
     require_data(options.data)
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size} must be at least 1")
@@ -116,19 +117,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
 
 
 def input_size(options: argparse.Namespace, preprocess: Preprocess) -> tuple[int, int]:
-    """(height, width) that ``--size`` asks for, or that of the model.
-
-    Raises:
-      UserError: no such size, or the model has only one.
-    """
-    if not options.size:
-        return preprocess.height_px, preprocess.width_px
+    """(height, width) that ``--size`` asks for, which ``early.check_size`` has seen, or that of the model."""
     from dfine_jax.commands.train_plan import parse_size
-    from dfine_jax.serving.artefact import is_artefact
 
-    height, width = parse_size(options.size)
-    if is_artefact(options.model):
-        raise UserError(f"--size {options.size}: {options.model} has one input size; export the model with --size")
-    if not height or not width:
-        raise UserError(f"--size {options.size}: sides must be at least 1")
-    return height, width
+    return parse_size(options.size) if options.size else (preprocess.height_px, preprocess.width_px)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfine_jax.commands import export_web
-from dfine_jax.commands.early import require_model
+from dfine_jax.commands.early import check_size, require_model
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def export_checked(options: argparse.Namespace) -> GateReport:
     """
     _check_options(options)
     require_model(options.model, exported=False)
+    check_size(options.model, options.size)
     from dfine_jax.commands.train_plan import parse_size
     from dfine_jax.converters.gate.data import calibration_sources, open_data
     from dfine_jax.weights.load import load_checkpoint

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from dfine_jax.config import Config, ModelSection
 from dfine_jax.errors import UserError
 from dfine_jax.families import FIRST, NAMES
+from dfine_jax.system import stored
+from dfine_jax.system.config_values import from_dict, known_only
+from dfine_jax.system.files import read_json
 
 _FOLDERS = {"rtdetrv2": "rtdetr"}  # where it is not the name of the family
 
@@ -63,6 +68,33 @@ def of_task(model: ModelSection, task: str | None) -> ModelSection:
 def grid_px(model: ModelSection) -> int:
     """Sides of the input are multiples of it."""
     return _part(model.family, "variants").grid_px(model)
+
+
+def grid_of_weights(source: str | os.PathLike[str]) -> int | None:
+    """As ``grid_px``, of a published name or of a checkpoint folder; None: neither says it without being read."""
+    name = os.fspath(source)
+    if name in published():
+        return _grid_of_published(name)
+    file = Path(name) / "metadata.json"
+    if not file.is_file():
+        return None
+    try:  # what is wrong with a description is for those to say who read all of it
+        values = stored.current(read_json(file), file)["config"]["model"]
+        family = values.get("family", FIRST)
+        configs = vars(_part(family, "config"))
+        (model,) = (each for key, each in configs.items() if key.endswith("Config") and hasattr(each, "family"))
+        return grid_px(from_dict(model, known_only(model, values)[0]))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, ImportError):
+        return None
+
+
+def _grid_of_published(name: str) -> int | None:
+    """By the variant in the name; where it has another word before that, what all variants of the family agree on."""
+    family = next(family for family in NAMES if name in _part(family, "published").DETECTORS)
+    variants = _part(family, "variants").VARIANTS
+    named = [each for each in variants if name.startswith(f"{family}-{each}-")]
+    grids = {grid_px(variants[each]) for each in ([max(named, key=len)] if named else variants)}
+    return grids.pop() if len(grids) == 1 else None
 
 
 def _advice(recipe: str) -> str:

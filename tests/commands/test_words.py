@@ -15,6 +15,7 @@ from dfine_jax import cli, families
 from dfine_jax.commands import words
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.families import light
+from dfine_jax.training.run.checkpoint import Metadata, metadata_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +28,11 @@ def world(tmp_path_factory):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "photo.jpg")
     (folder / "m.onnx").write_bytes(b"onnx")
     (folder / "m.tflite").write_bytes(b"x")
+    for name, variant in (("checkpoint", "n"), ("checkpoint24", "rfdetr-seg-small")):
+        (folder / name).mkdir()
+        config = light.plain_config(light.variant(variant))
+        metadata = Metadata(config, ("cat", "dog"), (3, 17), "w.pth", "ab" * 32, "Apache-2.0")
+        (folder / name / "metadata.json").write_text(metadata_json(metadata))
     return folder
 
 
@@ -152,6 +158,16 @@ TRAIN = "train n --data cells --out r"
         ("train rfdetr-nano --data cells --out r --size 300", "sides must be multiples of 32; 288x288 is"),
         ("train rfdetr-small --task segment --data cells --out r --size 300", "sides must be multiples of 24; 288x288"),
         ("train rfdetr-nano --data cells --out r --size 300 model.windows=1", "sides must be multiples of 16; 304x304"),
+        ("export dfine-n-coco --size 300", "--size 300x300: sides must be multiples of 32; 288x288 is the nearest"),
+        ("export dfine-seg-n-coco --size 300", "sides must be multiples of 32; 288x288 is the nearest"),
+        ("export rfdetr-seg-nano-coco --size 300x320", "sides must be multiples of 12; 300x324 is the nearest"),
+        ("export checkpoint --size 300", "sides must be multiples of 32; 288x288 is the nearest"),
+        ("export checkpoint24 --size 300 --to web", "sides must be multiples of 24; 288x288 is the nearest"),
+        ("evaluate checkpoint --data cells --size 300", "sides must be multiples of 32; 288x288 is the nearest"),
+        ("evaluate dfine-n-coco --data cells --size 0", "sides must be multiples of 32; 32x32 is the nearest"),
+        ("evaluate m.onnx --data cells --size 320", "m.onnx has one input size; export the model with --size"),
+        ("evaluate m.onnx --data cells --size wide", "--size wide: write height x width in pixels"),
+        ("errors checkpoint --data cells --out e --size 300", "sides must be multiples of 32"),
         ("train n --data cells --out r lr0=1", "unknown configuration key 'lr0'; here it is optim.lr=1"),
         ("train n --data cells --out r epochs=3", "unknown configuration key 'epochs'; here it is --epochs N"),
         ("train n --data cells --out r optim.lrr=1", "unknown configuration key 'optim.lrr'; did you mean optim.lr"),
@@ -182,6 +198,12 @@ def test_early_mistakes_load_neither_jax_nor_numpy(world):
         "evaluate nosuch --data cells",
         "predict nosuch photo.jpg",
         "export nosuch",
+        "export dfine-n-coco --size 300",
+        "export checkpoint --size 300",
+        "evaluate dfine-n-coco --data cells --size 300",
+        "evaluate checkpoint24 --data cells --size 300",
+        "evaluate m.onnx --data cells --conf 0.3",
+        "predict m.onnx photo.jpg conf=0.3",
         "convert nosuch w",
         "errors nosuch --data cells --out e",
         "benchmark nosuch",
@@ -203,6 +225,17 @@ def test_what_is_known_without_networks_is_what_the_families_say():
         assert light.variant(name) == own.variants[variant]
         assert light.grid_px(light.variant(name)) in (None, own.grid_px(own.variants[variant]))
         assert type(light.plain_config(light.variant(name)).loss) is own.Loss
+
+
+def test_every_published_name_tells_what_sizes_its_weights_take(tmp_path):
+    grids = {name: light.grid_of_weights(name) for name in light.published()}
+    assert None not in grids.values() and set(grids.values()) > {32, 24}
+    for recipe in light.recipes():
+        own, variant = families.of_recipe(recipe)
+        if (name := f"{own.name}-{variant}-coco") in grids:
+            assert grids[name] == own.grid_px(own.variants[variant])
+    (tmp_path / "metadata.json").write_text('{"format": 2, "config": {"model": {"family": "none"}}}')
+    assert light.grid_of_weights(tmp_path) is light.grid_of_weights(tmp_path / "w.pth") is None
 
 
 def test_words_lead_to_what_there_is():
