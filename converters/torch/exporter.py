@@ -52,6 +52,11 @@ def export_weights(
             "other programs need it in their configuration",
             out, layout, lost,
         )  # fmt: skip
+    if metadata.best_threshold is not None:
+        logger.info(
+            "%s: the best threshold, %g, stands in the description that dfine_jax reads; tell it to other programs",
+            out, metadata.best_threshold,
+        )  # fmt: skip
     _write(out, tensors, settings, text, form.remarks(metadata.config, metadata.class_names))
 
 

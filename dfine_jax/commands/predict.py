@@ -300,7 +300,9 @@ def _report(tallies: list[Tally], job: Job, results: dict[str, Path | None]) -> 
     places = [counted(len(pictures), "image")] if pictures or not clips else []
     places += [counted(sum(tally.frames for tally in clips), "frame")] if clips else []
     print(f"{counted(total, 'object')} in {' and '.join(places)}")
-    places_of = {"drawn": job.drawn, "cut out": job.crops, "labels": job.labels, "masks": job.masks}
+    files = job.picture_files + job.clip_files
+    drawn = job.drawn / files[0] if job.drawn and len(files) == 1 else job.drawn  # of one picture the file
+    places_of = {"drawn": drawn, "cut out": job.crops, "labels": job.labels, "masks": job.masks}
     for what, path in {**places_of, **results}.items():
         if path and tallies:
             print(f"{what}: {path}")

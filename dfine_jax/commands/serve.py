@@ -124,6 +124,6 @@ def _description(engine: Engine, name: str, only_batch: int | None) -> str:
     elif only_batch:
         batches = f"batches of {engine.batch}, for which the file is made"
     return (
-        f"{name}: {len(detector.names)} classes, input {height}x{width}, threshold {detector.threshold:g}; "
+        f"{name}: {len(detector.names)} classes, input {height}x{width}, threshold {detector.threshold_told}; "
         f"{where.get('runtime', 'unknown')} on {detector.device}, {batches}"
     )

@@ -105,6 +105,11 @@ class Detector:
         """What the network runs on, in the words of its runtime."""
         return str(self._backend.describe().get("device", "unknown"))
 
+    @property
+    def threshold_told(self) -> str:
+        """The threshold for people: with ``(best F1)`` where it is that of the evaluation of the weights."""
+        return f"{self.threshold:g}" + " (best F1)" * (self.threshold == self.best_threshold)
+
     def __repr__(self) -> str:
         """One line: model, classes, input size, threshold, runtime and device."""
         shown = ", ".join(self.names[:_SHOWN]) + ", ..." * (len(self.names) > _SHOWN)
@@ -114,7 +119,7 @@ class Detector:
         count = f"{len(self.names)} class{'es' * (len(self.names) != 1)}"
         return (
             f"<Detector {self._name}: {does} of {count} ({shown}), input {height}x{width}, threshold "
-            f"{self.threshold:g}, {runs} on {self.device}>"
+            f"{self.threshold_told}, {runs} on {self.device}>"
         )
 
     def __reduce__(self) -> NoReturn:

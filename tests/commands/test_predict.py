@@ -91,6 +91,17 @@ def errors(capsys) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("dfine: error:")]
 
 
+def test_of_one_picture_the_file_is_named_and_of_more_the_folder(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    places = []
+    for arguments in ([folder / "a.jpg"], [folder / "a.jpg", "--out", "drawn"], [folder]):
+        assert run("model", *arguments) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("drawn: ")]
+        places.append(line.removeprefix("drawn: "))
+    assert places == ["predictions/a.jpg", "drawn/a.jpg", "predictions"]
+    assert all(Path(place).exists() for place in places)
+
+
 def test_folder_to_pictures_and_results(folder, tmp_path, capsys, backend):
     out, results = tmp_path / "out", tmp_path / "results.json"
     assert run("model", folder, "--out", out, "--json", results, "--batch-size", 2) == 0

@@ -19,6 +19,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("python_multipart")
 pytest.importorskip("onnxruntime")
 
+from rectangles import RectangleBackend, opened
 from toy_artefact import CHANNELS, NAMES, write_toy
 
 from dfine_jax import Detector, cli
@@ -42,6 +43,15 @@ def variables():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_toy(tmp_path_factory.mktemp("model") / "toy.onnx", variables())
+
+
+def test_the_best_threshold_is_said_to_be_that():
+    from dfine_jax.commands.serve import _description
+    from dfine_jax.server.engine import Engine
+
+    model = opened(RectangleBackend(), (64, 64))._replace(best_threshold=0.43)
+    assert "input 64x64, threshold 0.43 (best F1); " in _description(Engine(model), "m", None)
+    assert "input 64x64, threshold 0.3; " in _description(Engine(model, threshold=0.3), "m", None)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])

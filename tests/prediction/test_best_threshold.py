@@ -32,6 +32,8 @@ def test_the_default_is_what_the_weights_know():
     assert (len(Detector(known)(picture)), len(Detector(opened())(picture))) == (0, 1)
     assert Detector(known, threshold=0.2).threshold == 0.2
     assert len(Detector(known)(picture, threshold=0.2)) == 1
+    assert "threshold 0.999 (best F1), " in repr(Detector(known))
+    assert "threshold 0.2, " in repr(Detector(known, threshold=0.2)) and "threshold 0.5, " in repr(Detector(opened()))
 
 
 def test_a_description_holds_it_and_one_without_is_read():
@@ -57,7 +59,7 @@ def test_an_exported_file_brings_it_and_the_command_says_it(tmp_path, capsys):
     assert "threshold" not in capsys.readouterr().err
 
 
-def test_a_checkpoint_keeps_it_and_hands_it_to_the_export(tmp_path):
+def test_a_checkpoint_keeps_it_and_hands_it_to_the_export(tmp_path, caplog):
     config = tiny_config()
     names = tuple(f"c{i}" for i in range(config.model.num_classes))
     metadata = Metadata(config, names, tuple(range(len(names))), best_threshold=0.37)
@@ -66,6 +68,13 @@ def test_a_checkpoint_keeps_it_and_hands_it_to_the_export(tmp_path):
     loaded = load_checkpoint(tmp_path / "best")
     assert Detector(loaded).threshold == 0.37
     assert described_for_export("best", loaded)["best_threshold"] == 0.37
+    for out, told in (("again", 0), ("w.pth", 1), ("w.safetensors", 1)):
+        caplog.clear()
+        assert main(["convert", str(tmp_path / "best"), str(tmp_path / out)]) == 0
+        lines = [line for line in caplog.messages if "threshold" in line]
+        told_all = "the best threshold, 0.37, stands in the description that dfine_jax reads; tell it to other programs"
+        assert lines == [f"{tmp_path / out}: {told_all}"] * told
+        assert load_checkpoint(tmp_path / out).metadata.best_threshold == 0.37
     stored = json.loads((tmp_path / "best" / "metadata.json").read_text())
     del stored["best_threshold"]  # as it was written before
     (tmp_path / "best" / "metadata.json").write_text(json.dumps(stored))
