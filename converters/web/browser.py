@@ -85,7 +85,7 @@ def find_browser() -> str | None:
     return next((path for path in found if path), None)
 
 
-class _Mailbox:
+class Mailbox:
     """What a browser has posted."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class _Mailbox:
 class _Handler(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, *args: Any, mailbox: _Mailbox, own: dict[str, bytes], isolated: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, mailbox: Mailbox, own: dict[str, bytes], isolated: bool, **kwargs: Any) -> None:
         self._mailbox, self._own, self._isolated = mailbox, own, isolated
         super().__init__(*args, **kwargs)
 
@@ -141,14 +141,14 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(
     folder: Path, own: dict[str, bytes] | None = None, *, isolated: bool = True
-) -> Iterator[tuple[str, _Mailbox]]:
+) -> Iterator[tuple[str, Mailbox]]:
     """A folder on the loopback address while the block runs.
 
     Args:
       own: content of addresses below ``__check__``.
       isolated: with the headers that threads need; many static hosts send none.
     """
-    mailbox = _Mailbox()
+    mailbox = Mailbox()
     handler = functools.partial(_Handler, directory=str(folder), mailbox=mailbox, own=own or {}, isolated=isolated)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
@@ -162,11 +162,11 @@ def serving(
 
 
 @contextlib.contextmanager
-def started(program: str, address: str, flags: Sequence[str] = ()) -> Iterator[subprocess.Popen]:
+def started(program: str, address: str, options: Sequence[str] = ()) -> Iterator[subprocess.Popen]:
     """A browser with a fresh profile at an address; it has ended when the block has."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         root = ("--no-sandbox",) if hasattr(os, "geteuid") and os.geteuid() == 0 else ()  # Chromium refuses else
-        command = [program, *_FLAGS, *root, f"--user-data-dir={profile}", *flags, address]
+        command = [program, *_FLAGS, *root, f"--user-data-dir={profile}", *options, address]
         silent = subprocess.DEVNULL
         process = subprocess.Popen(command, stdout=silent, stderr=silent, start_new_session=sys.platform != "win32")
         try:
@@ -203,19 +203,26 @@ def look(
         with io.BytesIO() as stream:
             Image.fromarray(picture).save(stream, "PNG", compress_level=1)
             own[f"{i}.png"] = stream.getvalue()
-    flags = [] if backend == "wasm" else [*_GPU_FLAGS, *(_SOFTWARE_GPU_FLAGS if software_gpu else ())]
     query = f"pictures={len(pictures)}&backend={backend}" + (f"&threads={threads}" if threads else "")
     with serving(folder, own) as (address, mailbox):
-        with started(program, f"{address}/{_OWN}/check.html?{query}", flags) as process:
-            _wait(mailbox, process, timeout_s)
-    if "failed" in mailbox.posted:
-        raise UserError(mailbox.posted["failed"].decode("utf-8", "replace")[:400])
+        with started(program, f"{address}/{_OWN}/check.html?{query}", flags(backend, software_gpu)) as process:
+            wait(mailbox, process, timeout_s)
     values = json.loads(mailbox.posted["done"])
     values["times_ms"] = [run["times_ms"] for run in values["runs"]]
     return values, [_outputs(mailbox.posted, i, run["shapes"]) for i, run in enumerate(values.pop("runs"))]
 
 
-def _wait(mailbox: _Mailbox, process: subprocess.Popen, timeout_s: float) -> None:
+def flags(backend: Backend, software_gpu: bool = True) -> list[str]:
+    """What a browser is started with for a backend."""
+    return [] if backend == "wasm" else [*_GPU_FLAGS, *(_SOFTWARE_GPU_FLAGS if software_gpu else ())]
+
+
+def wait(mailbox: Mailbox, process: subprocess.Popen, timeout_s: float) -> None:
+    """Until the page has posted ``done``; what it posts as ``progress`` is told where it does not.
+
+    Raises:
+      UserError: the browser ends or does not answer in time, or the page has posted ``failed``.
+    """
     end = time.monotonic() + timeout_s
     while not mailbox.ended.wait(0.2):
         said = mailbox.posted.get("progress", b"nothing").decode("utf-8", "replace")
@@ -223,6 +230,8 @@ def _wait(mailbox: _Mailbox, process: subprocess.Popen, timeout_s: float) -> Non
             raise UserError(f"the browser ended by itself (exit status {process.returncode}); last it said: {said}")
         if time.monotonic() > end:
             raise UserError(f"no answer within {timeout_s:.0f} s; last it said: {said}")
+    if "failed" in mailbox.posted:
+        raise UserError(mailbox.posted["failed"].decode("utf-8", "replace")[:400])
 
 
 def _outputs(posted: dict[str, bytes], i: int, shapes: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -1,0 +1,170 @@
+"""Exported graphs in a browser, beside transformers' model of the same variant exported by torch.onnx.
+
+    python benchmarks/browser.py --variant n --size 320
+    python benchmarks/browser.py --variant n --size 320 --backends webgpu --rounds 1 --runs 1
+
+Both are the raw graphs of ``onnx_export.py``: equal random weights, pixels in, logits and boxes out. Each runs in a
+fresh Chromium with ONNX Runtime Web, in turns, and its answers are compared with ONNX Runtime's in Python on the same
+file and the same numbers, rows paired: of equal scores a browser may take others first. WebGPU without a GPU computes
+in software, which says whether the answers are right and nothing of the time on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import onnx_export
+from dfine_jax.converters.gate.compare import Rows, compare_image
+from dfine_jax.converters.web import browser
+from dfine_jax.converters.web.runtime import runtime_files
+from dfine_jax.errors import UserError
+from dfine_jax.ops.postprocess import sigmoid
+
+_PAGE = b"""<!doctype html><meta charset="utf-8"><title>runs</title><script type="module" src="/__check__/run.js">
+</script>"""
+_SCRIPT = """
+const post = (name, body) => fetch(`/__check__/${name}`, { method: "POST", body });
+try {
+  const wanted = Object.fromEntries(new URLSearchParams(location.search));
+  const ort = await import(wanted.backend === "webgpu" ? "/runtime/ort.webgpu.min.mjs" : "/runtime/ort.wasm.min.mjs");
+  ort.env.logLevel = "error";
+  ort.env.wasm.wasmPaths = new URL("/runtime/", location.href).href;
+  ort.env.wasm.numThreads = Number(wanted.threads);
+  const graph = new Uint8Array(await (await fetch(`/${wanted.file}`)).arrayBuffer());
+  const size = Number(wanted.size);
+  const pixels = new Float32Array(await (await fetch("/__check__/pixels.bin")).arrayBuffer());
+  let begin = performance.now();
+  const session = await ort.InferenceSession.create(graph, { executionProviders: [wanted.backend] });
+  const values = { created_s: (performance.now() - begin) / 1000, runs_s: [], shapes: {} };
+  for (let i = 0; i <= Number(wanted.runs); i++) {
+    begin = performance.now();
+    const images = new ort.Tensor("float32", pixels.slice(), [1, 3, size, size]);
+    const found = await session.run({ [session.inputNames[0]]: images });
+    values.runs_s.push((performance.now() - begin) / 1000);
+    for (const [name, { dims, data }] of i ? [] : Object.entries(found)) {
+      values.shapes[name] = dims;
+      await post(name, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    }
+    await post("progress", `run ${i}`);
+  }
+  await post("done", JSON.stringify(values));
+} catch (error) {
+  await post("failed", String(error?.message || error));
+}
+"""
+
+
+def run(
+    folder: Path, file: Path, backend: browser.Backend, pixels: np.ndarray, threads: int, runs: int
+) -> tuple[dict[str, Any], Rows]:
+    """What one fresh browser measures, and the answers of its first run.
+
+    Raises:
+      UserError: the browser or the graph fails.
+    """
+    program = browser.find_browser()
+    if program is None:
+        raise UserError(f"no Chromium, Chrome or Edge was found; install one, or name it in {browser.SETTING}")
+    own = {"run.html": _PAGE, "run.js": _SCRIPT.encode(), "pixels.bin": pixels.tobytes()}
+    query = f"backend={backend}&file={file.name}&size={pixels.shape[-1]}&threads={threads}&runs={runs}"
+    flags = browser.flags(backend)
+    with browser.serving(folder, own) as (address, mailbox):
+        with browser.started(program, f"{address}/__check__/run.html?{query}", flags) as process:
+            browser.wait(mailbox, process, timeout_s=3600)
+    values = json.loads(mailbox.posted["done"])
+    outputs = [np.frombuffer(mailbox.posted[name], np.float32).reshape(dims) for name, dims in values["shapes"].items()]
+    return values, _rows(outputs)
+
+
+def in_python(file: Path, pixels: np.ndarray, threads: int, runs: int) -> tuple[float, Rows]:
+    """Median seconds of a run in ONNX Runtime's Python package, and its answers."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: pixels}
+    outputs, taken = session.run(None, feed), []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        session.run(None, feed)
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken), _rows([np.asarray(x) for x in outputs])
+
+
+def _rows(outputs: Sequence[np.ndarray]) -> Rows:
+    boxes = next(x for x in outputs if x.ndim == 3 and x.shape[-1] == 4)
+    logits = next(x for x in outputs if x.ndim == 3 and x.shape[-1] != 4)
+    return Rows(boxes[0], sigmoid(np.asarray(logits[0])))
+
+
+def apart(one: Rows, other: Rows, size: int) -> str:
+    """Largest and median differences of paired rows."""
+    errors = compare_image(one, other, (size, size))
+    boxes_px, scores = ([float(f(x)) for f in (np.median, np.max)] for x in (errors.boxes_px, errors.scores))
+    return "boxes {:.1e} px (median), {:.1e} (most), scores {:.1e}, {:.1e}".format(*boxes_px, *scores)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="n")
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--backends", nargs="*", default=["wasm", "webgpu"], choices=["wasm", "webgpu"])
+    parser.add_argument("--threads", type=int, default=2, help="of WebAssembly, and of ONNX Runtime in Python")
+    parser.add_argument("--rounds", type=int, default=2, help="fresh browsers for each file")
+    parser.add_argument("--runs", type=int, default=5, help="in a browser, after the first")
+    parser.add_argument("--runtime", type=Path, help="onnxruntime-web's dist folder; default: fetched once")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        version, content = runtime_files(args.runtime)
+        (folder / "runtime").mkdir()
+        for name, data in content.items():
+            (folder / "runtime" / name).write_bytes(data)
+        files = {"ours": folder / "ours.onnx", "peer": folder / "peer.onnx"}
+        onnx_export.export_peer(args.variant, args.size, files["peer"])
+        onnx_export.export_ours(args.variant, args.size, files["ours"], None)
+        pixels = np.random.default_rng(0).random((1, 3, args.size, args.size), np.float32)
+        print(f"{args.variant.upper()} {args.size} px, onnxruntime-web {version}, {args.threads} threads, batch 1")
+        expected = {}
+        for name, file in files.items():
+            seconds, expected[name] = in_python(file, pixels, args.threads, 10)
+            print(f"{name:5s} Python   {seconds:7.3f} s a run; {onnx_export.describe(file)}", flush=True)
+        for backend in args.backends:
+            seen: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
+            for _ in range(args.rounds):
+                for name, file in files.items():
+                    try:
+                        values, rows = run(folder, file, backend, pixels, args.threads, args.runs)
+                    except UserError as error:
+                        print(f"{name:5s} {backend:8s} fails: {error}", flush=True)
+                        continue
+                    first_s, next_s = values["runs_s"][0], statistics.median(values["runs_s"][1:])
+                    seen[name].append({"next_s": next_s, **values})
+                    print(
+                        f"{name:5s} {backend:8s} created {values['created_s']:6.1f} s, first {first_s:7.2f} s,"
+                        f" next {next_s:7.3f} s; {apart(expected[name], rows, args.size)}",
+                        flush=True,
+                    )
+            if all(seen.values()):
+                ratios = [a["next_s"] / b["next_s"] for a, b in zip(seen["ours"], seen["peer"], strict=False)]
+                print(f"ours  {backend:8s} {statistics.median(ratios):.2f} of the peer's time", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
