@@ -6,7 +6,7 @@
     python benchmarks/gpu_program.py --variants s x --task segment --slots 100
     python benchmarks/gpu_program.py --variants rfdetr-nano rfdetr-medium --batches 4 --remat backbone decoder
 
-Needs ``pip install 'dfine-jax[cuda]'``, but no card: each program is compiled from a description of the card (minutes
+Needs ``pip install -e '.[cuda]'``, but no card: each program is compiled from a description of the card (minutes
 on two cores) and not run, so there are no times here. Which of several equal kernels a real card takes is found by
 trying them there, so the mix of kinds may differ a little; memory and the number of operations hardly depend on it.
 Matching is on the device (``loss.assignment=device``), because SciPy's is a call to the host.

@@ -30,6 +30,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.serving.artefact import KEY, Artefact, from_json
 from dfine_jax.serving.backends.base import ArtefactBackend
 from dfine_jax.serving.backends.openvino import stored_text
+from dfine_jax.system.installed import require
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +98,7 @@ def export_int8(onnx_file: Path | str, xml_file: Path | str, options: Quantizati
         whatever is left in floating point; nothing is written then.
     """
     os.environ.setdefault("NNCF_CI", "1")  # no usage statistics: they are sent by a fork of this process
-    try:
-        import nncf
-    except ImportError as error:
-        raise UserError("int8 needs NNCF; pip install nncf") from error
+    nncf = require("nncf", "int8")
     logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call also changes handlers that others added
     model, artefact = _read(onnx_file)
     samples = _calibration_inputs(model, artefact, options)
@@ -248,10 +246,7 @@ def _backend(model: Any, artefact: Artefact) -> ArtefactBackend:
 
 
 def _read(onnx_file: Path | str) -> tuple[Any, Artefact]:
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise UserError("OpenVINO files need OpenVINO; pip install openvino") from error
+    ov = require("openvino", "an OpenVINO file")
     if not Path(onnx_file).is_file():
         raise UserError(f"{onnx_file} does not exist")
     try:

@@ -41,6 +41,14 @@ PARTS = {
     "tfds": ("data from tfds:NAME", (("tensorflow_datasets", "tensorflow-datasets"),)),
     "tensorboard": ("event files of runs", (("tensorboardX", "tensorboardX"),)),
     "wandb": ("Weights & Biases", (("wandb", "wandb"),)),
+    "mlflow": ("MLflow", (("mlflow", "mlflow-skinny"),)),
+    "docs": (
+        "these pages as a site",
+        (
+            ("material", "mkdocs-material"), ("mkdocs_jupyter", "mkdocs-jupyter"),
+            ("mkdocstrings_handlers.python", "mkdocstrings-python"),
+        ),
+    ),
     "parity": ("comparison tests only", (("torch", "torch"), ("transformers", "transformers"))),
     "dev": ("the test suite", (("pytest", "pytest"),)),
 }  # fmt: skip

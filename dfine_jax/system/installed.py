@@ -27,6 +27,7 @@ EXTRAS = {
     **dict.fromkeys(("jax2onnx", "onnx", "onnx_ir"), "export"),
     **dict.fromkeys(("starlette", "uvicorn", "python_multipart"), "serve"),
     "onnxruntime": "onnx", "trackers": "track", "openvino": "openvino", "nncf": "openvino", "av": "video",
+    "supervision": "track", "mlflow": "mlflow",
     "tensorflow_datasets": "tfds", "tensorboardX": "tensorboard", "wandb": "wandb",
     "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "torch": "parity", "transformers": "parity",
 }  # fmt: skip
@@ -85,21 +86,28 @@ def absent(error: ModuleNotFoundError, purpose: str, whole: str = "") -> UserErr
     return UserError(f"{purpose} needs {name}, which is of the extra {extra} and not installed: {pip_install(extra)}")
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str, extra: str = "") -> ModuleType:
     """A library that is not always there.
 
     Args:
       purpose: what needs it, for the message.
+      extra: that brings it, of a library that several have; empty: the one in ``EXTRAS``.
 
     Raises:
-      UserError: it is absent; the message has the command that brings it.
+      UserError: it is absent or cannot be loaded; the message has the command that brings it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        own = absent(error, purpose)
+        own = None if extra else absent(error, purpose)
         name = (error.name or module).partition(".")[0]
-        raise own or UserError(f"{purpose} needs {name}, which is not installed: pip install {name}") from error
+        cure = pip_install(extra) if extra else f"pip install {name}"
+        raise own or UserError(f"{purpose} needs {name}, which is not installed: {cure}") from error
+    except (ImportError, OSError) as error:  # a part of it, or a library of the system, is absent
+        own_extra = extra or EXTRAS.get(module.partition(".")[0], "")
+        cure = pip_install(own_extra) if own_extra else f"pip install {module}"
+        reason = " ".join(str(error).split())
+        raise UserError(f"{purpose} needs {module}, which cannot be loaded ({reason}): {cure}") from error
 
 
 class Command(NamedTuple):

@@ -66,7 +66,13 @@ def test_extras_are_those_of_the_project():
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(installed.EXTRAS.values()) | set(doctor.PARTS) <= set(extras)
+    assert set(doctor.PARTS) == set(extras)
+    modules = {module for part in doctor.PARTS.values() for module, _ in part[1]}
+    unasked = {
+        module for part in ("cuda", "docs", "dev") for module, _ in doctor.PARTS[part][1]
+    }  # that no code requires
+    assert {module.partition(".")[0] for module in modules - unasked} == set(installed.EXTRAS)
+    assert set(installed.EXTRAS.values()) == set(doctor.PARTS) - {"cuda", "docs", "dev"}
     for extra, (_, libraries) in doctor.PARTS.items():
         listed = " ".join(extras[extra])
         for module, distribution in libraries:
@@ -90,6 +96,38 @@ def test_an_absent_library_is_told_with_its_extra():
     error = installed.absent(ModuleNotFoundError("x", name="yaml"), "dfine train", "train")
     assert str(error).startswith("dfine train needs yaml, which is of the extra train")
     assert installed.absent(ModuleNotFoundError("x", name="numpy.typo"), "x") is None
+
+
+def test_runtimes_are_told_with_the_extra_that_brings_them(monkeypatch, tmp_path):
+    from dfine_jax.converters.openvino.export import export_openvino
+    from dfine_jax.serving.backends.onnxruntime import OnnxRuntimeSession
+    from dfine_jax.serving.backends.openvino import OpenVinoSession
+    from dfine_jax.serving.backends.tensorrt import require_gpu
+
+    for name in ("onnxruntime", "openvino", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for extra, opening in {
+        "onnx": lambda: OnnxRuntimeSession(tmp_path / "m.onnx"),
+        "openvino": lambda: OpenVinoSession(tmp_path / "m.xml"),
+        "tensorrt-rtx": lambda: require_gpu("tensorrt_rtx"),
+    }.items():
+        with pytest.raises(UserError) as told:
+            opening()
+        assert str(told.value).endswith(f"not installed: {installed.pip_install(extra)}"), told.value
+    with pytest.raises(UserError, match="an OpenVINO file needs openvino, which is of the extra openvino"):
+        export_openvino(tmp_path / "m.onnx", tmp_path / "m.xml", "fp32")
+
+
+def test_a_library_that_cannot_be_loaded_is_told_with_the_reason(monkeypatch, tmp_path):
+    (tmp_path / "nncf.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nncf", raising=False)
+    with pytest.raises(
+        UserError, match=r"int8 needs nncf, which cannot be loaded \(libgomp.*\): pip install .*\[openvino"
+    ):
+        installed.require("nncf", "int8")
+    with pytest.raises(UserError, match=r"x needs no_such, which is not installed: pip install .*\[tensorrt-rtx\]"):
+        installed.require("no_such.bindings", "x", "tensorrt-rtx")
 
 
 @pytest.mark.parametrize(

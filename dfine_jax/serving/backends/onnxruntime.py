@@ -12,6 +12,7 @@ import numpy as np
 from dfine_jax.errors import UserError
 from dfine_jax.serving.artefact import KEY, from_json, missing
 from dfine_jax.serving.backends.base import failed
+from dfine_jax.system.installed import require
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -44,12 +45,7 @@ class OnnxRuntimeSession:
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str | None = None, threads: int | None = None) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise UserError(
-                f"{path} needs ONNX Runtime; pip install onnxruntime (for an NVIDIA GPU onnxruntime-gpu instead)"
-            ) from error
+        ort = require("onnxruntime", os.fspath(path))
         self._path = path
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors are raised

@@ -12,6 +12,7 @@ import numpy as np
 from dfine_jax.errors import UserError
 from dfine_jax.serving.artefact import KEY, from_json, missing
 from dfine_jax.serving.backends.base import failed
+from dfine_jax.system.installed import require
 
 
 class OpenVinoSession:
@@ -30,10 +31,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str | None = None, threads: int | None = None) -> None:
-        try:
-            import openvino as ov
-        except ImportError as error:
-            raise UserError(f"{path} needs OpenVINO; pip install openvino") from error
+        ov = require("openvino", os.fspath(path))
         self._path = path
         self._device = (device or "CPU").upper()
         core = ov.Core()

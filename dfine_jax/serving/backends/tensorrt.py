@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import importlib
 import json
 import os
 import threading
@@ -21,8 +20,9 @@ import numpy as np
 from dfine_jax.errors import UserError
 from dfine_jax.serving.artefact import from_json, missing, sidecar
 from dfine_jax.system.files import sha256
+from dfine_jax.system.installed import require
 
-PACKAGES = {"tensorrt": "tensorrt-cu12", "tensorrt_rtx": "tensorrt-rtx"}  # module, distribution
+PACKAGES = ("tensorrt", "tensorrt_rtx")
 ENGINE = "engine"  # entry of the description that says what built the engine
 
 
@@ -168,12 +168,7 @@ def import_tensorrt(module: str) -> Any:
     Raises:
       UserError: not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        raise UserError(
-            f"{module} is not installed or not complete ({error}); pip install {PACKAGES[module]}"
-        ) from error
+    return require(module, "an engine")
 
 
 def require_gpu(module: str) -> None:
@@ -186,11 +181,7 @@ def _packages(path: str | os.PathLike[str], module: str) -> tuple[Any, Any]:
     if module not in PACKAGES:
         raise UserError(f"{path} was built by {module!r}, which is none of {', '.join(PACKAGES)}")
     trt = import_tensorrt(module)
-    try:
-        cuda = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise UserError(f"{path} needs the CUDA runtime in Python; pip install cuda-bindings") from error
-    return trt, cuda
+    return trt, require("cuda.bindings.runtime", os.fspath(path), module.replace("_", "-"))
 
 
 def _engine(trt: Any, runtime: Any, path: str | os.PathLike[str], built: dict[str, Any]) -> Any:

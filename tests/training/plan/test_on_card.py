@@ -15,6 +15,7 @@ from dfine_jax.config import Config, DataConfig
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.system.installed import pip_install
 from dfine_jax.training.plan import on_card
 from dfine_jax.training.plan.cards import CARDS, find_card, target_text
 from dfine_jax.training.plan.launches import Launches, read_launches
@@ -110,7 +111,7 @@ def test_some_memory_is_left_to_the_driver():
 
 needs_compiler = pytest.mark.skipif(
     not any(map(importlib.util.find_spec, on_card.PLUGINS)),
-    reason="the compiler for NVIDIA cards is not installed: pip install 'dfine-jax[cuda]'",
+    reason=f"the compiler for NVIDIA cards is not installed: {pip_install('cuda')}",
 )
 
 
