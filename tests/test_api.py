@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -79,3 +81,12 @@ def test_a_configuration_and_a_run_start_from_weights(tmp_path, monkeypatch):
     assert "classes taken over by name (1): star" in given["notes"]
     with pytest.raises(UserError, match="leave out backbone"):
         dfine_jax.train(config, data, None, tmp_path / "run", weights=tmp_path / "w", backbone="imagenet")
+
+
+def test_every_name_that_is_listed_is_there():
+    program = "import dfine_jax, sys; assert 'jax' not in sys.modules; [getattr(dfine_jax, n) for n in dir(dfine_jax)]"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    program = "import dfine_jax; dfine_jax.losses.giou_loss; dfine_jax.lossses"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "AttributeError: module 'dfine_jax' has no attribute 'lossses'" in done.stderr

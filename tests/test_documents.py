@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+
+from dfine_jax import Detector
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = [*DOCS.glob("*.md"), *DOCS.glob("api/*.md")]
@@ -80,6 +83,22 @@ def test_the_reference_is_of_what_exists_and_of_all_that_is_public():
     formulas = {"EdgeBins", "bin_targets", "decode", "encode", "integral", "weighting_function"}
     formulas |= {"cxcywh_to_xyxy", "xyxy_to_cxcywh", "iou_and_giou"}
     assert listed | formulas == set(dfine_jax.losses.__all__)
+
+
+def test_the_reference_of_the_detector_has_all_its_methods():
+    text = (DOCS / "api" / "prediction.md").read_text()
+    (members,) = re.findall(r"::: dfine_jax\.Detector\n    options:\n      members: \[(.*)\]", text)
+    methods = [name for name, value in vars(Detector).items() if inspect.isfunction(value) and name[0] != "_"]
+    assert {*methods, "__call__"} <= set(members.split(", ")) <= set(dir(Detector))
+
+
+def test_the_serving_page_does_what_its_document_says():
+    page = (DOCS.parent / "dfine_jax" / "serving" / "page" / "on_server.js").read_text()
+    (frame_px,), (file_px,) = (re.findall(rf"const {name} = (\d+);", page) for name in ("FRAME_PX", "FILE_PX"))
+    (quality,) = re.findall(r'"image/jpeg", ([\d.]+)', page)
+    text = " ".join((DOCS / "serve.md").read_text().split())
+    assert f"JPEG of at most {file_px} pixels on the longer side" in text
+    assert f"JPEG of quality {quality} and at most {frame_px} pixels on the longer side" in text
 
 
 def test_links_in_documents_lead_somewhere():
