@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dfine_jax.evaluation.score import Metrics
     from dfine_jax.prediction.detector import OpenedModel
     from dfine_jax.training.report.sinks import Sink
-    from dfine_jax.training.run.loop import Result
+    from dfine_jax.training.run.stages import Result
     from dfine_jax.weights.load import LoadedModel
 
     Weights = str | os.PathLike[str] | LoadedModel

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from dfine_jax.evaluation.metrics import DetectionReport
+from dfine_jax.pages.smooth import Points, smoothed, thinned
 from dfine_jax.system.files import write_whole
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ _PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Gradient norm before clipping", "log", {"grad_norm": "mean of the epoch"}),
     ("Images per second", "linear", {"images_per_s": "images/s"}),
 )
+_MOST_STEPS = 600  # points of the loss by step
 _LEAST_WAIT = 0.02  # share of the time, from which waiting for data is drawn
 
 
@@ -147,18 +149,22 @@ def evaluation_figures(metrics: Metrics) -> dict[str, Callable[[], Figure]]:
 
 
 @_fonts()
-def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+def training_figure(rows: Sequence[Mapping[str, float]], steps: Points = ()) -> Figure:
     """Curves of a run by epoch, from the rows of its ``metrics.csv``; panels without numbers are left out.
 
     Every kind of loss has a panel, with its validation above it where there is one; a line marks the epoch of the best
     average precision.
+
+    Args:
+      steps: of its ``steps.csv``: the loss by step has a panel, too, as it is and smoothed.
     """
     losses = [name for name in dict.fromkeys(name for row in rows for name in row) if name.startswith("loss_")]
     titles = {"loss": "Loss, all terms"} | {name: f"Loss, {name.removeprefix('loss_')}" for name in losses}
     every = (*((title, "linear", _of_loss(name)) for name, title in titles.items()), *_PANELS)
     panels = [panel for panel in every if any(name in row for row in rows for name in panel[2])]
-    columns = min(4 if len(panels) > 6 else 3, max(1, len(panels)))
-    lines = max(1, -(-len(panels) // columns))
+    drawn = len(panels) + (len(steps) > 1)
+    columns = min(4 if drawn > 6 else 3, max(1, drawn))
+    lines = max(1, -(-drawn // columns))
     figure = _figure(4.6 * columns, 3.3 * lines)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     best = max((row for row in rows if row.get("ap", -1) >= 0), key=lambda row: row["ap"], default=None)
@@ -178,9 +184,18 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
             axes.axvline(best["epoch"], color="#888888", linestyle=":", linewidth=1)
         _finish(axes, title, "epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in grid[len(panels) :]:
+    if len(steps) > 1:
+        _draw_steps(grid[len(panels)], steps)
+    for axes in grid[drawn:]:
         axes.set_axis_off()
     return figure
+
+
+def _draw_steps(axes: Axes, steps: Points) -> None:
+    points = thinned(steps, _MOST_STEPS)
+    axes.plot(*zip(*points, strict=True), color=COLOURS[0], alpha=0.35, linewidth=0.8, label="mean of some steps")
+    axes.plot(*zip(*smoothed(points), strict=True), color=COLOURS[0], label="smoothed")
+    _finish(axes, "Loss by step, all terms", "step")
 
 
 def _of_loss(name: str) -> dict[str, str]:

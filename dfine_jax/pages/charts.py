@@ -19,6 +19,7 @@ class Curve(NamedTuple):
 
     name: str
     points: Sequence[tuple[float, float]]
+    faint: bool = False  # the noise behind the next line, whose colour it has
 
 
 class Chart(NamedTuple):
@@ -56,9 +57,8 @@ def chart(of: Chart) -> Markup:
     """The chart with its title and, where there are several lines, their names."""
     legend = []
     if len(of.curves) > 1:
-        names = (
-            element("span", element("i", class_=f"b{i % _COLOURS}"), curve.name) for i, curve in enumerate(of.curves)
-        )
+        colours = zip(_colours(of.curves), of.curves, strict=True)
+        names = (element("span", element("i", class_=f"b{colour}"), curve.name) for colour, curve in colours)
         legend = [element("div", *names, class_="legend")]
     title = element("figcaption", of.title, class_="title")
     return element("figure", title, *legend, chart_svg(of), class_="card chart")
@@ -95,15 +95,20 @@ def chart_svg(of: Chart) -> Markup:
         beyond = x > middle
         at = {"x": f"{x - 5 if beyond else x + 5:.1f}", "y": _HEIGHT - _BOTTOM - 7}
         parts.append(element("text", text, **at, text_anchor="end" if beyond else "start"))
-    for number, curve in enumerate(of.curves):
-        parts += _line(curve, number, [place(*point) for point in curve.points], of.x_label if of.dots else None)
+    for colour, curve in zip(_colours(of.curves), of.curves, strict=True):
+        parts += _line(curve, colour, [place(*point) for point in curve.points], of.x_label if of.dots else None)
     box = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "role": "img", "aria_label": of.title}
     return element("svg", *parts, **box)
 
 
-def _line(curve: Curve, number: int, placed: Sequence[tuple[float, float]], x_label: str | None) -> list[Markup]:
+def _colours(curves: Sequence[Curve]) -> list[str]:
+    """Class of each line's colour, without its first letter."""
+    numbers = [sum(not before.faint for before in curves[:i]) % _COLOURS for i in range(len(curves))]
+    return [f"{number} faint" if curve.faint else str(number) for number, curve in zip(numbers, curves, strict=True)]
+
+
+def _line(curve: Curve, colour: str, placed: Sequence[tuple[float, float]], x_label: str | None) -> list[Markup]:
     """A line, and its points with their values where there are few; without a label the line alone."""
-    colour = number % _COLOURS
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
     parts = [element("polyline", points=line, class_=f"l{colour}")]
     if x_label is not None and len(placed) <= _MOST_MARKED:

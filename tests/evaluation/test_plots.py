@@ -112,6 +112,14 @@ def test_training_curves_show_validation_and_the_best_epoch_and_no_line_twice():
     assert all(list(a.lines[-1].get_xdata()) == [1.0, 1.0] for a in axes.values())  # the mark
 
 
+def test_the_loss_by_step_is_drawn_as_it_is_and_smoothed():
+    steps = [(s, 30.0 - s / 1000 + (-1) ** (s // 10)) for s in range(10, 9001, 10)]
+    (axes,) = (a for a in training_figure([{"epoch": 1.0, "loss": 2.0}], steps).axes if "step" in a.get_title())
+    raw, smooth = (np.asarray(line.get_ydata()) for line in axes.lines)
+    assert len(raw) == 600 and np.abs(np.diff(smooth)).max() < 0.5 * np.abs(np.diff(raw)).max()
+    assert not [a for a in training_figure([{"epoch": 1.0, "loss": 2.0}], steps[:1]).axes if "step" in a.get_title()]
+
+
 def test_waiting_has_its_own_axis():
     rows = [{"epoch": 1.0, "images_per_s": 50.0, "data_wait": 0.25}]
     speed, share = training_figure(rows).axes

@@ -21,6 +21,7 @@ from dfine_jax.pages.page import (
     Table,
     page,
 )
+from dfine_jax.pages.smooth import smoothed, thinned
 
 
 def points(svg: str) -> list[list[tuple[float, float]]]:
@@ -74,6 +75,29 @@ def test_a_place_is_marked_and_few_points_are_seen():
     assert [circle.find("title").text for circle in svg.findall("circle")] == ["a: 2 (epoch 1)", "a: 3 (epoch 9)"]
     many = chart_svg(Chart("t", "epoch", [Curve("a", [(i, i) for i in range(100)])]))
     assert "<circle" not in many
+
+
+def test_noise_lies_behind_its_line_in_one_colour():
+    curves = [Curve("raw", [(0, 1), (1, 2)], faint=True), Curve("mean", [(0, 1), (1, 1)]), Curve("b", [(0, 1)])]
+    text = chart(Chart("t", "step", curves))
+    assert re.findall(r'<polyline[^>]*class="([^"]+)"', text) == ["l0 faint", "l0", "l1"]
+    assert re.findall(r'<i class="([^"]+)"', text) == ["b0 faint", "b0", "b1"]
+
+
+def test_smoothing_keeps_lines_and_takes_noise_away():
+    line = [(float(x), 3.0 - 0.5 * x) for x in range(100)]
+    assert smoothed(line) == [(x, pytest.approx(y)) for x, y in line]  # also at the ends
+    noisy = smoothed([(x, y + (-1) ** int(x)) for x, y in line])
+    assert max(abs(y - expected) for (_, y), (_, expected) in zip(noisy[2:-2], line[2:-2], strict=True)) < 0.21
+    assert smoothed([]) == [] and smoothed([(1.0, 2.0)]) == [(1.0, 2.0)]
+
+
+def test_thinned_curves_are_means_of_all_points():
+    points = [(float(x), float(x % 7)) for x in range(1001)]
+    few = thinned(points, 100)
+    assert len(few) == 100 and thinned(points, 2000) == points
+    weights = [1001 * (i + 1) // 100 - 1001 * i // 100 for i in range(100)]
+    assert sum(w * y for w, (_, y) in zip(weights, few, strict=True)) == pytest.approx(sum(y for _, y in points))
 
 
 def test_a_chart_of_nothing_has_words():

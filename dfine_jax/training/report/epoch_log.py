@@ -51,13 +51,12 @@ def open_log(
     """The log of a run that has done ``step`` steps; only the first host has pictures, page and sinks."""
     log_dir.mkdir(exist_ok=True)
     if hosts.index():
-        return RunLog(log_dir, finished_epochs)
+        return RunLog(log_dir, finished_epochs, step=step)
     number = config.log.pictures
     examples = Examples(val_data, number, truth) if val_data is not None and number else None
     sinks = [*open_sinks(config, log_dir, step), *loggers]
     reported = {"rates": rates, "examples": examples, "pictures": number > 0, "best_by": config.train.best_by}
-    reported["page"] = page
-    return RunLog(log_dir, finished_epochs, sinks, config.train.log_every, **reported)
+    return RunLog(log_dir, finished_epochs, sinks, config.train.log_every, **reported, page=page, step=step)
 
 
 def epoch_row(

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from dfine_jax.data.picture.images import save_picture
 from dfine_jax.system.files import telling, write_whole
-from dfine_jax.training.report.run_files import LOSS, VAL, read_metrics, read_rows
+from dfine_jax.training.report.run_files import LOSS, VAL, read_metrics, read_rows, read_steps
 from dfine_jax.training.report.sinks import Sink
+from dfine_jax.training.report.underway import StepLosses, Underway
 
 if TYPE_CHECKING:
     from dfine_jax.evaluation.detections import Kind
@@ -48,7 +49,7 @@ _PER_EPOCH = ("epoch", "step", "skipped", "stage")  # count; no curves of their 
 
 
 class RunLog:
-    """``log.txt``, ``metrics.csv`` and pictures of a run folder, and the sinks."""
+    """``log.txt``, ``metrics.csv``, ``steps.csv`` and pictures of a run folder, and the sinks."""
 
     def __init__(
         self,
@@ -61,16 +62,18 @@ class RunLog:
         pictures: bool = False,
         best_by: Kind = "boxes",
         page: RunPage | None = None,
+        step: int = 0,
     ) -> None:
         """Open for appending; CSV rows of epochs after ``finished_epochs`` (lost in a crash, run again) are dropped.
 
         Args:
-          every: steps whose mean is one point of the sinks' curves.
+          every: steps whose mean is one point of curves within epochs.
           rates: learning rates at a 0-based step, for the sinks.
           examples: images to draw after each evaluation, if any.
           pictures: draw curves and evaluations.
           best_by: whose AP decides which epoch is the best, where there are masks.
           page: made anew when there is something to show, if any.
+          step: steps that the run has done.
         """
         self.out_dir, self._every, self._rates, self._examples = out_dir, every, rates, examples
         self._sinks, self._pictures, self._best_by, self._page = list(sinks), pictures, best_by, page
@@ -80,6 +83,7 @@ class RunLog:
         self._table_lines = 0
         self._best_ap = -1.0
         self._window: dict[str, list[float]] = defaultdict(list)
+        self._losses = StepLosses(out_dir, step, every)
         if self._csv.exists():
             kept = [row for row in read_rows(self._csv) if int(row["epoch"]) <= finished_epochs]
             if kept:
@@ -96,7 +100,8 @@ class RunLog:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Loss terms by layer and gradient norm of the 1-based ``step``, for the sinks."""
+        """Loss terms by layer and gradient norm of the 1-based ``step``, for ``steps.csv`` and the sinks."""
+        self._losses.add(step, values["loss"])
         if not self._sinks:
             return
         for name, value in values.items():
@@ -150,8 +155,10 @@ class RunLog:
         from dfine_jax.evaluation.plots import evaluation_figures, rendered, save_evaluation, save_png, training_figure
 
         shown: dict[str, Image.Image] = {}
+        self._losses.write()
         if self._pictures:
-            save_png(training_figure(read_metrics(self.out_dir)), self.out_dir / "curves.png")
+            figure = training_figure(read_metrics(self.out_dir), read_steps(self.out_dir))
+            save_png(figure, self.out_dir / "curves.png")
         if metrics is None:
             self.show()
             return
@@ -181,8 +188,14 @@ class RunLog:
         Args:
           state: how the run ended; empty: it goes on.
         """
+        self._losses.write()
         if self._page is not None:
             self._page.write(state)
+
+    def underway(self, now: Underway) -> None:
+        """Between the ends of epochs: the page anew, where it is old enough."""
+        if self._page is not None and self._page.note(now):
+            self.show()
 
     def close(self) -> None:
         """Finish the sinks."""

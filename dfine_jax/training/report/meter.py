@@ -85,7 +85,7 @@ class Meter:
 
 
 class Forecast:
-    """What is left of a run, told once, after the first epoch in which the pace could be measured.
+    """What is left of a run; for the log told once, after the first epoch in which the pace could be measured.
 
     Args:
       step: the pace is measured from here on.
@@ -100,8 +100,14 @@ class Forecast:
         if self._told or not self._first < step < self._total:
             return []
         self._told = True
-        left_s = (time.perf_counter() - self._since) / (step - self._first) * (self._total - step)
-        return [f"about {_duration(left_s)} left for the other {self._total - step} steps, evaluations included"]
+        left = f"{self._total - step} steps, evaluations included"
+        return [f"about {duration(self.left_s(step) or 0.0)} left for the other {left}"]
+
+    def left_s(self, step: int) -> float | None:
+        """Seconds from the end of ``step`` on, at the pace so far; None where it has not been measured."""
+        if step <= self._first:
+            return None
+        return (time.perf_counter() - self._since) / (step - self._first) * (self._total - step)
 
 
 def describe_bar(bar: tqdm, epoch: str, loss: float, images_per_s: float | None, ap: float | None) -> None:
@@ -113,7 +119,8 @@ def describe_bar(bar: tqdm, epoch: str, loss: float, images_per_s: float | None,
     bar.set_postfix(shown, refresh=False)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words."""
     if seconds >= 90 * 60:
         return f"{seconds / 3600:.1f} hours"
     return f"{seconds / 60:.0f} minutes" if seconds >= 600 else f"{max(seconds / 60, 0.1):.1f} minutes"

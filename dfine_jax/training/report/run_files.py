@@ -14,6 +14,7 @@ LOSS = "loss_"  # before the kind, in the names of losses summed over what they 
 VAL = "val_"  # before the name of a loss, of validation images
 PLAN = "plan.json"  # the configuration, as dfine train takes it
 COMMAND = "command.txt"  # that started the run
+STEPS = "steps.csv"  # the loss within epochs
 
 
 def read_metrics(out_dir: Path | str) -> list[dict[str, float]]:
@@ -26,6 +27,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a table as text."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_steps(out_dir: Path | str) -> list[tuple[int, float]]:
+    """Lines of a run's ``steps.csv``: a step, and the mean loss from after the step of the line before to it."""
+    file = Path(out_dir) / STEPS
+    cells = (line.partition(",") for line in file.read_text().splitlines()) if file.is_file() else ()
+    return [(int(step), float(loss)) for step, _, loss in cells if loss and step != "step"]
 
 
 def plan_text(config: Config) -> str:

@@ -6,28 +6,37 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfine_jax.config import Config
 from dfine_jax.data.read.dataset import Dataset, listed
+from dfine_jax.errors import UserError
 from dfine_jax.evaluation.evaluation_page import evaluation_sections
 from dfine_jax.families import recipe_name, task
 from dfine_jax.pages.charts import Chart, Curve
 from dfine_jax.pages.page import Commands, Facts, Files, Folded, Item, Pair, Section, page
 from dfine_jax.system.files import write_whole
-from dfine_jax.training.report.run_files import COMMAND, LOSS, PLAN, VAL, read_metrics
+from dfine_jax.training.report.run_curves import best_text, curve_section
+from dfine_jax.training.report.run_files import COMMAND, PLAN, STEPS, read_metrics, read_steps
+from dfine_jax.training.report.underway import Underway
 
 if TYPE_CHECKING:
     from dfine_jax.training.run.checkpoint import Metadata
 
 PAGE = "report.html"
+_EVERY_S = 60.0  # between pages within an epoch
+_LONGEST_ERROR = 600  # letters
 _FILES = (
     ("best", "weights of the best epoch: what to evaluate, export and detect with"),
     ("last", "everything that going on needs"),
     ("best.onnx", "the best weights for other programs"),
     ("metrics.csv", "numbers by epoch"),
+    (STEPS, "the loss within epochs"),
     ("log.txt", "what the run said, with the time"),
     (PLAN, "the whole configuration; dfine train takes it"),
     ("curves.png", "the curves as one picture"),
@@ -36,9 +45,6 @@ _FILES = (
     ("last_evaluation/metrics.json", "all numbers of the latest evaluation"),
 )
 _SAID = ("memory of a train step", "compiled the", "about ")  # beginnings of lines about speed
-_COUNTED = {"f1": "F1", "precision": "precision", "recall": "recall", "best_threshold": "threshold"}
-_NUMBERS = {"ap": "AP", "ap50": "AP, IoU 0.50", "ap75": "AP, IoU 0.75", "mask_ap": "mask AP"}
-_NUMBERS |= {"mask_ap50": "mask AP, IoU 0.50", "mask_ap75": "mask AP, IoU 0.75"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,28 +74,66 @@ class RunPage:
 
     def __init__(self, out_dir: Path, config: Config, about: Sequence[tuple[str, str]], origin: Origin) -> None:
         self._out, self._config, self._about, self._origin = out_dir, config, about, origin
+        self._written_s = 0.0  # by the monotonic clock
+        self._goes_on = False  # the page says so
+        self._news = ""
 
-    def write(self, state: str = "") -> None:
+    @contextmanager
+    def telling_errors(self) -> Iterator[None]:
+        """An error inside that ends the run is told on its page, with how to go on."""
+        ended = False
+        try:
+            yield
+            ended = True
+        finally:
+            error = None if ended else sys.exception()
+            if error is not None and self._goes_on:
+                with suppress(UserError, OSError):  # a full disk: the first error is the one to tell
+                    self.write("The run ended with an error.", error)
+
+    def note(self, now: Underway) -> bool:
+        """Remember how far the run has come; whether the page is old enough for a new one."""
+        self._news = f"{now.text()} That was at {time.strftime('%Y-%m-%d %H:%M:%S')}."
+        return time.monotonic() - self._written_s >= _EVERY_S
+
+    def write(self, state: str = "", error: BaseException | None = None) -> None:
         """Write the page.
 
         Args:
           state: how the run ended; empty: it goes on.
+          error: that ended it.
         """
+        self._written_s, self._goes_on = time.monotonic(), not state
         rows = read_metrics(self._out) if (self._out / "metrics.csv").is_file() else []
-        name = self._out.resolve().name
-        epochs = self._config.train.epochs
-        done = int(rows[-1]["epoch"]) if rows else 0
-        going = state or f"Epoch {done + 1} of {epochs} is being trained; load the page again for news."
+        text = f"{state or self._going_on(rows)} {best_text(rows, self._config)}"
         sections = [
+            *([self._ended(error)] if error else []),
             self._plan(),
-            _curves(rows, self._config),
+            curve_section(rows, read_steps(self._out), self._config),
             *self._evaluation(),
             self._examples(),
             self._speed(rows),
             Section("Go on", "", [Commands(self._commands()), Files(self._files())]),
         ]
-        text = f"{going} {_best(rows, self._config)}"
-        write_whole(self._out / PAGE, page(f"Run {name}", text, sections, long=True), durable=False)
+        title = f"Run {self._out.resolve().name}"
+        write_whole(self._out / PAGE, page(title, text, sections, long=True), durable=False)
+
+    def _going_on(self, rows: Sequence[Mapping[str, float]]) -> str:
+        done, epochs = int(rows[-1]["epoch"]) if rows else 0, self._config.train.epochs
+        now = f"Epoch {done + 1} of {epochs} is being trained." if done < epochs else "The last epoch is over."
+        return f"{now} {self._news or ''} Load the page again for news, which come once a minute."
+
+    def _ended(self, error: BaseException) -> Section:
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        short = text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."
+        if not (self._out / "last").is_dir():
+            about = (
+                "It ended before its first checkpoint: remove its folder, or choose another one, and start it again."
+            )
+            return Section("Error", short, [Facts([("to go on", about)])])
+        command = self._origin.resume or "the command that started it, with --resume (from Python: resume=True)"
+        rows = [("go on from the last checkpoint, once the cause is removed", command)]
+        return Section("Error", f"{short} {self._news}", [Commands(rows)])
 
     def _plan(self) -> Section:
         config, train, data, optim = self._config, self._config.train, self._config.data, self._config.optim
@@ -176,60 +220,3 @@ def _opening(log: Sequence[tuple[str, str]]) -> list[str]:
     lines = [line for _, line in log]
     ends = [i for i, line in enumerate(lines) if line.split()[:2] == ["epoch", "loss"]]
     return lines[: ends[0]] if ends else lines
-
-
-def _best(rows: Sequence[Mapping[str, float]], config: Config) -> str:
-    found = best_row(rows, config)
-    if found is None:
-        return "Nothing has been evaluated yet."
-    key = _deciding(rows, config)
-    return f"The best so far is epoch {found['epoch']:g} with {_NUMBERS[key]} {found[key]:.3f}."
-
-
-def best_row(rows: Sequence[Mapping[str, float]], config: Config) -> Mapping[str, float] | None:
-    """The row of the best epoch; the first of equals."""
-    key = _deciding(rows, config)
-    known = [row for row in rows if row.get(key, -1) >= 0]
-    return max(known, key=lambda row: row[key], default=None)
-
-
-def _deciding(rows: Sequence[Mapping[str, float]], config: Config) -> str:
-    of_masks = config.train.best_by == "masks" and any(row.get("mask_ap", -1) >= 0 for row in rows)
-    return "mask_ap" if of_masks else "ap"
-
-
-def _curves(rows: Sequence[Mapping[str, float]], config: Config) -> Section:
-    if not rows:
-        return Section("Curves", "They begin with the end of the first epoch.")
-    best = best_row(rows, config)
-    axis: Any = {"whole": True, "x_range": (min(1.0, rows[0]["epoch"]), max(rows[-1]["epoch"], 2.0))}
-    axis |= {"marked": (best["epoch"], "") if best else None}
-
-    def curve(name: str, column: str) -> list[Curve]:
-        points = [(row["epoch"], row[column]) for row in rows if column in row]
-        return [Curve(name, points)] if points else []
-
-    def both(column: str) -> list[Curve]:
-        return curve("training", column) + curve("validation", VAL + column)
-
-    precision = [line for key, name in _NUMBERS.items() for line in curve(name, key)]
-    named = axis | {"marked": (best["epoch"], f"best, epoch {best['epoch']:g}") if best else None}
-    charts: list[Item] = (
-        [Chart("Average precision, averaged weights", "epoch", precision, **named)] if precision else []
-    )
-    counted = [line for key, name in _COUNTED.items() for line in curve(name, key)]
-    charts += [Chart("Counted at the best threshold", "epoch", counted, **axis)] if counted else []
-    charts.append(Chart("Loss, all terms", "epoch", both("loss"), from_zero=False, **axis))
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith(LOSS))
-    charts += [
-        Chart(f"Loss, {name.removeprefix(LOSS)}", "epoch", both(name), from_zero=False, **axis) for name in names
-    ]
-    rates: dict[tuple[float, ...], Curve] = {}
-    for name in dict.fromkeys(name for row in rows for name in row if name.endswith("lr")):
-        for line in curve("rate" if name == "lr" else name.removesuffix("_lr"), name):
-            rates.setdefault(tuple(y for _, y in line.points), line)  # of equal lines the first
-    charts.append(Chart("Learning rate", "epoch", list(rates.values()), **axis))
-    charts.append(Chart("Gradient norm before clipping", "epoch", curve("mean", "grad_norm"), from_zero=False, **axis))
-    text = "Training is the mean of the epoch's steps; validation is of the averaged weights, without augmentation. "
-    text += "The dotted line is the best epoch."
-    return Section("Curves", text, charts)

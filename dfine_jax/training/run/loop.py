@@ -26,9 +26,11 @@ from dfine_jax.training.report.examples import save_inputs
 from dfine_jax.training.report.meter import Forecast, Meter, describe_bar
 from dfine_jax.training.report.run_page import Origin, RunPage, about_data
 from dfine_jax.training.report.sinks import Sink
+from dfine_jax.training.report.underway import Underway
 from dfine_jax.training.run import checkpoint, hosts, setup, stages
 from dfine_jax.training.run.setup import STAGE1, StartWeights, check_same_data, describe, make_loaders, opening_notes
 from dfine_jax.training.run.skipped import FOLDER, SkippedSteps, Taken
+from dfine_jax.training.run.stages import Result
 from dfine_jax.training.run.stop import Stop, stop_on_signals
 from dfine_jax.training.run.validation import Validation
 from dfine_jax.training.step.kept_programs import KeptPrograms, of_config
@@ -39,16 +41,6 @@ from dfine_jax.training.step.state import TrainState, create_state, ema_variable
 from dfine_jax.training.step.step import StepMetrics, make_eval_step, replicated, split_over_devices
 
 _ASK_HOSTS_EVERY = 10  # steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """How a run ended."""
-
-    finished: bool  # False: stopped by a signal or the clock, to be resumed
-    best_ap: float  # -1: never evaluated
-    best_epoch: int
-    metrics: Metrics | None  # of the last evaluation in this process
 
 
 def train(
@@ -87,10 +79,12 @@ def train(
     """
     out_dir = Path(out_dir)
     setup.check(config, train_data, val_data)
-    claimed = setup.claimed(out_dir, resume)
-    with claimed, stop_on_signals(max_hours) as stop, programs_let_go(), told_out_of_memory(config.model):
+    origin, about = origin or Origin(), about_data(train_data, val_data, describe(config, train_data, start))
+    page = RunPage(out_dir, config, about, origin)
+    claimed, told_errors = setup.claimed(out_dir, resume), page.telling_errors()
+    with claimed, told_errors, stop_on_signals(max_hours) as stop, programs_let_go(), told_out_of_memory(config.model):
         told = Callbacks(callbacks, stop.request), loggers
-        run = _Run(config, train_data, val_data, out_dir, start, stop, kept_programs, origin or Origin(), *told)
+        run = _Run(config, train_data, val_data, out_dir, start, stop, kept_programs, page, origin, *told)
         return run.run(resume, notes)
 
 
@@ -104,11 +98,12 @@ class _Run:
         start: StartWeights | None,
         stop: Stop,
         kept: Path | None,
+        page: RunPage,
         origin: Origin,
         callbacks: Callbacks,
         loggers: Sequence[Sink],
     ) -> None:
-        self.callbacks, self.loggers = callbacks, loggers
+        self.callbacks, self.loggers, self.page, self.origin = callbacks, loggers, page, origin
         self.config, self.out_dir, self.val_data, self.stop = config, out_dir, val_data, stop
         self.loader, self.eval_loader = make_loaders(config, train_data, val_data)
         train, self.truth = config.train, setup.val_truth(config, val_data)
@@ -127,7 +122,6 @@ class _Run:
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))
         self.init_variables = lambda key: start.variables if start else of(config.model).init(config.model, key)
         self.metadata = describe(config, train_data, start)
-        self.origin, self.about = origin, about_data(train_data, val_data, self.metadata)
         self.progress = stages.Progress()
         self.metrics: Metrics | None = None
         self.meter, self.forecast = Meter(), Forecast(0, self.total)
@@ -142,8 +136,7 @@ class _Run:
         self.programs = TrainPrograms(self.config, self.tx, sizes, self.steps, self.kept)
         first = hosts.index() == 0
         log_dir = self.out_dir if first else self.out_dir / f"host{hosts.index()}"
-        page = RunPage(self.out_dir, self.config, self.about, self.origin)
-        known = self.progress.epoch, step, self.rates, self.val_data, self.truth, page, self.loggers
+        known = self.progress.epoch, step, self.rates, self.val_data, self.truth, self.page, self.loggers
         self.log = open_log(self.config, log_dir, *known)
         self.skips = SkippedSteps(log_dir, self.out_dir, self.config.train.max_skipped_steps)
         for note in notes:
@@ -159,13 +152,14 @@ class _Run:
         with closing(self.log), self.bar, closing(self.loader.batches(step)) as batches:
             state, step = self._steps(state, step, batches)
         finished = self.progress.epoch >= self.config.train.epochs or self.progress.ended_early
+        why = f" ({self.stop.reason})" if self.stop.reason else ""
         if not finished:
             self._save(state)
-            why = f" ({self.stop.reason})" if self.stop.reason else ""
             self.log.line(f"stopped at step {step} of {self.total}{why}; continue with --resume")
         elif first:
             shutil.rmtree(self.out_dir / STAGE1, ignore_errors=True)
-        self.log.show("The run is finished." if finished else f"The run was stopped at step {step} of {self.total}.")
+        ended = f"The run was stopped at step {step} of {self.total}{why}; it can go on with --resume."
+        self.log.show("The run is finished." if finished else ended)
         result = Result(finished, self.progress.best_ap, self.progress.best_epoch, self.metrics)
         if first:
             self.callbacks.end(result)
@@ -287,7 +281,9 @@ class _Run:
             if self.progress.best_ap >= 0:
                 ap = self.metrics.deciding_ap(train.best_by) if self.metrics else self.progress.best_ap
             epoch = f"epoch {taken.step // self.steps + 1}/{train.epochs}"
-            describe_bar(self.bar, epoch, values["loss"], self.meter.images_per_second(), ap)
+            loss, speed, left_s = values["loss"], self.meter.images_per_second(), self.forecast.left_s(self.recorded)
+            describe_bar(self.bar, epoch, loss, speed, ap)
+            self.log.underway(Underway(self.recorded, self.total, loss, speed, left_s))
 
     def _skipped(self, taken: Taken, values: dict[str, float], state: TrainState) -> None:
         self.progress = dataclasses.replace(self.progress, skipped=self.progress.skipped + 1)

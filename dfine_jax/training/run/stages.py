@@ -12,6 +12,7 @@ import dataclasses
 from typing import NamedTuple
 
 from dfine_jax.config import OptimConfig, TrainConfig
+from dfine_jax.evaluation.score import Metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Progress:
     summed_steps: int = 0
     summed_names: tuple[str, ...] = ()
     sums: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    finished: bool  # False: stopped by a signal or the clock, to be resumed
+    best_ap: float  # -1: never evaluated
+    best_epoch: int
+    metrics: Metrics | None  # of the last evaluation in this process
 
 
 class Verdict(NamedTuple):

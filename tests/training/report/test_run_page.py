@@ -11,10 +11,15 @@ from PIL import Image
 from tiny import tiny_config
 
 from dfine_jax.data.read.dataset import Classes
+from dfine_jax.errors import UserError
 from dfine_jax.evaluation.plots import save_evaluation
 from dfine_jax.evaluation.score import score
-from dfine_jax.training.report.run_files import COMMAND, PLAN, plan_text
-from dfine_jax.training.report.run_page import Origin, RunPage, best_row
+from dfine_jax.training.report import run_page
+from dfine_jax.training.report.log import RunLog
+from dfine_jax.training.report.run_curves import best_row
+from dfine_jax.training.report.run_files import COMMAND, PLAN, STEPS, plan_text, read_steps
+from dfine_jax.training.report.run_page import Origin, RunPage
+from dfine_jax.training.report.underway import Underway
 
 TRUTH = {
     "images": [{"id": 1, "file_name": "1.jpg", "width": 99, "height": 99}],
@@ -51,7 +56,7 @@ def run(tmp_path):
 def test_a_run_that_begins_has_words_for_what_is_to_come(tmp_path):
     page = written(tmp_path)
     assert "Epoch 1 of 2 is being trained" in page and "Nothing has been evaluated yet." in page
-    for words in ("They begin with the end of the first epoch.", "No evaluation yet", "They come with evaluations."):
+    for words in ("They begin with the first steps.", "No evaluation yet", "They come with evaluations."):
         assert words in page or "log.pictures=0" in page
     assert "&lt;cat&gt;" in page and "<svg" not in page
 
@@ -96,3 +101,85 @@ def test_the_first_of_equal_epochs_is_the_best():
     masks = [{"epoch": 1.0, "ap": 0.9, "mask_ap": 0.1}, {"epoch": 2.0, "ap": 0.1, "mask_ap": 0.2}]
     assert best_row(masks, tiny_config()) == masks[1]
     assert best_row(masks, tiny_config(train={"best_by": "boxes"})) == masks[0]
+
+
+def clock(monkeypatch):
+    """Seconds that pass when they are added to."""
+    now = [1000.0]
+    monkeypatch.setattr(run_page.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_page_grows_within_an_epoch_but_not_with_every_step(tmp_path, monkeypatch):
+    now = clock(monkeypatch)
+    log = RunLog(tmp_path, 0, every=2, page=RunPage(tmp_path, tiny_config(), [], Origin()))
+    log.show()
+    page = tmp_path / "report.html"
+    for step in range(1, 9):
+        log.step(step, {"loss": 30.0 - step})
+        now[0] += 10  # seconds
+        log.underway(Underway(step, 4000, 30.0 - step, 12.5, 7200.0))
+        if step == 5:
+            assert "Step" not in page.read_text() and not (tmp_path / STEPS).exists()
+    text = page.read_text()
+    assert "Step 6 of 4000, loss 24.00, 12.5 images/s, about 2.0 hours left at the pace so far." in text
+    assert "Epoch 1 of 2 is being trained" in text and "Loss by step" in text
+    assert read_steps(tmp_path) == [(2, 28.5), (4, 26.5), (6, 24.5)]  # what comes after is held back
+    assert re.search(r'<polyline points="[^"]+" class="l0 faint"/><polyline points="[^"]+" class="l0"/>', text)
+
+
+def test_a_speed_that_is_not_known_yet_is_left_out():
+    assert Underway(1, 60, 31.234, None, None).text() == "Step 1 of 60, loss 31.23."
+
+
+def test_steps_that_are_done_again_are_dropped(tmp_path):
+    for done, steps in ((0, range(1, 7)), (4, range(5, 9))):
+        log = RunLog(tmp_path, 0, every=2, step=done)
+        for step in steps:
+            log.step(step, {"loss": step + 10.0 * done})
+        log.show()
+    assert read_steps(tmp_path) == [(2, 1.5), (4, 3.5), (6, 45.5), (8, 47.5)]
+
+
+def ended_by(folder, error, **origin):
+    page = RunPage(folder, tiny_config(), [], Origin(**origin))
+    with pytest.raises(type(error)), page.telling_errors():
+        page.write()
+        page.note(Underway(40, 60, 3.0, 9.0, 60.0))
+        raise error
+    return (folder / "report.html").read_text()
+
+
+def test_an_error_is_told_with_how_to_go_on(run):
+    page = ended_by(run, RuntimeError("a < b " * 500), resume="dfine train n --out x --resume")
+    assert "The run ended with an error." in page and "is being trained" not in page
+    assert "RuntimeError: a &lt; b a" in page and "Step 40 of 60" in page and len(page) < 60_000
+    assert "<code>dfine train n --out x --resume</code>" in page.split("Plan</h2>")[0]
+    page = ended_by(run, UserError("the disk is full"))
+    assert ">the disk is full Step 40" in page and "with --resume (from Python: resume=True)" in page
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
+    page = ended_by(tmp_path, KeyboardInterrupt())
+    assert "KeyboardInterrupt" in page and "before its first checkpoint" in page and "--resume" not in page
+
+
+def test_an_error_after_the_end_or_before_the_first_page_leaves_the_page(tmp_path):
+    page = RunPage(tmp_path, tiny_config(), [], Origin())
+    with pytest.raises(ValueError), page.telling_errors():
+        raise ValueError
+    assert not (tmp_path / "report.html").exists()
+    with pytest.raises(ValueError), page.telling_errors():
+        page.write()
+        page.write("The run is finished.")
+        raise ValueError
+    assert "The run is finished." in (tmp_path / "report.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_the_error(tmp_path):
+    page = RunPage(tmp_path, tiny_config(), [], Origin())
+    with pytest.raises(ValueError), page.telling_errors():
+        page.write()
+        (tmp_path / "report.html").unlink()
+        (tmp_path / "report.html").mkdir()
+        raise ValueError

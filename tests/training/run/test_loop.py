@@ -22,7 +22,8 @@ from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.training.report.run_files import read_metrics
+from dfine_jax.training.report import run_page
+from dfine_jax.training.report.run_files import read_metrics, read_steps
 from dfine_jax.training.run import checkpoint, loop, skipped, validation
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
@@ -164,6 +165,7 @@ def test_stopped_by_a_signal_in_mid_epoch_and_resumed(uninterrupted, data, confi
     with monkeypatch.context() as patch:
         interrupt(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert not loop.train(config, *data, tmp_path).finished
+    assert f"stopped at step 2 of {STEPS}" in (tmp_path / "report.html").read_text()
     assert leaves(tmp_path / "last", config)[0][".step"] == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert loop.train(config, *data, tmp_path, resume=True).finished
@@ -208,15 +210,21 @@ def test_killed_and_resumed_from_an_earlier_step(uninterrupted, data, config, tm
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
+        patch.setattr(run_page, "_EVERY_S", 0.0)
         if killed_in == 1:  # all compiled, nothing trained
             patch.setattr(loop.TrainPrograms, "__call__", crash)
         else:
             interrupt(patch, killed_in, crash)
         with pytest.raises(RuntimeError, match="killed"):
             loop.train(config, *data, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "RuntimeError: killed" in page and "with --resume" in page
+    if killed_in == 6:  # the fifth is at work
+        assert f"Step 4 of {STEPS}, loss" in page and [step for step, _ in read_steps(tmp_path)] == [1, 2, 3, 4]
     assert leaves(tmp_path / "last", config)[0][".step"] == kept
     assert loop.train(config, *data, tmp_path, resume=True).finished
     assert_same_end(tmp_path, uninterrupted, config)
+    assert read_steps(tmp_path) == read_steps(uninterrupted) and len(read_steps(tmp_path)) == STEPS
 
 
 @pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 2])
