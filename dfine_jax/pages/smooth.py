@@ -19,13 +19,17 @@ def thinned(points: Points, most: int) -> Points:
 
 
 def smoothed(points: Points) -> Points:
-    """The mean of each point and its neighbours on either side, which does not lag behind."""
+    """Each point on the straight line that fits it and its neighbours best: neither late nor, at the ends, noisy."""
     half = max(_LEAST, len(points) // _SHARE) // 2
-    out = []
-    for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)  # as far to one side as to the other, so that ends are in place
-        out.append((x, _mean(points[i - reach : i + reach + 1])[1]))
-    return out
+    return [(x, _fit(points[max(0, i - half) : i + half + 1], x)) for i, (x, _) in enumerate(points)]
+
+
+def _fit(points: Points, at: float) -> float:
+    """Where the line through points (least squares) is at a place."""
+    middle, height = _mean(points)
+    spread = sum((x - middle) ** 2 for x, _ in points)
+    slope = sum((x - middle) * (y - height) for x, y in points) / spread if spread else 0.0
+    return height + slope * (at - middle)
 
 
 def _mean(points: Points) -> tuple[float, float]:
