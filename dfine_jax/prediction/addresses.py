@@ -42,6 +42,25 @@ def public_name(source: str) -> str:
     return _SECRET.sub("", source)
 
 
+def local(source: str) -> str:
+    """The path that a file address (``file:///...``) stands for; anything else as it is.
+
+    Raises:
+      UserError: it names another machine, as it does with two slashes.
+    """
+    parts = urllib.parse.urlsplit(source) if source.lower().startswith("file:/") else None
+    if parts is None:
+        return source
+    if parts.netloc not in ("", "localhost"):
+        raise UserError(f"{source} names the machine {parts.netloc}; give the path alone, or file:///PATH")
+    return urllib.request.url2pathname(parts.path)
+
+
+def is_video(address: str) -> bool:
+    """Whether an address ends as those of videos and streams do."""
+    return _ending(address) in VIDEO_EXTENSIONS + _PLAYLISTS
+
+
 def is_picture(address: str) -> bool:
     """Whether there is a single picture at an address, by what the server says, else by the ending.
 
@@ -49,7 +68,7 @@ def is_picture(address: str) -> bool:
     """
     parts = urllib.parse.urlsplit(address)
     ending = _ending(address)
-    if parts.scheme.lower() not in ("http", "https") or ending in VIDEO_EXTENSIONS + _PLAYLISTS:
+    if parts.scheme.lower() not in ("http", "https") or is_video(address):
         return False
     try:
         with _answer(address) as answer:

@@ -73,7 +73,7 @@ def find_inputs(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Inputs:
       UserError: a source is missing, or a folder holds nothing.
     """
     found = Inputs([], [], [])
-    for source in sources:
+    for source in map(addresses.local, sources):
         path = Path(source)
         if video.is_stream(source):
             if addresses.is_picture(source):

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from dfine_jax.data.picture.any_image import any_pixels, is_array, is_one_picture, pixels_array, stream_content
 from dfine_jax.data.picture.images import read_image
 from dfine_jax.errors import UserError
+from dfine_jax.prediction import addresses
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def several(images: Any, bgr: bool = False) -> Iterator[Given] | None:
       UserError: a folder without pictures, or a pattern without files.
     """
     if isinstance(images, (str, os.PathLike)):
-        files = _files(os.fspath(images))
+        files = _files(addresses.local(os.fspath(images)))
         return None if files is None else (given(file) for file in files)
     if is_array(images):
         array = pixels_array(images)
@@ -92,9 +93,7 @@ def frames(source: Any) -> Iterator[Given] | None:
         return _frames(str(source))
     if not isinstance(source, (str, os.PathLike)):
         return None
-    from dfine_jax.prediction import addresses
-
-    name = os.fspath(source)
+    name = addresses.local(os.fspath(source))
     if _ADDRESS.match(name):
         return None if addresses.is_picture(name) else _frames(name)
     is_video = Path(name).suffix.lower() in addresses.VIDEO_EXTENSIONS or addresses.CAMERA.fullmatch(name)
@@ -112,13 +111,16 @@ def _frames(source: str) -> Iterator[Given]:
 
 
 def _named(source: str | os.PathLike[str]) -> Given:
-    name = os.fspath(source)
+    name = addresses.local(os.fspath(source))
     if _ADDRESS.match(name):
-        from dfine_jax.prediction import addresses
-
         if not name.lower().startswith(("http://", "https://")):
             raise UserError(
                 f"{addresses.public_name(name)} is no picture but a stream; for result in detector.stream(...) reads it"
+            )
+        if addresses.is_video(name):
+            raise UserError(
+                f"{addresses.public_name(name)} is a video; for result in detector.stream(address) reads it, so does "
+                "dfine predict"
             )
         return Given(addresses.read_picture(name), addresses.file_name(name))
     if _EATEN.match(name) and not isinstance(source, str):
@@ -126,9 +128,7 @@ def _named(source: str | os.PathLike[str]) -> Given:
     path = Path(name)
     if path.is_dir():
         raise UserError(f"{path} is a folder among pictures; give it alone, or list its files")
-    from dfine_jax.prediction.addresses import VIDEO_EXTENSIONS
-
-    if path.suffix.lower() in VIDEO_EXTENSIONS and path.exists():
+    if path.suffix.lower() in addresses.VIDEO_EXTENSIONS and path.exists():
         raise UserError(f"{path} is a video; for result in detector.stream(path) reads it, so does dfine predict")
     return Given(path if path.is_absolute() else name, path.name)
 

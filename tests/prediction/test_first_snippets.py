@@ -26,6 +26,7 @@ from rectangles import opened, scene
 import dfine_jax
 from dfine_jax.errors import UserError
 from dfine_jax.prediction.detector import Detector
+from dfine_jax.prediction.inputs import find_inputs
 from dfine_jax.prediction.result import Detection, DetectionResult
 
 COOKBOOK = ROOT / "docs" / "cookbook.md"
@@ -356,11 +357,38 @@ def test_is_refused_with_the_cure(world, snippet):
         (np.where(PIXELS > 100, 1.0, 0.0), "no values but 0 and 1"),
         (np.full((4, 4, 3), np.nan), "not finite"),
         (PIXELS.transpose(2, 0, 1) / 255, r"channels first: array.transpose\(1, 2, 0\)"),
-        (np.stack([PIXELS.transpose(2, 0, 1)]), "is not an image"),
+        (np.stack([PIXELS.transpose(2, 0, 1)]) / 255, r"channels first: array.transpose\(0, 2, 3, 1\)"),
     ],
 )
 def test_floating_point_of_an_uncertain_range_is_refused(world, array, message):
     refused(lambda: world.d(array), UserError, message)
+
+
+def test_the_cure_for_channels_that_come_first_works(world):
+    class Tensor:
+        """As of a library whose ``transpose`` takes two axes."""
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            return np.stack([PIXELS.transpose(2, 0, 1)] * 2).astype(np.float32) / 255
+
+    for value in (np.asarray(Tensor()), Tensor()):
+        with pytest.raises(UserError) as told:
+            world.d(value)
+        cure = str(told.value).rpartition("channels first: ")[2]
+        all_same(world.d(eval(cure, {"numpy": np, "array": value, "it": value})), 2)
+
+
+def test_addresses_of_files_are_their_paths(world, tmp_path):
+    odd = tmp_path / "a picture #1.png"
+    odd.write_bytes(world.path.read_bytes())
+    for address in (world.path.as_uri(), odd.as_uri(), Path(world.path.as_uri()), f"file://localhost{world.path}"):
+        same(world.d(address))
+    assert next(world.d.stream(odd.as_uri())).name == odd.name
+    all_same(world.d([world.path.as_uri(), odd.as_uri()]), 2)
+    assert len(world.d(world.folder.as_uri())) == 2
+    assert [picture.path for picture in find_inputs([odd.as_uri()]).pictures] == [odd]
+    refused(lambda: world.d("file:///nowhere/x.png"), UserError, "image /nowhere/x.png does not exist")
+    refused(lambda: world.d("file://photo.png"), UserError, "names the machine photo.png; give the path alone")
 
 
 def test_more_that_is_refused_with_the_cure(world):
@@ -369,6 +397,8 @@ def test_more_that_is_refused_with_the_cure(world):
     refused(lambda: d(f"{world.folder}/*.gif"), UserError, "no file is like .*; check the pattern")
     refused(lambda: d([str(world.folder)]), UserError, "is a folder among pictures; give it alone")
     refused(lambda: d(Path(world.url)), UserError, "lost a slash; give an address as text")
+    refused(lambda: d("http://127.0.0.1:9/clip.mp4"), UserError, r"/clip.mp4 is a video; .*detector.stream\(address\)")
+    refused(lambda: d("https://a:b@camera/live.m3u8?x=1"), UserError, r"^https://camera/live.m3u8\?x=1 is a video")
     refused(lambda: d("rtsp://camera/1"), UserError, r"rtsp://camera/1 is no picture but a stream; .*detector.stream")
     refused(lambda: d(world.url + "x"), UserError, "the server answers 404")
     refused(lambda: d(world.path, threshold=50), UserError, "threshold=50 must lie between 0 and 1")

@@ -82,12 +82,15 @@ def array_to_rgb(array: np.ndarray, name: str = "array") -> UInt8[np.ndarray, "h
     known = (array.dtype.kind == "u" and array.dtype.itemsize <= 2) or array.dtype.kind == "f"
     if not known or not fits or 0 in shape:
         cure = f"give {ARRAY_KINDS}"
+        value = "array" if name == "array" else "numpy.asarray(it)"  # tensors have other methods
         if 0 in shape:
             cure += "; this one has no pixel"
         elif array.ndim == 3 and not fits and shape[0] in (1, 3, 4):
-            cure += "; this one seems to have its channels first: array.transpose(1, 2, 0)"
+            cure += f"; this one seems to have its channels first: {value}.transpose(1, 2, 0)"
+        elif array.ndim == 4 and shape[3] not in (1, 3, 4) and shape[1] in (1, 3, 4):
+            cure += f"; this batch seems to have its channels first: {value}.transpose(0, 2, 3, 1)"
         elif array.ndim == 4:
-            cure += "; of a batch give a list of its images: list(array)"
+            cure += f"; of a batch give a list of its images: list({value})"
         elif not known:
             cure += "; of other types the range is unknown"
         raise UserError(f"{name} of type {array.dtype} and shape {list(shape)} is not an image; {cure}")

@@ -67,7 +67,13 @@ def test_all_that_the_page_needs_is_there(folder):
     assert (model["class_names"], model["category_ids"]) == (["red", "white", "platelet"], [1, 2, 7])
     assert model["check"]["objects"] and "Microsoft" in (folder / "runtime/LICENSE.txt").read_text()
     text = folder.with_name("page.report.txt").read_text()
-    assert "PASSED" in text and "has not run" in text
+    assert "PASSED" in text and "no browser was asked: the folder's page has not run, only its graph has" in text
+
+
+def test_the_report_says_that_no_browser_was_found(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv(browser.SETTING, "")
+    export(tmp_path / "page", stand_in, run_browser=True)
+    assert "no browser was found: the folder's page has not run" in (tmp_path / "page.report.txt").read_text()
 
 
 def test_no_address_outside_the_folder(folder):
