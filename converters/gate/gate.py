@@ -22,7 +22,7 @@ from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes, Dataset
 from dfine_jax.errors import UserError
 from dfine_jax.ops.boxes import xyxy_to_cxcywh
-from dfine_jax.ops.postprocess import Answer, select, sigmoid
+from dfine_jax.ops.postprocess import Answer, AnswerRules, select, sigmoid
 from dfine_jax.ops.precision import exact_products
 from dfine_jax.serving.artefact import Artefact
 from dfine_jax.serving.backends.base import ArtefactBackend, Backend
@@ -279,7 +279,7 @@ def _precision(
         file = ap(backend, artefact.input.batch or 1)
     except UserError as error:
         return (None, None), [str(error)]
-    model, full = (None if function is None else ap(FunctionBackend(function)) for function in models)
+    model, full = (None if function is None else ap(FunctionBackend(function, artefact.rules)) for function in models)
     assert model is not None
     out: list[Accuracy | None] = []
     failures = []
@@ -319,10 +319,14 @@ def _divergence(
 
 
 class FunctionBackend(Backend):
-    """A function of images as a backend."""
+    """A function of images as a backend.
 
-    def __init__(self, function: Reference) -> None:
-        self._function = function
+    Args:
+      rules: how its answers become detections; those of the file that it is compared with.
+    """
+
+    def __init__(self, function: Reference, rules: AnswerRules) -> None:
+        self._function, self.rules = function, rules
 
     def predict(self, images: Images) -> Answer:
         """As ``Backend.predict``."""

@@ -92,7 +92,7 @@ def export_web(
 
 def _about(model: Any, meta: dict[str, Any], preprocess: Preprocess) -> dict[str, Any]:
     """What the page is told about the model."""
-    family, config = of(model.config), model.config
+    config = model.config
     return description(
         folder.ENGINE,
         variant=recipe_name(config),
@@ -102,8 +102,7 @@ def _about(model: Any, meta: dict[str, Any], preprocess: Preprocess) -> dict[str
         threshold=meta.get("best_threshold") or _THRESHOLD,
         title=title(config),
         input={"size_hw": [preprocess.height_px, preprocess.width_px], "preprocess": preprocess.to_dict()},
-        clip_boxes=family.clip_boxes,
-        cut_to_boxes=family.cut_to_boxes,
+        rules=of(config).answer_rules(config)._asdict(),
         source=meta.get("source", {}),
         licence=meta.get("licence", ""),
         dfine_jax_version=__version__,
@@ -113,7 +112,7 @@ def _about(model: Any, meta: dict[str, Any], preprocess: Preprocess) -> dict[str
 def _objects(outputs: dict[str, np.ndarray], about: dict[str, Any], size_px: Sequence[int]) -> list[dict[str, Any]]:
     """The best detections of a picture of (width, height), as the page writes them."""
     scores, labels, boxes = (outputs[name][0] for name in ("scores", "labels", "boxes"))
-    if about["clip_boxes"]:
+    if about["rules"]["clip_boxes"]:
         boxes = boxes.clip(0, [*size_px, *size_px])
     seen = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[0][:_KNOWN_OBJECTS]
     return [

@@ -162,8 +162,8 @@ def _train(config: Config, train_data: Dataset, val_data: Dataset, out: Path) ->
     preprocess = of(config.model).preprocess(config.model, config.data)
     loader = EvalLoader(val_data, preprocess, batch_size=config.train.eval_batch_size)
     predict = predict_function(make_eval_step(config), variables)
-    truth, rules = val_truth(config, val_data) or val_data, of(config.model).answer_rules
-    return evaluate(predict, loader, truth, val_data.classes, None, None, **rules), result.metrics
+    truth, rules = val_truth(config, val_data) or val_data, of(config.model).answer_rules(config.model)
+    return evaluate(predict, loader, truth, val_data.classes, None, None, rules), result.metrics
 
 
 def _export(out: Path) -> GateReport | None:

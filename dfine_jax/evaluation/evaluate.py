@@ -23,7 +23,7 @@ from dfine_jax.evaluation.encoded_masks import EncodedMasks
 from dfine_jax.evaluation.metrics import THRESHOLDS
 from dfine_jax.evaluation.score import Metrics, score
 from dfine_jax.evaluation.truth import Truth
-from dfine_jax.ops.postprocess import Selected, clipped
+from dfine_jax.ops.postprocess import AnswerRules, Selected, clipped
 from dfine_jax.serving.backends.base import PixelPredictions, in_view
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def evaluate(
     classes: Classes,
     observe: Callable[[Detections], None] | None = None,
     together: Together | None = None,
-    cut_to_boxes: bool = True,
-    clip_boxes: bool = False,
+    rules: AnswerRules = AnswerRules(),  # noqa: B008
 ) -> Metrics:
     """Predict every image of ``batches`` and compare with the annotations.
 
@@ -73,13 +72,11 @@ def evaluate(
       classes: those of the annotations.
       observe: is given the detections of all images; they iterate as COCO results.
       together: where others predict the other images, makes the detections and images of all of each one's.
-      cut_to_boxes: masks count within their boxes alone.
-      clip_boxes: boxes end at the edges of the picture.
+      rules: how predictions become detections.
     """
 
     def detect(images: np.ndarray, view_px: np.ndarray) -> PixelPredictions:
-        found = _in_pixels(predict(images), view_px)
-        return found._replace(cut_to_boxes=cut_to_boxes, clip_boxes=clip_boxes)
+        return _in_pixels(predict(images), view_px)._replace(rules=rules)
 
     return evaluate_detections(detect, batches, truth, ClassMatch(classes, classes.ids), observe, together)
 
@@ -191,7 +188,7 @@ def pixel_results(
     ``metrics`` counts, and behind the best of its class that average precision looks at.
     """
     scores, labels, corners = (np.asarray(value) for value in predictions[:3])
-    if predictions.clip_boxes:
+    if predictions.rules.clip_boxes:
         corners = clipped(corners, batch.size_px)
     boxes = corners.astype(np.float64)
     boxes[..., 2:] -= boxes[..., :2]
@@ -222,12 +219,12 @@ def _run_lengths(predictions: PixelPredictions, use: Bool[np.ndarray, "b n"], ba
     if predictions.masks_logit is None:
         return None
     counts, sizes = [], []
-    views = _view_px(batch).tolist()
+    views, rules = _view_px(batch).tolist(), predictions.rules
     pictures = zip(predictions.masks_logit, predictions.boxes_xyxy_px, views, batch.size_px, use, strict=True)
     for maps, boxes, view, size_px, used in pictures:
-        left, top, width, height = view
         picture = round(float(size_px[0])), round(float(size_px[1]))
-        masks = MapMasks(maps, boxes, (left, top, width, height), picture, cut_to_boxes=predictions.cut_to_boxes)
+        left, top, width, height = view
+        masks = MapMasks(maps, boxes, (left, top, width, height), picture, 0.5, rules.cut_to_boxes, rules.interpolated)
         texts = [masks.rle(row)["counts"] for row in np.flatnonzero(used).tolist()]
         counts += texts
         sizes += [picture[::-1]] * len(texts)

@@ -15,6 +15,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from dfine_jax.ops.postprocess import AnswerRules
+
 if TYPE_CHECKING:
     import flax.linen as nn
     import numpy as np
@@ -199,8 +201,7 @@ class Family(Generic[M, L, Q, P]):
     # Of the masks it trains on to the input, divides ``grid_px``; None: none.
     mask_stride: Callable[[M], int | None] = lambda model: None
     answer_stride: int | None = None  # of the masks that it answers with; None: that of those it trains on
-    cut_to_boxes: bool = True  # masks that it answers with count within their boxes alone
-    clip_boxes: bool = False  # boxes that it answers with end at the edges of the picture
+    answer_rules: Callable[[M], AnswerRules] = lambda model: AnswerRules()  # how its answers become detections
     is_transformer: bool = False  # backbone included; int8 is calibrated otherwise for such a network
     # The architecture for a task (``detect``, ``segment``), of that for another one, by the task's name.
     tasks: Mapping[str, Callable[[M], M]] = dataclasses.field(default_factory=lambda: {"detect": lambda model: model})
@@ -236,8 +237,3 @@ class Family(Generic[M, L, Q, P]):
     # Of Hugging Face, by ``owner/name``.
     repositories: Mapping[str, Repository] = dataclasses.field(default_factory=dict)
     backbone_of: Callable[[M], str]
-
-    @property
-    def answer_rules(self) -> dict[str, bool]:
-        """How its answers become detections, by names of ``evaluation.evaluate.evaluate``."""
-        return {"cut_to_boxes": self.cut_to_boxes, "clip_boxes": self.clip_boxes}

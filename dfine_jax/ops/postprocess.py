@@ -5,7 +5,7 @@ In exported graphs the same is written in the operations of the format (``dfine_
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +19,14 @@ class Answer(NamedTuple):
     logits: Float[AnyArray, "b q k"]  # of the classes
     boxes_cxcywh: Float[AnyArray, "b q 4"]  # fractions of the image
     masks_logit: Float[AnyArray, "b q h w"] | None = None  # of models that segment
+
+
+class AnswerRules(NamedTuple):
+    """How a family's answers become detections."""
+
+    cut_to_boxes: bool = True  # masks count within their boxes alone
+    clip_boxes: bool = False  # boxes end at the edges of the picture
+    interpolated: Literal["probability", "logit"] = "probability"  # of masks, between the cells of their maps
 
 
 class Selected(NamedTuple):

@@ -40,7 +40,7 @@ def result_of(
     if chosen.labels is not None:
         keep &= np.isin(found.labels[row], list(chosen.labels))
     labels, boxes_px, masks = found.labels[row][keep], found.boxes_xyxy_px[row][keep], None
-    boxes_px = clipped(boxes_px, np.asarray(size_px)) if found.clip_boxes else boxes_px
+    boxes_px = clipped(boxes_px, np.asarray(size_px)) if found.rules.clip_boxes else boxes_px
     if found.masks_logit is not None:
         masks = MapMasks(
             found.masks_logit[row][np.flatnonzero(keep)],
@@ -48,7 +48,8 @@ def result_of(
             picture.view_px,
             size_px,
             mask_threshold,
-            found.cut_to_boxes,
+            found.rules.cut_to_boxes,
+            found.rules.interpolated,
         )
     return DetectionResult(
         boxes_xyxy_px=boxes_px,

@@ -330,7 +330,6 @@ def open_model(
         with waiting(f"loading {model}"):
             model = load_checkpoint(model)
     metadata = model.metadata
-    rules = model.grid_px, model.cut_to_boxes, model.clip_boxes
-    backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale, *rules)
+    backend = JaxBackend(model.model, model.variables, metadata.preprocess.scale, model.grid_px, model.rules)
     best = metadata.best_threshold
     return OpenedModel(backend, metadata.classes, metadata.preprocess, None, model.segments, best)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
+from dfine_jax.ops.postprocess import AnswerRules
 
 KEY = "dfine_jax"
 FORMAT = 1
@@ -26,6 +27,7 @@ SIZES_INPUT = "original_sizes_px"  # second input of complete graphs: (width, he
 
 _CURE = "export the model again with dfine export"
 _INPUT_TYPES = ("float32", "float16", "uint8")
+_INTERPOLATED = ("probability", "logit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,7 @@ class Artefact:
     layers: int
     source: dict[str, Any]  # file, weights_sha256; source_file, source_sha256 of what it was converted from
     mask_stride: int | None = None  # of the masks to the network's input; None: no masks
-    cut_to_boxes: bool = True  # masks count within their boxes alone
-    clip_boxes: bool = False  # boxes are to end at the edges of the picture
+    rules: AnswerRules = AnswerRules()  # how its answers become detections; stored rule by rule, where it is not usual
     resizes: Preprocess | None = None  # what the graph does to its input first; the host brings pictures to its size
     best_threshold: float | None = None  # score of the best F1 in the evaluation of the weights
     dfine_jax_version: str = ""
@@ -88,10 +89,10 @@ class Artefact:
         values = {**dataclasses.asdict(self), "preprocess": self.preprocess.to_dict()}
         values["resizes"] = self.resizes and self.resizes.to_dict()
         values.pop("extra")
-        left_out = {"mask_stride": None, "cut_to_boxes": True, "clip_boxes": False, "resizes": None}
-        left_out |= {"best_threshold": None}
+        values |= values.pop("rules")._asdict()
+        left_out = {"mask_stride": None, "resizes": None, "best_threshold": None, **AnswerRules()._asdict()}
         for name, usual in left_out.items():
-            if values[name] is usual:
+            if values[name] == usual:
                 values.pop(name)
         return {"format_version": FORMAT, **values, **self.extra}
 
@@ -146,8 +147,10 @@ def sidecar(path: str | os.PathLike[str]) -> Path:
 
 
 def _build(values: dict[str, Any]) -> Artefact:
-    known = {field.name for field in dataclasses.fields(Artefact)} - {"extra"}
+    known = {field.name for field in dataclasses.fields(Artefact)} - {"extra", "rules"}
     given = {name: values[name] for name in known if name in values}
+    rules = {name: values[name] for name in AnswerRules._fields if name in values}
+    known |= rules.keys()
     spec = dict(given["input"])
     given["input"] = InputSpec(**{**spec, "size_hw": tuple(int(side) for side in spec["size_hw"])})
     given["preprocess"] = Preprocess.from_dict(given["preprocess"])
@@ -156,7 +159,7 @@ def _build(values: dict[str, Any]) -> Artefact:
     for name, kind in (("class_names", str), ("category_ids", int), ("outputs", str)):
         given[name] = tuple(kind(value) for value in given[name])
     extra = {name: value for name, value in values.items() if name not in known and name != "format_version"}
-    return Artefact(**given, extra=extra)
+    return Artefact(**given, rules=AnswerRules(**rules), extra=extra)
 
 
 def _checked(artefact: Artefact, where: object) -> Artefact:
@@ -180,6 +183,7 @@ def _checked(artefact: Artefact, where: object) -> Artefact:
         ),
         (len(artefact.class_names) != len(artefact.category_ids), "class names and category ids of different number"),
         (not artefact.class_names, "no classes"),
+        (artefact.rules.interpolated not in _INTERPOLATED, f"masks interpolated as {artefact.rules.interpolated!r}"),
         (not 0 <= (artefact.best_threshold or 0) <= 1, f"best threshold {artefact.best_threshold}"),
     ]
     wrong = [text for is_wrong, text in complaints if is_wrong]

@@ -22,6 +22,7 @@ from dfine_jax.data.read.coco_names import COCO_ALIASES, OBJECTS365_ALIASES
 from dfine_jax.errors import UserError
 from dfine_jax.families import of, task, title
 from dfine_jax.families.family import Build
+from dfine_jax.ops.postprocess import AnswerRules
 from dfine_jax.system.files import replaced_path
 from dfine_jax.training.run.checkpoint import Metadata, load_weights
 from dfine_jax.weights.names import is_published, missing
@@ -42,14 +43,10 @@ class LoadedModel:
         return of(model).grid_px(model)
 
     @property
-    def cut_to_boxes(self) -> bool:
-        """Masks count within their boxes alone."""
-        return of(self.metadata.config.model).cut_to_boxes
-
-    @property
-    def clip_boxes(self) -> bool:
-        """Boxes end at the edges of the picture."""
-        return of(self.metadata.config.model).clip_boxes
+    def rules(self) -> AnswerRules:
+        """How its answers become detections."""
+        model = self.metadata.config.model
+        return of(model).answer_rules(model)
 
     @property
     def segments(self) -> bool:

@@ -19,7 +19,7 @@ from dfine_jax.data.picture.object_masks import MapMasks
 from dfine_jax.errors import UserError
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.variants import model_config
-from dfine_jax.ops.postprocess import Answer
+from dfine_jax.ops.postprocess import Answer, AnswerRules
 from dfine_jax.prediction.class_filter import keep_classes
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.serving.backends.base import Backend
@@ -236,7 +236,7 @@ def test_supervision():
 
 def test_boxes_end_at_the_edges_where_the_backend_says_so():
     class Beyond(RectangleBackend):
-        clip_boxes = True
+        rules = AnswerRules(clip_boxes=True)
 
         def predict(self, images):
             found = super().predict(images)
@@ -245,5 +245,5 @@ def test_boxes_end_at_the_edges_where_the_backend_says_so():
     picture = scene(128, 64, ("red", 0, 0, 64, 32))
     inside = Detector(opened(Beyond()))(picture)
     np.testing.assert_allclose(inside.boxes_xyxy_px, [[0, 0, 80, 40]], atol=1e-4)
-    Beyond.clip_boxes = False
+    Beyond.rules = AnswerRules()
     np.testing.assert_allclose(Detector(opened(Beyond()))(picture).boxes_xyxy_px, [[-16, -8, 80, 40]], atol=1e-4)

@@ -1,9 +1,9 @@
 """Masks of the objects of one picture, small until their pixels are asked for.
 
-A network answers with a coarse map of each object. Between the cells of the map the interpolated probability is linear
-down each column of the picture, so where it crosses the threshold is computed, not looked for: a mask becomes runs of
-pixels with as much work as its columns have cells, and the pixels themselves are never needed for run lengths, areas
-or the union of tiles.
+A network answers with a coarse map of each object. Between the cells of the map what is interpolated is linear down
+each column of the picture, so where it crosses the threshold is computed, not looked for: a mask becomes runs of pixels
+with as much work as its columns have cells, and the pixels themselves are never needed for run lengths, areas or the
+union of tiles.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,7 @@ from dfine_jax.data.picture.run_lengths import (
 from dfine_jax.ops.postprocess import sigmoid
 
 _TIE_PX = 1e-6  # a crossing this close to the centre of a pixel is at it; there the threshold is reached
+_MOST_LOGIT = np.float32(1e5)  # more than float16 holds; further ones count as this, so that all are finite
 
 
 class ObjectMasks(abc.ABC):
@@ -94,9 +95,9 @@ class ObjectMasks(abc.ABC):
 class MapMasks(ObjectMasks):
     """Masks as a network answers: a coarse map of each object.
 
-    A pixel belongs to an object where the map's probability, interpolated bilinearly at the centre of the pixel
-    (half-pixel centres, edges repeated, no antialiasing), reaches the threshold, and, if ``cut_to_boxes``, its indices
-    lie in x1 <= x < x2 and y1 <= y < y2. A map that shows more than the picture (letterbox) is not cut first.
+    A pixel belongs to an object where the map's probability, or its logit, interpolated bilinearly at the centre of the
+    pixel (half-pixel centres, edges repeated, no antialiasing), reaches the threshold, and, if ``cut_to_boxes``, its
+    indices lie in x1 <= x < x2 and y1 <= y < y2. A map that shows more than the picture (letterbox) is not cut first.
     """
 
     maps_logit: Float[np.ndarray, "n hm wm"]
@@ -105,6 +106,7 @@ class MapMasks(ObjectMasks):
     size_px: tuple[int, int]
     threshold: float = 0.5  # of the probability
     cut_to_boxes: bool = True
+    interpolated: Literal["probability", "logit"] = "probability"
 
     def __post_init__(self) -> None:
         """ValueError unless maps and boxes are of the same objects."""
@@ -134,8 +136,7 @@ class MapMasks(ObjectMasks):
         down = _Axis(height / rows, top, rows)
         first_x, end_x = across.cells(x0, x1)
         first_y, end_y = down.cells(y0, y1)
-        probability = sigmoid(logits[first_y:end_y, first_x:end_x].T.astype(np.float32))
-        above = np.nan_to_num(probability, copy=False) - np.float32(self.threshold)
+        above = self._above(logits[first_y:end_y, first_x:end_x].T.astype(np.float32))
         cell = across.place(np.arange(x0, x1)) - first_x
         before = np.minimum(cell.astype(np.int64), end_x - first_x - 1)
         after = np.minimum(before + 1, end_x - first_x - 1)
@@ -143,6 +144,15 @@ class MapMasks(ObjectMasks):
         profile = above[before] * (1 - share) + above[after] * share  # [columns of the picture, rows of the map]
         found = _crossings(profile, down, first_y, (y0, y1))
         return ColumnRuns(found.column_px + x0, found.top_px, found.bottom_px)
+
+    def _above(self, logits: Float[np.ndarray, "c k"]) -> Float[np.ndarray, "c k"]:
+        """What is interpolated, less what it has at the threshold; numbers that are none are below all others."""
+        if self.interpolated == "probability":
+            return np.nan_to_num(sigmoid(logits), copy=False) - np.float32(self.threshold)
+        with np.errstate(divide="ignore"):  # of thresholds 0 and 1
+            limit = np.log(self.threshold) - np.log1p(-self.threshold)
+        finite = np.nan_to_num(logits, copy=False, nan=-np.inf).clip(-_MOST_LOGIT, _MOST_LOGIT)
+        return finite - np.float32(limit).clip(-_MOST_LOGIT, _MOST_LOGIT)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from dfine_jax.families.rfdetr.recipes import recipe, with_classes
 from dfine_jax.families.rfdetr.rules import rules
 from dfine_jax.families.rfdetr.variants import VARIANTS, detecting, grid_px, segmenting
 from dfine_jax.families.rfdetr.weights import FORMATS, described, official_keys
+from dfine_jax.ops.postprocess import AnswerRules
 from dfine_jax.typing import Targets
 
 
@@ -51,6 +52,10 @@ def _reduced(network: Any, variables: Mapping[str, Any], reduction: Reduction) -
     return network.clone(queries=queries, layers=layers)
 
 
+def _answer_rules(model: RFDetrConfig) -> AnswerRules:
+    return AnswerRules(cut_to_boxes=False, clip_boxes=True, interpolated="logit")
+
+
 RFDETR: Family[RFDetrConfig, RFDetrLossConfig, Draws, Any] = Family(
     name="rfdetr",
     title="RF-DETR",
@@ -72,8 +77,7 @@ RFDETR: Family[RFDetrConfig, RFDetrLossConfig, Draws, Any] = Family(
     reduced=_reduced,
     mask_stride=lambda model: 1 if model.mask_width else None,
     answer_stride=STRIDE,
-    cut_to_boxes=False,
-    clip_boxes=True,
+    answer_rules=_answer_rules,
     is_transformer=True,
     tasks={"detect": detecting, "segment": segmenting},
     queries=_queries,

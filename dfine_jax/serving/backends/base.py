@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int32, UInt8
 
 from dfine_jax.errors import UserError
-from dfine_jax.ops.postprocess import Answer, ranked, to_pixels
+from dfine_jax.ops.postprocess import Answer, AnswerRules, ranked, to_pixels
 from dfine_jax.serving.artefact import MASKS, SIZES_INPUT, Artefact
 
 Views = Float[np.ndarray, "b 4"]  # left, top, width, height in pixels of the original, see Preprocess.view_px
@@ -24,8 +24,7 @@ class PixelPredictions(NamedTuple):
     boxes_xyxy_px: Float[np.ndarray, "b n 4"]  # in the original images
     # Of models that segment, of the view, at their own size; of the first rows alone where only those were asked for.
     masks_logit: Float[np.ndarray, "b m h w"] | None = None
-    cut_to_boxes: bool = True  # masks count within their boxes alone
-    clip_boxes: bool = False  # boxes are to end at the edges of the original
+    rules: AnswerRules = AnswerRules()  # to be followed by whoever makes results of them
 
 
 class Session(Protocol):
@@ -50,8 +49,7 @@ class Session(Protocol):
 class Backend(abc.ABC):
     """Something that runs the network on preprocessed images. Several threads may use one."""
 
-    cut_to_boxes = True  # masks count within their boxes alone
-    clip_boxes = False  # boxes end at the edges of the picture
+    rules = AnswerRules()
     compiles_per_shape = True  # batches of another size cost a compilation, so callers fill them up
 
     @abc.abstractmethod
@@ -79,8 +77,7 @@ class Backend(abc.ABC):
         boxes_cxcywh = np.asarray(answer.boxes_cxcywh, np.float32)[np.arange(len(query))[:, None], query]
         masks = answer.masks_logit
         masks = None if masks is None else self._rows(masks, query[:, : rows_from(threshold, scores)])
-        boxes = in_view(boxes_cxcywh, view_px)
-        return PixelPredictions(scores, labels, boxes, masks, self.cut_to_boxes, self.clip_boxes)
+        return PixelPredictions(scores, labels, in_view(boxes_cxcywh, view_px), masks, self.rules)
 
     def _answer(self, images: UInt8[np.ndarray, "b h w 3"]) -> Answer:
         """As ``predict``, with arrays wherever they are."""
@@ -103,7 +100,7 @@ class ArtefactBackend(Backend):
     def __init__(self, session: Session) -> None:
         self.session = session
         self.artefact = session.artefact
-        self.cut_to_boxes, self.clip_boxes = session.artefact.cut_to_boxes, session.artefact.clip_boxes
+        self.rules = session.artefact.rules
 
     def describe(self) -> dict[str, Any]:
         """As ``Backend.describe``."""
@@ -153,7 +150,7 @@ class ArtefactBackend(Backend):
         scores = scores[:, :num_top]
         masks = None if masks is None else masks[:, : rows_from(threshold, scores)]
         labels, boxes = labels[:, :num_top], boxes[:, :num_top]
-        return PixelPredictions(scores, labels, boxes, masks, self.cut_to_boxes, self.clip_boxes)
+        return PixelPredictions(scores, labels, boxes, masks, self.rules)
 
     def _masks(self, out: Mapping[str, np.ndarray], rows: tuple[int, ...]) -> Float[np.ndarray, "b n h w"] | None:
         """Logits of the masks of so many images and rows, in the type of the file."""

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from dfine_jax.data.picture.images import unit_range
 from dfine_jax.errors import UserError
 from dfine_jax.ops.grid import on_grid
-from dfine_jax.ops.postprocess import Answer, rows_of
+from dfine_jax.ops.postprocess import Answer, AnswerRules, rows_of
 from dfine_jax.serving.backends.base import Backend
 from dfine_jax.system.waiting import waiting
 
@@ -22,8 +22,7 @@ class JaxBackend(Backend):
 
     Args:
       grid_px: sides of the input are multiples of it; others are a UserError.
-      cut_to_boxes: masks count within their boxes alone.
-      clip_boxes: boxes end at the edges of the picture.
+      rules: how the answers become detections.
     """
 
     def __init__(
@@ -32,8 +31,7 @@ class JaxBackend(Backend):
         variables: Any,
         scale: float = 1 / 255,
         grid_px: int = 1,
-        cut_to_boxes: bool = True,
-        clip_boxes: bool = False,
+        rules: AnswerRules = AnswerRules(),  # noqa: B008
     ) -> None:
         import jax
         import jax.numpy as jnp
@@ -46,7 +44,7 @@ class JaxBackend(Backend):
         # Half the bytes; an edge moves by a thousandth of a map's cell at most, as in evaluation while training.
         self._taken = jax.jit(lambda maps, query: jnp.float16(rows_of(maps, query)))
         self._grid_px = grid_px
-        self.cut_to_boxes, self.clip_boxes = cut_to_boxes, clip_boxes
+        self.rules = rules
         self._programs: dict[tuple[int, ...], Any] = {}  # by shape of the images
         self._compiling = threading.Lock()  # a second thread would compile the same once more
 

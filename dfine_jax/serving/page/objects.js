@@ -11,13 +11,14 @@ const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 export function toObjects(model, outputs, size, threshold) {
   const { labels, scores, boxes, masks } = outputs;
   const view = outputs.view_px?.data ?? [0, 0, ...size];
+  const { clip_boxes, cut_to_boxes, interpolated } = model.rules;
   const objects = [];
   for (let i = 0; i < scores.data.length && scores.data[i] >= threshold; i++) {
     const label = Number(labels.data[i]);
     let box = Array.from(boxes.data.subarray(4 * i, 4 * i + 4));
-    if (model.clip_boxes) box = box.map((side, axis) => Math.min(Math.max(side, 0), size[axis % 2]));
+    if (clip_boxes) box = box.map((side, axis) => Math.min(Math.max(side, 0), size[axis % 2]));
     const object = { label, name: model.class_names[label], category_id: model.category_ids[label], score: scores.data[i], box };
-    if (masks) object.alpha = coverage(masks, i, view, size, model.cut_to_boxes ? box : null);
+    if (masks) object.alpha = coverage(masks, i, view, size, cut_to_boxes ? box : null, interpolated);
     objects.push(object);
   }
   return objects;
@@ -50,8 +51,8 @@ function taps(begin, end, count, cells) {
   return out;
 }
 
-/** Where the probability between the cells of a map reaches one half, as bytes of a raster over part of the picture. */
-function coverage(masks, row, view, size, box) {
+/** Where the probability (interpolated: it, or its logit) reaches one half, as bytes of a raster over part of the picture. */
+function coverage(masks, row, view, size, box, interpolated) {
   const [height, width] = masks.dims.slice(-2);
   const map = masks.data.subarray(row * height * width, (row + 1) * height * width);
   const cells = support(map, height, width);
@@ -70,15 +71,15 @@ function coverage(masks, row, view, size, box) {
   const [columns, rows] = [wide, tall].map((side) => Math.max(1, Math.round(side * finer)));
   const x = taps((area[0] - view[0]) / across, (area[2] - view[0]) / across, columns, width);
   const y = taps((area[1] - view[1]) / down, (area[3] - view[1]) / down, rows, height);
-  const probability = Float32Array.from(map, sigmoid);
+  const [values, limit] = interpolated === "logit" ? [map, 0] : [Float32Array.from(map, sigmoid), 0.5];
   const data = new Uint8Array(rows * columns);
   for (let r = 0; r < rows; r++) {
     const [upper, lower, share] = [y.first[r] * width, y.second[r] * width, y.share[r]];
     for (let c = 0; c < columns; c++) {
       const [i, j, part] = [x.first[c], x.second[c], x.share[c]];
-      const above = probability[upper + i] * (1 - part) + probability[upper + j] * part;
-      const below = probability[lower + i] * (1 - part) + probability[lower + j] * part;
-      if (above * (1 - share) + below * share >= 0.5) data[r * columns + c] = 255;
+      const above = values[upper + i] * (1 - part) + values[upper + j] * part;
+      const below = values[lower + i] * (1 - part) + values[lower + j] * part;
+      if (above * (1 - share) + below * share >= limit) data[r * columns + c] = 255;
     }
   }
   return { data, width: columns, height: rows, box: area };

@@ -116,7 +116,7 @@ class _Run:
         with_loss = self.eval_loader is not None and self.eval_loader.has_objects
         made_of = config.model, config.data, config.loss if with_loss else None
         self.eval_step = EvalProgram(make_eval_step(config, with_loss=with_loss), self.kept, made_of)
-        self.validate, rules = None, of(config.model).answer_rules
+        self.validate, rules = None, of(config.model).answer_rules(config.model)
         if val_data is not None and self.eval_loader is not None and self.truth is not None:
             self.validate = Validation(val_data, self.eval_loader, self.truth, self.eval_step, stop, rules)
         self.init_key, self.key = jax.random.split(jax.random.key(train.seed))

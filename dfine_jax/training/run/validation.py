@@ -15,7 +15,7 @@ from dfine_jax.evaluation.detections import Detections
 from dfine_jax.evaluation.evaluate import Predict, evaluate
 from dfine_jax.evaluation.score import Metrics
 from dfine_jax.evaluation.truth import Truth
-from dfine_jax.ops.postprocess import Selected
+from dfine_jax.ops.postprocess import AnswerRules, Selected
 from dfine_jax.training.run import hosts
 from dfine_jax.training.run.stop import Stop
 from dfine_jax.training.step.programs import EvalProgram
@@ -51,7 +51,7 @@ class Validation:
         truth: Truth,
         step: EvalProgram,
         stop: Stop,
-        rules: Mapping[str, bool],
+        rules: AnswerRules,
     ) -> None:
         self._rules = rules
         self._data, self._loader, self._truth, self._step, self._stop = data, loader, truth, step, stop
@@ -68,7 +68,7 @@ class Validation:
         try:
             classes = self._data.classes
             batches, together = self._batches(), hosts.together
-            metrics = evaluate(predict, batches, self._truth, classes, observe, together, **self._rules)
+            metrics = evaluate(predict, batches, self._truth, classes, observe, together, self._rules)
         except _StopError:
             return None
         if totals is None:

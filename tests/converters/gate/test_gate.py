@@ -18,6 +18,7 @@ from PIL import Image
 
 from dfine_jax.converters.gate import compare, divergence, gate
 from dfine_jax.converters.gate import report as gate_report
+from dfine_jax.converters.gate.accuracy import AveragePrecision
 from dfine_jax.converters.gate.compare import LIMITS, Rows
 from dfine_jax.converters.gate.data import open_data
 from dfine_jax.converters.gate.staging import RefusedError, release, staging
@@ -25,7 +26,7 @@ from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
-from dfine_jax.ops.postprocess import Answer
+from dfine_jax.ops.postprocess import Answer, AnswerRules
 from dfine_jax.serving.artefact import from_json
 from dfine_jax.serving.backends.base import in_view
 from dfine_jax.serving.backends.jax_model import JaxBackend
@@ -219,6 +220,21 @@ def test_average_precision_is_compared_where_there_are_annotations(tmp_path, mod
     assert "AP cost 0.0000 against" in report.table()
     refused = gate.check_artefact(file, *model, reference=reference, data=data, max_ap_drop=-0.5)
     assert refused.failures and refused.failures[0].startswith("AP ")
+
+
+def test_model_and_file_are_judged_by_the_rules_of_the_file(tmp_path, model, answers, toy_data, monkeypatch):
+    seen, judge = [], AveragePrecision.__call__
+
+    def recorded(precision, backend, *rest):
+        seen.append(backend.rules)
+        return judge(precision, backend, *rest)
+
+    monkeypatch.setattr(AveragePrecision, "__call__", recorded)
+    rules = AnswerRules(cut_to_boxes=False, clip_boxes=True, interpolated="logit")
+    for stored, expected in (({}, AnswerRules()), (rules._asdict(), rules)):  # without: a file of earlier versions
+        file = toy.write_toy(tmp_path / "toy.onnx", model[1], **stored)
+        assert gate.check_artefact(file, *model, reference=answers, baseline=answers, data=toy_data).passed
+        assert [seen.pop() for _ in ("file", "model", "unreduced model")] == [expected] * 3 and not seen
 
 
 def test_folder_of_images_without_annotations(tmp_path, model, answers):

@@ -122,9 +122,9 @@ def test_known_objects_end_where_the_page_ends_them():
     outputs = {"scores": [[0.9, 0.8, 0.7]], "labels": [[0, 1, 2]]}
     outputs |= {"boxes": [[[-5.0, 2, 30, 60], [41, 0, 50, 9], [1, 2, 3, 4]]]}
     arrays = {name: np.array(value) for name, value in outputs.items()}
-    known = _objects(arrays, {"clip_boxes": True}, (40, 50))  # the second lies beside the picture
+    known = _objects(arrays, {"rules": {"clip_boxes": True}}, (40, 50))  # the second lies beside the picture
     assert [(x["label"], x["box"]) for x in known] == [(0, [0, 2, 30, 50]), (2, [1, 2, 3, 4])]
-    assert _objects(arrays, {"clip_boxes": False}, (40, 50))[0]["box"] == [-5, 2, 30, 60]
+    assert _objects(arrays, {"rules": {"clip_boxes": False}}, (40, 50))[0]["box"] == [-5, 2, 30, 60]
 
 
 def test_a_damaged_archive_and_no_connection(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import tracemalloc
 
@@ -19,12 +20,14 @@ def encoded(mask):
     return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
 
 
-def resized(maps_logit, view_px, size_px):
+def resized(maps_logit, view_px, size_px, interpolated):
     """Probability at each pixel: one resize of each map to what it shows, of which the picture is a part."""
     torch = pytest.importorskip("torch")
     (left, top, width, height), (w, h) = view_px, size_px
-    probability = torch.sigmoid(torch.from_numpy(maps_logit.astype(np.float32)))[:, None]
-    shown = torch.nn.functional.interpolate(probability, (height, width), mode="bilinear", align_corners=False)
+    maps = torch.from_numpy(maps_logit.astype(np.float32))[:, None]
+    maps = maps if interpolated == "logit" else torch.sigmoid(maps)
+    shown = torch.nn.functional.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
+    shown = torch.sigmoid(shown) if interpolated == "logit" else shown
     return shown[:, 0].numpy()[:, -top : -top + h, -left : -left + w]
 
 
@@ -52,11 +55,12 @@ def drawn_cases():
 
 @pytest.mark.parametrize("cut", [True, False])
 @pytest.mark.parametrize("threshold", [0.5, 0.2, 0.95])
-def test_masks_are_those_of_maps_resized_to_the_picture(cut, threshold):
+@pytest.mark.parametrize("interpolated", ["probability", "logit"])
+def test_masks_are_those_of_maps_resized_to_the_picture(cut, threshold, interpolated):
     pixels = close = 0
     for maps, boxes, view, size in drawn_cases():
-        masks = MapMasks(maps, boxes, view, size, threshold=threshold, cut_to_boxes=cut)
-        probability = resized(maps, view, size)
+        masks = MapMasks(maps, boxes, view, size, threshold, cut, interpolated)
+        probability = resized(maps, view, size, interpolated)
         expected = probability >= threshold
         if cut:
             expected &= in_boxes(boxes, size)
@@ -95,12 +99,16 @@ def test_index_of_a_pixel_decides_whether_it_is_in_the_box():
     ]  # fmt: skip
 
 
-def test_numbers_that_are_none_are_outside():
+@pytest.mark.parametrize("interpolated", ["probability", "logit"])
+def test_numbers_that_are_none_are_outside(interpolated):
     maps = np.full((1, 4, 4), 5, np.float16)
     maps[0, :, 0], maps[0, :, 3] = np.nan, np.inf
-    mask = MapMasks(maps, np.array([[0, 0, 8, 8]]), (0, 0, 8, 8), (8, 8)).full(0)
-    assert mask[:, 3:].all()
-    assert not mask[:, :2].any()
+    made = MapMasks(maps, np.array([[0, 0, 8, 8]]), (0, 0, 8, 8), (8, 8), interpolated=interpolated)
+    assert made.full(0)[:, 3:].all()
+    assert not made.full(0)[:, :2].any()
+    assert dataclasses.replace(made, threshold=0.0).full(0).all()
+    for_sure = dataclasses.replace(made, threshold=1.0).full(0)
+    assert for_sure[:, 7].all() and not for_sure[:, :2].any()
 
 
 def test_maps_belong_to_boxes():

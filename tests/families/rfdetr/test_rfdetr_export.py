@@ -11,6 +11,7 @@ import pytest
 import rfdetr_golden
 
 from dfine_jax.families.backbones import dinov2
+from dfine_jax.families.rfdetr.family import RFDETR
 from dfine_jax.families.rfdetr.model import RFDetr
 from dfine_jax.families.rfdetr.variants import VARIANTS
 from dfine_jax.families.rfdetr.weights import read_official
@@ -133,16 +134,14 @@ def description(proto):
     return from_json({entry.key: entry.value for entry in proto.metadata_props}[KEY], "the graph")
 
 
-def test_the_file_says_that_masks_are_not_cut():
+def test_the_file_says_how_its_answers_become_detections():
     variables = lively(SEGMENTING)
     proto = export_onnx(RFDetr(SEGMENTING), variables, onnx_models.META, size_hw=SIZE_HW)
     artefact = description(proto)
-    assert artefact.task == "segment" and not artefact.cut_to_boxes
+    assert artefact.task == "segment" and artefact.rules == RFDETR.answer_rules(SEGMENTING)
     stored = json.loads(json.dumps(artefact.to_dict()))
-    assert stored["cut_to_boxes"] is False and stored["clip_boxes"] is True
+    assert (stored["cut_to_boxes"], stored["clip_boxes"], stored["interpolated"]) == (False, True, "logit")
     assert (artefact.mask_stride, artefact.mask_size_hw) == (4, (16, 24))
-    of_boxes = description(export_onnx(RFDetr(TINY), lively(TINY), onnx_models.META, size_hw=SIZE_HW))
-    assert of_boxes.cut_to_boxes and "cut_to_boxes" not in of_boxes.to_dict()
 
 
 def test_fewer_queries_and_layers():
