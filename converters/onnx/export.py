@@ -51,7 +51,6 @@ InputType = Literal["float32", "uint8"]
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 9  # of opset 20
-NUM_TOP = 300
 
 
 def export_onnx(
@@ -92,6 +91,7 @@ def export_onnx(
     input_dtype = "uint8" if source_hw else input_dtype
     network = forward(model, variables, preprocess.scale if input_dtype == "uint8" else None)
     family, inside = of(model.config), None
+    rules = family.answer_rules(model.config)
     mask_stride = (own := family.mask_stride(model.config)) and (family.answer_stride or own)
     if source_hw:
         network, inside = resizing(network, source_hw, preprocess, mask_stride), preprocess
@@ -99,7 +99,7 @@ def export_onnx(
         size_hw, plain = source_hw, {"resize": "stretch", "border": 0, "enlarge": True}
         preprocess = dataclasses.replace(inside, height_px=source_hw[0], width_px=source_hw[1], **plain)
     names = outputs(graph, task(model.config))
-    function = raw(network) if graph == "raw" else complete(network)
+    function = raw(network) if graph == "raw" else complete(network, rules.num_top)
     proto = _translate(function, size_hw, batch, graph, input_dtype, names)
     pruned = getattr(model, "keep_queries", ())
     artefact = Artefact(
@@ -117,7 +117,7 @@ def export_onnx(
         source=dict(meta.get("source", {})),
         best_threshold=meta.get("best_threshold"),
         mask_stride=mask_stride,
-        rules=family.answer_rules(model.config),
+        rules=rules,
         resizes=inside,
         dfine_jax_version=__version__,
         licence=meta.get("licence", ""),
@@ -177,14 +177,14 @@ def raw(network: Forward) -> Callable[[Array], tuple[Array, ...]]:
     return call
 
 
-def complete(network: Forward) -> Callable[[Array, Array], tuple[Array, ...]]:
+def complete(network: Forward, num_top: int) -> Callable[[Array, Array], tuple[Array, ...]]:
     """Selection and scaling behind the network, as ``postprocess.select`` and ``to_pixels``."""
 
     def call(images: Array, sizes_px: Float[Array, "b 2"]) -> tuple[Array, ...]:
         logits, boxes_cxcywh, masks = network(images)
         queries, classes = logits.shape[1:]
         scores = jax.nn.sigmoid(ops.reshape(logits, queries * classes))
-        scores, best = jax.lax.top_k(scores, min(NUM_TOP, queries * classes))
+        scores, best = jax.lax.top_k(scores, min(num_top, queries * classes))
         query = ops.divide_integers(best, classes)
         labels = ops.add(best, ops.multiply(query, jnp.int32(-classes)))
         centre, size = ops.split(ops.gather_rows(boxes_cxcywh, query), 2)

@@ -21,7 +21,6 @@ from dfine_jax.serving.backends.base import ArtefactBackend, Backend
 from dfine_jax.system.host_memory import keep_freed_memory
 
 _WARM_UP_RUNS = 3
-_NUM_TOP = 300
 SHOWN = 0.5  # score of detections whose masks are made, Detector's default threshold
 
 
@@ -39,7 +38,7 @@ class Served:
         started = time.perf_counter()
         self._opened = self._open(given["threads"])
         self._backends: dict[int | None, Backend] = {None: self._opened.backend}
-        self._detector = Detector(self._opened, threshold=0.0, num_top=_NUM_TOP)
+        self._detector = Detector(self._opened, threshold=0.0)
         self._load_s = time.perf_counter() - started
         self._runs: dict[tuple[int, int | None], Callable[[], Any]] = {}
         started = time.perf_counter()

@@ -24,6 +24,7 @@ class Answer(NamedTuple):
 class AnswerRules(NamedTuple):
     """How a family's answers become detections."""
 
+    num_top: int = 300  # most detections of a picture
     cut_to_boxes: bool = True  # masks count within their boxes alone
     clip_boxes: bool = False  # boxes end at the edges of the picture
     interpolated: Literal["probability", "logit"] = "probability"  # of masks, between the cells of their maps
@@ -38,7 +39,7 @@ class Selected(NamedTuple):
     masks_logit: Float[AnyArray, "b n h w"] | None = None  # of models that segment
 
 
-def select(answer: Answer, num_top: int = 300) -> Selected:
+def select(answer: Answer, num_top: int) -> Selected:
     """The ``num_top`` best (query, class) pairs of each image, best first; no threshold, no suppression.
 
     A query appears once for every class that is among the best (reference: src/zoo/dfine/postprocessor.py). Equal
@@ -63,7 +64,7 @@ class Ranked(NamedTuple):
     query: Int[AnyArray, "b n"]
 
 
-def ranked(logits: Float[AnyArray, "b q k"], num_top: int = 300) -> Ranked:
+def ranked(logits: Float[AnyArray, "b q k"], num_top: int) -> Ranked:
     """As ``select``, before anything is taken of the queries."""
     num_classes = logits.shape[-1]
     num_top = min(num_top, logits.shape[1] * num_classes)

@@ -49,7 +49,7 @@ class Detector:
         know it (``best_threshold``), else 0.5.
       batch_size: images per run of the network (default: the batch an exported file was made for, otherwise 1). In JAX
         every run has this size, a shorter one is padded, so that the network is compiled once.
-      num_top: most detections of an image.
+      num_top: most detections of an image; None: as many as the model's family answers with, 300 mostly.
       mask_threshold: smallest probability of a pixel of an object, of models that segment.
       runtime: of an exported file; None: by its ending.
       device: of an exported file, in the words of its runtime; None: its default.
@@ -67,7 +67,7 @@ class Detector:
         threshold: float | None = None,
         *,
         batch_size: int | None = None,
-        num_top: int = 300,
+        num_top: int | None = None,
         mask_threshold: float = 0.5,
         runtime: str | None = None,
         device: str | None = None,
@@ -77,13 +77,15 @@ class Detector:
         _require_share("mask_threshold", mask_threshold)
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
+        if num_top is not None and num_top < 1:
+            raise UserError(f"num_top={num_top} must be at least 1")
         self._name = str(model) if isinstance(model, (str, os.PathLike)) else "of a loaded model"
         if not isinstance(model, OpenedModel):
             model = open_model(model, runtime=runtime, device=device, threads=threads)
         self.best_threshold = model.best_threshold
         self.threshold = _default_threshold(model.best_threshold) if threshold is None else threshold
         self.batch_size = batch_size or model.batch or 1
-        self.num_top = num_top
+        self.num_top = model.backend.rules.num_top if num_top is None else num_top
         self.mask_threshold = mask_threshold
         self.classes = model.classes
         self.segments = model.segments

@@ -183,6 +183,7 @@ def _checked(artefact: Artefact, where: object) -> Artefact:
         ),
         (len(artefact.class_names) != len(artefact.category_ids), "class names and category ids of different number"),
         (not artefact.class_names, "no classes"),
+        (artefact.rules.num_top < 1, f"{artefact.rules.num_top} detections"),
         (artefact.rules.interpolated not in _INTERPOLATED, f"masks interpolated as {artefact.rules.interpolated!r}"),
         (not 0 <= (artefact.best_threshold or 0) <= 1, f"best threshold {artefact.best_threshold}"),
     ]

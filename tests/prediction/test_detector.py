@@ -211,6 +211,8 @@ def test_wrong_options_are_refused():
         Detector(LOADED, threshold=50)
     with pytest.raises(UserError, match="batch_size=0"):
         Detector(LOADED, batch_size=0)
+    with pytest.raises(UserError, match="num_top=0"):
+        Detector(LOADED, num_top=0)
     with pytest.raises(TypeError):
         Detector(LOADED, treshold=0.5)  # pyright: ignore
 

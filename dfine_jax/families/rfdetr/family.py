@@ -53,7 +53,7 @@ def _reduced(network: Any, variables: Mapping[str, Any], reduction: Reduction) -
 
 
 def _answer_rules(model: RFDetrConfig) -> AnswerRules:
-    return AnswerRules(cut_to_boxes=False, clip_boxes=True, interpolated="logit")
+    return AnswerRules(num_top=model.num_queries, cut_to_boxes=False, clip_boxes=True, interpolated="logit")
 
 
 RFDETR: Family[RFDetrConfig, RFDetrLossConfig, Draws, Any] = Family(

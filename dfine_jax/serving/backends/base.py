@@ -61,17 +61,18 @@ class Backend(abc.ABC):
         return None
 
     def detect(
-        self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300, threshold: float = 0.0
+        self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int | None = None, threshold: float = 0.0
     ) -> PixelPredictions:
         """What is found in the original images.
 
         Args:
           view_px: what each image shows of its original (``Preprocess.view_px``).
-          num_top: most detections of an image.
+          num_top: most detections of an image; None: as many as the model's family answers with.
           threshold: score from which masks are needed; there are none of the rows after the last one that reaches it
             in any of the images.
         """
         answer = self._answer(images)
+        num_top = self.rules.num_top if num_top is None else num_top
         best = ranked(np.asarray(answer.logits, np.float32), num_top)
         scores, labels, query = (np.asarray(column) for column in best)
         boxes_cxcywh = np.asarray(answer.boxes_cxcywh, np.float32)[np.arange(len(query))[:, None], query]
@@ -125,7 +126,7 @@ class ArtefactBackend(Backend):
         return Answer(logits, boxes, self._masks(out, (len(images), queries)))
 
     def detect(
-        self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int = 300, threshold: float = 0.0
+        self, images: UInt8[np.ndarray, "b h w 3"], view_px: Views, num_top: int | None = None, threshold: float = 0.0
     ) -> PixelPredictions:
         """As ``Backend.detect``.
 

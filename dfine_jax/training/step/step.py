@@ -214,13 +214,13 @@ def make_eval_step(
     """
     family, model = of(config.model), dataclasses.replace(config.model, precision="float32")
     apply: Callable[..., Any] = family.build(model, Build()).apply
-    scale = family.preprocess(model, config.data).scale
+    scale, num_top = family.preprocess(model, config.data).scale, family.answer_rules(model).num_top
 
     def eval_step(variables: PyTree, images: Array) -> Selected:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         with exact_products():
             output: ModelOutput = apply(variables, unit_range(images, dtype, scale), train=False)
-        found = select(output.answer)
+        found = select(output.answer, num_top)
         return found if found.masks_logit is None else found._replace(masks_logit=jnp.float16(found.masks_logit))
 
     loss = make_validation_loss(config, functools.partial(jax.lax.pmean, axis_name=AXIS)) if with_loss else None

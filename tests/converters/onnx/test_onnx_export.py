@@ -73,7 +73,7 @@ def test_complete_graph_from_bytes(model, want, capfd):
     sizes = np.array([[640, 480], [97, 51], [7, 900]], np.float32)  # width, height
     got = tiny.run(proto, images=PIXELS, original_sizes_px=sizes)
     assert capfd.readouterr().err == ""
-    scores, labels, boxes, _ = select(want)
+    scores, labels, boxes, _ = select(want, 300)
     assert got["labels"].dtype == np.int32
     np.testing.assert_array_equal(got["labels"], labels)
     np.testing.assert_allclose(got["scores"], scores, atol=1e-5)

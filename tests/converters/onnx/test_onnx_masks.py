@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -15,8 +16,9 @@ import onnx_models as tiny
 from dfine_jax.converters.onnx.export import export_onnx, operating_point
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.errors import UserError
+from dfine_jax.families.dfine.family import DFINE
 from dfine_jax.families.family import Reduction
-from dfine_jax.ops.postprocess import select
+from dfine_jax.ops.postprocess import AnswerRules, select
 from dfine_jax.serving.artefact import KEY, Artefact, from_json
 
 LIMIT = 1e-4  # of logits around 1; measured: 1.1e-5
@@ -65,13 +67,14 @@ def test_complete_graphs_have_the_masks_of_their_detections(model, want, prune):
     got = tiny.run(proto, images=PIXELS, original_sizes_px=SIZES_PX)
     if prune:
         want = tiny.answers(operating_point(*model, reduction), model[1], IMAGES)
-    found = select(want)
+    found = select(want, 300)
     np.testing.assert_array_equal(got["labels"], found.labels)
     assert np.abs(got["masks"] - found.masks_logit).max() < LIMIT
 
 
 def test_fewer_detections_than_queries_are_chosen_before_the_product(model, want, monkeypatch):
-    monkeypatch.setattr("dfine_jax.converters.onnx.export.NUM_TOP", 6)
+    few = dataclasses.replace(DFINE, answer_rules=lambda model: AnswerRules(num_top=6))
+    monkeypatch.setattr("dfine_jax.converters.onnx.export.of", lambda model: few)
     proto = export_onnx(*model, tiny.META, size_hw=tiny.SIZE_HW, batch=None, graph="complete")
     got = tiny.run(proto, images=NCHW, original_sizes_px=SIZES_PX)
     assert np.abs(got["masks"] - select(want, 6).masks_logit).max() < LIMIT

@@ -20,6 +20,7 @@ from videos import write_video
 from dfine_jax.converters.web import browser, folder
 from dfine_jax.converters.web.runtime import FILES
 from dfine_jax.data.picture.object_masks import MapMasks
+from dfine_jax.ops.postprocess import AnswerRules
 from dfine_jax.serving.page_files import description
 
 PROGRAM = browser.find_browser()
@@ -190,7 +191,7 @@ def write(path):
     """A folder as an export writes it."""
     about = description(
         folder.ENGINE, variant="toy", task="segment", class_names=NAMES, category_ids=(1, 2, 7), threshold=0.5,
-        title="Toy", clip_boxes=True, cut_to_boxes=True, trial_size=SIZE_PX,
+        title="Toy", rules=AnswerRules(clip_boxes=True)._asdict(), trial_size=SIZE_PX,
     )  # fmt: skip
     runtime = {name: b"" for name in FILES} | {"ort.wasm.min.mjs": RUNTIME.encode()}
     picture = np.random.default_rng(0).integers(0, 256, (*SIZE_PX[::-1], 3), np.uint8)

@@ -107,7 +107,7 @@ def test_second_set(golden, variant):
     print(variant, {k: f"{v:.1e}" for k, v in errors.items()})
     assert all(v <= (HASH_BOX_LIMIT if "box" in k else HASH_LOGIT_LIMIT) for k, v in errors.items()), errors
 
-    scores, labels, kept, _ = select(Answer(jnp.asarray(logits), jnp.asarray(boxes)))
+    scores, labels, kept, _ = select(Answer(jnp.asarray(logits), jnp.asarray(boxes)), 300)
     pixels = to_pixels(kept, jnp.asarray([[640.0, 480.0]] * 2))
     np.testing.assert_array_equal(labels[0, :3], want["post"]["labels"])
     np.testing.assert_allclose(scores[0, :3], want["post"]["scores"], atol=1e-4)

@@ -106,7 +106,7 @@ def test_the_complete_graph_takes_bytes_and_normalises_them():
     pictures = np.random.default_rng(1).integers(0, 256, (2, *SIZE_HW, 3), np.uint8)
     sizes_px = np.array([[640, 480], [97, 51]], np.float32)
     got = onnx_models.run(proto, images=pictures, original_sizes_px=sizes_px)
-    want = select(onnx_models.answers(model, variables, pictures / np.float32(255)))
+    want = select(onnx_models.answers(model, variables, pictures / np.float32(255)), 10)  # of 30 pairs, as queries
     np.testing.assert_array_equal(got["labels"], want.labels)
     np.testing.assert_allclose(got["scores"], want.scores, atol=1e-5)
     np.testing.assert_allclose(got["boxes"], to_pixels(want.boxes_cxcywh, sizes_px), atol=0.05)
@@ -141,6 +141,7 @@ def test_the_file_says_how_its_answers_become_detections():
     assert artefact.task == "segment" and artefact.rules == RFDETR.answer_rules(SEGMENTING)
     stored = json.loads(json.dumps(artefact.to_dict()))
     assert (stored["cut_to_boxes"], stored["clip_boxes"], stored["interpolated"]) == (False, True, "logit")
+    assert stored["num_top"] == SEGMENTING.num_queries == 10
     assert (artefact.mask_stride, artefact.mask_size_hw) == (4, (16, 24))
 
 

@@ -103,6 +103,8 @@ def test_masks_of_another_size_than_described(files, tmp_path, form):
         ({"task": "detect"}, "outputs logits, boxes, masks; task 'detect' with mask stride 4"),
         ({"task": "paint"}, "task 'paint' is none of detect, segment"),
         ({"outputs": ["logits", "boxes"]}, "outputs logits, boxes"),
+        ({"interpolated": "colour"}, "masks interpolated as 'colour'"),
+        ({"num_top": 0}, "0 detections"),
     ],
     ids=str,
 )
