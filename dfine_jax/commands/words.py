@@ -38,7 +38,7 @@ _AMP = ("!the precision follows the device, float32 on CPU and bfloat16 elsewher
 _HALF = ("--precision fp16", "!the precision is chosen when exporting: dfine export --precision fp16")
 _SUPPRESSION = ("!nothing is suppressed afterwards, the model answers with each object once",)
 _SHOWN = ("!pictures and videos are written, --out DIR says where",)
-_MOST = ("!the 300 best detections of a picture are kept at most; --threshold T of dfine predict leaves fewer",)
+_MOST = ("!the best detections are kept, as many as the model has; --threshold T of dfine predict leaves fewer",)
 _STYLE = ("!lines and letters follow the size of the picture; dfine predict --font FILE is all that can be chosen",)
 OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("conf", "conf-thres", "conf-thresh", "confidence", "confidence-threshold"), _THRESHOLD),

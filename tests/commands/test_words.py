@@ -99,7 +99,7 @@ TRAIN = "train n --data cells --out r"
         ("benchmark m --nms", "nothing is suppressed"),
         # what a command does not take, with the reason; keys written as options
         ("evaluate m.onnx --data cells --conf 0.3", "AP ranks all detections, so dfine evaluate takes no threshold"),
-        ("predict m.onnx photo.jpg --topk 5", "the 300 best detections of a picture are kept at most"),
+        ("predict m.onnx photo.jpg --topk 5", "the best detections are kept, as many as the model has"),
         ("predict m.onnx photo.jpg --max-det 5", "--threshold T of dfine predict leaves fewer"),
         ("predict m.onnx photo.jpg --save-conf", "scores are in --json FILE, and in --results FILE.csv"),
         (f"{TRAIN} --freeze 10", "unknown option --freeze; here it is optim.freeze='[\"^backbone/\"]'"),
