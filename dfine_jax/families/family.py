@@ -15,8 +15,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from dfine_jax.ops.postprocess import AnswerRules
-
 if TYPE_CHECKING:
     import flax.linen as nn
     import numpy as np
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
     from dfine_jax.config import Activation, Config, DataConfig, OptimConfig
     from dfine_jax.data.picture.images import Preprocess
+    from dfine_jax.ops.postprocess import AnswerRules
     from dfine_jax.typing import Matching, ModelOutput, Norm, Targets
 
 Start = Literal["nothing", "backbone", "detector"]  # what is pretrained
@@ -33,6 +32,14 @@ M = TypeVar("M")  # the family's model configuration
 L = TypeVar("L")  # its loss configuration
 Q = TypeVar("Q", bound="Queries")  # its denoising queries
 P = TypeVar("P")  # what its matching hands to its terms
+
+
+def _usual_rules(model: Any) -> AnswerRules:
+    """Imported when asked: names and tables of families are told without NumPy."""
+    del model
+    from dfine_jax.ops.postprocess import AnswerRules
+
+    return AnswerRules()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +208,7 @@ class Family(Generic[M, L, Q, P]):
     # Of the masks it trains on to the input, divides ``grid_px``; None: none.
     mask_stride: Callable[[M], int | None] = lambda model: None
     answer_stride: int | None = None  # of the masks that it answers with; None: that of those it trains on
-    answer_rules: Callable[[M], AnswerRules] = lambda model: AnswerRules()  # how its answers become detections
+    answer_rules: Callable[[M], AnswerRules] = _usual_rules  # how its answers become detections
     is_transformer: bool = False  # backbone included; int8 is calibrated otherwise for such a network
     # The architecture for a task (``detect``, ``segment``), of that for another one, by the task's name.
     tasks: Mapping[str, Callable[[M], M]] = dataclasses.field(default_factory=lambda: {"detect": lambda model: model})
