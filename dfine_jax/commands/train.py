@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfine_jax.commands.train_options import check_options
+from dfine_jax.commands.train_options import check_options, name_folder
 from dfine_jax.commands.train_plan import plan, write_plan
 from dfine_jax.commands.train_resume import resumed_config
 from dfine_jax.errors import UserError
@@ -104,7 +104,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--data", metavar="DIR", required=True, type=Path, help="dataset: folder or file (docs/data.md), or tfds:NAME"
     )
-    files.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder of the run")
+    files.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder of the run (default: runs/RECIPE, and where that is there runs/RECIPE-2 and so on)",
+    )
     files.add_argument(
         "--weights", metavar="W", help="start from these: checkpoint, .pth, .safetensors, published name"
     )
@@ -132,6 +137,7 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
+    told = name_folder(options)
     check_options(options)
     from dfine_jax.data.read.sources import read_dataset
 
@@ -146,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
     if options.processes is not None:
         hosts.join(options.coordinator, options.processes, options.process)
     with hosts.EndingTogether():
-        finished = _run(options, train_data, val_data, missing)
+        finished = _run(options, train_data, val_data, told, missing)
     if not options.dry_run and hosts.index() == 0:
         from dfine_jax.commands.train_export import export_best
 
@@ -156,8 +162,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | None, missing: list[str]) -> bool:
-    """Train, and say how it ended; whether the run is finished."""
+def _run(
+    options: argparse.Namespace, train_data: Dataset, val_data: Dataset | None, told: list[str], missing: list[str]
+) -> bool:
+    """Train, and say how it ended; whether the run is finished.
+
+    Args:
+      told, missing: lines before and behind those of the plan.
+    """
     from dfine_jax.training.report.run_page import Origin
     from dfine_jax.training.run.loop import train
     from dfine_jax.training.run.setup import check
@@ -168,7 +180,7 @@ def _run(options: argparse.Namespace, train_data: Dataset, val_data: Dataset | N
 
         loaded = load_checkpoint(options.weights, activation=options.activation)
     config, notes = resumed_config(options) if options.resume else plan(options, train_data, loaded)
-    notes += missing
+    notes = [*told, *notes, *missing]
     check(config, train_data, val_data)
     if options.dry_run:
         _rehearse(config, options, loaded, train_data, val_data, notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from pathlib import Path
 
@@ -11,6 +12,25 @@ from dfine_jax.commands.train_card import check_card
 from dfine_jax.commands.train_plan import is_file, is_plan, parse_size
 from dfine_jax.commands.train_resume import check_changes
 from dfine_jax.errors import UserError
+
+
+def name_folder(options: argparse.Namespace) -> list[str]:
+    """Give a run without ``--out`` a folder of its own, ``runs/RECIPE``; a line says which, if it was not given.
+
+    Raises:
+      UserError: a run is to be continued, or several hosts are to share the folder, and nothing says which.
+    """
+    if options.out is not None:
+        return []
+    recipe = re.sub(r"\.(?:py|json)(:?)", lambda match: "-" * len(match[1]), Path(options.recipe).name)
+    first = Path("runs") / recipe
+    if options.resume:
+        raise UserError(f"--resume: give the folder of the run to continue, such as --out {first}")
+    if options.processes is not None:
+        raise UserError(f"several hosts write into one folder: give the same --out on each, such as --out {first}")
+    following = (first.with_name(f"{recipe}-{number}") for number in itertools.count(2))
+    options.out = next(folder for folder in itertools.chain([first], following) if not folder.exists())
+    return [f"folder of the run: {options.out} (--out DIR for another one)"]
 
 
 def check_options(options: argparse.Namespace) -> None:
