@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     check_objects(data)
     opened = open_model(options.model, runtime=options.runtime, device=options.device, threads=options.threads)
     height, width = input_size(options, opened.preprocess)
-    detections, seen, classes = detect_opened(
+    found = detect_opened(
         opened,
         data,
         named=(options.model, str(options.data)),
@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         workers=options.workers,
     )
+    detections, seen, classes = found[:3]
     metrics = score(data, detections, seen, classes.scored)
     print(f"{options.model} on {counted(metrics.num_images, 'image')} of {data.annotation_file}, {height}x{width}")
     ran = opened.backend.describe()
@@ -83,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"\n{metrics.table()}")
     origin: dict[str, Any] = {"model": str(options.model), "annotations": str(data.annotation_file)}
     origin |= {"input_size_px": [height, width], "ran_on": ran, "classes_not_in_the_data": list(classes.unscored)}
+    origin |= found.speed()
     if options.json:
         write_whole(options.json, json.dumps(metrics.to_dict() | origin, indent=2) + "\n")
     if options.out:

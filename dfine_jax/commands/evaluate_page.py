@@ -54,6 +54,8 @@ def write_evaluation(
     height, width = origin["input_size_px"]
     facts = [("model", str(options.model)), ("annotations", origin["annotations"]), ("input", f"{height}x{width}")]
     facts += [(name, str(value)) for name, value in origin["ran_on"].items()]
+    speed = f"{origin['evaluation_images_per_s']:.1f} images per second, from files to detections"
+    facts.append(("speed", f"{speed}: {metrics.num_images} in {origin['evaluation_s']:.1f} s, without compiling"))
     if origin["classes_not_in_the_data"]:
         facts.append(("classes that are not in the data", ", ".join(origin["classes_not_in_the_data"])))
     files = [(name, about) for name, about in _FILES.items() if (out / name).is_file()]

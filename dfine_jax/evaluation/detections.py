@@ -109,6 +109,15 @@ class Detections:
         counts = np.frombuffer(self.masks.counts, np.uint8)
         return columns | {"counts": counts, "bounds": self.masks.bounds, "size_px": self.masks.size_px}
 
+    def at_least(self, score: float) -> Detections:
+        """Those from a score on, in memory of their own, so that of the others none is held."""
+        rows = self.score >= score
+        masks = None
+        if self.masks is not None:
+            masks = EncodedMasks.of([mask["counts"] for mask in self.masks.coco(rows)], self.masks.size_px[rows])
+        columns: Any = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return Detections(**columns, masks=masks)
+
     def __len__(self) -> int:
         """Number of detections."""
         return len(self.score)

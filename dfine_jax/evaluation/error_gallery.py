@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from dfine_jax.evaluation.detections import Detections, Kind
 from dfine_jax.evaluation.metrics import THRESHOLDS, Overlaps
 from dfine_jax.evaluation.suspect_files import Compared, describe
 from dfine_jax.evaluation.suspect_page import close_up_figure, close_up_path, draw_close_ups
-from dfine_jax.evaluation.truth import annotated
-from dfine_jax.pages.page import Section
+from dfine_jax.evaluation.truth import Truth, annotated
+from dfine_jax.pages.page import FigureBeside, Marked, Section
 
 SHOWN = 24  # of each kind
 _FIT_IOU = 0.75
@@ -35,6 +36,7 @@ def error_sections(
     threshold: float,
     kind: Kind,
     progress: Callable[[Any], Any],
+    truth: Truth | None = None,
 ) -> list[Section]:
     """Sections with the worst errors of each kind; their pictures are written into ``FOLDER/pictures``.
 
@@ -44,11 +46,12 @@ def error_sections(
       threshold: score from which detections count.
       kind: what is compared.
       progress: wraps the iterable of images that are drawn.
+      truth: what the data annotates, if it has been read already.
 
     Raises:
       UserError: a picture cannot be read, or the system refuses.
     """
-    objects = annotated(data, masks=kind == "masks")
+    objects = annotated(truth or data, masks=kind == "masks")
     judged = objects.judged_by_mask() if kind == "masks" else objects
     overlaps = Overlaps(judged, detections, image_ids, classes.ids, min(float(THRESHOLDS[0]), threshold), kind)
     findings = find_suspects(overlaps, judged, threshold, _FIT_IOU)
@@ -69,4 +72,25 @@ def error_sections(
         shown = f"{len(figures)} of {total}." if total > len(figures) else f"{total}."
         lines = " Full blue lines are detected, dashed yellow lines annotated."
         sections.append(Section(heading, f"{shown} {text}{lines}" if figures else "None.", figures))
+    return sections
+
+
+def sections_text(sections: list[Section]) -> str:
+    """Sections of errors as JSON, for ``read_sections``."""
+    return json.dumps(sections)
+
+
+def read_sections(text: str) -> list[Section]:
+    """Sections as ``sections_text`` wrote them.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    sections = []
+    for heading, about, figures in json.loads(text):
+        drawn = [
+            FigureBeside(picture, leads_to, [Marked(line, tuple(colour), of) for line, colour, of in marks], *rest)
+            for picture, leads_to, marks, *rest in figures
+        ]
+        sections.append(Section(heading, about, drawn))
     return sections

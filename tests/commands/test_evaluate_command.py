@@ -54,6 +54,10 @@ def test_numbers_are_printed_and_written(data, model, tmp_path, capsys):
     for heading in ("Result", "Thresholds", "Classes", "Confusions", "Missed objects", "False detections", "Go on"):
         assert f">{heading}</h2>" in page
     links = {unquote(link) for link in re.findall(r'(?:src|href)="([^"#]+)"', page)}
+    values = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    speed = values["evaluation_images_per_s"]
+    assert speed * values["evaluation_s"] == pytest.approx(values["num_images"], rel=0.05)
+    assert f"{speed:.1f} images per second, from files to detections: {values['num_images']} in" in page
     assert links and all((tmp_path / "all" / link).is_file() for link in links)
     assert len(list((tmp_path / "all" / "pictures").glob("missed_*.jpg"))) == page.count('src="pictures/missed_') > 0
     assert f"dfine evaluate {model} --data {data}" in page and "http" not in page

@@ -18,6 +18,7 @@ from dfine_jax.training.report.meter import Meter, by_kind
 from dfine_jax.training.report.run_files import VAL
 from dfine_jax.training.report.run_page import RunPage
 from dfine_jax.training.report.sinks import Sink, open_sinks
+from dfine_jax.training.report.worst_errors import WorstErrors
 from dfine_jax.training.run import hosts
 from dfine_jax.training.run.stages import Progress
 from dfine_jax.training.step.optimizer import parameter_rules
@@ -53,10 +54,14 @@ def open_log(
     if hosts.index():
         return RunLog(log_dir, finished_epochs, step=step)
     number = config.log.pictures
-    examples = Examples(val_data, number, truth) if val_data is not None and number else None
+    shown = val_data if number else None
+    examples = None if shown is None else Examples(shown, number, truth)
+    errors = None if shown is None else WorstErrors(shown, truth)
     sinks = [*open_sinks(config, log_dir, step), *loggers]
     reported = {"rates": rates, "examples": examples, "pictures": number > 0, "best_by": config.train.best_by}
-    return RunLog(log_dir, finished_epochs, sinks, config.train.log_every, **reported, page=page, step=step)
+    return RunLog(
+        log_dir, finished_epochs, sinks, config.train.log_every, **reported, page=page, step=step, errors=errors
+    )
 
 
 def epoch_row(

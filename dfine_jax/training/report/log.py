@@ -7,7 +7,7 @@ import io
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from dfine_jax.data.picture.images import save_picture
+from dfine_jax.errors import UserError
 from dfine_jax.system.files import telling, write_whole
 from dfine_jax.training.report.run_files import LOSS, VAL, read_metrics, read_rows, read_steps
 from dfine_jax.training.report.sinks import Sink
 from dfine_jax.training.report.underway import StepLosses, Underway
 
 if TYPE_CHECKING:
-    from dfine_jax.evaluation.detections import Kind
+    from dfine_jax.evaluation.detections import Detections, Kind
     from dfine_jax.evaluation.score import Metrics
     from dfine_jax.training.report.examples import Examples
     from dfine_jax.training.report.run_page import RunPage
+    from dfine_jax.training.report.worst_errors import WorstErrors
 
 EpochRow = Mapping[str, float | int | None]  # numbers of an epoch by name, a line of the table
 
@@ -63,6 +65,7 @@ class RunLog:
         best_by: Kind = "boxes",
         page: RunPage | None = None,
         step: int = 0,
+        errors: WorstErrors | None = None,
     ) -> None:
         """Open for appending; CSV rows of epochs after ``finished_epochs`` (lost in a crash, run again) are dropped.
 
@@ -74,9 +77,11 @@ class RunLog:
           best_by: whose AP decides which epoch is the best, where there are masks.
           page: made anew when there is something to show, if any.
           step: steps that the run has done.
+          errors: draws the worst errors when the run is finished, if any.
         """
         self.out_dir, self._every, self._rates, self._examples = out_dir, every, rates, examples
         self._sinks, self._pictures, self._best_by, self._page = list(sinks), pictures, best_by, page
+        self._errors = errors
         self._text = out_dir / "log.txt"
         self._csv = out_dir / "metrics.csv"
         self._columns: list[str] = []
@@ -132,10 +137,12 @@ class RunLog:
         tagged = {epoch_tag(name): value for name, value in known.items()}
         self._tell(lambda sink: sink.scalars(int(values["step"] or 0), tagged))
 
-    def observe(self, results: Iterable[Mapping[str, Any]]) -> None:
-        """Take the COCO results of an evaluation, for the examples."""
+    def observe(self, results: Detections) -> None:
+        """Take what an evaluation has detected, for the examples and the worst errors."""
         if self._examples is not None:
             self._examples.observe(results)
+        if self._errors is not None:
+            self._errors.observe(results)
 
     def best(self, metrics: Metrics) -> None:
         """Keep the numbers of a new best, as ``best_evaluation/metrics.json``; its pictures come with ``draw``."""
@@ -146,7 +153,16 @@ class RunLog:
             self.line("mask " + by_class(metrics.masks.per_class))
         save_evaluation(metrics, self.out_dir / "best_evaluation", pictures=False)
 
-    def draw(self, step: int, metrics: Metrics | None, best: bool) -> None:
+    def finish(self) -> None:
+        """The run has ended as it should: the worst errors, and the last page."""
+        if self._errors is not None:
+            try:
+                self._errors.draw(self.out_dir, lambda images: tqdm(images, unit="image", desc="draw", disable=None))
+            except UserError as error:  # the run is whole without them
+                self.line(f"the worst errors could not be drawn: {error}")
+        self.show("The run is finished.")
+
+    def draw(self, step: int, metrics: Metrics | None, best: bool, epoch: int = 0) -> None:
         """Pictures of what the run has shown, and its page, after the row of an epoch.
 
         The curves so far; and after an evaluation (``metrics``) examples, its numbers in ``last_evaluation``, and its
@@ -162,6 +178,8 @@ class RunLog:
         if metrics is None:
             self.show()
             return
+        if self._errors is not None:
+            self._errors.judged(metrics, epoch, best)
         save_evaluation(metrics, self.out_dir / "last_evaluation", pictures=False)
         if self._pictures and (best or self._sinks):  # drawing takes seconds, which tiny datasets would feel
             shown = {f"evaluation/{name}": rendered(draw()) for name, draw in evaluation_figures(metrics).items()}

@@ -14,6 +14,7 @@ LOSS = "loss_"  # before the kind, in the names of losses summed over what they 
 VAL = "val_"  # before the name of a loss, of validation images
 PLAN = "plan.json"  # the configuration, as dfine train takes it
 COMMAND = "command.txt"  # that started the run
+ERRORS = "pictures/errors.json"  # sections of the page about the worst errors
 STEPS = "steps.csv"  # the loss within epochs
 
 

@@ -24,6 +24,7 @@ from dfine_jax.system.files import write_whole
 from dfine_jax.training.report.run_curves import best_text, curve_section
 from dfine_jax.training.report.run_files import COMMAND, PLAN, STEPS, read_metrics, read_steps
 from dfine_jax.training.report.underway import Underway
+from dfine_jax.training.report.worst_errors import read_errors
 
 if TYPE_CHECKING:
     from dfine_jax.training.run.checkpoint import Metadata
@@ -112,6 +113,7 @@ class RunPage:
             curve_section(rows, read_steps(self._out), self._config),
             *self._evaluation(),
             self._examples(),
+            *self._errors(),
             self._speed(rows),
             Section("Go on", "", [Commands(self._commands()), Files(self._files())]),
         ]
@@ -165,6 +167,14 @@ class RunPage:
         text = "Validation pictures after the latest evaluation, from its best threshold on; each opens at full size."
         nothing = "None are drawn (log.pictures=0)." if not self._config.log.pictures else "They come with evaluations."
         return Section("Examples", text if pairs else nothing, pairs)
+
+    def _errors(self) -> list[Section]:
+        if drawn := read_errors(self._out):
+            return drawn
+        evaluated = (self._out / "best_evaluation").is_dir()
+        if not (self._goes_on and evaluated and self._config.log.pictures):
+            return []
+        return [Section("Worst errors", "Missed, false and confused objects are drawn when the run is finished.")]
 
     def _speed(self, rows: Sequence[Mapping[str, float]]) -> Section:
         known = [row for row in rows if "images_per_s" in row]

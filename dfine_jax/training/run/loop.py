@@ -158,8 +158,10 @@ class _Run:
             self.log.line(f"stopped at step {step} of {self.total}{why}; continue with --resume")
         elif first:
             shutil.rmtree(self.out_dir / STAGE1, ignore_errors=True)
-        ended = f"The run was stopped at step {step} of {self.total}{why}; it can go on with --resume."
-        self.log.show("The run is finished." if finished else ended)
+        if finished:
+            self.log.finish()
+        else:
+            self.log.show(f"The run was stopped at step {step} of {self.total}{why}; it can go on with --resume.")
         result = Result(finished, self.progress.best_ap, self.progress.best_epoch, self.metrics)
         if first:
             self.callbacks.end(result)
@@ -332,7 +334,7 @@ class _Run:
         if any(verdict[1:]) or epoch % train.checkpoint_every == 0 or ends:
             self._save(state)
         if first:
-            self.log.draw(step, metrics, verdict.is_best)  # what can be lost comes last
+            self.log.draw(step, metrics, verdict.is_best, epoch)  # what can be lost comes last
             self.callbacks.epoch(epoch, row)
         self.meter.restart()
         return state

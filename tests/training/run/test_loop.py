@@ -23,7 +23,7 @@ from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
 from dfine_jax.training.report import run_page
-from dfine_jax.training.report.run_files import read_metrics, read_steps
+from dfine_jax.training.report.run_files import ERRORS, read_metrics, read_steps
 from dfine_jax.training.run import checkpoint, loop, skipped, validation
 from dfine_jax.training.step.optimizer import make_optimizer
 from dfine_jax.training.step.state import create_state
@@ -135,7 +135,7 @@ def test_a_run_shows_what_happened(uninterrupted):
     report = json.loads((uninterrupted / "best_evaluation" / "metrics.json").read_text())
     assert report["ap"] == pytest.approx(max(row["ap"] for row in rows), rel=1e-4)
     pictures = ["curves.png", "best_evaluation/confusion.png", "best_evaluation/thresholds.png"]
-    pictures += ["last_evaluation/metrics.json"]
+    pictures += ["last_evaluation/metrics.json", "steps.csv", ERRORS]
     assert all((uninterrupted / name).is_file() for name in pictures)
     assert len(list((uninterrupted / "examples").glob("*_annotated.jpg"))) == 1
     assert len(list((uninterrupted / "examples").glob("*_detected.jpg"))) == 1

@@ -1,0 +1,107 @@
+"""The worst errors on the page of a run: of which evaluation, and what is held until its end."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from dfine_jax.data.read.coco import read_coco
+from dfine_jax.data.read.layout import find_split
+from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.evaluation.detections import Detections
+from dfine_jax.evaluation.encoded_masks import EncodedMasks
+from dfine_jax.evaluation.score import score
+from dfine_jax.training.report.log import RunLog
+from dfine_jax.training.report.run_files import ERRORS
+from dfine_jax.training.report.run_page import Origin, RunPage
+from dfine_jax.training.report.worst_errors import WorstErrors, read_errors
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = make_shapes_dataset(tmp_path / "shapes", num_train=1, num_val=4, size_px=96, seed=0)
+    return read_coco(*find_split(root, "val"))
+
+
+def detected(data, missed):
+    """Every object but the first few, exactly, and one detection of nothing; noise of low scores besides."""
+    results = []
+    for record in data.records:
+        for box, label in zip(record.boxes_xyxy_px, record.labels, strict=True):
+            x0, y0, x1, y1 = box.tolist()
+            found = {"image_id": record.image_id, "category_id": data.classes.ids[label]}
+            results.append({**found, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": 0.9})
+    nothing = {**results[0], "bbox": [1, 1, 3, 3], "score": 0.95}
+    noise = {**results[0], "bbox": [90, 90, 5, 5], "score": 0.02}
+    return Detections.of_coco([*results[missed:], nothing, noise])
+
+
+def evaluated(log, data, missed, epoch, best):
+    found = detected(data, missed)
+    log.observe(found)
+    metrics = score(data, found, [record.image_id for record in data.records], data.classes)
+    if best:
+        log.best(metrics)
+    log.draw(epoch, metrics, best, epoch)
+
+
+def run(folder, data, *evaluations):
+    folder.mkdir(exist_ok=True)
+    page = RunPage(folder, tiny_config(log={"pictures": 1}), [], Origin())
+    log = RunLog(folder, 0, page=page, errors=WorstErrors(data, data))
+    for missed, epoch, best in evaluations:
+        evaluated(log, data, missed, epoch, best)
+    before = (folder / "report.html").read_text() if evaluations else ""
+    log.finish()
+    return before, (folder / "report.html").read_text()
+
+
+def counts(page):
+    return {
+        heading: int(number)
+        for heading, number in re.findall(r">([\w ]+)</h2><p>The \w+ evaluation, epoch \d\. (\d+)\.", page)
+    }
+
+
+def test_errors_are_those_of_the_best_epoch(data, tmp_path):
+    before, page = run(tmp_path / "run", data, (3, 1, False), (2, 2, True), (1, 3, False))
+    assert "drawn when the run is finished" in before and "drawn when" not in page
+    assert counts(page) == {"Missed objects": 2, "False detections": 1} and "The best evaluation, epoch 2." in page
+    pictures = {unquote(link) for link in re.findall(r'src="(pictures/[^"]+)"', page)}
+    assert len(pictures) == 3 and all((tmp_path / "run" / link).is_file() for link in pictures)
+    assert "The run is finished." in page and f"{data.records[0].path.name}</a>" in page
+
+
+def test_where_the_best_is_older_than_the_process_the_latest_is_shown_and_named(data, tmp_path):
+    _, page = run(tmp_path / "run", data, (3, 1, False), (1, 2, False))
+    assert counts(page)["Missed objects"] == 1 and "The latest evaluation, epoch 2." in page
+
+
+def test_a_run_that_is_resumed_at_its_end_keeps_them(data, tmp_path):
+    run(tmp_path / "run", data, (2, 1, True))
+    drawn = read_errors(tmp_path / "run")
+    _, page = run(tmp_path / "run", data)
+    assert counts(page)["Missed objects"] == 2 and read_errors(tmp_path / "run") == drawn
+
+
+def test_a_picture_that_is_gone_is_told_and_the_run_is_whole(data, tmp_path, monkeypatch):
+    errors = WorstErrors(data, data)
+    log = RunLog(tmp_path, 0, errors=errors)
+    evaluated(log, data, 1, 1, True)
+    data.records[0].path.unlink()
+    log.finish()
+    text = (tmp_path / "log.txt").read_text()
+    assert "the worst errors could not be drawn: " in text and data.records[0].path.name in text
+    assert not (tmp_path / ERRORS).exists() and read_errors(tmp_path) == []
+
+
+def test_of_low_scores_nothing_is_held():
+    counts = [b"a", b"bcd", b"ef"]
+    columns = np.arange(3), np.arange(3), np.zeros((3, 4)), np.array([0.9, 0.01, 0.3])
+    some = Detections(*columns, EncodedMasks.of(counts, (5, 6))).at_least(0.3)
+    assert some.image_id.tolist() == [0, 2] and some.masks is not None and some.masks.counts == b"aef"
+    assert [mask["counts"] for mask in some.masks.coco(np.arange(2))] == [b"a", b"ef"]
