@@ -196,9 +196,12 @@ def _draw(options: argparse.Namespace, dataset: Dataset, with_masks: bool) -> No
     print()
     for note in loader.notes:
         print(note)
-    with closing(loader.batches(data.start_augment_epoch * loader.steps_per_epoch)) as batches:
+    step = data.start_augment_epoch * loader.steps_per_epoch
+    with closing(loader.batches(step)) as batches:
         shown_batch = next(batches)
-    save_picture(batch_grid([shown_batch], dataset.names, NUM_SHOWN), options.out / "augmented.jpg", quality=90)
+    titled = loader.names(step), loader.treatment(step)
+    sheet = batch_grid([shown_batch], dataset.names, NUM_SHOWN, *titled)
+    save_picture(sheet, options.out / "augmented.jpg", quality=90)
     print(f"pictures: {options.out / 'annotated.jpg'} and, as the model sees them, {options.out / 'augmented.jpg'}")
 
 

@@ -12,9 +12,9 @@ from dfine_jax.evaluation.annotation_errors import FAULTS, Fault, find_suspects
 from dfine_jax.evaluation.detections import Detections, Kind
 from dfine_jax.evaluation.metrics import THRESHOLDS, Overlaps
 from dfine_jax.evaluation.suspect_files import Compared, describe
-from dfine_jax.evaluation.suspect_page import close_up_figure, close_up_path, draw_close_ups
+from dfine_jax.evaluation.suspect_page import class_filter, close_up_figure, close_up_path, draw_close_ups
 from dfine_jax.evaluation.truth import Truth, annotated
-from dfine_jax.pages.page import FigureBeside, Marked, Section
+from dfine_jax.pages.page import FigureBeside, Filter, Marked, Section
 
 SHOWN = 24  # of each kind
 _FIT_IOU = 0.75
@@ -63,7 +63,10 @@ def error_sections(
             if file.name not in kept:
                 file.unlink()
     draw_close_ups(compared, described, folder, progress)
-    sections = []
+    filters = class_filter(described)
+    sections = (
+        [Section("Worst errors", "By kind, in close-ups; each opens at its full size.", filters)] if filters else []
+    )
     for fault, (heading, about) in _OF_FAULT.items():
         of_fault = [one for one in described if one.suspect.fault == fault]
         figures = [close_up_figure(one, close_up_path(one), one.record.path.name) for one in of_fault]
@@ -87,10 +90,13 @@ def read_sections(text: str) -> list[Section]:
       ValueError: it is something else.
     """
     sections = []
-    for heading, about, figures in json.loads(text):
-        drawn = [
-            FigureBeside(picture, leads_to, [Marked(line, tuple(colour), of) for line, colour, of in marks], *rest)
-            for picture, leads_to, marks, *rest in figures
-        ]
-        sections.append(Section(heading, about, drawn))
+    for heading, about, items in json.loads(text):
+        sections.append(Section(heading, about, [_read_item(*values) for values in items]))
     return sections
+
+
+def _read_item(*values: Any) -> FigureBeside | Filter:
+    if len(values) == len(Filter._fields):
+        return Filter(*values)
+    picture, leads_to, marks, *rest = values
+    return FigureBeside(picture, leads_to, [Marked(line, tuple(colour), of) for line, colour, of in marks], *rest)

@@ -27,7 +27,7 @@ from dfine_jax.evaluation.suspect_files import (
     mask_of,
     picture_files,
 )
-from dfine_jax.pages.page import FigureBeside, Marked, Section, Table, page
+from dfine_jax.pages.page import FigureBeside, Filter, Marked, Section, Table, page
 from dfine_jax.system.files import write_whole
 
 HEADINGS: dict[Fault, str] = {
@@ -67,7 +67,8 @@ def write_suspects(
     write_whole(folder / "suspects.json", coco_json(compared, described, files, text))
     shown = [one for one in described if one.rank <= limit]
     draw_close_ups(compared, shown, folder, progress)
-    sections = [_overview(compared, findings, described, limit)]
+    overview = _overview(compared, findings, described, limit)
+    sections = [overview._replace(items=[*overview.items, *class_filter(shown)])]
     for fault in FAULTS:
         figures = [close_up_figure(one, files[one.suspect.image_id]) for one in shown if one.suspect.fault == fault]
         about = _TEXTS[fault].format(kind=compared.kind, fit_iou=compared.fit_iou) if figures else "None."
@@ -145,7 +146,19 @@ def close_up_figure(one: Described, leads_to: str, name: str | None = None) -> F
         notes.append(f"IoU {suspect.iou:.2f}")
     if suspect.fault == "missed":
         notes += [f"{suspect.area_px:,.0f} px²", f"best score {suspect.score:.2f}"]
-    return FigureBeside(close_up_path(one), leads_to, marks, ", ".join(notes) + ", ", name)
+    tags = _classes(one)
+    return FigureBeside(close_up_path(one), leads_to, marks, ", ".join(notes) + ", ", name, tags)
+
+
+def class_filter(shown: Sequence[Described]) -> list[Filter]:
+    """Boxes by which the page shows close-ups of some classes alone; none where there is one class."""
+    counts = Counter(name for one in shown for name in _classes(one))
+    return [Filter("Only these classes", sorted(counts.items()))] if len(counts) > 1 else []
+
+
+def _classes(one: Described) -> list[str]:
+    """The annotated and the detected one, each once."""
+    return list(dict.fromkeys(name for name in (one.annotated_class, one.detected_class) if name is not None))
 
 
 def _overview(compared: Compared, findings: Findings, described: Sequence[Described], limit: int) -> Section:

@@ -6,7 +6,7 @@ import html
 import urllib.parse
 from collections.abc import Iterable
 
-_EMPTY = {"img", "meta", "path", "circle", "rect", "line", "polyline"}  # elements without content
+_EMPTY = {"img", "input", "meta", "path", "circle", "rect", "line", "polyline"}  # elements without content
 
 
 class Markup(str):

@@ -6,6 +6,7 @@ and what trains or evaluates needs no further package for it.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -87,9 +88,17 @@ class FigureBeside(NamedTuple):
     marks: Sequence[Marked]
     caption: str
     name: str | None = None  # of what it leads to; None: that of the file
+    tags: Sequence[str] = ()  # by which a ``Filter`` finds it
 
 
-Item = Chart | Bars | Table | Facts | Commands | Files | Folded | Confusion | FigureFile | Pair | FigureBeside
+class Filter(NamedTuple):
+    """Boxes to tick: once any is ticked, the page shows only figures with a ticked tag."""
+
+    title: str
+    tags: Sequence[tuple[str, int]]  # and how many figures have it
+
+
+Item = Chart | Bars | Table | Facts | Commands | Files | Folded | Confusion | FigureFile | Pair | FigureBeside | Filter
 
 
 class Section(NamedTuple):
@@ -135,7 +144,7 @@ def _section(section: Section, number: int) -> Markup:
 
 def _is_broad(item: Item) -> bool:
     """Whether it is as wide as the page and stands below what is side by side."""
-    return isinstance(item, FigureFile | Folded | Commands | Files) or (isinstance(item, Table) and item.broad)
+    return isinstance(item, FigureFile | Folded | Commands | Files | Filter) or (isinstance(item, Table) and item.broad)
 
 
 def _item(item: Item) -> Markup:
@@ -156,6 +165,8 @@ def _item(item: Item) -> Markup:
             return element("figure", element("div", *halves, class_="pair"), caption, class_="card")
         case FigureBeside():
             return _beside(item)
+        case Filter():
+            return _filter(item)
         case Confusion():
             return _confusion(item)
         case Folded():
@@ -214,7 +225,25 @@ def _beside(figure: FigureBeside) -> Markup:
     picture = element("img", loading="lazy", alt=alternative, src=address(figure.picture))
     name = element("a", figure.name or figure.leads_to.rpartition("/")[2], href=target)
     caption = element("figcaption", *marks, figure.caption, " ", name)
-    return element("figure", element("a", picture, href=target), caption, class_="card beside")
+    tags = "".join(f" {_tag(tag)}" for tag in figure.tags)
+    return element("figure", element("a", picture, href=target), caption, class_=f"card beside{tags}")
+
+
+def _filter(of: Filter) -> Markup:
+    """Boxes and the rules that go with them, which browsers without ``:has`` pass over: there everything is shown."""
+    boxes = (
+        element("label", element("input", type="checkbox", id=_tag(tag)), f" {tag} ", element("small", count))
+        for tag, count in of.tags
+    )
+    shown = "".join(f"body:has(#{_tag(tag)}:checked) .beside.{_tag(tag)} {{ display: block; }}\n" for tag, _ in of.tags)
+    rules = element("style", Markup(f"body:has(.filter input:checked) .beside {{ display: none; }}\n{shown}"))
+    title = element("legend", of.title)
+    return element("fieldset", rules, title, element("div", *boxes), class_="card broad filter")
+
+
+def _tag(name: str) -> str:
+    """A name of any letters as one for CSS."""
+    return f"t{zlib.crc32(name.encode()):08x}"
 
 
 def _row(cells: Sequence[str], tag: str) -> Markup:

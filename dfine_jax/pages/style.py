@@ -78,6 +78,10 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .beside img { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: var(--page); }
 .beside b { display: block; color: var(--ink); font-size: 14px; font-weight: 600; padding-left: 9px;
   border-width: 0 0 0 5px; }
+.filter { padding-top: 4px; } .filter legend { padding: 0 6px; color: var(--soft); }
+.filter div { display: flex; flex-wrap: wrap; gap: 4px 18px; }
+.filter label { cursor: pointer; overflow-wrap: anywhere; }
+.filter small { color: var(--soft); font-size: 13px; } .filter input { accent-color: var(--link); }
 .full { border-style: solid; } .dashed { border-style: dashed; }
 dl { margin: 0; display: grid; grid-template-columns: minmax(9em, max-content) minmax(0, 1fr); gap: 8px 16px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }

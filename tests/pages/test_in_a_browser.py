@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,6 +21,7 @@ from dfine_jax.pages.page import (
     FigureBeside,
     FigureFile,
     Files,
+    Filter,
     Folded,
     Marked,
     Pair,
@@ -33,18 +35,38 @@ BROWSER = next(
 )
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no chromium is installed")
 LEAST_PX = 10.5  # of letters
+LEAST_CONTRAST = 4.5  # of letters with what is behind them (WCAG AA)
 LONG = "a/very/long/path/without/any/blank/in/it/" * 4
 # What a frame as wide as the window to be tested measures of the page in it.
 MEASURE = """
 <script>
 addEventListener("load", () => {
-  const letters = [...document.querySelectorAll("p, td, th, dt, dd, code, figcaption, svg text, li b, li span, a")]
+  const written = "p, th, dt, dd, code, figcaption, svg text, li b, li span, a, label";
+  const letters = [...document.querySelectorAll("td, " + written)]
     .filter(e => e.textContent.trim())
     .map(e => [parseFloat(getComputedStyle(e).fontSize) * (e.getScreenCTM ? e.getScreenCTM().a : 1), e.textContent]);
   letters.sort((a, b) => a[0] - b[0]);
+  const rgba = text => { const n = text.match(/[\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+  const behind = e => {
+    const [r, g, b, a] = rgba(getComputedStyle(e).backgroundColor);
+    if (a === 1) return [r, g, b];
+    const under = e.parentElement ? behind(e.parentElement) : [255, 255, 255];
+    return [r, g, b].map((c, i) => c * a + under[i] * (1 - a));
+  };
+  const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= .04 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const contrasts = [...document.querySelectorAll(written)]
+    .filter(e => e.textContent.trim()).map(e => {
+      const style = getComputedStyle(e);
+      const both = [light(rgba(e.ownerSVGElement ? style.fill : style.color)), light(behind(e))].sort((a, b) => b - a);
+      return [(both[0] + .05) / (both[1] + .05), e.textContent];
+    }).sort((a, b) => a[0] - b[0]);
+  const figures = () => [...document.querySelectorAll(".beside")].filter(e => e.offsetWidth).length;
+  const boxes = document.querySelectorAll(".filter input");
+  const filtered = [figures(), ...[0, 1].map(i => { boxes[i].click(); return figures(); })];
   const pictures = [...document.querySelectorAll(".pair img, .whole img")].map(e => e.getBoundingClientRect().width);
   parent.postMessage({width: innerWidth, scroll: document.documentElement.scrollWidth, smallest: letters[0],
-    pictures}, "*");
+    palest: contrasts[0], filtered, dark: matchMedia("(prefers-color-scheme: dark)").matches, pictures}, "*");
 });
 </script>
 """
@@ -68,7 +90,9 @@ def everything(folder: Path) -> str:
         [Confusion(names, counts)],
         [Pair(("annotated", "a.png"), ("detected", "b.png"), LONG)] * 2,
         [FigureFile("a.png", "whole")],
-        [FigureBeside("a.png", "b.png", [Marked("full", (1, 2, 3), "cat")], LONG)] * 4,
+        [Filter("Only these", [(name, 3) for name in [*names, LONG]])],
+        [FigureBeside("a.png", "b.png", [Marked("full", (1, 2, 3), "cat")], LONG, tags=[names[0]])] * 4,
+        [FigureBeside("a.png", "b.png", [], "another", tags=[names[1]])],
         [Bars("Latency", "ms", [Bar(LONG, 3.0, "3 ms, AP 0.5", 4.0)])],
         [Commands([("again", f"dfine train {LONG}")]), Files([("a.png", "a picture")])],
     ]
@@ -76,18 +100,29 @@ def everything(folder: Path) -> str:
     return page(f"Run {LONG}", LONG, sections, long=True)
 
 
-@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
-def test_nothing_is_wider_than_the_window_and_everything_can_be_read(tmp_path, width):
-    (tmp_path / "page.html").write_text(everything(tmp_path) + MEASURE)
-    (tmp_path / "frame.html").write_text(FRAME.format(width=width))
+def shown(folder: Path, width: int, *switches: str) -> dict[str, Any]:
+    """What ``MEASURE`` says of page.html in a window so wide."""
+    (folder / "frame.html").write_text(FRAME.format(width=width))
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500)},900"]
-    command += ["--virtual-time-budget=20000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
-    found = re.search(r'<pre id="out">(\{.*?\})</pre>', shown, re.DOTALL)
-    assert found is not None, shown[-2000:]
-    measured = json.loads(html.unescape(found[1]))
+    command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={max(width, 500)},900", *switches]
+    command += ["--virtual-time-budget=20000", "--dump-dom", (folder / "frame.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+    found = re.search(r'<pre id="out">(\{.*?\})</pre>', dom, re.DOTALL)
+    assert found is not None, dom[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.mark.parametrize(
+    ("width", "dark"), [(390, False), (390, True), (768, False), (1280, False), (1280, True), (1920, False)]
+)
+def test_nothing_is_wider_than_the_window_and_everything_can_be_read(tmp_path, width, dark):
+    (tmp_path / "page.html").write_text(everything(tmp_path) + MEASURE)
+    measured = shown(tmp_path, width, *(["--blink-settings=preferredColorScheme=0"] if dark else []))
     assert measured["width"] == width and measured["scroll"] <= width
     size_px, text = measured["smallest"]
     assert size_px >= LEAST_PX, (size_px, text)
     assert min(measured["pictures"]) >= 300
+    assert measured["dark"] == dark
+    contrast, text = measured["palest"]
+    assert contrast >= LEAST_CONTRAST, (contrast, text)
+    assert measured["filtered"] == [5, 4, 5]  # figures at first, with the first box ticked, with both

@@ -14,6 +14,7 @@ from dfine_jax.pages.page import (
     Confusion,
     FigureBeside,
     Files,
+    Filter,
     Folded,
     Marked,
     Pair,
@@ -152,6 +153,18 @@ def test_pictures_beside_the_page_lead_to_their_files():
     assert 'class="dashed" style="border-color: rgb(255, 176, 0)"' in text
     assert '<a href="#s1">Two</a>' in text and '<h2 id="s1">Two</h2>' in text
     assert "<nav>" not in page("t", "", [Section("One", "")])
+
+
+def test_a_filter_finds_figures_by_names_of_any_letters():
+    names = ["cat & dog", "größe 1"]
+    figures = [FigureBeside("p.jpg", "p.jpg", [], "", None, [name]) for name in names]
+    text = page("t", "", [Section("One", "", [Filter("Only these", [(name, 3) for name in names]), *figures])])
+    boxes = re.findall(r'<input type="checkbox" id="(\w+)"/> ([^<]+) <small>3</small>', text)
+    assert [name for _, name in boxes] == ["cat &amp; dog", "größe 1"]
+    for tag, _ in boxes:
+        assert f"body:has(#{tag}:checked) .beside.{tag} {{ display: block; }}" in text
+        assert text.count(f'class="card beside {tag}"') == 1
+    assert "<script" not in text
 
 
 def test_commands_are_shown_as_they_are_typed():

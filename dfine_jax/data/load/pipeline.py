@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 
 from dfine_jax.config import DataConfig
-from dfine_jax.data.augment.schedule import announced_sizes_px, batch_size_px, multi_scale_sizes
+from dfine_jax.data.augment.schedule import announced_sizes_px, batch_size_px, multi_scale_sizes, policy
 from dfine_jax.data.load import workers
 from dfine_jax.data.load.batch import Batch, EvalBatch
 from dfine_jax.data.load.columns import for_loading
@@ -100,6 +100,17 @@ class TrainLoader:
     def sizes_px(self, epochs: int, first: int = 0) -> tuple[tuple[int, int], ...]:
         """Every size that ``size_px`` can give from epoch ``first`` to the end of so many epochs."""
         return announced_sizes_px(self._sampling.config, self._sizes_px, epochs, first)
+
+    def names(self, step: int) -> list[str]:
+        """What the rows of this host's batch at the step are of: names of files."""
+        return [self._source.name(step, row) for row in range(self._source.rows)]
+
+    def treatment(self, step: int) -> str:
+        """What is done to the pictures of the step, in words."""
+        allowed = policy(self._sampling.config, step // self.steps_per_epoch)
+        done = "no augmentation" if not allowed.flip else "only flips and turns"
+        done = "with augmentation" if allowed.strong else done
+        return f"as the network gets them; {done}{', mosaic and MixUp' * allowed.dense}"
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """Batches from global step ``start_step`` on, without end; closing the iterator ends its workers.

@@ -134,6 +134,19 @@ class TrainSource:
         epoch, position = self._locate(step, row)
         return str(self.records[int(epoch_plan(self.sampling, epoch).order[position])].path)
 
+    def name(self, step: int, row: int) -> str:
+        """Name of the file, and of what a mosaic and MixUp bring into the same picture."""
+        epoch, position = self._locate(step, row)
+        share = epoch_plan(self.sampling, epoch).mix_share[step % self.sampling.steps_per_epoch]
+        own = self._pieces(epoch, position)
+        return own if share == 1 else f"{own} and {self._pieces(*self._locate(step, row - 1 if row else self.rows))}"
+
+    def _pieces(self, epoch: int, position: int) -> str:
+        plan = epoch_plan(self.sampling, epoch)
+        own = self.records[int(plan.order[position])].path.name
+        others = len(plan.partners[position])
+        return f"{own} with {others} more" if plan.is_mosaic[position] else own
+
     def _locate(self, step: int, row: int) -> tuple[int, int]:
         """Epoch and position in it."""
         epoch, batch = divmod(step, self.sampling.steps_per_epoch)

@@ -15,6 +15,7 @@ from dfine_jax.config import Config
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.load.grid import batch_grid
 from dfine_jax.data.load.pipeline import TrainLoader
+from dfine_jax.data.picture.captions import strip, strip_height_px
 from dfine_jax.data.picture.draw import class_colour, draw_boxes, style_for
 from dfine_jax.data.picture.draw_masks import paint_masks
 from dfine_jax.data.picture.images import save_picture
@@ -25,6 +26,7 @@ from dfine_jax.evaluation.truth import Truth
 
 _LONGER_SIDE_PX = 800  # of each half; larger pictures are reduced
 _GAP_PX = 8
+HEADING_PX = 18  # of letters
 _SHOWN_OF_BATCH = 16
 
 
@@ -38,13 +40,15 @@ def save_inputs(config: Config, loader: TrainLoader, batch: Batch, names: Sequen
     """Write what the model gets: the first batch, or that of the epoch in which augmentation starts, if it does."""
     data, start = config.data, config.data.start_augment_epoch
     strong = data.augment != "none" and 0 < start < config.train.epochs
-    save_batch(augmented_batch(loader, start) if strong else batch, names, file)
+    step = start * loader.steps_per_epoch if strong else 0
+    shown = augmented_batch(loader, start) if strong else batch
+    save_batch(shown, names, file, loader.names(step), loader.treatment(step))
 
 
-def save_batch(batch: Batch, names: Sequence[str], file: Path) -> None:
-    """Write the first rows of a training batch as one picture, with their objects."""
+def save_batch(batch: Batch, names: Sequence[str], file: Path, files: Sequence[str] = (), title: str = "") -> None:
+    """Write the first rows of a training batch as one picture, with their objects; the rest as for ``batch_grid``."""
     rows = batch.each(lambda values: values[:_SHOWN_OF_BATCH])
-    save_picture(batch_grid([rows], names, _SHOWN_OF_BATCH), file, quality=90)
+    save_picture(batch_grid([rows], names, _SHOWN_OF_BATCH, files, title), file, quality=90)
 
 
 class Example(NamedTuple):
@@ -54,11 +58,14 @@ class Example(NamedTuple):
     detected: Image.Image
 
     def side_by_side(self) -> Image.Image:
-        """Both in one picture."""
-        left, right = self
-        pair = Image.new("RGB", (left.width + _GAP_PX + right.width, max(left.height, right.height)), "#808080")
-        pair.paste(left, (0, 0))
-        pair.paste(right, (left.width + _GAP_PX, 0))
+        """Both in one picture, with what they are above them."""
+        above = strip_height_px(HEADING_PX)
+        size = sum(half.width for half in self) + _GAP_PX, above + max(half.height for half in self)
+        pair, left = Image.new("RGB", size, "#808080"), 0
+        for what, half in self._asdict().items():
+            pair.paste(strip(half.width, what, HEADING_PX), (left, 0))
+            pair.paste(half, (left, above))
+            left += half.width + _GAP_PX
         return pair
 
 

@@ -213,3 +213,32 @@ def test_evaluation_of_all_hosts_shows_every_image_once(data, hosts):
         shown += [int(i) for batch in part for i in batch.image_id if i >= 0]
         assert len(list(part)) == len(part)
     assert sorted(shown) == [r.image_id for r in data[1].records] and len(lengths) == 1
+
+
+def test_rows_are_named_after_their_files(data):
+    records = {record.path.name: record for record in data[0].records}
+    plain = loader(data[0], DataConfig(augment="none"))
+    assert plain.treatment(0) == "as the network gets them; no augmentation"
+    (batch,) = take(plain, 1, 4)
+    for name, image in zip(plain.names(4), batch.images, strict=True):
+        with Image.open(records[name].path) as picture:
+            expected = np.asarray(picture.convert("RGB").resize((48, 32), Image.Resampling.BILINEAR), int)
+        assert np.abs(expected - image).max() <= 1
+
+
+def test_mosaics_and_mixtures_name_what_is_in_them(data):
+    dense = loader(data[0], epochs=5)
+    plan = epoch_plan(Sampling(13, 4, 2, dataclasses.replace(DEIM, height_px=32, width_px=48)), 1)
+    files = [data[0].records[i].path.name for i in plan.order]
+    own = [f"{file} with 3 more" if many else file for file, many in zip(files, plan.is_mosaic, strict=True)]
+    steps = dense.steps_per_epoch
+    for batch, share in enumerate(plan.mix_share):
+        rows = own[4 * batch : 4 * batch + 4]
+        mixed = [f"{row} and {before}" for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True)]
+        assert dense.names(steps + batch) == (rows if share == 1 else mixed)
+    assert plan.is_mosaic.any() and (plan.mix_share < 1).any()
+    whole = "as the network gets them; with augmentation, mosaic and MixUp"
+    assert [dense.treatment(epoch * steps).partition("; ")[2] for epoch in range(5)] == [
+        "only flips and turns", whole.partition("; ")[2], whole.partition("; ")[2], "with augmentation",
+        "only flips and turns",
+    ]  # fmt: skip

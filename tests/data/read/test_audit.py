@@ -12,6 +12,7 @@ from PIL import Image
 from dfine_jax.data.augment.masks import drawn, make_masks
 from dfine_jax.data.load.batch import Batch
 from dfine_jax.data.load.grid import annotated_grid, batch_grid
+from dfine_jax.data.picture.captions import strip_height_px
 from dfine_jax.data.picture.draw import class_colour
 from dfine_jax.data.read import audit
 from dfine_jax.data.read.coco import with_outlines
@@ -140,6 +141,12 @@ def test_the_batch_grid_draws_boxes_and_masks_where_they_are():
     assert inside[160, 160].any() and not inside[100, 160].any() and not inside[160, 130].any()
     assert (inside[130:190, [140, 179]] == class_colour(0)).all() and (inside[160, 160] != class_colour(0)).any()
     assert (plain[-20:, -20:] == 255).all()  # three pictures: the fourth cell stays white
+    named = np.asarray(batch_grid([Batch(images, labels, boxes, valid)], ["cat"], 3, ["a.jpg", "", "c.jpg"], "title"))
+    top, below = strip_height_px(20), strip_height_px(14)
+    assert named.shape == (top + 2 * (326 + below) + 6, 2 * 326 + 6, 3) and (named[:top] < 90).any()
+    assert (named[top + 6 : top + 326, 6:326] == first).all()
+    under = named[top + 326 : top + 326 + below]
+    assert (under[:, 6:326] < 90).any() and (under[:, 332:] == 255).all()  # the second has no name
 
 
 def test_the_annotated_grid_shrinks_pictures_with_their_boxes(faulty):
@@ -150,9 +157,9 @@ def test_the_annotated_grid_shrinks_pictures_with_their_boxes(faulty):
 
 def test_the_annotated_grid_shows_masks_in_their_places(tmp_path):
     data = with_outlines(read_dataset(make_shapes_dataset(tmp_path, 3, 1, 400, seed=1), "train"))
-    record = next(r for r in data.records if len(r.labels))
+    record, below_px = next(r for r in data.records if len(r.labels)), strip_height_px(14)
     plain, shown = (
-        np.asarray(annotated_grid([r], data.names, cell_px=400)).astype(int)[6:-6, 6:-6]
+        np.asarray(annotated_grid([r], data.names, cell_px=400)).astype(int)[-below_px - 406 : -below_px - 6, 6:-6]
         for r in (dataclasses.replace(record, outlines=()), record)
     )
     masks = drawn(make_masks(record.outlines, (400, 400)), 400, 400, 1).astype(bool)

@@ -10,12 +10,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dfine_jax.data.load.batch import Batch
+from dfine_jax.data.picture.captions import strip_height_px
 from dfine_jax.data.picture.draw import class_colour
 from dfine_jax.data.read.coco import read_coco
 from dfine_jax.data.read.layout import find_split
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.evaluation.truth import annotated
-from dfine_jax.training.report.examples import Examples, save_batch
+from dfine_jax.training.report.examples import HEADING_PX, Examples, save_batch
+
+ABOVE_PX = strip_height_px(HEADING_PX)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +60,17 @@ def test_annotations_left_and_good_detections_right(data):
     elsewhere = {**result, "image_id": -5, "score": 0.9}
     examples.observe([{**result, "score": 0.6}, elsewhere])
     (picture,) = (example.side_by_side() for example in examples.draw(0.5).values())
-    assert picture.size == (808, 400)
-    left, right = picture.crop((0, 0, 400, 400)), picture.crop((408, 0, 808, 400))
+    assert picture.size == (808, ABOVE_PX + 400)
+    headings = np.asarray(picture.crop((0, 0, 808, ABOVE_PX)))
+    assert all((headings[:, of : of + 400] < 90).all(-1).sum() > 100 for of in (0, 408))  # letters
+    bottom = ABOVE_PX + 400
+    left, right = picture.crop((0, ABOVE_PX, 400, bottom)), picture.crop((408, ABOVE_PX, 808, bottom))
     assert has_colour(left, class_colour(int(record.labels[0])))
     assert not has_colour(left, class_colour(absent)) and has_colour(right, class_colour(absent))
     edge = np.asarray(right)[100:160, 100:104]  # the left edge of the box
     assert np.all(edge == class_colour(absent), -1).any(1).all()
-    (without,) = (example.side_by_side() for example in examples.draw(0.7).values())
-    assert not has_colour(without.crop((408, 0, 808, 400)), class_colour(absent))
+    ((_, without),) = examples.draw(0.7).values()
+    assert not has_colour(without, class_colour(absent))
 
 
 def test_the_first_rows_of_a_batch_with_their_boxes(tmp_path):
@@ -111,7 +117,7 @@ def test_masks_are_drawn_on_both_sides(data):
     plain = Examples(data, 1)
     plain.observe([{key: value for key, value in found.items() if key != "segmentation"}])
     with_masks, without = (next(iter(drawn.draw(0.5).values())).side_by_side() for drawn in (examples, plain))
-    changed = (np.asarray(with_masks).astype(int) != np.asarray(without)).any(-1)
+    changed = (np.asarray(with_masks).astype(int) != np.asarray(without)).any(-1)[ABOVE_PX:]
     inside = changed[155:245, 408 + 125 : 408 + 195]
     assert inside.mean() > 0.95 and changed[110:140, 408 + 220 : 408 + 290].mean() == 0
     rows = (truth.image_id == record.image_id) & truth.masks.exist

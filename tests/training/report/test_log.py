@@ -261,7 +261,7 @@ def test_tensorboard_files(tmp_path):
     assert scalars["validation/ap"] == scalars["ap_by_class/cat"] == [(1, pytest.approx(metrics.ap))]
     assert sorted(pictures) == ["evaluation/confusion", "evaluation/thresholds", "examples/first"]
     (tmp_path / "first.png").write_bytes(pictures["examples/first"])
-    assert np.asarray(Image.open(tmp_path / "first.png"))[5, 5].tolist() == [200, 0, 0]
+    assert np.asarray(Image.open(tmp_path / "first.png"))[-5, 5].tolist() == [200, 0, 0]
     assert starts == []
     (again,) = open_sinks(logged_to(tensorboard=True), tmp_path, 4)
     again.scalars(5, {"a/b": 1.0})
