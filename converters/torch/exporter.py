@@ -32,7 +32,7 @@ def export_weights(
     not hold is told as a warning: this library reads it from the description in the file, other programs cannot.
 
     Args:
-      out: for ``official`` a ``.pth`` or ``.safetensors``, otherwise a folder.
+      out: for ``official`` a ``.pth``, ``.pt`` or ``.safetensors``, otherwise a folder.
 
     Raises:
       UserError: the family does not write the layout, its program cannot compute this architecture, or what is read
@@ -82,7 +82,7 @@ def _write(
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "model.safetensors", _safetensors(tensors, {"format": "pt", DESCRIPTION: text}))
         write_whole(out / "config.json", json.dumps(settings, indent=2) + "\n")
-    elif out.suffix == ".pth":
+    elif out.suffix in (".pth", ".pt"):
         torch_pickle.save(out, {"model": tensors, **remarks, DESCRIPTION: text})
     else:
         write_whole(out, _safetensors(tensors, {DESCRIPTION: text}))

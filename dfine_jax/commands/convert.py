@@ -15,7 +15,7 @@ from dfine_jax.system.files import read_text
 if TYPE_CHECKING:
     from dfine_jax.training.run.checkpoint import Metadata
 
-_OFFICIAL_SUFFIXES = (".pth", ".safetensors")
+_OFFICIAL_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "convert",
         help="official or Hugging Face weights to a checkpoint, and back",
         description="Official weights (.pth), Hugging Face folders, .safetensors and published names to a "
-        "checkpoint folder; or, when OUT ends in .pth or .safetensors, any weights to the official layout, with "
+        "checkpoint folder; or, when OUT ends in .pth, .pt or .safetensors, any weights to the official layout, with "
         "--huggingface to a folder for transformers. Family, variant and classes are recognised; a file that does not "
         "fit in every entry is refused.",
         epilog="examples:\n"
@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="weights file, Hugging Face folder, checkpoint folder or published name",
     )
     parser.add_argument(
-        "out", metavar="OUT", type=Path, help="checkpoint folder to write, or a .pth or .safetensors file"
+        "out", metavar="OUT", type=Path, help="checkpoint folder to write, or a .pth, .pt or .safetensors file"
     )
     parser.add_argument(
         "overrides", metavar="model.key=value", nargs="*",

@@ -217,7 +217,7 @@ def test_command_there_and_back(tmp_path, variables, state, capsys):
     found, metadata = load_weights(tmp_path / "out")
     assert_same(found, variables)
     assert metadata.class_names == ("red", "white", "platelet") and metadata.source_file == "a.pth"
-    for name in ("b.pth", "b.safetensors"):
+    for name in ("b.pth", "b.pt", "b.safetensors"):
         assert main(["convert", str(tmp_path / "out"), str(tmp_path / name)]) == 0
         assert_same(import_weights(tmp_path / name, activation="relu")[0], variables)
     written = load_file(tmp_path / "b.safetensors")

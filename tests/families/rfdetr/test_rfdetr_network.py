@@ -17,7 +17,7 @@ from dfine_jax.families.rfdetr.decoder import Decoder
 from dfine_jax.families.rfdetr.model import RFDetr, init_variables
 from dfine_jax.families.rfdetr.outputs import Draws
 from dfine_jax.families.rfdetr.variants import VARIANTS
-from dfine_jax.families.rfdetr.weights import official_keys, read_official
+from dfine_jax.families.rfdetr.weights import official_keys, read_official, recognised, write_official
 from dfine_jax.families.state_dict import leaf_shapes
 from dfine_jax.ops.resize import bicubic_weights, resize_bicubic
 
@@ -50,6 +50,15 @@ def test_parameters_and_tensors_of_the_published_sizes(variant):
         return
     assert found == trained and count(coco(variant, groups=1)) == of_one_group
     assert tensors is None or len(official_keys(coco(variant))) + 1 == tensors
+
+
+def test_the_preview_that_the_segmenting_sizes_replaced():
+    """As recognised by its shapes; there is no recipe of it."""
+    config = coco("seg-small", table=36, num_queries=200)
+    assert (count(config), count(dataclasses.replace(config, groups=1))) == (34_153_555, 30_861_919)
+    shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
+    found = recognised(write_official(config, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)))
+    assert found is not None and (found.table * found.patch_px, found.windows, found.num_queries) == (432, 2, 200)
 
 
 def intermediate(module, _):
