@@ -303,7 +303,10 @@ def test_wandb_without_a_key_is_one_line_with_the_cure(tmp_path, monkeypatch):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize(("where", "module"), [({"tensorboard": True}, "tensorboardX"), ({"wandb": "p"}, "wandb")])
+@pytest.mark.parametrize(
+    ("where", "module"),
+    [({"tensorboard": True}, "tensorboardX"), ({"wandb": "p"}, "wandb"), ({"mlflow": "p"}, "mlflow")],
+)
 def test_missing_packages_are_named(monkeypatch, where, module):
     monkeypatch.setitem(sys.modules, module, None)
     extra = next(iter(where))
