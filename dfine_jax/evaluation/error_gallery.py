@@ -63,18 +63,15 @@ def error_sections(
             if file.name not in kept:
                 file.unlink()
     draw_close_ups(compared, described, folder, progress)
-    filters = class_filter(described)
-    sections = (
-        [Section("Worst errors", "By kind, in close-ups; each opens at its full size.", filters)] if filters else []
-    )
+    about = "By kind, in close-ups, which open at their full size: full blue lines are detected, dashed yellow lines "
+    sections = [Section("Worst errors", f"{about}annotated, thick lines the error.", class_filter(described))]
     for fault, (heading, about) in _OF_FAULT.items():
         of_fault = [one for one in described if one.suspect.fault == fault]
         figures = [close_up_figure(one, close_up_path(one), one.record.path.name) for one in of_fault]
         total = len(findings.suspects[fault])
         text = about.format(kind=kind, fit=_FIT_IOU)
-        shown = f"{len(figures)} of {total}." if total > len(figures) else f"{total}."
-        lines = " Full blue lines are detected, dashed yellow lines annotated."
-        sections.append(Section(heading, f"{shown} {text}{lines}" if figures else "None.", figures))
+        shown = f"{len(figures)} of {total} are shown." if total > len(figures) else f"{total} in all."
+        sections.append(Section(heading, f"{text} {shown}" if figures else "None.", figures))
     return sections
 
 

@@ -65,7 +65,7 @@ svg text { fill: var(--soft); font: 13px system-ui, sans-serif; }
 @container (min-width: 520px) { svg text { font-size: 11px; } }
 @container (max-width: 360px) { svg text { font-size: 14.5px; } }
 .grid { stroke: var(--line); } .mark { stroke: var(--soft); stroke-dasharray: 3 4; }
-.faint { opacity: 0.4; } polyline.faint { stroke-width: 1; }
+.faint { opacity: 0.5; } polyline.faint { stroke-width: 1; }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--soft); padding-bottom: 4px; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 5px; }

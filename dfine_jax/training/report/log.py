@@ -8,6 +8,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,8 @@ class RunLog:
     def underway(self, now: Underway) -> None:
         """Between the ends of epochs: the page anew, where it is old enough."""
         if self._page is not None and self._page.note(now):
-            self.show()
+            with suppress(UserError):  # a full disk: no reason to end a training in the middle of an epoch
+                self.show()
 
     def close(self) -> None:
         """Finish the sinks."""

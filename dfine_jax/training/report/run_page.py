@@ -77,7 +77,7 @@ class RunPage:
         self._out, self._config, self._about, self._origin = out_dir, config, about, origin
         self._written_s = 0.0  # by the monotonic clock
         self._goes_on = False  # the page says so
-        self._news = ""
+        self._news = self._reached = ""  # how far the run has come
 
     @contextmanager
     def telling_errors(self) -> Iterator[None]:
@@ -94,7 +94,9 @@ class RunPage:
 
     def note(self, now: Underway) -> bool:
         """Remember how far the run has come; whether the page is old enough for a new one."""
-        self._news = f"{now.text()} That was at {time.strftime('%Y-%m-%d %H:%M:%S')}."
+        at = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._news = f"{at}: {now.text()} "
+        self._reached = f"It had come to step {now.step} of {now.total} ({at})."
         return time.monotonic() - self._written_s >= _EVERY_S
 
     def write(self, state: str = "", error: BaseException | None = None) -> None:
@@ -123,7 +125,7 @@ class RunPage:
     def _going_on(self, rows: Sequence[Mapping[str, float]]) -> str:
         done, epochs = int(rows[-1]["epoch"]) if rows else 0, self._config.train.epochs
         now = f"Epoch {done + 1} of {epochs} is being trained." if done < epochs else "The last epoch is over."
-        return f"{now} {self._news or ''} Load the page again for news, which come once a minute."
+        return f"{now} {self._news}Load the page again for news, which come once a minute."
 
     def _ended(self, error: BaseException) -> Section:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -135,7 +137,7 @@ class RunPage:
             return Section("Error", short, [Facts([("to go on", about)])])
         command = self._origin.resume or "the command that started it, with --resume (from Python: resume=True)"
         rows = [("go on from the last checkpoint, once the cause is removed", command)]
-        return Section("Error", f"{short} {self._news}", [Commands(rows)])
+        return Section("Error", f"{short} {self._reached}", [Commands(rows)])
 
     def _plan(self) -> Section:
         config, train, data, optim = self._config, self._config.train, self._config.data, self._config.optim

@@ -22,8 +22,8 @@ class Underway(NamedTuple):
     left_s: float | None  # None: not known yet
 
     def text(self) -> str:
-        """A sentence."""
-        parts = [f"Step {self.step} of {self.total}, loss {self.loss:.2f}"]
+        """The end of a sentence."""
+        parts = [f"step {self.step} of {self.total}, loss {self.loss:.2f}"]
         parts += [] if self.images_per_s is None else [f"{self.images_per_s:.1f} images/s"]
         parts += [] if self.left_s is None else [f"about {duration(self.left_s)} left at the pace so far"]
         return f"{', '.join(parts)}."

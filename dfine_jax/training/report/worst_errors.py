@@ -71,8 +71,8 @@ class WorstErrors:
             kind=report.kind, progress=progress, truth=self._truth,
         )  # fmt: skip
         which = f"{'The best' if self._kept.best else 'The latest'} evaluation, epoch {self._kept.epoch}."
-        sections = [section._replace(text=f"{which} {section.text}") for section in drawn]
-        write_whole(out_dir / ERRORS, sections_text(sections))
+        drawn[0] = drawn[0]._replace(text=f"{which} {drawn[0].text}")
+        write_whole(out_dir / ERRORS, sections_text(drawn))
 
 
 def read_errors(out_dir: Path) -> list[Section]:

@@ -120,16 +120,27 @@ def test_the_page_grows_within_an_epoch_but_not_with_every_step(tmp_path, monkey
         now[0] += 10  # seconds
         log.underway(Underway(step, 4000, 30.0 - step, 12.5, 7200.0))
         if step == 5:
-            assert "Step" not in page.read_text() and not (tmp_path / STEPS).exists()
+            assert "step 5" not in page.read_text() and not (tmp_path / STEPS).exists()
     text = page.read_text()
-    assert "Step 6 of 4000, loss 24.00, 12.5 images/s, about 2.0 hours left at the pace so far." in text
+    assert ": step 6 of 4000, loss 24.00, 12.5 images/s, about 2.0 hours left at the pace so far." in text
     assert "Epoch 1 of 2 is being trained" in text and "Loss by step" in text
     assert read_steps(tmp_path) == [(2, 28.5), (4, 26.5), (6, 24.5)]  # what comes after is held back
     assert re.search(r'<polyline points="[^"]+" class="l0 faint"/><polyline points="[^"]+" class="l0"/>', text)
 
 
+def test_news_that_cannot_be_written_do_not_end_the_run(tmp_path, monkeypatch):
+    now = clock(monkeypatch)
+    log = RunLog(tmp_path, 0, every=1, page=RunPage(tmp_path, tiny_config(), [], Origin()))
+    (tmp_path / "report.html").mkdir()
+    now[0] += 61
+    log.step(1, {"loss": 2.0})
+    log.underway(Underway(1, 60, 2.0, None, None))
+    with pytest.raises(UserError, match=r"report\.html"):
+        log.show()
+
+
 def test_a_speed_that_is_not_known_yet_is_left_out():
-    assert Underway(1, 60, 31.234, None, None).text() == "Step 1 of 60, loss 31.23."
+    assert Underway(1, 60, 31.234, None, None).text() == "step 1 of 60, loss 31.23."
 
 
 def test_steps_that_are_done_again_are_dropped(tmp_path):
@@ -153,10 +164,10 @@ def ended_by(folder, error, **origin):
 def test_an_error_is_told_with_how_to_go_on(run):
     page = ended_by(run, RuntimeError("a < b " * 500), resume="dfine train n --out x --resume")
     assert "The run ended with an error." in page and "is being trained" not in page
-    assert "RuntimeError: a &lt; b a" in page and "Step 40 of 60" in page and len(page) < 60_000
+    assert "RuntimeError: a &lt; b a" in page and "It had come to step 40 of 60 (20" in page and len(page) < 60_000
     assert "<code>dfine train n --out x --resume</code>" in page.split("Plan</h2>")[0]
     page = ended_by(run, UserError("the disk is full"))
-    assert ">the disk is full Step 40" in page and "with --resume (from Python: resume=True)" in page
+    assert ">the disk is full It had come" in page and "with --resume (from Python: resume=True)" in page
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):

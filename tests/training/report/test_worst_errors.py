@@ -61,16 +61,14 @@ def run(folder, data, *evaluations):
 
 
 def counts(page):
-    return {
-        heading: int(number)
-        for heading, number in re.findall(r">([\w ]+)</h2><p>The \w+ evaluation, epoch \d\. (\d+)\.", page)
-    }
+    return {heading: int(n) for heading, n in re.findall(r">([\w ]+)</h2><p>[^<]* (\d+) in all\.</p>", page)}
 
 
 def test_errors_are_those_of_the_best_epoch(data, tmp_path):
     before, page = run(tmp_path / "run", data, (3, 1, False), (2, 2, True), (1, 3, False))
     assert "drawn when the run is finished" in before and "drawn when" not in page
     assert counts(page) == {"Missed objects": 2, "False detections": 1} and "The best evaluation, epoch 2." in page
+    assert page.count("Only these classes") == 1
     pictures = {unquote(link) for link in re.findall(r'src="(pictures/[^"]+)"', page)}
     assert len(pictures) == 3 and all((tmp_path / "run" / link).is_file() for link in pictures)
     assert "The run is finished." in page and f"{data.records[0].path.name}</a>" in page

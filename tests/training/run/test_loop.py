@@ -220,7 +220,7 @@ def test_killed_and_resumed_from_an_earlier_step(uninterrupted, data, config, tm
     page = (tmp_path / "report.html").read_text()
     assert "RuntimeError: killed" in page and "with --resume" in page
     if killed_in == 6:  # the fifth is at work
-        assert f"Step 4 of {STEPS}, loss" in page and [step for step, _ in read_steps(tmp_path)] == [1, 2, 3, 4]
+        assert f"step 4 of {STEPS} (" in page and [step for step, _ in read_steps(tmp_path)] == [1, 2, 3, 4]
     assert leaves(tmp_path / "last", config)[0][".step"] == kept
     assert loop.train(config, *data, tmp_path, resume=True).finished
     assert_same_end(tmp_path, uninterrupted, config)
