@@ -103,7 +103,7 @@ def pair_losses(
     logits = at_least_float32(logits)
     truth = quarters.astype(logits.dtype) / _QUARTERS
     inside, area = _cells(boxes_cxcywh.astype(logits.dtype), *logits.shape[-2:])
-    entropy = jax.nn.softplus(logits) - logits * truth
+    entropy = softplus(logits) - logits * truth
     bce = jnp.where(inside, entropy, 0).sum((-2, -1)) / jnp.maximum(area, 1.0)
     p, truth = (jnp.where(inside, x, 0) for x in (jax.nn.sigmoid(logits), truth))
     overlap, both = (p * truth).sum((-2, -1)), p.sum((-2, -1)) + truth.sum((-2, -1))
@@ -139,13 +139,31 @@ def pair_costs(
     cells = logits.shape[-2] * logits.shape[-1]
     logits = at_least_float32(logits).reshape(-1, cells)
     truth = quarters.reshape(-1, cells).astype(logits.dtype) / _QUARTERS
-    # Not 1 - p, to whose 1 compilers add the tiny number, which is lost there.
-    p, rest = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    p, rest = _both_sides(logits)
     positive = 0.25 * rest**2 * -jnp.log(p + _LOG_TINY)
     negative = 0.75 * p**2 * -jnp.log(rest + _LOG_TINY)
     focal = (negative.sum(-1, keepdims=True) + (positive - negative) @ truth.T) / logits.shape[-1]
     dice = 1 - (2 * p @ truth.T + _TINY) / (p.sum(-1, keepdims=True) + truth.sum(-1) + _TINY)
     return focal, dice
+
+
+def _both_sides(logits: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+    """sigmoid(x) and sigmoid(-x) with one exponential; 1 - p would lose the smaller one's digits."""
+    e = jnp.exp(-jnp.abs(logits))
+    larger = 1 / (1 + e)
+    smaller = e * larger
+    return jnp.where(logits >= 0, larger, smaller), jnp.where(logits >= 0, smaller, larger)
+
+
+@jax.custom_jvp
+def softplus(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """log(1 + exp(x)), whose derivative is computed as the sigmoid that the dice needs anyway."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@softplus.defjvp
+def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return softplus(*primals), jax.nn.sigmoid(*primals) * tangents[0]
 
 
 def annotated(targets: Targets) -> tuple[UInt8[Array, "b g h w"], Bool[Array, "b g"]]:
