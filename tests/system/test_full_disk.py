@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -26,23 +27,25 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of this 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8))
 
 
-@pytest.fixture
-def full():
-    """From the call on no file becomes larger than so many bytes, as on a full disk."""
+@contextlib.contextmanager
+def full(size):
+    """In the block no file becomes larger than so many bytes, as on a full disk; pytest's own log may."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_nothing_is_half_written_and_the_old_file_stays(tmp_path, full):
+def test_nothing_is_half_written_and_the_old_file_stays(tmp_path):
     old, new = tmp_path / "old.png", tmp_path / "sub" / "new.png"
     save_picture(NOISE.crop((0, 0, 4, 4)), old)
     content = old.read_bytes()
-    full(1000)
     for path in (old, new):
-        with pytest.raises(UserError, match=rf"{path}: File too large; .*choose another folder"):
+        with full(1000), pytest.raises(UserError, match=rf"{path}: File too large; .*choose another folder"):
             save_picture(NOISE, path)
-        with pytest.raises(UserError, match="File too large"):
+        with full(1000), pytest.raises(UserError, match="File too large"):
             write_whole(path, bytes(5000))
     assert old.read_bytes() == content
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["old.png"]
@@ -107,30 +110,31 @@ def run(capsys, *arguments) -> str:
     return error
 
 
-def test_predict_on_a_full_disk(pictures, tmp_path, capsys, full):
+def test_predict_on_a_full_disk(pictures, tmp_path, capsys):
     out, crops, results = tmp_path / "out", tmp_path / "crops", tmp_path / "r.json"
-    full(2000)
     for arguments in (["--out", out], ["--crops", crops], ["--out", out, "--json", results]):
-        error = run(capsys, "predict", "model", pictures, *arguments)
+        with full(2000):
+            error = run(capsys, "predict", "model", pictures, *arguments)
         assert "File too large" in error and "choose another folder" in error
     left = [p for p in tmp_path.rglob("*") if p.is_file() and pictures not in p.parents]
     assert left == [results] and isinstance(json.loads(results.read_text()), list)  # what was found before, complete
 
 
-def test_predict_whose_results_do_not_fit(pictures, tmp_path, capsys, full):
+def test_predict_whose_results_do_not_fit(pictures, tmp_path, capsys):
     results = tmp_path / "r.json"
     results.write_text("old")
-    full(20)
-    assert "r.json: File too large" in run(capsys, "predict", "model", pictures, "--json", results)
+    with full(20):
+        error = run(capsys, "predict", "model", pictures, "--json", results)
+    assert "r.json: File too large" in error
     assert results.read_text() == "old" and sorted(p.name for p in tmp_path.iterdir()) == ["in", "r.json"]
 
 
-def test_a_video_on_a_full_disk(tmp_path, full):
+def test_a_video_on_a_full_disk(tmp_path):
     pytest.importorskip("av")
     from dfine_jax.prediction.video import VideoWriter
 
-    full(3000)
     with (
+        full(3000),
         pytest.raises(UserError, match=r"video .*out.mp4 cannot be written"),
         VideoWriter(tmp_path / "out.mp4") as video,
     ):
