@@ -214,7 +214,8 @@ class RunLog:
     def underway(self, now: Underway) -> None:
         """Between the ends of epochs: the page anew, where it is old enough."""
         if self._page is not None and self._page.note(now):
-            with suppress(UserError):  # a full disk: no reason to end a training in the middle of an epoch
+            # A full disk, a damaged file: no reason to end a training in the middle of an epoch.
+            with suppress(UserError, OSError, ValueError):
                 self.show()
 
     def close(self) -> None:

@@ -89,7 +89,8 @@ class RunPage:
         finally:
             error = None if ended else sys.exception()
             if error is not None and self._goes_on:
-                with suppress(UserError, OSError):  # a full disk: the first error is the one to tell
+                # A full disk, a damaged file: the first error is the one to tell.
+                with suppress(UserError, OSError, ValueError):
                     self.write("The run ended with an error.", error)
 
     def note(self, now: Underway) -> bool:

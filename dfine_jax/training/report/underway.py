@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,17 +36,21 @@ class StepLosses:
 
     Args:
       done: steps of a run that goes on; lines of later ones, which are done again, are dropped.
-      every: steps of a line.
+      every: steps of a line; the first one of a run that goes on has those since.
+
+    Raises:
+      UserError: the system refuses.
     """
 
     def __init__(self, out_dir: Path, done: int, every: int) -> None:
         self._file, self._every = out_dir / STEPS, every
         self._window: list[float] = []
         self._lines: list[str] = []
-        before = read_steps(out_dir)
-        kept = [point for point in before if point[0] <= done]
-        if len(kept) < len(before):
-            write_whole(self._file, _HEADER + "".join(_line(*point) for point in kept))
+        kept = _HEADER + "".join(_line(*point) for point in read_steps(out_dir) if point[0] <= done)
+        with telling(self._file):
+            cured = self._file.is_file() and self._file.read_bytes() != kept.encode()
+        if cured:
+            write_whole(self._file, kept)
 
     def add(self, step: int, loss: float) -> None:
         """Take the loss of the 1-based ``step``."""
@@ -61,8 +67,15 @@ class StepLosses:
         """
         if not self._lines:
             return
-        with telling(self._file), self._file.open("a") as stream:
-            stream.write("".join([] if stream.tell() else [_HEADER]) + "".join(self._lines))
+        with telling(self._file):
+            size = self._file.stat().st_size if self._file.is_file() else 0
+            try:
+                with self._file.open("a") as stream:
+                    stream.write(_HEADER * (size == 0) + "".join(self._lines))
+            except OSError:
+                with suppress(OSError):  # the first error is the one to tell
+                    os.truncate(self._file, size)  # the lines are written again, not after a part of themselves
+                raise
         self._lines.clear()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import re
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -150,6 +153,76 @@ def test_steps_that_are_done_again_are_dropped(tmp_path):
             log.step(step, {"loss": step + 10.0 * done})
         log.show()
     assert read_steps(tmp_path) == [(2, 1.5), (4, 3.5), (6, 45.5), (8, 47.5)]
+
+
+def test_a_line_after_a_resume_between_lines_is_of_the_steps_since(tmp_path):
+    for done, steps in ((0, range(1, 4)), (3, range(4, 7))):
+        log = RunLog(tmp_path, 0, every=2, step=done)
+        for step in steps:
+            log.step(step, {"loss": float(step)})
+        log.show()
+    assert read_steps(tmp_path) == [(2, 1.5), (4, 4.0), (6, 5.5)]
+
+
+def test_a_disk_that_is_full_for_a_while_leaves_whole_lines(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, 0, every=1)
+    log.step(1, {"loss": 3.25})
+    log.show()
+
+    class Full(io.TextIOWrapper):
+        def write(self, text):
+            super().write(text[: len(text) // 2])
+            self.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    log.step(2, {"loss": 2.125})
+    monkeypatch.setattr(Path, "open", lambda file, mode: Full(io.FileIO(file, mode)))
+    with pytest.raises(UserError, match=r"steps\.csv: No space left"):
+        log.show()
+    monkeypatch.undo()
+    assert (tmp_path / STEPS).read_text() == "step,loss\n1,3.25\n"
+    log.step(3, {"loss": 1.0})
+    log.show()
+    assert (tmp_path / STEPS).read_text() == "step,loss\n1,3.25\n2,2.125\n3,1\n"
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "step,loss\n1,3\n2,2\n3,1.5",  # a line whose loss goes on
+        "step,loss\n1,3\n2,2\n3",
+        "step,loss\n1,3\n2,2\n3,2.13,2.1\n",  # two lines as one
+        "step,loss\n1,3\n13,9\n2,2\n",  # a step that there was not
+        "step,loss\n1,3\n2,2\n\0\0\0",
+    ],
+)
+def test_a_damaged_line_of_steps_is_none_and_a_resumed_run_has_whole_ones(tmp_path, damaged):
+    (tmp_path / STEPS).write_text(damaged)
+    assert read_steps(tmp_path) == [(1, 3.0), (2, 2.0)]
+    log = RunLog(tmp_path, 0, every=1, step=2)
+    log.step(3, {"loss": 1.5})
+    log.show()
+    assert (tmp_path / STEPS).read_text() == "step,loss\n1,3\n2,2\n3,1.5\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("no number"), OSError(errno.ESTALE, "Stale file handle")])
+def test_files_that_cannot_be_read_end_no_run_and_hide_no_error(tmp_path, monkeypatch, error):
+    def refused(folder):
+        raise error
+
+    now = clock(monkeypatch)
+    log = RunLog(tmp_path, 0, every=1, page=RunPage(tmp_path, tiny_config(), [], Origin()))
+    log.show()
+    (tmp_path / "metrics.csv").touch()
+    monkeypatch.setattr(run_page, "read_metrics", refused)
+    now[0] += 61
+    log.underway(Underway(1, 60, 2.0, None, None))
+    page = RunPage(tmp_path, tiny_config(), [], Origin())
+    (tmp_path / "metrics.csv").unlink()
+    with pytest.raises(KeyError, match="the first"), page.telling_errors():
+        page.write()
+        (tmp_path / "metrics.csv").touch()
+        raise KeyError("the first")
 
 
 def ended_by(folder, error, **origin):
