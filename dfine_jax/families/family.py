@@ -85,6 +85,7 @@ class Published(NamedTuple):
     licence: str = ""
     md5: str | None = None  # where the publisher says it
     cached: str = ""  # name in the cache, where the last part of the URL is that of other files too
+    variant: str = ""  # whose sizes of input it takes, where its own name does not say that
 
     @property
     def file(self) -> str:

@@ -89,10 +89,10 @@ def grid_of_weights(source: str | os.PathLike[str]) -> int | None:
 
 
 def _grid_of_published(name: str) -> int | None:
-    """By the variant in the name; where it has another word before that, what all variants of the family agree on."""
+    """By its variant; where neither the table nor the name says it, what all variants of the family agree on."""
     family = next(family for family in NAMES if name in _part(family, "published").DETECTORS)
-    variants = _part(family, "variants").VARIANTS
-    named = [each for each in variants if name.startswith(f"{family}-{each}-")]
+    variants, told = _part(family, "variants").VARIANTS, _part(family, "published").DETECTORS[name].variant
+    named = [each for each in variants if each == told or (not told and name.startswith(f"{family}-{each}-"))]
     grids = {grid_px(variants[each]) for each in ([max(named, key=len)] if named else variants)}
     return grids.pop() if len(grids) == 1 else None
 

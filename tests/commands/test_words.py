@@ -230,6 +230,7 @@ def test_what_is_known_without_networks_is_what_the_families_say():
 def test_every_published_name_tells_what_sizes_its_weights_take(tmp_path):
     grids = {name: light.grid_of_weights(name) for name in light.published()}
     assert None not in grids.values() and set(grids.values()) > {32, 24}
+    assert grids["rfdetr-seg-preview-coco"] == 24 and grids["rfdetr-base-2-coco"] == 56
     for recipe in light.recipes():
         own, variant = families.of_recipe(recipe)
         if (name := f"{own.name}-{variant}-coco") in grids:

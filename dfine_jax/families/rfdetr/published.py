@@ -11,8 +11,8 @@ _URL = "https://storage.googleapis.com/rfdetr"
 _LICENCE = "Apache-2.0"
 
 
-def _file(path: str, md5: str, name: str = "") -> Published:
-    return Published(f"{_URL}/{path}", licence=_LICENCE, md5=md5, cached=name)
+def _file(path: str, md5: str, name: str = "", variant: str = "") -> Published:
+    return Published(f"{_URL}/{path}", licence=_LICENCE, md5=md5, cached=name, variant=variant)
 
 
 DETECTORS: dict[str, Published] = {
@@ -27,7 +27,7 @@ DETECTORS: dict[str, Published] = {
     "rfdetr-large-coco": _file("rf-detr-large-2026.pth", "5cb72153541cbcb9aa6efa26222acc75"),
     "rfdetr-base-coco": _file("rf-detr-base-coco.pth", "b4d3ce46099eaed50626ede388caf979"),
     "rfdetr-base-2-coco": _file("rf-detr-base-2.pth", "462f4d9df407ddc1812f42614040e913"),
-    "rfdetr-seg-preview-coco": _file("rf-detr-seg-preview.pt", "e35820c28fb86080558123e47a5e49ca"),
+    "rfdetr-seg-preview-coco": _file("rf-detr-seg-preview.pt", "e35820c28fb86080558123e47a5e49ca", variant="seg-small"),
     "rfdetr-seg-nano-coco": _file("rf-detr-seg-n-ft.pth", "9995497791d0ff1664a1d9ddee9cfd20"),
     "rfdetr-seg-small-coco": _file("rf-detr-seg-s-ft.pth", "0a2a3006381d0c42853907e700eadd08"),
     "rfdetr-seg-medium-coco": _file("rf-detr-seg-m-ft.pth", "a49af1562c3719227ad43d0ca53b4c7a"),
