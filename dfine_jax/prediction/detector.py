@@ -86,6 +86,7 @@ class Detector:
         self.threshold = _default_threshold(model.best_threshold) if threshold is None else threshold
         self.batch_size = batch_size or model.batch or 1
         self.num_top = model.backend.rules.num_top if num_top is None else num_top
+        self.cuts_masks = model.backend.rules.cut_to_boxes  # they count within their boxes alone
         self.mask_threshold = mask_threshold
         self.classes = model.classes
         self.segments = model.segments

@@ -97,16 +97,24 @@ def detect_tiled(
         results += detector([image[v.y0 : v.y1, v.x0 : v.x1] for v in views[start : start + detector.batch_size]])
         if progress is not None:
             progress(len(results), len(views))
-    return dataclasses.replace(merge(results, views, (width, height)), source=Given(image))
+    merged = merge(results, views, (width, height), cut_masks=detector.cuts_masks)
+    return dataclasses.replace(merged, source=Given(image))
 
 
-def merge(results: Sequence[DetectionResult], views: Sequence[View], size_px: tuple[int, int]) -> DetectionResult:
+def merge(
+    results: Sequence[DetectionResult],
+    views: Sequence[View],
+    size_px: tuple[int, int],
+    *,
+    cut_masks: bool = True,
+) -> DetectionResult:
     """One result for the image from those of its views, boxes in pixels of the image, best first.
 
     Args:
       results: of each view, in pixels of the view.
       views: their places in the image; a view of the whole image may be among them.
       size_px: (width, height) of the image.
+      cut_masks: masks count within the boxes of their objects alone, as ``ops.postprocess.AnswerRules`` says it.
     """
     seen = _Seen.of(results, views, size_px)
     groups = _groups(seen, _asked(seen))
@@ -117,6 +125,9 @@ def merge(results: Sequence[DetectionResult], views: Sequence[View], size_px: tu
     chosen, shown = [best[i] for i in order], [kept[i] for i in order]
     names = [name for result in results for name in result.names]
     ids = [category for result in results for category in result.category_ids]
+    masks = _masks(
+        results, views, size_px, [_shown(seen, groups[i]) for i in shown], boxes[shown] if cut_masks else None
+    )
     return dataclasses.replace(
         results[0],
         boxes_xyxy_px=boxes[shown],
@@ -125,7 +136,7 @@ def merge(results: Sequence[DetectionResult], views: Sequence[View], size_px: tu
         names=tuple(names[m] for m in chosen),
         category_ids=tuple(ids[m] for m in chosen),
         size_px=size_px,
-        object_masks=_masks(results, views, size_px, boxes[shown], [_shown(seen, groups[i]) for i in shown]),
+        object_masks=masks,
         source=None,
     )
 
@@ -248,10 +259,13 @@ def _masks(
     results: Sequence[DetectionResult],
     views: Sequence[View],
     size_px: tuple[int, int],
-    boxes: Float[np.ndarray, "n 4"],
     shown: Sequence[list[int]],
+    boxes: Float[np.ndarray, "n 4"] | None,
 ) -> RunMasks | None:
-    """Mask of each object within its box, the union of what ``shown`` it; None when the network makes no masks."""
+    """Mask of each object, the union of what ``shown`` it, within its box if boxes are given.
+
+    None when the network makes no masks.
+    """
     of_views = [result.object_masks for result in results if result.object_masks is not None]
     if len(of_views) < len(views):
         return None
@@ -261,8 +275,10 @@ def _masks(
         masks, row, view = places[member]
         return masks.runs(row).shifted(view.x0, view.y0)
 
-    whole = (united([part(m) for m in members]) for members in shown)
-    return RunMasks.of_runs([runs.within(box) for runs, box in zip(whole, boxes, strict=True)], size_px)
+    whole = [united([part(m) for m in members]) for members in shown]
+    if boxes is not None:
+        whole = [runs.within(box) for runs, box in zip(whole, boxes, strict=True)]
+    return RunMasks.of_runs(whole, size_px)
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:

@@ -11,6 +11,7 @@ from rectangles import RectangleBackend, opened, scene, with_disc
 
 from dfine_jax.data.picture.object_masks import RunMasks
 from dfine_jax.errors import UserError
+from dfine_jax.ops.postprocess import AnswerRules
 from dfine_jax.prediction import detector as detector_module
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.prediction.result import DetectionResult
@@ -231,6 +232,24 @@ def test_masks_end_where_their_boxes_do():
     out = merge(results, [LEFT, RIGHT], SIZE)
     assert out.object_masks.crop(0)[:2] == (20, 10)
     assert out.object_masks.area_px(0) == 110 * 42
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_masks_reach_beyond_their_boxes_where_the_family_lets_them(cut):
+    class Narrow(RectangleBackend):
+        """Boxes that are too small for what is in them."""
+
+        rules = AnswerRules(cut_to_boxes=cut)
+
+        def predict(self, images):
+            found = super().predict(images)
+            return found._replace(boxes_cxcywh=found.boxes_cxcywh * np.array([1, 1, 0.5, 0.5], np.float32))
+
+    detector = Detector(opened(Narrow(mask_stride=4), (TILE, TILE)), batch_size=4)
+    image = scene(300, 260, ("red", 20, 20, 60, 60))
+    out, plain = detect_tiled(detector, image, Tiling(TILE, TILE)), detector(image[:TILE, :TILE])
+    np.testing.assert_array_equal(out.masks[:, :TILE, :TILE], plain.masks)
+    assert out.object_masks.area_px(0) == pytest.approx(20 * 20 if cut else 40 * 40, rel=0.01)
 
 
 def test_tiles_without_masks_and_without_objects_have_none():
