@@ -73,6 +73,8 @@ class Parser(argparse.ArgumentParser):
     def check_words(self, options: argparse.Namespace) -> None:
         """End with the cure where a positional argument is an option of another program, such as ``conf=0.3``."""
         for action in self._get_positional_actions():
+            if action.dest == "out":  # a file that is written may have any name
+                continue
             values = getattr(options, action.dest, None)
             for argument in words.assignments(values if isinstance(values, list) else [values]):
                 if cure := words.option(argument, self.format_usage(), list(self._option_string_actions)):

@@ -26,15 +26,17 @@ COMMANDS = {
 }
 
 # Option -> what it is here, the first that the command has: an option, a positional argument (capitals), a key
-# (``optim.lr=``, of commands that take keys); or a sentence, after "!".
+# (``optim.lr=``, of commands that take keys); or a sentence, after "!", and before that the command that alone has it.
+# A part of a sentence that names another command speaks of its options, the others of those of the command itself.
 _THRESHOLD = (
     "--threshold T",
-    "!AP ranks all detections, so dfine evaluate takes no threshold and names the best; dfine predict has --threshold",
+    "evaluate!AP ranks all detections, so dfine evaluate takes no threshold and names the best",
+    "!the threshold is chosen when detecting: dfine predict --threshold T",
 )
 _OUT, _SIZE = ("--out DIR", "--json FILE"), ("--size HxW", "!the file has one input size")
 _SOURCE = ("SOURCE", "--data DIR")
 _MODEL = ("MODEL", "--weights W", "CHECKPOINT")
-_AMP = ("!the precision follows the device, float32 on CPU and bfloat16 elsewhere; model.precision=float32 sets it",)
+_AMP = ("!the precision follows the device, float32 on CPU and bfloat16 elsewhere; dfine train sets model.precision",)
 _HALF = ("--precision fp16", "!the precision is chosen when exporting: dfine export --precision fp16")
 _SUPPRESSION = ("!nothing is suppressed afterwards, the model answers with each object once",)
 _SHOWN = ("!pictures and videos are written, --out DIR says where",)
@@ -59,7 +61,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("save-json", "json-out", "to-json", "format-json"), ("--json FILE",)),
     **dict.fromkeys(("half", "fp16"), _HALF),
     "int8": ("--precision int8 --to openvino", "!dfine export --to openvino --precision int8"),
-    **dict.fromkeys(("amp", "use-amp", "mixed-precision", "bf16", "fp32"), _AMP),
+    **dict.fromkeys(("amp", "use-amp", "mixed-precision", "bf16"), _AMP), "fp32": ("--precision fp32", *_AMP),
     **dict.fromkeys(("epoch", "e", "max-epochs", "num-epochs", "n-epochs", "epoches"), ("--epochs N",)),
     **dict.fromkeys(("c", "config", "cfg", "yaml", "recipe", "variant"), ("RECIPE", "MODEL", "CHECKPOINT")),
     **dict.fromkeys(("r", "resume-from", "resume-path"), ("--resume", "MODEL", "CHECKPOINT")),
@@ -94,7 +96,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("line", "count", "counter"), ("--count-line X,Y,X,Y",)),
     **dict.fromkeys(("zone", "region", "roi", "polygon"), ("--count-zone X,Y,X,Y,X,Y",)),
     **dict.fromkeys(("slice", "sahi", "tiles", "slices"), ("--tile SIZE",)),
-    "rect": ("!pictures have one input size, --size HxW; data.resize=letterbox keeps their proportions",),
+    "rect": ("!pictures have one input size; dfine train has --size HxW and data.resize=letterbox for it",),
     **dict.fromkeys(("topk", "top-k", "max-det", "max-dets", "num-top", "num-select", "max-detections"), _MOST),
     **dict.fromkeys(("save-conf", "save-scores"), ("!scores are in --json FILE, and in --results FILE.csv",)),
     **dict.fromkeys(("line-width", "line-thickness", "hide-labels", "hide-conf", "show-labels", "show-conf"), _STYLE),
@@ -138,7 +140,7 @@ _NOT_OFFERED = {"--to": "is not offered; ONNX runs on most machines, Apple's inc
 # assignment, option or argument that takes another one; or a sentence, after "!".
 _WARMUP = "optim.warmup_steps=STEPS, counted in steps"
 _FREEZE = "optim.freeze='[\"^backbone/\"]', regular expressions of what to hold"
-_DENSE = "!that is not offered; --augment dense adds mosaic and MixUp"
+_DENSE = "!that is not offered; data.augment=dense adds mosaic and MixUp"
 _COLOURS = "!colours are distorted together, with the probability data.photometric_prob"
 _DROPOUT = "!these networks have no dropout; data.dropout_prob=P blacks out parts, some variants have model.drop_path=P"
 _SAVED = "train.checkpoint_every=EPOCHS, of last; best is kept whenever it is better"
@@ -184,8 +186,27 @@ KEYS = {
     **dict.fromkeys(("data", "dataset", "dataset_dir"), "--data DIR"),
     **dict.fromkeys(("project", "name", "output_dir"), "--out DIR"),
     **dict.fromkeys(("weights", "pretrained"), "--weights W"),
-    "resume": "--resume", "task": "--task detect", "model": "RECIPE, the first argument",
+    "resume": "--resume", "task": "--task detect, or --task segment", "model": "RECIPE, the first argument",
 }  # fmt: skip
+# What they are where they were turned off; of the others, and of options, that is so when they are left out.
+_NO = ("false", "no", "off", "none", "null")
+_OFF = {
+    **dict.fromkeys(("amp", "use_amp", "mixed_precision", "bf16", "half", "fp16"), "model.precision=float32"),
+    "multi_scale": "data.multi_scale_repeat=0", "mosaic": "data.mosaic_prob=0", "mixup": "data.mixup_prob=0",
+    "fliplr": "data.flip_prob=0", "flipud": "data.flip_vertical_prob=0", "erasing": "data.dropout_prob=0",
+    **dict.fromkeys(("hsv_h", "hsv_s", "hsv_v", "color_jitter"), "data.photometric_prob=0"),
+    **dict.fromkeys(("warmup", "warmup_epochs", "warmup_iters", "warmup_steps"), "optim.warmup_steps=0"),
+    **dict.fromkeys(("patience", "early_stopping", "early_stopping_patience"), "train.patience=0"),
+    **dict.fromkeys(("ema", "use_ema", "ema_decay"), "optim.ema_decay=0"),
+    "degrees": "data.rotation_prob=0", "augment": "data.augment=none", "tensorboard": "log.tensorboard=false",
+    **dict.fromkeys(("plots", "plot"), "log.pictures=0"),
+}  # fmt: skip
+_SWITCHES = {  # 0 turns them off, too
+    *_OFF, "cos_lr", "pretrained", "resume", "freeze", "single_cls", "cache", "deterministic", "rect", "wandb",
+    "mlflow", "copy_paste", "cutmix", "auto_augment", "perspective", "label_smoothing", "dropout", "use_checkpoint",
+    "gradient_checkpointing", "int8", "dynamic", "save_txt", "save_json", "save_crop", "save", "save_conf",
+}  # fmt: skip
+_TASKS = ("detect", "segment")
 _ACTIONS = ("train", "val", "predict", "export", "track", "benchmark")  # the second word of ``yolo detect train``
 
 _NEAR = 0.75  # likeness from which a word is taken for a misspelt one; below it are words of other meaning
@@ -209,7 +230,7 @@ def command(name: str, known: Collection[str], following: str = "") -> str:
     if name.lower() in known:
         return f"; did you mean {name.lower()}?"
     plain = name.lower().lstrip("-")
-    if plain in ("detect", "segment") and following in _ACTIONS:
+    if plain in _TASKS and following in _ACTIONS and not Path(following).exists():
         here = COMMANDS.get(following, following)
         masks = " (masks: --task segment)" if (plain, here) == ("segment", "train") else ""
         return f"; write dfine {here}, without {name}{masks}"
@@ -230,16 +251,20 @@ def option(argument: str, help_text: str, known: Collection[str]) -> str:
     plain, dashed = word.lstrip("-").lower().replace("_", "-"), word.startswith("-")
     usage = help_text.partition("\n\n")[0]
     takes_keys = re.search(r"(?<![\w.])key=value", usage) is not None
+    known = [*known, *re.findall(r"(?<![\w-])[A-Z]+(?![\w-])", usage)]
+    if given and (cure := _when_off(plain.replace("-", "_"), given.lower(), takes_keys)):
+        return cure
     if takes_keys and not dashed and (cure := key(plain, known, given or "...")):
         return cure
     if f"--{plain}" in known:
         return f"; did you mean --{plain}?"
     for each in OPTIONS.get(plain, ()):
-        if each.startswith("!"):
-            return f"; {each[1:]}"
+        of, sentence, about = each.partition("!")
+        if sentence and (not of or f"dfine {of} " in usage) and _is_of(about, known, takes_keys):
+            return f"; {about}"
         if each.startswith("--") and each.split()[0] in known:
             return f"; here it is {each}"
-        if each.isupper() and re.search(rf"(?<![\w-]){each}(?![\w-])", usage):
+        if each.isupper() and each in known:
             return f"; it is {each}, " + (
                 "which stands without an option" if dashed else f"write {given or each} alone"
             )
@@ -259,17 +284,36 @@ def key(word: str, known: Collection[str], given: str = "") -> str:
     """What a configuration key of another program is here, as the end of a sentence; empty: nothing is known.
 
     Args:
-      known: options of the command.
+      known: options and arguments of the command.
       given: its value; empty where it was written as an option.
     """
     here = KEYS.get(word.lower().replace("-", "_"), "")
     if here.startswith("!"):
         return f"; {here[1:]}"
-    if here.startswith("--") and here.split()[0] not in known:
+    if re.match(r"--|[A-Z]", here) and re.split(r"[ ,]", here)[0] not in known:
         return ""
+    if here.startswith("--task") and (meant := VALUES["--task"].get(given.lower(), given.lower())) in _TASKS:
+        return f"; here it is --task {meant}"
     if "." not in here or re.search(r"[ =]", here):
         return f"; here it is {here}" if here else ""
+    given = given.lower() if given in ("True", "False") else given
     return f"; here it is {here}={given or '...'}" + ", without dashes" * (not given)
+
+
+def _when_off(word: str, given: str, takes_keys: bool) -> str:
+    """As ``option``, of an assignment that turns something off; empty: it does not."""
+    if given not in _NO and not (word in _SWITCHES and re.fullmatch(r"0(\.0*)?", given)):
+        return ""
+    if takes_keys and word in _OFF:
+        return f"; here it is {_OFF[word]}"
+    return "; leave it out" if word in KEYS or word.replace("_", "-") in OPTIONS else ""
+
+
+def _is_of(sentence: str, known: Collection[str], takes_keys: bool) -> bool:
+    """Whether what a sentence tells to write can be written in the command."""
+    own = "; ".join(part for part in sentence.split(";") if "dfine " not in part)
+    has_keys = re.search(r"\b(?:model|loss|optim|data|train|log)\.\w", own) is not None
+    return set(re.findall(r"--[a-z][\w-]*", own)) <= set(known) and (takes_keys or not has_keys)
 
 
 def value(name: str, given: str, message: str) -> str:

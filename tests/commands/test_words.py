@@ -15,6 +15,7 @@ from dfine_jax import cli, families
 from dfine_jax.commands import words
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.families import light
+from dfine_jax.system import config_values
 from dfine_jax.training.run.checkpoint import Metadata, metadata_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,7 +110,7 @@ TRAIN = "train n --data cells --out r"
         (f"{TRAIN} --save-period 5", "here it is train.checkpoint_every=EPOCHS"),
         (f"{TRAIN} --mixup .1", "here it is data.mixup_prob=..., without dashes"),
         (f"{TRAIN} --close-mosaic 10", "here it is data.stop_mosaic_epoch=EPOCH, counted from the first one"),
-        (f"{TRAIN} --rect", "data.resize=letterbox keeps their proportions"),
+        (f"{TRAIN} --rect", "dfine train has --size HxW and data.resize=letterbox for it"),
         (f"{TRAIN} --epcohs 3", "unknown option --epcohs; did you mean --epochs?"),
         (f"{TRAIN} --nothing-like-it", "unknown option --nothing-like-it (see dfine train --help)"),
         ("export m --calib cells", "did you mean --calibration?"),
@@ -122,7 +123,29 @@ TRAIN = "train n --data cells --out r"
         ("serve m.onnx port=80", "unexpected argument 'port=80'; did you mean --port?"),
         ("train data=cells epochs=3", "unexpected argument 'data=cells'; here it is --data DIR"),
         ("train --data cells --out r epochs=3", "unexpected argument 'epochs=3'; here it is --epochs N"),
-        (f"{TRAIN} conf=0.3", "unknown configuration key 'conf'; AP ranks all detections"),
+        (f"{TRAIN} conf=0.3", "unknown configuration key 'conf'; the threshold is chosen when detecting: dfine pr"),
+        ("export m --conf 0.3", "unknown option --conf; the threshold is chosen when detecting: dfine predict --t"),
+        ("check --data cells copy_paste=0.1", "that is not offered; data.augment=dense adds mosaic and MixUp"),
+        # what was turned off stays so
+        (f"{TRAIN} amp=False", "unknown configuration key 'amp'; here it is model.precision=float32 (see"),
+        (f"{TRAIN} amp=True", "here it is model.precision=bfloat16"),
+        (f"{TRAIN} --amp=False", "here it is model.precision=float32"),
+        (f"{TRAIN} cos_lr=False", "unknown configuration key 'cos_lr'; leave it out (see"),
+        (f"{TRAIN} cos_lr=0", "leave it out"),
+        (f"{TRAIN} multi_scale=0", "here it is data.multi_scale_repeat=0 (see"),
+        (f"{TRAIN} multi_scale=0.0", "here it is data.multi_scale_repeat=0 (see"),
+        (f"{TRAIN} pretrained=False", "unknown configuration key 'pretrained'; leave it out"),
+        (f"{TRAIN} resume=None", "leave it out"),
+        (f"{TRAIN} mosaic=off", "here it is data.mosaic_prob=0"),
+        (f"{TRAIN} tensorboard=True", "here it is log.tensorboard=true"),
+        (f"{TRAIN} workers=0", "here it is data.workers=0"),
+        (f"{TRAIN} task=segment", "unknown configuration key 'task'; here it is --task segment (see"),
+        (f"{TRAIN} task=Detection", "here it is --task detect (see"),
+        (f"{TRAIN} task=pose", "here it is --task detect, or --task segment"),
+        ("export n half=False", "unexpected argument 'half=False'; leave it out"),
+        ("export n dynamic=False", "unexpected argument 'dynamic=False'; leave it out"),
+        ("predict m.onnx photo.jpg save_txt=False", "leave it out"),
+        ("predict m.onnx source=0", "it is SOURCE, write 0 alone"),
         (f"{TRAIN} freeze=10", "unknown configuration key 'freeze'; here it is optim.freeze='[\"^backbone/\"]'"),
         ("detect train data=cells", "unknown command 'detect'; write dfine train, without detect (see"),
         ("detect val model=m", "unknown command 'detect'; write dfine evaluate, without detect"),
@@ -179,6 +202,19 @@ TRAIN = "train n --data cells --out r"
 )  # fmt: skip
 def test_the_cure_is_told(monkeypatch, capsys, world, line, message):
     assert message in told(monkeypatch, capsys, world, line)
+
+
+def test_a_folder_of_the_name_of_a_task_is_what_is_detected_in(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert words.command("detect", cli.COMMANDS, "val") == "; write dfine evaluate, without detect"
+    (tmp_path / "val").mkdir()
+    assert words.command("detect", cli.COMMANDS, "val") == "; here it is predict"
+
+
+@pytest.mark.parametrize("out", ["iou=0.5.pth", "model=n.pth", "conf=0.3"])
+def test_a_file_that_is_written_may_have_any_name(out):
+    parser = command_parser("convert")
+    parser.check_words(parser.parse_intermixed_args(["best", out]))
 
 
 def test_early_mistakes_load_neither_jax_nor_numpy(world):
@@ -244,8 +280,11 @@ def test_words_lead_to_what_there_is():
     assert not set(words.COMMANDS) & set(cli.COMMANDS)
     configs = [light.plain_config(light.variant(recipe)) for recipe in light.recipes()]
     cures = [*words.KEYS.values(), *(each for several in words.OPTIONS.values() for each in several)]
+    cures += words._OFF.values()
     told = [found for cure in cures for found in re.findall(r"\b(model|loss|optim|data|train|log)\.(\w+)", cure)]
     assert len(told) > 60
+    for assignment in words._OFF.values():
+        config_values.override(configs[0], [assignment])
     for section, name in told:
         assert any(hasattr(getattr(config, section), name) for config in configs), (section, name)
 
@@ -253,13 +292,37 @@ def test_words_lead_to_what_there_is():
 def test_options_of_cures_exist():
     cures = [cure.removeprefix("!") for cure in words.KEYS.values()]
     cures += [cure for several in words.OPTIONS.values() for cure in several]
-    known = set()
-    for name in cli.COMMANDS:
-        parser = cli.Parser(prog="dfine").add_subparsers(parser_class=cli.Parser)
-        cli._command(name).add_parser(parser)
-        known |= set(parser.choices[name]._option_string_actions)
+    cures += words._OFF.values()
+    known = {each for name in cli.COMMANDS for each in command_parser(name)._option_string_actions}
     for cure in cures:
         assert set(re.findall(r"--[a-z][\w-]*", cure)) <= known, cure
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_cure_is_one_for_its_command(name):
+    parser = command_parser(name)
+    usage, known = parser.format_usage(), list(parser._option_string_actions)
+    told = 0
+    for word in (*words.OPTIONS, *words.KEYS):
+        for argument in (f"--{word}", f"{word}=3", f"{word}=False"):
+            cure = words.option(argument, usage, known)
+            told += bool(cure)
+            of_itself = "; ".join(part for part in cure.split(";") if "dfine " not in part)
+            assert set(re.findall(r"--[a-z][\w-]*", of_itself)) <= set(known), (argument, cure)
+            assert set(re.findall(r"\b(?:MODEL|SOURCE|RECIPE|CHECKPOINT)\b", of_itself)) <= set(usage.split()), cure
+            if re.search(r"\b(?:model|optim|data|train|log)\.\w", of_itself):
+                assert "key=value" in usage, (argument, cure)
+            for other in re.findall(r"dfine ([a-z]+)", cure):
+                of_other = "".join(part for part in cure.split(";") if f"dfine {other}" in part)
+                options = command_parser(other)._option_string_actions
+                assert set(re.findall(r"--[a-z][\w-]*", of_other)) <= set(options), (argument, cure)
+    assert told > 20
+
+
+def command_parser(name):
+    parsers = cli.Parser(prog="dfine").add_subparsers(parser_class=cli.Parser)
+    cli._command(name).add_parser(parsers)
+    return parsers.choices[name]
 
 
 def test_what_is_there_is_no_option_of_another_program(monkeypatch, tmp_path):
