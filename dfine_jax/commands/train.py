@@ -138,6 +138,7 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train; the status is 0 also when the run was asked to stop and can be resumed."""
     told = name_folder(options)
+    options.typed += ["--out", str(options.out)] if told else []  # the command that is kept says which run it is of
     check_options(options)
     from dfine_jax.data.read.sources import read_dataset
 

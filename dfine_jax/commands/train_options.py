@@ -25,12 +25,20 @@ def name_folder(options: argparse.Namespace) -> list[str]:
     recipe = re.sub(r"\.(?:py|json)(:?)", lambda match: "-" * len(match[1]), Path(options.recipe).name)
     first = Path("runs") / recipe
     if options.resume:
-        raise UserError(f"--resume: give the folder of the run to continue, such as --out {first}")
+        raise UserError(f"--resume: give the folder of the run to continue, such as --out {_latest(first)}")
     if options.processes is not None:
         raise UserError(f"several hosts write into one folder: give the same --out on each, such as --out {first}")
     following = (first.with_name(f"{recipe}-{number}") for number in itertools.count(2))
     options.out = next(folder for folder in itertools.chain([first], following) if not folder.exists())
     return [f"folder of the run: {options.out} (--out DIR for another one)"]
+
+
+def _latest(first: Path) -> Path:
+    """Of the folders that ``name_folder`` gives, the last that can be continued; the first where none can be."""
+    beside = first.parent.iterdir() if first.parent.is_dir() else ()
+    numbers = {folder: re.fullmatch(rf"{re.escape(first.name)}(?:-(\d+))?", folder.name) for folder in beside}
+    runs = [(int(match[1] or 1), folder) for folder, match in numbers.items() if match and (folder / "last").is_dir()]
+    return max(runs, default=(0, first))[1]
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import pytest
 from dfine_jax.cli import main
 from dfine_jax.commands.train_options import name_folder
 from dfine_jax.data.read.synthetic import make_shapes_dataset
+from dfine_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,29 @@ def test_files_give_their_names():
     assert named("experiments/deim_coco.py:m") == "runs/deim_coco-m"
     assert named("experiments/deim_coco.py") == "runs/deim_coco"
     assert named("plans/cells.json") == "runs/cells"
+
+
+def test_the_run_to_continue_is_the_last_one_that_can_be(capsys):
+    for name in ("n/last", "n-2/last", "n-10/last", "n-11", "n-new/last", "rfdetr-n-12/last"):
+        (Path("runs") / name).mkdir(parents=True)
+    assert main(["train", "n", "--data", "shapes", "--resume"]) == 2
+    assert "such as --out runs/n-10\n" in capsys.readouterr().err
+
+
+def test_the_command_that_is_kept_says_which_run_it_is_of(monkeypatch):
+    data = make_shapes_dataset(Path("shapes"), num_train=2, num_val=1, size_px=64, seed=0)
+    kept = []
+
+    def begun(*_, origin, **__):
+        kept.append(origin.command)
+        raise UserError("so far")
+
+    monkeypatch.setattr("dfine_jax.training.run.loop.train", begun)
+    Path("runs/n").mkdir(parents=True)
+    command = ["train", "n", "--data", str(data), "data.workers=0"]
+    for out in ([], ["--out", "cells"]):
+        assert main([*command, *out]) == 2
+    assert kept == [f"dfine {' '.join(command)} --out {folder}" for folder in ("runs/n-2", "cells")]
 
 
 @pytest.mark.parametrize(

@@ -153,15 +153,16 @@ class _Run:
             state, step = self._steps(state, step, batches)
         finished = self.progress.epoch >= self.config.train.epochs or self.progress.ended_early
         why = f" ({self.stop.reason})" if self.stop.reason else ""
+        stopped = f"stopped at step {step} of {self.total}{why}"
         if not finished:
             self._save(state)
-            self.log.line(f"stopped at step {step} of {self.total}{why}; continue with --resume")
+            self.log.line(f"{stopped}; continue with {self.origin.resume or '--resume'}")
         elif first:
             shutil.rmtree(self.out_dir / STAGE1, ignore_errors=True)
         if finished:
             self.log.finish()
         else:
-            self.log.show(f"The run was stopped at step {step} of {self.total}{why}; it can go on with --resume.")
+            self.log.show(f"The run was {stopped}; it can go on with --resume.")
         result = Result(finished, self.progress.best_ap, self.progress.best_epoch, self.metrics)
         if first:
             self.callbacks.end(result)

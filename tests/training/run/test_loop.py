@@ -164,8 +164,10 @@ def test_a_run_shows_what_happened(uninterrupted):
 def test_stopped_by_a_signal_in_mid_epoch_and_resumed(uninterrupted, data, config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not loop.train(config, *data, tmp_path).finished
+        origin = run_page.Origin(resume="dfine train n --out runs/n --resume")
+        assert not loop.train(config, *data, tmp_path, origin=origin).finished
     assert f"stopped at step 2 of {STEPS}" in (tmp_path / "report.html").read_text()
+    assert "; continue with dfine train n --out runs/n --resume\n" in (tmp_path / "log.txt").read_text()
     assert leaves(tmp_path / "last", config)[0][".step"] == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert loop.train(config, *data, tmp_path, resume=True).finished
