@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from dfine_jax.config import ModelSection
 from dfine_jax.converters.gate import compare
 from dfine_jax.converters.gate.compare import LIMITS, RESIZING, Comparison, Limits, Rows
 from dfine_jax.converters.gate.data import CheckData, open_data, pictures
@@ -21,6 +22,7 @@ from dfine_jax.converters.gate.report import Accuracy, GateReport
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes, Dataset
 from dfine_jax.errors import UserError
+from dfine_jax.families import of
 from dfine_jax.ops.boxes import xyxy_to_cxcywh
 from dfine_jax.ops.postprocess import Answer, AnswerRules, select, sigmoid
 from dfine_jax.ops.precision import exact_products
@@ -89,7 +91,7 @@ def check_artefact(
         limits = dataclasses.replace(limits, ap_drop=max_ap_drop)
     answer = exact(of_input(reference or JaxBackend(model, variables, artefact.preprocess.scale).predict, artefact))
     baseline = None if baseline is None else exact(of_input(baseline, artefact))
-    wrong_description = _description_failures(artefact, classes, preprocess)
+    wrong_description = _description_failures(artefact, classes, preprocess, getattr(model, "config", None))
     shown, origin = pictures(checked_on, _REFERENCE_IMAGES)
     images = np.stack([artefact.preprocess(picture) for picture in shown])
     sizes_px = np.array([(picture.shape[1], picture.shape[0]) for picture in shown])
@@ -161,7 +163,9 @@ def exact(answer: Reference) -> Reference:
     return asked
 
 
-def _description_failures(artefact: Artefact, classes: Classes | None, preprocess: Preprocess | None) -> list[str]:
+def _description_failures(
+    artefact: Artefact, classes: Classes | None, preprocess: Preprocess | None, config: ModelSection | None
+) -> list[str]:
     """What the file says about itself that the model contradicts."""
     out = []
     if classes is not None:
@@ -178,6 +182,13 @@ def _description_failures(artefact: Artefact, classes: Classes | None, preproces
             f"preprocessing: {key} is {theirs[key]!r} in the file, {ours[key]!r} in the model"
             for key in ours
             if key not in _SAME_PREPROCESSING and ours[key] != theirs[key]
+        ]
+    if config is not None:
+        ours, theirs = of(config).answer_rules(config)._asdict(), artefact.rules._asdict()
+        out += [
+            f"rules of answers: {key} is {theirs[key]!r} in the file, {ours[key]!r} in the model"
+            for key in ours
+            if ours[key] != theirs[key]
         ]
     return out
 

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from conftest import ROOT
 from onnx import numpy_helper
 from PIL import Image
 
+from dfine_jax import families
 from dfine_jax.converters.gate import compare, divergence, gate
 from dfine_jax.converters.gate import report as gate_report
 from dfine_jax.converters.gate.accuracy import AveragePrecision
@@ -26,6 +28,7 @@ from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.data.read.synthetic import make_shapes_dataset
 from dfine_jax.errors import UserError
+from dfine_jax.families import light
 from dfine_jax.ops.postprocess import Answer, AnswerRules
 from dfine_jax.serving.artefact import from_json
 from dfine_jax.serving.backends.base import in_view
@@ -187,6 +190,20 @@ def test_a_wrong_class_map_and_other_preprocessing_are_refused(tmp_path, model, 
     stored = toy.Preprocess(640, 640)
     report = gate.check_artefact(file, *model, classes=CLASSES, preprocess=stored, reference=answers)
     assert "preprocessing: resize is 'letterbox' in the file, 'stretch' in the model" in report.failures
+
+
+def test_rules_of_answers_that_are_not_the_familys_are_refused(tmp_path, model, answers):
+    rfdetr = types.SimpleNamespace(config=light.variant("rfdetr-seg-nano"))
+    file = toy.write_toy(tmp_path / "old.onnx", model[1])  # as before rules were stored
+    assert gate.check_artefact(file, rfdetr, None, reference=answers).failures == (
+        "rules of answers: num_top is 300 in the file, 100 in the model",
+        "rules of answers: cut_to_boxes is True in the file, False in the model",
+        "rules of answers: clip_boxes is False in the file, True in the model",
+        "rules of answers: interpolated is 'probability' in the file, 'logit' in the model",
+    )
+    rules = families.of(rfdetr.config).answer_rules(rfdetr.config)
+    file = toy.write_toy(tmp_path / "new.onnx", model[1], **rules._asdict())
+    assert gate.check_artefact(file, rfdetr, None, reference=answers).passed
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path, model, answers):
