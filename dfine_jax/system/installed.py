@@ -86,28 +86,31 @@ def absent(error: ModuleNotFoundError, purpose: str, whole: str = "") -> UserErr
     return UserError(f"{purpose} needs {name}, which is of the extra {extra} and not installed: {pip_install(extra)}")
 
 
-def require(module: str, purpose: str, extra: str = "") -> ModuleType:
+def require(module: str, purpose: str, extra: str = "", note: str = "") -> ModuleType:
     """A library that is not always there.
 
     Args:
       purpose: what needs it, for the message.
       extra: that brings it, of a library that several have; empty: the one in ``EXTRAS``.
+      note: about the command, behind it.
 
     Raises:
       UserError: it is absent or cannot be loaded; the message has the command that brings it.
     """
+    note = f" ({note})" * bool(note)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        own = None if extra else absent(error, purpose)
         name = (error.name or module).partition(".")[0]
         cure = pip_install(extra) if extra else f"pip install {name}"
-        raise own or UserError(f"{purpose} needs {name}, which is not installed: {cure}") from error
+        own = None if extra else absent(error, purpose)
+        told = own or f"{purpose} needs {name}, which is not installed: {cure}"
+        raise UserError(f"{told}{note}") from error
     except (ImportError, OSError) as error:  # a part of it, or a library of the system, is absent
         own_extra = extra or EXTRAS.get(module.partition(".")[0], "")
         cure = pip_install(own_extra) if own_extra else f"pip install {module}"
         reason = " ".join(str(error).split())
-        raise UserError(f"{purpose} needs {module}, which cannot be loaded ({reason}): {cure}") from error
+        raise UserError(f"{purpose} needs {module}, which cannot be loaded ({reason}): {cure}{note}") from error
 
 
 class Command(NamedTuple):

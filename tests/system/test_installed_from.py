@@ -113,7 +113,8 @@ def test_runtimes_are_told_with_the_extra_that_brings_them(monkeypatch, tmp_path
     }.items():
         with pytest.raises(UserError) as told:
             opening()
-        assert str(told.value).endswith(f"not installed: {installed.pip_install(extra)}"), told.value
+        note = " (for an NVIDIA GPU onnxruntime-gpu instead)" if extra == "onnx" else ""
+        assert str(told.value).endswith(f"not installed: {installed.pip_install(extra)}{note}"), told.value
     with pytest.raises(UserError, match="an OpenVINO file needs openvino, which is of the extra openvino"):
         export_openvino(tmp_path / "m.onnx", tmp_path / "m.xml", "fp32")
 

@@ -45,7 +45,7 @@ class OnnxRuntimeSession:
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str | None = None, threads: int | None = None) -> None:
-        ort = require("onnxruntime", os.fspath(path))
+        ort = require("onnxruntime", os.fspath(path), note="for an NVIDIA GPU onnxruntime-gpu instead")
         self._path = path
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors are raised
