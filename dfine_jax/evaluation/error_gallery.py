@@ -15,6 +15,7 @@ from dfine_jax.evaluation.suspect_files import Compared, describe
 from dfine_jax.evaluation.suspect_page import class_filter, close_up_figure, close_up_path, draw_close_ups
 from dfine_jax.evaluation.truth import Truth, annotated
 from dfine_jax.pages.page import FigureBeside, Filter, Marked, Section
+from dfine_jax.system.files import telling
 
 SHOWN = 24  # of each kind
 _FIT_IOU = 0.75
@@ -61,7 +62,8 @@ def error_sections(
     for fault in FAULTS:  # of an earlier evaluation
         for file in (folder / "pictures").glob(f"{fault}_????.jpg"):
             if file.name not in kept:
-                file.unlink()
+                with telling(file):
+                    file.unlink()
     draw_close_ups(compared, described, folder, progress)
     about = "By kind, in close-ups, which open at their full size: full blue lines are detected, dashed yellow lines "
     sections = [Section("Worst errors", f"{about}annotated, thick lines the error.", class_filter(described))]

@@ -159,7 +159,7 @@ class RunLog:
         if self._errors is not None:
             try:
                 self._errors.draw(self.out_dir, lambda images: tqdm(images, unit="image", desc="draw", disable=None))
-            except UserError as error:  # the run is whole without them
+            except (UserError, OSError) as error:  # the run is whole without them
                 self.line(f"the worst errors could not be drawn: {error}")
         self.show("The run is finished.")
 

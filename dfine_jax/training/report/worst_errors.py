@@ -11,13 +11,12 @@ from dfine_jax.data.read.dataset import Dataset
 from dfine_jax.data.read.records import image_ids
 from dfine_jax.evaluation.detections import Detections
 from dfine_jax.evaluation.error_gallery import error_sections, read_sections, sections_text
+from dfine_jax.evaluation.metrics import THRESHOLDS
 from dfine_jax.evaluation.score import Metrics
 from dfine_jax.evaluation.truth import Truth
 from dfine_jax.pages.page import Section
 from dfine_jax.system.files import write_whole
 from dfine_jax.training.report.run_files import ERRORS
-
-_LEAST_SCORE = 0.05  # of detections that are kept: errors are of scores from the best threshold on, most noise is lower
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,8 +32,9 @@ class _Kept:
 class WorstErrors:
     """Keeps the detections of the best evaluation of this process until the end of the run, when errors are drawn.
 
-    Of 5,000 images with 50 detections each that is 14 MB, and the run lengths of masks. Where the best is older than
-    the process, it keeps those of the latest evaluation.
+    Of 5,000 images with 100 detections each that is 28 MB, and the run lengths of masks. Where the best is older than
+    the process, it keeps those of the latest evaluation. Those below ``THRESHOLDS`` are left out: errors are of scores
+    from the best threshold on, and of objects that are missed the best score is told, which is lower.
 
     Args:
       truth: what evaluations compare with.
@@ -53,16 +53,17 @@ class WorstErrors:
         """Keep the evaluation, if it is the best or none of the best is at hand."""
         latest, self._latest = self._latest, None
         if latest is not None and (best or self._kept is None or not self._kept.best):
-            least = min(_LEAST_SCORE, (metrics.masks or metrics).report.best_threshold)
-            self._kept = _Kept(latest.at_least(least), metrics, epoch, best)
+            self._kept = _Kept(latest.at_least(float(THRESHOLDS[0])), metrics, epoch, best)
 
     def draw(self, out_dir: Path, progress: Callable[[Any], Any]) -> None:
         """Write pictures of what is kept, if anything, into the folder of the run, for ``read_errors``.
 
+        Those that an earlier process drew are replaced only by the best's.
+
         Raises:
           UserError: a picture cannot be read, or the system refuses.
         """
-        if self._kept is None:
+        if self._kept is None or (not self._kept.best and (out_dir / ERRORS).exists()):
             return
         report = (self._kept.metrics.masks or self._kept.metrics).report
         ids = image_ids(self._data.records).tolist()

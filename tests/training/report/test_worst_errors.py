@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+from pathlib import Path
+from typing import Any, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -28,7 +32,7 @@ def data(tmp_path):
 
 
 def detected(data, missed):
-    """Every object but the first few, exactly, and one detection of nothing; noise of low scores besides."""
+    """Every object but the first few, exactly, the first one weakly; one detection of nothing, noise of low scores."""
     results = []
     for record in data.records:
         for box, label in zip(record.boxes_xyxy_px, record.labels, strict=True):
@@ -36,8 +40,8 @@ def detected(data, missed):
             found = {"image_id": record.image_id, "category_id": data.classes.ids[label]}
             results.append({**found, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": 0.9})
     nothing = {**results[0], "bbox": [1, 1, 3, 3], "score": 0.95}
-    noise = {**results[0], "bbox": [90, 90, 5, 5], "score": 0.02}
-    return Detections.of_coco([*results[missed:], nothing, noise])
+    noise = [{**results[0], "bbox": [x, 90, 3, 3], "score": 0.04} for x in range(0, 90, 10)]
+    return Detections.of_coco([{**results[0], "score": 0.03}, *results[missed:], nothing, *noise])
 
 
 def evaluated(log, data, missed, epoch, best):
@@ -79,6 +83,19 @@ def test_where_the_best_is_older_than_the_process_the_latest_is_shown_and_named(
     assert counts(page)["Missed objects"] == 1 and "The latest evaluation, epoch 2." in page
 
 
+def test_those_of_the_best_stay_where_a_resumed_run_finds_no_better_one(data, tmp_path):
+    run(tmp_path / "run", data, (2, 1, True))
+    _, page = run(tmp_path / "run", data, (3, 2, False))
+    assert counts(page)["Missed objects"] == 2 and "The best evaluation, epoch 1." in page
+    _, page = run(tmp_path / "run", data, (1, 3, True))
+    assert counts(page)["Missed objects"] == 1 and "The best evaluation, epoch 3." in page
+
+
+def test_a_missed_object_has_the_score_that_the_evaluation_saw(data, tmp_path):
+    _, page = run(tmp_path / "run", data, (2, 1, True))
+    assert page.count("best score 0.03") == 1 and page.count("best score 0.00") == 1
+
+
 def test_a_run_that_is_resumed_at_its_end_keeps_them(data, tmp_path):
     run(tmp_path / "run", data, (2, 1, True))
     drawn = read_errors(tmp_path / "run")
@@ -95,6 +112,31 @@ def test_a_picture_that_is_gone_is_told_and_the_run_is_whole(data, tmp_path, mon
     text = (tmp_path / "log.txt").read_text()
     assert "the worst errors could not be drawn: " in text and data.records[0].path.name in text
     assert not (tmp_path / ERRORS).exists() and read_errors(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EINVAL])
+def test_an_old_close_up_that_cannot_be_removed_is_told_and_the_run_is_whole(data, tmp_path, monkeypatch, error):
+    run(tmp_path / "run", data, (3, 1, True))
+
+    def refused(file, missing_ok=False):
+        raise OSError(error, os.strerror(error), str(file))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    _, page = run(tmp_path / "run", data, (1, 2, True))
+    text = (tmp_path / "run" / "log.txt").read_text()
+    assert "the worst errors could not be drawn: " in text and os.strerror(error) in text
+    assert "The run is finished." in page
+
+
+def test_an_error_of_the_system_in_drawing_is_told_and_the_run_is_whole(tmp_path):
+    class Gone:
+        def draw(self, *_):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    log = RunLog(tmp_path, 0, page=RunPage(tmp_path, tiny_config(), [], Origin()), errors=cast(Any, Gone()))
+    log.finish()
+    assert f"could not be drawn: [Errno {errno.ESTALE}] Stale file handle" in (tmp_path / "log.txt").read_text()
+    assert "The run is finished." in (tmp_path / "report.html").read_text()
 
 
 def test_of_low_scores_nothing_is_held():
