@@ -89,8 +89,8 @@ def write_page(out: Path, tour: Tour) -> None:
         *_export_section(tour.export),
         Section(
             "Pictures",
-            "Validation pictures with the most objects; detections from the score with the best F1 on, "
-            f"{threshold(tour.after):.2f}.",
+            "The hardest validation pictures, those with the most objects; detections from the score with the best F1 "
+            f"on, {threshold(tour.after):.2f}.",
             tour.figures,
         ),
         Section(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from dfine_jax.commands.train_plan import parse_size
 from dfine_jax.errors import UserError
 from dfine_jax.families import light
 from dfine_jax.system.config_values import override
+from dfine_jax.system.files import nearby
 from dfine_jax.weights import names
 
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
@@ -31,9 +31,8 @@ def require_data(data: object) -> None:
     path = Path(str(data))
     if str(data).startswith("tfds:") or path.exists():
         return
-    beside = sorted(entry.name for entry in os.scandir(path.parent)) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
-    cure = f"; did you mean {path.parent / near[0]}?" if near else ""
+    near = nearby(path)
+    cure = f"; did you mean {near}?" if near else ""
     raise UserError(f"data folder {path} does not exist{cure}")
 
 

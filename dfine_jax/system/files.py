@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -282,3 +283,13 @@ def sha256(path: Path | str | os.PathLike[str]) -> str:
 def replaced_path(path: Path) -> Path:
     """Where the folder stands that is being replaced: hidden, so that it cannot be one of the user's."""
     return path.with_name(f".{path.name}.replaced")
+
+
+def nearby(path: Path) -> Path | None:
+    """What lies beside a path that does not exist and has nearly its name, for suggestions."""
+    try:
+        beside = sorted(os.listdir(path.parent))
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
+    return path.parent / near[0] if near else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dfine_jax.errors import UserError
 from dfine_jax.families import light
-from dfine_jax.system.files import replaced_path
+from dfine_jax.system.files import nearby, replaced_path
 
 # A part starts and ends with a letter or digit and has no two dots or dashes in a row, as the hub demands; so it is
 # neither a path out of the cache nor a hidden file.
@@ -38,6 +38,8 @@ def missing(name: str) -> UserError:
     near = light.near_published(name)
     if near:
         return UserError(f"{name} does not exist; did you mean {' or '.join(near)}?")
+    if beside := nearby(Path(name)):
+        return UserError(f"{name} does not exist; did you mean {beside}?")
     if Path(name).suffix.lower() in EXPORTED:
         return UserError(f"{name} does not exist; dfine export writes one")
     return UserError(f"{name} does not exist; expected {EXPECTED}, such as {light.published()[0]}")

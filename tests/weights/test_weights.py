@@ -72,6 +72,9 @@ def test_a_saved_checkpoint_loads_with_its_model(tmp_path):
 def test_a_wrong_path_lists_what_is_expected(tmp_path):
     with pytest.raises(UserError, match="does not exist; expected a checkpoint folder.*published name.*dfine-n-coco"):
         load(tmp_path / "absent")
+    (tmp_path / "cells.onnx").touch()
+    with pytest.raises(UserError, match=r"cels.onnx does not exist; did you mean .*cells.onnx\?"):
+        load(tmp_path / "cels.onnx")
     with pytest.raises(UserError, match="is not a checkpoint: expected a folder with metadata.json"):
         load(tmp_path)
     (tmp_path / "weights.txt").write_text("no weights")
