@@ -109,7 +109,9 @@ def elements(file):
     return found
 
 
-@pytest.mark.parametrize(("suffix", "target"), [(".onnx", "onnx"), (".xml", "openvino")])
+@pytest.mark.parametrize(
+    ("suffix", "target"), [pytest.param(".onnx", "onnx", marks=pytest.mark.slow), (".xml", "openvino")]
+)
 def test_half_precision(checkpoint, tmp_path, suffix, target):
     if target == "openvino":
         pytest.importorskip("openvino")

@@ -90,7 +90,7 @@ def test_inference_of_the_older_structure(golden):
 @pytest.mark.parametrize(
     ("name", "step", "losses"),
     [
-        (NEW, "families/step_dfineseg062_n", LossConfig()),
+        pytest.param(NEW, "families/step_dfineseg062_n", LossConfig(), marks=pytest.mark.slow),
         pytest.param(OLD, "train_seg_n", LossConfig(dn_last_layer=False), marks=pytest.mark.slow),
     ],
 )

@@ -127,7 +127,7 @@ def test_slots_without_objects_change_nothing(case):
         np.testing.assert_allclose(value, expected[name], rtol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("slots", [0, 3])
+@pytest.mark.parametrize("slots", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_batch_without_objects_trains_the_background(case, slots):
     targets = pad_targets([[]] * 3, [[]] * 3, slots)
     if case.masks:

@@ -193,6 +193,7 @@ def apply(config, variables, images, *, train, draws=None, **fields):
     return jax.jit(lambda v, x: network.apply(v, x, draws, train=train))(variables, images)
 
 
+@pytest.mark.slow
 def test_groups_fill_their_own_places(small):
     """16 tokens, 20 queries: the last four of every group have no proposals; as the reference places them, of all."""
     images = rfdetr_golden.images(48, 48, 2)
@@ -224,6 +225,7 @@ def test_bfloat16_keeps_boxes_and_logits_in_float32(small):
     assert difference(out.logits.max(-1).mean(), np.asarray(exact.logits.max(-1).mean())) < 0.1
 
 
+@pytest.mark.slow
 def test_blocks_are_dropped_by_the_key_alone(small):
     images, config = rfdetr_golden.images(96, 96, 1), dataclasses.replace(SMALL, drop_path=0.9, taps=(6, 12))
     variables = init_variables(config, jax.random.key(0))

@@ -48,6 +48,7 @@ def first_batch(dataset, tiny=tiny_segmenter):
     return config, batch
 
 
+@pytest.mark.slow
 def test_steps_on_masks_make_them_better(dataset):
     config, batch = first_batch(dataset)
     assert batch.masks.shape[2:] == (64 // STRIDE, 64 // STRIDE) and batch.masks.any() and batch.has_mask.any()
@@ -88,6 +89,7 @@ def test_objects_without_masks_train_boxes_alone(dataset):
     assert float(mixed["mask_bce/last"]) not in (0.0, float(masks["mask_bce/last"]))
 
 
+@pytest.mark.slow
 def test_masks_follow_the_size_of_the_input(dataset):
     config, batch = first_batch(dataset)
     middle = np.zeros_like(batch.masks)

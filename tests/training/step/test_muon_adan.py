@@ -104,7 +104,9 @@ def name_of(path):
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(np.float64, 1e-12), pytest.param(np.float32, 1e-6, marks=pytest.mark.slow)]
+)
 def test_steps_are_those_of_the_formulas(dtype, tolerance):
     with jax.enable_x64(dtype is np.float64):
         ours = jax.tree.map(lambda p: jnp.asarray(p, dtype), params())

@@ -72,6 +72,7 @@ def test_who_asks_for_less_gets_it_but_not_in_evaluation(model):
     assert all(sides == {EXACT} for sides in evaluated)
 
 
+@pytest.mark.slow
 def test_training_multiplies_as_the_device_does_except_in_the_integral(model):
     config = tiny_config()
     tx = make_optimizer(config.model, config.optim)

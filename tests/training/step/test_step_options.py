@@ -87,6 +87,7 @@ def kept_mib(config, remat):
     return sum(x.size * x.dtype.itemsize for x in leaves) / 2**20
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_not_kept():
     parts = ("backbone", "encoder", "decoder")
     model = tiny_config().model
@@ -98,6 +99,7 @@ def test_what_is_computed_again_is_not_kept():
     np.testing.assert_allclose(sum(less.values()), whole - without, rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_held_batch_norms_do_not_drift(accumulate):
     config = tiny_config(loss=EXACT, optim={"freeze": ("^(backbone|encoder)/",)}, train={"accumulate": accumulate})

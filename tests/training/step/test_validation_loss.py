@@ -76,7 +76,9 @@ def test_totals_are_weighted_by_objects():
     assert mean_terms(names, sums + sums) == {"loss": 5.5, "a/last": 5.5}  # two hosts of the same
 
 
-@pytest.mark.parametrize("make", [tiny_config, tiny_rtdetr, tiny_segmenter])
+@pytest.mark.parametrize(
+    "make", [*(pytest.param(make, marks=pytest.mark.slow) for make in (tiny_config, tiny_rtdetr)), tiny_segmenter]
+)
 def test_every_family_has_the_terms_of_its_training(make):
     config = make(loss={"assignment": "device"})
     variables = of(config.model).init(config.model, jax.random.key(0))
