@@ -139,6 +139,7 @@ class MLflow:
 
     def __init__(self, config: Config, out_dir: Path) -> None:
         import mlflow
+        import mlflow.entities
 
         self.failures: tuple[type[Exception], ...] = (mlflow.MlflowException, OSError)
         self._entities: Any = mlflow.entities
