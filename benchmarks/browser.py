@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import onnx_export
-from dfine_jax.converters.gate.compare import Rows, compare_image
+from dfine_jax.converters.gate.compare import Rows
 from dfine_jax.converters.web import browser
 from dfine_jax.converters.web.runtime import runtime_files
 from dfine_jax.errors import UserError
@@ -88,18 +88,13 @@ def run(
     return values, _rows(outputs)
 
 
-def in_python(file: Path, pixels: np.ndarray, threads: int, runs: int) -> tuple[float, Rows]:
+def in_python(file: Path, threads: int, runs: int) -> tuple[float, Rows]:
     """Median seconds of a run in ONNX Runtime's Python package, and its answers."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: pixels}
-    outputs, taken = session.run(None, feed), []
+    run = onnx_export.run_onnxruntime(file, threads)
+    outputs, taken = run(), []
     for _ in range(runs):
         begin = time.perf_counter()
-        session.run(None, feed)
+        run()
         taken.append(time.perf_counter() - begin)
     return statistics.median(taken), _rows([np.asarray(x) for x in outputs])
 
@@ -108,13 +103,6 @@ def _rows(outputs: Sequence[np.ndarray]) -> Rows:
     boxes = next(x for x in outputs if x.ndim == 3 and x.shape[-1] == 4)
     logits = next(x for x in outputs if x.ndim == 3 and x.shape[-1] != 4)
     return Rows(boxes[0], sigmoid(np.asarray(logits[0])))
-
-
-def apart(one: Rows, other: Rows, size: int) -> str:
-    """Largest and median differences of paired rows."""
-    errors = compare_image(one, other, (size, size))
-    boxes_px, scores = ([float(f(x)) for f in (np.median, np.max)] for x in (errors.boxes_px, errors.scores))
-    return "boxes {:.1e} px (median), {:.1e} (most), scores {:.1e}, {:.1e}".format(*boxes_px, *scores)
 
 
 def main() -> None:
@@ -136,11 +124,12 @@ def main() -> None:
         files = {"ours": folder / "ours.onnx", "peer": folder / "peer.onnx"}
         onnx_export.export_peer(args.variant, args.size, files["peer"])
         onnx_export.export_ours(args.variant, args.size, files["ours"], None)
+        # Those of onnx_export.run_onnxruntime.
         pixels = np.random.default_rng(0).random((1, 3, args.size, args.size), np.float32)
         print(f"{args.variant.upper()} {args.size} px, onnxruntime-web {version}, {args.threads} threads, batch 1")
         expected = {}
         for name, file in files.items():
-            seconds, expected[name] = in_python(file, pixels, args.threads, 10)
+            seconds, expected[name] = in_python(file, args.threads, 10)
             print(f"{name:5s} Python   {seconds:7.3f} s a run; {onnx_export.describe(file)}", flush=True)
         for backend in args.backends:
             seen: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
@@ -155,7 +144,7 @@ def main() -> None:
                     seen[name].append({"next_s": next_s, **values})
                     print(
                         f"{name:5s} {backend:8s} created {values['created_s']:6.1f} s, first {first_s:7.2f} s,"
-                        f" next {next_s:7.3f} s; {apart(expected[name], rows, args.size)}",
+                        f" next {next_s:7.3f} s; {onnx_export.apart(expected[name], rows, args.size)}",
                         flush=True,
                     )
             if all(seen.values()):

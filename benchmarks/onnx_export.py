@@ -112,7 +112,7 @@ def difference(files: list[Path], size: int, imagenet: bool) -> str:
     """
     import numpy as np
 
-    from dfine_jax.converters.gate.compare import Rows, compare_image
+    from dfine_jax.converters.gate.compare import Rows
     from dfine_jax.ops.postprocess import sigmoid
 
     answers = [run_onnxruntime(file, 2, i == 0 and imagenet)() for i, file in enumerate(files)]
@@ -124,7 +124,16 @@ def difference(files: list[Path], size: int, imagenet: bool) -> str:
 
         logits = [x if x.shape[-1] == columns else x[..., list(COCO_CATEGORY_IDS)] for x in logits]
     sides = [Rows(box[0], sigmoid(np.asarray(x[0]))) for box, x in zip(boxes, logits, strict=True)]
-    errors = compare_image(sides[0], sides[1], (size, size))
+    return apart(sides[0], sides[1], size)
+
+
+def apart(one: Any, other: Any, size: int) -> str:
+    """Differences of paired ``compare.Rows``."""
+    import numpy as np
+
+    from dfine_jax.converters.gate.compare import compare_image
+
+    errors = compare_image(one, other, (size, size))
     boxes_px, scores = ([float(f(x)) for f in (np.median, np.max)] for x in (errors.boxes_px, errors.scores))
     return "boxes {:.1e} px (median), {:.1e} (worst), scores {:.1e}, {:.1e}".format(*boxes_px, *scores)
 

@@ -86,7 +86,7 @@ def read_sections(text: str) -> list[Section]:
     """Sections as ``sections_text`` wrote them.
 
     Raises:
-      ValueError: it is something else.
+      ValueError, TypeError: it is something else.
     """
     sections = []
     for heading, about, items in json.loads(text):

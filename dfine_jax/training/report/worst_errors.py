@@ -80,5 +80,5 @@ def read_errors(out_dir: Path) -> list[Section]:
     """Sections that ``WorstErrors`` drew in a run's folder; none where it has not."""
     try:
         return read_sections((out_dir / ERRORS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # damaged, too
         return []
