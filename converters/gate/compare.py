@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from dfine_jax.errors import UserError
 from dfine_jax.ops.boxes import cxcywh_to_xyxy, iou
 
-CONFIDENT = 0.3  # a detection of this score is no near-tie of the query selection
+CONFIDENT = 0.3  # a detection of this score, unless it repeats another, is no near-tie of the query selection
 _MEANINGS = {
     "box_median_px": "box error, median",
     "box_p95_px": "box error, 95 % of rows",
@@ -51,7 +51,8 @@ class Errors(NamedTuple):
 
     boxes_px: Float[np.ndarray, " n"]  # pixels of the input
     scores: Float[np.ndarray, " n"]
-    confidence: Float[np.ndarray, " n"]
+    confidence: Float[np.ndarray, "n 2"]  # of the model and of the file
+    repeats: Int[np.ndarray, "n 2"]  # pair of another row, at least as sure, that finds the same object; else its own
     masks: Float[np.ndarray, " n"] | None = None  # 1 - IoU, NaN for specks; None: no masks
     mask_coarse: float = 0.0  # see ``coarseness``
 
@@ -61,10 +62,10 @@ class Limits:
     """Largest accepted errors. Boxes in pixels of the model input; scores, AP and 1 - IoU of masks in [0, 1].
 
     ``*_median`` holds for the median row of each image: most wrong weights move every row a little. ``*_p95`` holds for
-    95 % of all rows: others move some rows. ``*_most`` holds for every confident row, and for all others but a share
-    of each image, ``tie_share``, for which the query selection may have fallen the other way: the coarser the numbers,
-    the more. ``lost_share`` is the share of confident detections of either side that the other side does not have (see
-    ``lost``).
+    95 % of all rows: others move some rows. ``*_most`` holds for every confident row, but for one that repeats a surer
+    row which both sides agree on, and for all others but a share of each image, ``tie_share``, for which the query
+    selection may have fallen the other way: the coarser the numbers, the more. ``lost_share`` is the share of confident
+    detections of either side that the other side does not have (see ``lost``).
     """
 
     box_median_px: float
@@ -149,11 +150,23 @@ def compare_image(reference: Rows, found: Rows, size_hw: tuple[int, int]) -> Err
     left, right = linear_sum_assignment(np.maximum(boxes.max(-1), scores))
     height, width = size_hw
     errors_px = (boxes[left, right] * np.array([width, height, width, height])).max(-1)
-    confidence = np.maximum(reference.scores[left].max(-1), found.scores[right].max(-1))
+    sides = [Rows(rows.boxes_cxcywh[order], rows.scores[order]) for rows, order in ((reference, left), (found, right))]
+    apart = np.maximum(boxes.max(-1), scores)[left, right]
     masks, coarse = _mask_errors(reference, found, left, right), 0.0
     if reference.masks_logit is not None and found.masks_logit is not None:
         coarse = coarseness(reference.masks_logit[left], found.masks_logit[right])
-    return Errors(errors_px, scores[left, right], confidence, masks, coarse)
+    confidence = np.stack([rows.scores.max(-1) for rows in sides], 1)
+    repeats = np.stack([_repeated(rows, apart) for rows in sides], 1)
+    return Errors(errors_px, scores[left, right], confidence, repeats, masks, coarse)
+
+
+def _repeated(rows: Rows, apart: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Of each row the one, at least as sure, of the same object that differs least between the sides; or itself."""
+    score, label = rows.scores.max(-1), rows.scores.argmax(-1)
+    boxes = cxcywh_to_xyxy(rows.boxes_cxcywh)
+    same = (iou(boxes[:, None], boxes[None]) >= _PARTNER_IOU) & (label[:, None] == label) & (score >= score[:, None])
+    np.fill_diagonal(same, False)
+    return np.where(same.any(1), np.where(same, apart, np.inf).argmin(1), np.arange(len(score)))
 
 
 def _mask_errors(
@@ -236,11 +249,12 @@ def summarise(
     """
     counted: list[tuple[np.ndarray, np.ndarray]] = []
     cut_rows = 0
-    for boxes_px, scores, confidence, *_ in images:
+    for boxes_px, scores, confidence, repeats, *_ in images:
         over = np.maximum(boxes_px / limits.box_most_px, scores / limits.score_most)
         free = int(np.ceil(limits.tie_share * len(over)))
         worst = np.argsort(-over, kind="stable")[:free]
-        cut = worst[(over[worst] > 1) & (confidence[worst] < CONFIDENT)]
+        counts = ((confidence >= CONFIDENT) & (over[repeats] > 1)).any(1)
+        cut = worst[(over[worst] > 1) & ~counts[worst]]
         cut_rows += len(cut)
         counted.append((np.delete(boxes_px, cut), np.delete(scores, cut)))
     all_boxes = np.concatenate([image.boxes_px for image in images])

@@ -469,6 +469,27 @@ def test_a_near_tie_of_the_selection_is_left_out_but_no_confident_detection():
         assert bool(compare.exceeded(result, LIMITS["fp32"])) == (not cut)
 
 
+@pytest.mark.parametrize(
+    ("score", "label", "shift", "moved", "passes"),
+    [
+        (0.5, 0, 0.02, 0.0, True),
+        (0.95, 0, 0.02, 0.0, False),  # surer than the one it repeats
+        (0.5, 1, 0.02, 0.0, False),  # of another class
+        (0.5, 0, 0.2, 0.0, False),  # elsewhere
+        (0.5, 0, 0.02, 0.004, False),  # the sides disagree on what it repeats
+    ],
+)
+def test_a_query_picked_by_one_side_may_repeat_a_detection(score, label, shift, moved, passes):
+    """Of an object that more than one query finds, the weakest may be a near-tie of the selection."""
+    apart = np.stack([np.arange(50) / 50, np.full(50, 0.5), np.full(50, 0.1), np.full(50, 0.1)], 1).astype(np.float32)
+    reference = Rows(apart, rows(0).scores)
+    reference.scores[3] = [0.9, 0, 0, 0]
+    boxes, scores = apart.copy(), reference.scores.copy()
+    boxes[40], scores[40] = apart[3] + [0, shift, 0, 0], np.eye(4, dtype=np.float32)[label] * score
+    boxes[3, 1] += moved
+    assert bool(compare.exceeded(summary(reference, Rows(boxes, scores)), LIMITS["fp32"])) == (not passes)
+
+
 def test_confident_detections_need_a_partner():
     apart = np.stack([np.arange(50) / 50, np.full(50, 0.5), np.full(50, 0.02), np.full(50, 0.1)], 1).astype(np.float32)
     reference = Rows(apart, rows(0, confident=10).scores)
