@@ -112,7 +112,8 @@ def main() -> None:
     parser.add_argument("--backends", nargs="*", default=["wasm", "webgpu"], choices=["wasm", "webgpu"])
     parser.add_argument("--threads", type=int, default=2, help="of WebAssembly, and of ONNX Runtime in Python")
     parser.add_argument("--rounds", type=int, default=2, help="fresh browsers for each file")
-    parser.add_argument("--runs", type=int, default=5, help="in a browser, after the first")
+    parser.add_argument("--runs", type=int, default=10, help="in a browser, those that count")
+    parser.add_argument("--settle", type=int, default=25, help="runs of WebAssembly between the first and those")
     parser.add_argument("--runtime", type=Path, help="onnxruntime-web's dist folder; default: fetched once")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -132,23 +133,25 @@ def main() -> None:
             seconds, expected[name] = in_python(file, args.threads, 10)
             print(f"{name:5s} Python   {seconds:7.3f} s a run; {onnx_export.describe(file)}", flush=True)
         for backend in args.backends:
-            seen: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
+            seen: dict[str, list[float]] = {name: [] for name in files}
+            settle = args.settle if backend == "wasm" else 0
             for _ in range(args.rounds):
                 for name, file in files.items():
                     try:
-                        values, rows = run(folder, file, backend, pixels, args.threads, args.runs)
+                        values, rows = run(folder, file, backend, pixels, args.threads, settle + args.runs)
                     except UserError as error:
                         print(f"{name:5s} {backend:8s} fails: {error}", flush=True)
                         continue
-                    first_s, next_s = values["runs_s"][0], statistics.median(values["runs_s"][1:])
-                    seen[name].append({"next_s": next_s, **values})
+                    first_s, *others = values["runs_s"]
+                    seen[name].append(statistics.median(others[settle:]))
+                    early = f" next ten {statistics.mean(others[:10]):6.3f} s," if settle else ""
                     print(
-                        f"{name:5s} {backend:8s} created {values['created_s']:6.1f} s, first {first_s:7.2f} s,"
-                        f" next {next_s:7.3f} s; {onnx_export.apart(expected[name], rows, args.size)}",
+                        f"{name:5s} {backend:8s} created {values['created_s']:6.1f} s, first {first_s:7.2f} s,{early}"
+                        f" then {seen[name][-1]:7.3f} s; {onnx_export.apart(expected[name], rows, args.size)}",
                         flush=True,
                     )
             if all(seen.values()):
-                ratios = [a["next_s"] / b["next_s"] for a, b in zip(seen["ours"], seen["peer"], strict=False)]
+                ratios = [ours / peer for ours, peer in zip(seen["ours"], seen["peer"], strict=False)]
                 print(f"ours  {backend:8s} {statistics.median(ratios):.2f} of the peer's time", flush=True)
 
 
