@@ -69,7 +69,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--copy", action="store_const", const="copy", dest="mode", help="copy the pictures")
     where.add_argument(
         "--link", action="store_const", const="link", dest="mode",
-        help="link the pictures (default: name them where they are; yolo and voc, which cannot do that: link)",
+        help="link the pictures (default: name them where they are; yolo, voc, cvat and labelstudio need them: link)",
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     output.add_argument(
         "--results", metavar="PATH", type=Path,
-        help="in another format: a table, or a new folder for an annotation tool, with the pictures it is about",
+        help="in another format: a table, or a new folder for an annotation tool, with links to the pictures",
     )  # fmt: skip
     output.add_argument(
         "--format", metavar="NAME",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dfine_jax.data.edit.items import WHOLE, Item, Items
 from dfine_jax.data.formats.write import FORMATS, write
+from dfine_jax.data.formats.write_labelstudio import CONFIG
 from dfine_jax.data.read.notes import Notes
 from dfine_jax.errors import UserError
 from dfine_jax.ops.postprocess import clipped
@@ -39,9 +40,14 @@ class Annotations:
             {"id": number, "name": name} for number, name in zip(classes.ids, classes.names, strict=True)
         ]
         self._items: list[Item] = []
+        self._names: dict[Path, str] = {}
 
-    def add(self, picture: Path, result: DetectionResult) -> None:
-        """Keep the detections of a picture, which is a file; boxes are cut at its edges, as annotations are."""
+    def add(self, picture: Path, name: str, result: DetectionResult) -> None:
+        """Keep the detections of a picture, which is a file; boxes are cut at its edges, as annotations are.
+
+        Args:
+          name: below the folder that was given, by which an annotation tool knows the picture, too.
+        """
         annotations = []
         low, high = np.split(clipped(result.boxes_xyxy_px, np.asarray(result.size_px)), 2, axis=1)
         visible = (high > low).all(1)
@@ -52,15 +58,24 @@ class Annotations:
             del annotation["image_id"]
             annotations.append(annotation)
         self._items.append(Item(picture, result.size_px, annotations, {}))
+        self._names[picture] = "/".join(part for part in PurePosixPath(name).parts if part != "/")
 
     def write(self) -> list[str]:
-        """Write the folder; lines about what the format cannot hold.
+        """Write the folder, with links to the pictures; lines about what the format cannot hold.
 
         Raises:
           UserError: nothing was found, for formats that know classes by their objects, or the system refuses.
         """
-        items = Items("detections", {WHOLE: self._items}, self._categories, Notes())
-        return write(items, self._form, self._folder, None).lines()
+        items = Items("detections", {WHOLE: self._items}, self._categories, Notes(), detected=True)
+        lines = write(items, self._form, self._folder, "link", self._names).lines()
+        if self._form == "labelstudio":
+            root = self._folder.absolute()
+            lines.append(
+                "Label Studio: start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+                f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, paste {CONFIG} as the labelling interface, add the "
+                f"local storage {root / 'images'}, then import labelstudio.json"
+            )
+        return lines
 
     def _outlines(self, result: DetectionResult) -> Sequence[dict[str, Any]]:
         """Of each object what is not as in COCO's results: the outline of its largest part, with the box around it."""

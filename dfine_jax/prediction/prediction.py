@@ -20,7 +20,7 @@ from dfine_jax.prediction.ahead import Ahead
 from dfine_jax.prediction.class_filter import keep_classes
 from dfine_jax.prediction.detector import Detector
 from dfine_jax.prediction.following import Following, FollowPlan
-from dfine_jax.prediction.inputs import Clip, Inputs, Picture, result_stems
+from dfine_jax.prediction.inputs import Clip, Inputs, Picture, image_ids, result_stems
 from dfine_jax.prediction.outputs import ResultsFile, save_crops, save_labels, save_masks, uninterrupted
 from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.prediction.tiling import Tiling, detect_tiled
@@ -106,6 +106,7 @@ class Prediction:
         follow, threshold = job.follow, detector.threshold
         self._low_threshold = threshold if follow is None else low_threshold_of(follow.tracker, threshold)
         self._stems = result_stems(job.picture_files)
+        self._names = [str(name) for name in image_ids(job.inputs, None)]  # whatever ids annotations give
         self._at_once = 1 if tiling else detector.batch_size  # pictures in memory: as many again are read ahead
 
     def run(self) -> None:
@@ -132,7 +133,7 @@ class Prediction:
                         for results in self._results:
                             results.take(result, self._job.ids[i])
                         if self._annotations is not None:
-                            self._annotations.add(pictures[i].path, result)
+                            self._annotations.add(pictures[i].path, self._names[i], result)
                         self._keep(image, result, i, tally.following)
                         tally.objects.update(result.names)
                         tally.frames += 1

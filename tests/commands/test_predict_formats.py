@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -90,6 +92,57 @@ def test_label_studio_gets_predictions_to_confirm(folder, tmp_path, backend, mon
     assert all(0 < result["score"] <= 1 for task in tasks for result in task["predictions"][0]["result"])
     file.write_text(json.dumps([{**task, "annotations": task["predictions"]} for task in tasks]))  # as if confirmed
     assert_found(read(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat", "via"])
+def test_pictures_have_the_names_by_which_tools_know_them(tmp_path, boxes_only, form, monkeypatch):
+    """Below the folder that was given: also where all lie in one folder of it, or differ in their ending alone."""
+    monkeypatch.setenv("DFINE_CACHE", str(tmp_path / "cache"))
+    picture = Image.fromarray(scene(320, 320, ("red", 20, 40, 120, 100)))
+    names = {"sub/1.png", "sub/1.bmp", "sub/deeper/1.png"}
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "images" / name)
+    assert run(tmp_path / "images", "--results", tmp_path / "out", "--format", form) == 0
+    if form == "cvat":
+        found = {entry.get("name") for entry in ElementTree.parse(tmp_path / "out" / "annotations.xml").iter("image")}
+    else:
+        file = {"coco": "_annotations.coco.json", "via": "via_region_data.json"}[form]
+        content = json.loads((tmp_path / "out" / file).read_text())
+        entries = content["images"] if form == "coco" else content.values()
+        found = {entry["file_name" if form == "coco" else "filename"] for entry in entries}
+    assert found == names
+    linked = [record.path for record in read_dataset(tmp_path / "out", "train", whole=True).records]
+    assert {str(path.relative_to(tmp_path / "out")) for path in linked} == names
+
+
+def test_label_studio_finds_pictures_and_classes(folder, tmp_path, backend, capsys):
+    Image.fromarray(scene(320, 320)).save(folder / "no thing.png")
+    assert run(folder, "--results", tmp_path / "out", "--format", "labelstudio") == 0
+    tasks = json.loads((tmp_path / "out" / "labelstudio.json").read_text())
+    addresses = {task["data"]["image"]: task for task in tasks}
+    shown = "/data/local-files/?d=images/"
+    assert set(addresses) == {f"{shown}a.png", f"{shown}b.png", f"{shown}no%20thing.png"}
+    for address in addresses:  # from the new folder as document root
+        assert (tmp_path / "out" / unquote(address.partition("?d=")[2])).resolve().parent == folder
+    empty = addresses[f"{shown}no%20thing.png"]
+    assert empty["annotations"] == [] and [one["result"] for one in empty["predictions"]] == [[]]
+    view = ElementTree.parse(tmp_path / "out" / "label_config.xml").getroot()
+    assert view.find("Image").attrib == {"name": "image", "value": "$image"}
+    (control,) = (child for child in view if child.tag != "Image")
+    assert [label.get("value") for label in control] == ["green", "red", "blue"]  # by their ids
+    for result in (result for task in tasks for result in task["predictions"][0]["result"]):
+        assert (result["from_name"], result["to_name"], result["type"]) == ("label", "image", control.tag.lower())
+    assert control.attrib == {"name": "label", "toName": "image"}
+    assert f"DOCUMENT_ROOT={tmp_path / 'out'}" in capsys.readouterr().err
+
+
+def test_label_studio_is_told_that_nothing_was_found(tmp_path, boxes_only):
+    Image.fromarray(scene(320, 320)).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "--results", tmp_path / "out", "--format", "labelstudio") == 0
+    (task,) = json.loads((tmp_path / "out" / "labelstudio.json").read_text())
+    assert task["annotations"] == [] and task["predictions"][0]["result"] == []
+    assert "RectangleLabels" in (tmp_path / "out" / "label_config.xml").read_text()
 
 
 def test_coco_keeps_scores_and_cvat_says_who_it_was(folder, tmp_path, backend):

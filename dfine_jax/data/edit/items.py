@@ -55,6 +55,7 @@ class Items:
     splits: dict[str, list[Item]]  # the only one of a dataset without splits is WHOLE
     categories: list[dict[str, Any]]
     notes: Notes
+    detected: bool = False  # what a detector says, to be confirmed
 
 
 def read_splits(data: Path | str, *, lenient: bool) -> tuple[str, dict[str, Split]]:

@@ -65,10 +65,21 @@ class Placement:
       pictures: absolute paths by split.
       mode: refer to them where they are, link (relative symbolic links) or copy them.
       flat: names without folders, different in all splits, for formats that know neither.
+      stems: no two names of a split differ in their ending alone, for formats with a file for each picture.
+      given: names of pictures, of those that are called otherwise than by their place below their common folder.
     """
 
-    def __init__(self, pictures: Mapping[str, Sequence[Path]], mode: Mode, *, flat: bool = False) -> None:
+    def __init__(
+        self,
+        pictures: Mapping[str, Sequence[Path]],
+        mode: Mode,
+        *,
+        flat: bool = False,
+        stems: bool = True,
+        given: Mapping[Path, str] | None = None,
+    ) -> None:
         self.mode: Mode = mode
+        self._stems, self._given = stems, given or {}
         self.renamed: list[Path] = []
         self._names: dict[tuple[str, Path], PurePosixPath] = {}
         taken: set[str] = set()
@@ -76,23 +87,27 @@ class Placement:
             self._name_all(split, own, taken if flat else set(), flat)
 
     def _name_all(self, split: str, own: Sequence[Path], taken: set[str], flat: bool) -> None:
-        """A name for each, below their common folder, such that no two share a stem: label files are called by it."""
+        """A name for each, below their common folder unless it is given, different from those before it."""
         plain = [without_dots(path) for path in own]
         common = os.path.commonpath([path.parent for path in plain]) if own else ""
         for path, shown in zip(own, plain, strict=True):
-            name = PurePosixPath(shown.relative_to(common).as_posix())
+            name = wanted = PurePosixPath(self._given.get(path) or shown.relative_to(common).as_posix())
             if flat:
                 name = PurePosixPath("_".join(name.parts))
-                if str(name.with_suffix("")).lower() in taken:
+                if self._key(name) in taken:
                     name = PurePosixPath(f"{split}_{name}")
-            wanted, count = name, 0
-            while str(name.with_suffix("")).lower() in taken:
+            base, count = name, 0
+            while self._key(name) in taken:
                 count += 1
-                name = wanted.with_name(f"{wanted.stem}_{count}{wanted.suffix}")
-            if name.name != path.name and "_".join(shown.relative_to(common).parts) != name.name:
+                name = base.with_name(f"{base.stem}_{count}{base.suffix}")
+            if name.name != wanted.name and "_".join(wanted.parts) != name.name:
                 self.renamed.append(path)
-            taken.add(str(name.with_suffix("")).lower())
+            taken.add(self._key(name))
             self._names[split, path] = name
+
+    def _key(self, name: PurePosixPath) -> str:
+        """What no two names share."""
+        return str(name.with_suffix("")).lower() if self._stems else str(name)
 
     def name(self, split: str, picture: Path) -> PurePosixPath:
         """Its name below the folder of pictures, when linked or copied; else what files about it may be called."""

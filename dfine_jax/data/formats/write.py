@@ -17,7 +17,7 @@ from dfine_jax.errors import UserError
 from dfine_jax.system.search import is_housekeeping
 
 _DO_NOT_FIT = "outlines do not fit their boxes; the boxes are written"
-_SEARCHED = ("yolo", "voc", "labelme")  # whose pictures or files are found by searching a folder
+_SEARCHED = ("yolo", "voc", "labelme", "labelstudio")  # whose pictures or files are found by searching a folder
 _ROUNDING_PX = 1.0  # boxes of whole pixels around outlines of fractions
 
 
@@ -137,8 +137,11 @@ def _fits(extent: Sequence[float], box: tuple[float, float, float, float]) -> bo
 
 
 def formats() -> dict[str, tuple[Callable[[Target], None], bool, bool]]:
-    """(writer, whether pictures may stay where they are, whether names have no folders) by name."""
-    from dfine_jax.data.formats import write_json, write_text
+    """(writer, whether pictures may stay where they are, whether names have no folders) by name.
+
+    CVAT and Label Studio know pictures by names below a folder, so what leads out of the new one is nothing to them.
+    """
+    from dfine_jax.data.formats import write_json, write_labelstudio, write_text
 
     return {
         "coco": (write_json.write_coco, True, False),
@@ -146,15 +149,16 @@ def formats() -> dict[str, tuple[Callable[[Target], None], bool, bool]]:
         "voc": (write_text.write_voc, False, True),
         "labelme": (write_json.write_labelme, True, False),
         "via": (write_json.write_via, True, False),
-        "cvat": (write_text.write_cvat, True, False),
-        "labelstudio": (write_json.write_labelstudio, True, False),
+        "cvat": (write_text.write_cvat, False, False),
+        "labelstudio": (write_labelstudio.write_labelstudio, False, False),
     }
 
 
+_STEMS = ("yolo", "voc", "labelme")  # with a file for each picture, called as it is without its ending
 FORMATS = ("coco", "yolo", "voc", "labelme", "via", "cvat", "labelstudio")
 
 
-def write(items: Items, form: str, out: Path, mode: Mode | None) -> Notes:
+def write(items: Items, form: str, out: Path, mode: Mode | None, names: Mapping[Path, str] | None = None) -> Notes:
     """Write a dataset as a new folder, whole or not at all.
 
     Args:
@@ -162,6 +166,7 @@ def write(items: Items, form: str, out: Path, mode: Mode | None) -> Notes:
       form: one of ``FORMATS``.
       out: the folder, which must not exist, or be empty.
       mode: where pictures go; None refers to them where they are if the format can, else links them.
+      names: of pictures in the new folder, where they are linked or copied; else by their place below their common one.
 
     Returns:
       What the format cannot hold.
@@ -181,7 +186,7 @@ def write(items: Items, form: str, out: Path, mode: Mode | None) -> Notes:
         items = dataclasses.replace(items, splits={split: own for split, own in items.splits.items() if own})
     pictures = {split: [item.path for item in own] for split, own in items.splits.items()}
     with new_folder(out) as folder:
-        placement = Placement(pictures, chosen, flat=flat)
+        placement = Placement(pictures, chosen, flat=flat, stems=form in _STEMS, given=names)
         _check_found_again(pictures, placement, form)
         for path in placement.renamed if chosen != "refer" else ():
             notes.add("pictures were renamed, because names without ending must differ", str(path))

@@ -1,4 +1,4 @@
-"""Writers of COCO JSON, LabelMe, VIA and Label Studio."""
+"""Writers of COCO JSON, LabelMe and VIA."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dfine_jax.data.edit.items import WHOLE, Item
+from dfine_jax.data.edit.items import Item
 from dfine_jax.data.formats.placing import write_inside
 from dfine_jax.data.formats.turning import backwards, decode_mask, turned, upright_orientation
 from dfine_jax.data.formats.write import Shape, Target, note_unused
@@ -103,37 +103,3 @@ def _via_shape(shape: Shape) -> dict[str, Any]:
         return {"name": "polygon", "all_points_x": points[::2], "all_points_y": points[1::2]}
     x0, y0, x1, y1 = shape.xyxy_px
     return {"name": "rect", "x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}
-
-
-def write_labelstudio(target: Target) -> None:
-    """``tasks.json`` of each split: tasks with one annotation, or of detections one prediction, each."""
-    note_unused(target)
-    for split, items in target.items.splits.items():
-        folder = target.place(split)
-        tasks = []
-        for position, item in enumerate(items, 1):
-            name = target.placement.put(split, item.path, folder)
-            results = [_labelstudio_result(shape, item, i) for i, shape in enumerate(target.shapes(item))]
-            task: dict[str, Any] = {"id": position, "data": {"image": name}, "annotations": [{"result": results}]}
-            if any("score" in result for result in results):  # what a detector says is to be confirmed
-                task |= {"annotations": [], "predictions": [{"model_version": "dfine_jax", "result": results}]}
-            tasks.append(task)
-        write_inside(
-            folder / ("tasks.json" if split != WHOLE else "labelstudio.json"), json.dumps(tasks, ensure_ascii=False)
-        )
-
-
-def _labelstudio_result(shape: Shape, item: Item, position: int) -> dict[str, Any]:
-    across, down = item.size_px
-    common = {"id": f"r{position}", "from_name": "label", "to_name": "image", "image_rotation": 0}
-    common |= {"original_width": across, "original_height": down}
-    common |= {} if shape.score is None else {"score": shape.score}
-    if shape.polygons_px:
-        points = shape.polygons_px[0]
-        pairs = zip(points[::2], points[1::2], strict=True)
-        value: dict[str, Any] = {"points": [[x / across * 100, y / down * 100] for x, y in pairs], "closed": True}
-        return {**common, "type": "polygonlabels", "value": {**value, "polygonlabels": [shape.name]}}
-    x0, y0, x1, y1 = shape.xyxy_px
-    value = {"x": x0 / across * 100, "y": y0 / down * 100, "rotation": 0, "rectanglelabels": [shape.name]}
-    value |= {"width": (x1 - x0) / across * 100, "height": (y1 - y0) / down * 100}
-    return {**common, "type": "rectanglelabels", "value": value}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
+from dfine_jax.data.edit.items import Item, Items
+from dfine_jax.data.formats.write import write
+from dfine_jax.data.read.notes import Notes
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.errors import UserError
 
@@ -53,6 +57,29 @@ def test_rectangles_and_labels_of_one_id_are_one_object(tmp_path):
     with pytest.raises(UserError, match="result 0 is a rectangle without label"):
         objects(tmp_path, {"result": [one[0], other[1]]})
     assert objects(tmp_path, {"result": [region(), one[1]]}) == [BOX]  # labelled by its own control
+
+
+def test_written_results_name_the_controls_of_the_written_interface(tmp_path):
+    """Boxes and outlines have one each, as no two controls may share a name; pictures are named from the new folder."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "a b#1.jpg")
+    box = {"bbox": [0, 0, 8, 8], "category_id": 1, "id": 1, "iscrowd": 0, "area": 64}
+    polygon = {**box, "id": 2, "segmentation": [[0, 0, 8, 0, 8, 8]], "category_id": 2}
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog & co"}]
+    for number, shapes in enumerate(([box], [polygon], [box, polygon])):
+        out = tmp_path / str(number)
+        items = {"train": [Item(tmp_path / "a b#1.jpg", (64, 48), shapes, {})]}
+        write(Items("", items, categories, Notes()), "labelstudio", out, None)
+        (task,) = json.loads((out / "train" / "tasks.json").read_text())
+        assert task["data"]["image"] == "/data/local-files/?d=train/images/a%20b%231.jpg"
+        assert (out / "train" / "images" / "a b#1.jpg").samefile(tmp_path / "a b#1.jpg")
+        controls = {one.get("name"): one for one in ElementTree.parse(out / "label_config.xml").getroot()[1:]}
+        assert list(controls) == (["label", "polygon"] if len(shapes) == 2 else ["label"])
+        for result in task["annotations"][0]["result"]:
+            control = controls[result["from_name"]]
+            assert (control.tag.lower(), control.get("toName")) == (result["type"], result["to_name"])
+            (name,) = result["value"][result["type"]]
+            assert name in [label.get("value") for label in control]
+        assert len(read_dataset(out, "train").records[0].labels) == len(shapes)
 
 
 @pytest.mark.parametrize("no", ["false", "False", False, 0, None, "0"])
