@@ -134,7 +134,9 @@ def _threshold(options: argparse.Namespace, overlaps: Overlaps, num_classes: int
 
     counts = count(overlaps, num_classes)
     best = counts.best_index()
-    return float(THRESHOLDS[best]), f", where F1 is best ({counts.overall(best).f1:.3f})"
+    scores = counts.overall(best)
+    told = f"where F1 is best ({scores.f1:.3f})" if scores.true_positives else "as no object is found at any"
+    return float(THRESHOLDS[best]), f", {told}"
 
 
 def _kind(options: argparse.Namespace, detections: Detections, objects: Objects) -> Kind:

@@ -25,7 +25,7 @@ THRESHOLDS: Float[np.ndarray, " t"] = np.arange(1, 100) / 100  # where the best 
 IOU_THRESHOLD = 0.5
 BACKGROUND = "background"
 RATIO_NAMES = ("precision", "recall", "f1", "iou")
-_TABLE_THRESHOLD = 0.5  # shown beside the best one: what most users run with
+_USUAL_THRESHOLD = 0.5  # shown beside the best one: what most users run with
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,8 +102,13 @@ class Counts:
         )
 
     def best_index(self) -> int:
-        """Threshold of the largest F1; the highest one of equals."""
-        return _last_largest([self.overall(i).f1 for i in range(len(self.thresholds))])
+        """Threshold of the largest F1, the highest one of equals; where nothing is found at any, that near 0.5."""
+        f1 = [self.overall(i).f1 for i in range(len(self.thresholds))]
+        return _last_largest(f1) if any(f1) else self.nearest_index(_USUAL_THRESHOLD)
+
+    def nearest_index(self, threshold: float) -> int:
+        """The counted threshold nearest to this one."""
+        return int(np.argmin(np.abs(self.thresholds - threshold)))
 
     def best_of_class(self, label: int) -> dict[str, float]:
         """The threshold with the largest F1 of one class, and that F1."""
@@ -114,7 +119,10 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DetectionReport:
-    """What a detector gets right and wrong at its best threshold, and how that depends on the threshold."""
+    """What a detector gets right and wrong at its best threshold, and how that depends on the threshold.
+
+    Where no object is found at any threshold, none is better than another, and ``best_threshold`` is the usual 0.5.
+    """
 
     names: tuple[str, ...]
     counts: Counts
@@ -131,7 +139,7 @@ class DetectionReport:
 
     def at(self, threshold: float) -> Scores:
         """All classes at the counted threshold nearest to this one."""
-        return self.counts.overall(int(np.argmin(np.abs(self.counts.thresholds - threshold))))
+        return self.counts.overall(self.counts.nearest_index(threshold))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -157,13 +165,13 @@ class DetectionReport:
             return "\n".join(
                 [
                     *lines,
-                    _line(f"threshold {_TABLE_THRESHOLD:.2f}", self.at(_TABLE_THRESHOLD), width),
+                    _line(f"threshold {_USUAL_THRESHOLD:.2f}", self.at(_USUAL_THRESHOLD), width),
                     "",
                     f"no {of} is found at any threshold, so none is better than another",
                 ]
             )
         lines.append(_line(f"threshold {self.best_threshold:.2f} (best)", self.best, width))
-        lines.append(_line(f"threshold {_TABLE_THRESHOLD:.2f}", self.at(_TABLE_THRESHOLD), width))
+        lines.append(_line(f"threshold {_USUAL_THRESHOLD:.2f}", self.at(_USUAL_THRESHOLD), width))
         lines += ["", f"by class at {self.best_threshold:.2f}"]
         return "\n".join(lines + [_line(name, scores, width) for name, scores in self.per_class.items()])
 

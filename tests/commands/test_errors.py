@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import io
@@ -18,6 +19,7 @@ from PIL import Image
 from tiny import tiny_config
 
 from dfine_jax.cli import main
+from dfine_jax.commands import errors
 from dfine_jax.data.read.coco import read_coco, with_outlines
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.errors import UserError
@@ -282,6 +284,11 @@ def test_a_folder_in_use_is_refused_before_anything_is_detected(dataset, model, 
     monkeypatch.setattr(detector, "open_model", lambda *_, **__: pytest.fail("opened"))
     assert run(dataset(correct()), tmp_path / "out") == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_where_nothing_is_found_the_usual_threshold_is_used():
+    told = errors._threshold(argparse.Namespace(threshold=None), [], 3)
+    assert told == (0.5, ", as no object is found at any")
 
 
 def test_a_checkpoint_that_has_learnt_nothing(dataset, tmp_path, capsys):

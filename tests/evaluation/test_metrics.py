@@ -164,6 +164,18 @@ def test_best_threshold_is_the_highest_of_equals():
     assert counts.thresholds[counts.best_index()] == 0.3
 
 
+def test_where_nothing_is_found_no_threshold_is_the_best():
+    """All the wrong class: 0.99, the highest of equals, would be what a user is told to detect with."""
+    counts = count([image([0.9, 0.3], [1, 1], [0], [[0.8], [0.8]])], 3)
+    assert counts.thresholds[counts.best_index()] == 0.5
+    truth = {"annotations": [{"image_id": 1, "category_id": CLASSES.ids[0], "bbox": [0, 0, 9, 9], "iscrowd": 0}]}
+    truth |= {"images": [{"id": 1, "width": 20, "height": 20}]}
+    wrong = [{"image_id": 1, "category_id": CLASSES.ids[1], "bbox": [0, 0, 9, 9], "score": 0.8}]
+    report = detection_report(truth, wrong, [1], CLASSES)
+    assert report.best_threshold == report.to_dict()["best_threshold"] == 0.5 and not report.found_any
+    assert (report.best.false_positives, report.confusion.sum()) == (1, 1)  # counted there, too
+
+
 def masks_report(truth, found, labels=None, truth_labels=None):
     """Bitmaps of one picture, counted as run lengths; all score 0.9."""
 
