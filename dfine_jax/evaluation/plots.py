@@ -54,6 +54,7 @@ _PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Images per second", "linear", {"images_per_s": "images/s"}),
 )
 _MOST_STEPS = 600  # points of the loss by step
+_DECADE, _FEW_DECADES = 10.0, 1e3  # ratios of the largest value to the smallest
 _LEAST_WAIT = 0.02  # share of the time, from which waiting for data is drawn
 
 
@@ -172,7 +173,8 @@ def training_figure(rows: Sequence[Mapping[str, float]], steps: Points = ()) -> 
         shown = _unlike(rows, {name: label for name, label in curves.items() if any(name in row for row in rows)})
         for colour, (name, label) in zip(itertools.cycle(_LINE_COLOURS), shown.items(), strict=False):
             _curve(axes, rows, name, label, colour)
-        axes.set_yscale(scale if any(row.get(name, 0.0) > 0 for row in rows for name in shown) else "linear")
+        if scale == "log":
+            _scale_by_decades(axes, [row[name] for row in rows for name in shown if row.get(name, 0.0) > 0])
         if "lr" in shown or "images_per_s" in shown:
             axes.set_ylim(bottom=0)
         if "images_per_s" in shown and max(row.get("data_wait", 0.0) for row in rows) >= _LEAST_WAIT:
@@ -189,6 +191,19 @@ def training_figure(rows: Sequence[Mapping[str, float]], steps: Points = ()) -> 
     for axes in grid[drawn:]:
         axes.set_axis_off()
     return figure
+
+
+def _scale_by_decades(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis where the values have more than a decade, else it stays linear; plain numbers at the ticks."""
+    if not values or max(values) <= _DECADE * min(values):
+        return
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    few = max(values) <= _FEW_DECADES * min(values)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _draw_steps(axes: Axes, steps: Points) -> None:

@@ -120,6 +120,23 @@ def test_the_loss_by_step_is_drawn_as_it_is_and_smoothed():
     assert not [a for a in training_figure([{"epoch": 1.0, "loss": 2.0}], steps[:1]).axes if "step" in a.get_title()]
 
 
+@pytest.mark.parametrize(
+    ("norms", "scale", "expected"),
+    [
+        ([37.0, 38.5, 41.0], "linear", ["37.0", "38.0", "39.0", "40.0", "41.0"]),
+        ([4.0, 12.0, 60.0], "log", ["5", "10", "20", "50"]),
+        ([0.002, 3.0, 4000.0], "log", ["0.01", "1", "100"]),
+    ],
+)
+def test_gradient_norms_have_plain_ticks(norms, scale, expected):
+    figure = training_figure([{"epoch": float(i), "grad_norm": norm} for i, norm in enumerate(norms, 1)])
+    figure.draw_without_rendering()
+    (axes,) = (a for a in figure.axes if a.get_title() == "Gradient norm before clipping")
+    assert axes.get_yscale() == scale
+    assert set(expected) <= set(ticks(axes.yaxis)) and not any("mathdefault" in text for text in ticks(axes.yaxis))
+    assert not [label.get_text() for label in axes.yaxis.get_ticklabels(minor=True) if label.get_text()]
+
+
 def test_waiting_has_its_own_axis():
     rows = [{"epoch": 1.0, "images_per_s": 50.0, "data_wait": 0.25}]
     speed, share = training_figure(rows).axes
