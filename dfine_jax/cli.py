@@ -194,6 +194,8 @@ def _run(arguments: list[str], alone: bool) -> int:
     commands = Parser(prog="dfine").add_subparsers(parser_class=Parser)
     command.add_parser(commands)
     chosen = commands.choices[name]
+    if (empty := _empty(arguments[1:])) is not None:
+        chosen.error(f"an empty name was given{empty and f' for {empty}'}; is a variable not set?")
     # Options may stand between positional arguments, which argparse cannot do for commands of two words.
     options = (chosen.parse_args if chosen._subparsers else chosen.parse_intermixed_args)(arguments[1:])
     chosen.check_words(options)
@@ -201,6 +203,19 @@ def _run(arguments: list[str], alone: bool) -> int:
     options.kept_programs = folder if alone else None
     options.typed = arguments
     return command.run(options)
+
+
+def _empty(arguments: Sequence[str]) -> str | None:
+    """The option before an argument that is empty, or with an empty value; "": it has none; None: there is no such.
+
+    As a path an empty text would be the whole current folder.
+    """
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if not argument.strip():
+            return before if before.startswith("-") else ""
+        if argument.startswith("--") and argument.endswith("="):
+            return argument[:-1]
+    return None
 
 
 def _keep_compiled_programs() -> Path | None:

@@ -43,6 +43,20 @@ def test_help_explains_with_an_example_and_starts_no_jax(command):
         assert "example" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "m.onnx", ""], "an empty name was given; is a variable not set? (see dfine predict --help)"),
+        (["predict", "m.onnx", "p.jpg", "--out", ""], "an empty name was given for --out; is a variable not set?"),
+        (["predict", "m.onnx", "p.jpg", "--json="], "an empty name was given for --json; is a variable not set?"),
+        (["train", "n", "--data", " ", "--out", "r"], "an empty name was given for --data; is a variable not set?"),
+    ],
+)
+def test_empty_names_are_no_folders(capsys, arguments, message):
+    status, _, err = run(capsys, *arguments)
+    assert status == 2 and message in err
+
+
 def test_no_arguments_show_the_overview(capsys):
     status, out, _ = run(capsys)
     assert status == 0

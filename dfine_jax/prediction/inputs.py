@@ -18,7 +18,7 @@ from dfine_jax.data.picture.images import EXTENSIONS, UNREADABLE_EXTENSIONS, rea
 from dfine_jax.errors import UserError
 from dfine_jax.prediction import addresses, video
 from dfine_jax.system.files import read_json
-from dfine_jax.system.search import find_files
+from dfine_jax.system.search import files_like, find_files
 
 _SCHEME_OR_QUERY = re.compile(r"^[a-z][a-z0-9+.-]*://|[?#].*$", re.IGNORECASE)
 
@@ -30,7 +30,7 @@ class Picture(NamedTuple):
     """An image to detect in."""
 
     path: Path
-    name: str  # path below the given folder, or the file name
+    name: str  # path below the given folder, that before the placeholders of a pattern, or the file name
     address: str = ""  # where it is on a server; the path is then but a name
 
     @property
@@ -64,7 +64,7 @@ class Inputs(NamedTuple):
 def find_inputs(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Inputs:
     """Pictures and videos of the sources: files, URLs and cameras as given, folders searched recursively by path.
 
-    A file that is named twice is taken once.
+    A pattern (``shots/*.jpg``) stands for the files like it. A file that is named twice is taken once.
 
     Args:
       exclude: folders left out of the search, so that results are not taken for input.
@@ -75,6 +75,8 @@ def find_inputs(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Inputs:
     found = Inputs([], [], [])
     for source in map(addresses.local, sources):
         path = Path(source)
+        if not source.strip():
+            raise UserError("an empty name was given; give an image, a folder, a video, an address or a camera")
         if video.is_stream(source):
             if addresses.is_picture(source):
                 name = addresses.file_name(source)
@@ -83,12 +85,15 @@ def find_inputs(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Inputs:
                 found.clips.append(_stream(source))
         elif path.is_dir():
             _search(path, [folder.resolve() for folder in exclude], found)
-        elif not path.exists():
+        elif path.exists():
+            _add(path, path.name, found)
+        elif like := files_like(source):
+            for file in like[1]:
+                _add(file, file.relative_to(like[0]).as_posix(), found)
+        else:
             raise UserError(
                 f"{source} does not exist; give an image, a folder, a video, an address (rtsp://...) or a camera (0)"
             )
-        else:
-            _add(path, path.name, found)
     return _once(found)
 
 
@@ -157,7 +162,7 @@ def image_ids(inputs: Inputs, annotations: Path | None) -> list[int | str]:
     pictures = inputs.pictures
     if annotations is None:
         paths = [picture.path if picture.address else Path(os.path.abspath(picture.path)) for picture in pictures]
-        return list(_distinct([picture.name for picture in pictures], paths))
+        return list(distinct([picture.name for picture in pictures], paths))
     entries = _entries(annotations)
     by_base: dict[str, list[str]] = {}
     for name in entries:
@@ -224,7 +229,7 @@ def _entry_of(
     return alike[0] if alike else None
 
 
-def _distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
     """The names, those that repeat with more and more of the folders of their paths, numbered where that is no help."""
     shown, depth = list(names), [len(Path(name).parts) for name in names]
     while len(counts := Counter(shown)) < len(shown):
@@ -246,7 +251,7 @@ def clip_ids(inputs: Inputs) -> list[str]:
     paths = [
         Path(clip.name) if video.is_stream(clip.source) else Path(os.path.abspath(clip.source)) for clip in inputs.clips
     ]
-    return _distinct([clip.name for clip in inputs.clips], paths)
+    return distinct([clip.name for clip in inputs.clips], paths)
 
 
 def result_files(inputs: Inputs) -> tuple[list[Path], list[Path]]:

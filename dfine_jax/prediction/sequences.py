@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from dfine_jax.data.picture.images import upright_size
 from dfine_jax.errors import UserError
 from dfine_jax.prediction.inputs import Inputs, Picture
+from dfine_jax.system.search import natural
 from dfine_jax.system.wording import counted
-
-_DIGITS = re.compile(r"(\d+)")
 
 
 def in_frame_order(inputs: Inputs) -> Inputs:
@@ -31,7 +30,7 @@ def in_frame_order(inputs: Inputs) -> Inputs:
             )
         folders.setdefault(os.path.abspath(picture.path.parent), []).append(picture)
     for folder, frames in folders.items():
-        frames.sort(key=lambda picture: _natural(picture.path.name))
+        frames.sort(key=lambda picture: natural(Path(picture.path.name)))
         if len(frames) == 1:
             raise UserError(
                 f"--track follows objects through frames, and {frames[0].place} is the only picture of {folder}; give "
@@ -63,8 +62,3 @@ def _require_one_size(frames: Sequence[Picture]) -> None:
                 f"--track: {sizes}, so they are no frames of one video; give each video a folder of its own, "
                 "or leave --track away"
             )
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sorts numbers in names by their value."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in _DIGITS.split(name.lower()) if part]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import logging
 import os
 import re
@@ -18,12 +17,12 @@ from dfine_jax.data.picture.any_image import any_pixels, is_array, is_one_pictur
 from dfine_jax.data.picture.images import read_image
 from dfine_jax.errors import UserError
 from dfine_jax.prediction import addresses
+from dfine_jax.system.search import files_like, natural
 
 logger = logging.getLogger(__name__)
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _EATEN = re.compile(r"https?:/[^/]", re.IGNORECASE)  # what ``Path`` makes of an address
-_PATTERN = re.compile(r"[*?\[]")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +133,9 @@ def _named(source: str | os.PathLike[str]) -> Given:
 
 
 def _files(name: str) -> list[Path] | None:
-    """Those that a folder or a pattern stands for; None where it is but a name."""
+    """Those that a folder or a pattern stands for, numbers in names by their value; None where it is but a name."""
+    if not name.strip():
+        raise UserError("an empty name was given; give a picture, a folder, a pattern or an address")
     path = Path(name)
     if _ADDRESS.match(name) or path.is_file():
         return None
@@ -146,13 +147,9 @@ def _files(name: str) -> list[Path] | None:
             raise UserError(f"{name} holds videos and no pictures; detector.stream(path) reads a video")
         for note in found.notes + [f"{len(found.clips)} videos left out"] * bool(found.clips):
             logger.warning("%s", note)
-        return [picture.path for picture in found.pictures]
-    if not _PATTERN.search(name):
-        return None
-    files = sorted(Path(file) for file in glob.glob(os.path.expanduser(name), recursive=True) if os.path.isfile(file))
-    if not files:
-        raise UserError(f"no file is like {name}; check the pattern (folders below: **)")
-    return files
+        return sorted((picture.path for picture in found.pictures), key=natural)
+    like = files_like(name)
+    return like and like[1]
 
 
 def _file_name(source: Any) -> str:

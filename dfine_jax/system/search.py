@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from dfine_jax.errors import UserError
 from dfine_jax.system.files import telling
+
+_PATTERN, _DIGITS = re.compile(r"[*?\[]"), re.compile(r"(\d+)")
 
 # Folders that tools leave beside the user's files; whatever starts with a dot is left out as well.
 HOUSEKEEPING = frozenset(
@@ -75,6 +80,31 @@ def find_files(root: Path | str, endings: Collection[str]) -> Found:
                 else:
                     files.append(path)
     return Found(sorted(files), tuple(sorted(left_out)), tuple(sorted(repeated)), tuple(sorted(dangling)))
+
+
+def files_like(pattern: str) -> tuple[Path, list[Path]] | None:
+    """(folder before the first placeholder, files like it in ``natural`` order); None where there is no placeholder.
+
+    Raises:
+      UserError: no file is like it.
+    """
+    if not _PATTERN.search(pattern):
+        return None
+    pattern = os.path.expanduser(pattern)
+    files = [Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
+    if not files:
+        raise UserError(f"no file is like {pattern}; check the pattern (folders below: **)")
+    parts = Path(pattern).parts[:-1]
+    first = next((i for i, part in enumerate(parts) if _PATTERN.search(part)), len(parts))
+    return Path(*parts[:first]), sorted(files, key=natural)
+
+
+def natural(path: Path) -> list[list[tuple[int, int | str]]]:
+    """Sorts paths by their parts, numbers in them by their value: ``frame_10`` after ``frame_9``."""
+    return [
+        [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in _DIGITS.split(part.lower()) if piece]
+        for part in path.parts
+    ]
 
 
 def is_housekeeping(name: str) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dfine_jax.errors import UserError
 from dfine_jax.prediction.inputs import Clip, Inputs, Picture, clip_ids, find_inputs, image_ids, result_files
+from dfine_jax.prediction.sources import several
 
 
 def picture(path: Path) -> Path:
@@ -51,6 +52,31 @@ def test_a_file_that_is_named_twice_is_taken_once(two):
     found = find_inputs(["d1", "d1/0.png", "./d1"])
     assert [p.name for p in found.pictures] == ["0.png", "1.png"]
     assert found.notes == ["3 files that are named more than once are taken once"]
+
+
+def test_patterns_are_the_files_like_them(two):
+    picture(two / "d1" / "10.png")
+    picture(two / "d1" / "[x].png")
+    assert [p.name for p in find_inputs(["d1/*.png"]).pictures] == ["0.png", "1.png", "10.png", "[x].png"]
+    assert [p.name for p in find_inputs(["**/0.png", "d1/[x].png"]).pictures] == ["d1/0.png", "d2/0.png", "[x].png"]
+    assert find_inputs([str(two / "*" / "0.png")]).pictures[1] == Picture(two / "d2" / "0.png", "d2/0.png")
+    with pytest.raises(UserError, match=r"no file is like d1/\*.gif; check the pattern"):
+        find_inputs(["d1/*.gif"])
+
+
+def test_numbers_count_by_their_value_where_order_matters(tmp_path):
+    names = ["frame_9.png", "frame_10.png", "frame_100.png", "run2/1.png", "run10/1.png", "x²/1.png"]
+    for name in names:
+        picture(tmp_path / name)
+    for source in (tmp_path, f"{tmp_path}/**/*.png"):
+        assert [Path(one.value).relative_to(tmp_path).as_posix() for one in several(str(source))] == names
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_name_is_not_the_current_folder(two, empty):
+    for read in (lambda: find_inputs(["d1", empty]), lambda: several(empty)):
+        with pytest.raises(UserError, match="an empty name was given"):
+            read()
 
 
 def test_a_thousand_equal_names_are_quick(tmp_path):
