@@ -14,6 +14,7 @@ from dfine_jax.system.config_values import override
 from dfine_jax.system.files import nearby
 from dfine_jax.weights import names
 
+_NO_JSON = (".csv", ".tsv", ".jsonl", ".txt", ".xlsx", ".xls", ".xml", ".yaml", ".yml", ".html", ".parquet", ".zip")
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 
 
@@ -40,6 +41,18 @@ def require_runtime(name: str, where: str) -> None:
     """A runtime of exported files has this name; ``where`` it was written, for the message."""
     if name not in RUNTIMES:
         raise UserError(f"{where}: {name!r} is none of {', '.join(RUNTIMES)}{words.near(name.lower(), RUNTIMES)}")
+
+
+def require_json_name(option: str, file: Path | None, cure: str = "") -> None:
+    """A file of JSON is not called as one of another kind; ``cure``: what gives the other kind, if anything does."""
+    if file is not None and file.suffix.lower() in _NO_JSON:
+        other = f", or {cure}" if cure else ""
+        raise UserError(f"{option} {file} would hold JSON; name it .json{other}")
+
+
+def looks_like_a_file(path: Path) -> bool:
+    """Whether a path that does not exist is called as a file of data is."""
+    return path.suffix.lower() in (*_NO_JSON, ".json") and not path.is_dir()
 
 
 def check_recipe(

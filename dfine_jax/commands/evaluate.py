@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfine_jax.commands.early import check_size, require_data, require_model
+from dfine_jax.commands.early import check_size, require_data, require_json_name, require_model
 from dfine_jax.errors import UserError
 from dfine_jax.system.files import require_writable, write_whole
 from dfine_jax.system.wording import counted
@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     require_data(options.data)
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size} must be at least 1")
+    require_json_name("--json", options.json)
     if options.json and not options.json.absolute().parent.is_dir():
         raise UserError(f"--json {options.json}: folder {options.json.parent} does not exist")
     if options.out and options.out.exists() and not options.out.is_dir():

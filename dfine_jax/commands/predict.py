@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfine_jax.commands.early import require_model
+from dfine_jax.commands.early import looks_like_a_file, require_json_name, require_model
 from dfine_jax.commands.evaluate import add_runtime_options
 from dfine_jax.commands.predict_follow import add_tracking, follow_plan
 from dfine_jax.errors import UserError
@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "source", metavar="SOURCE", nargs="+",
-        help="image, video, folder (searched with its subfolders), address of a stream, or number of a camera",
+        help="image, video, folder (searched with its subfolders), pattern, address of a stream, or number of a camera",
     )  # fmt: skip
     _add_outputs(parser)
     detection = parser.add_argument_group("detection")
@@ -114,8 +114,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Detect in everything. The status is 1 when something could not be read, which is named at the end."""
     require_model(options.model)
-    if options.json is not None and options.json.suffix.lower() in (".csv", ".jsonl", ".txt"):
-        raise UserError(f"--json {options.json} would hold JSON; name it .json, or give --results for a table")
+    require_json_name("--json", options.json, "give --results for a table")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UserError(f"--threshold {options.threshold:g} must lie between 0 and 1")
     tiling = _tiling(options)
@@ -157,6 +156,9 @@ def run(options: argparse.Namespace) -> int:
             interrupted = True
         if len(done.failures) == 1 and not done.tallies and not interrupted:
             raise UserError(done.failures[0])
+        if not done.tallies:
+            results.discard()
+            table.discard()
     if options.counts is not None and done.tallies:
         write_counts(options.counts, [tally.following for tally in done.tallies if tally.following is not None])
     if annotations is not None and done.tallies:
@@ -265,14 +267,20 @@ def _check_results(options: argparse.Namespace) -> None:
             raise UserError(f"--format {options.format} is of --results; give a place with --results PATH")
         return
     ending = path.suffix.lower().removeprefix(".")
-    options.format = options.format or (ending if ending in TABLES else "coco")
+    named, options.format = options.format, options.format or (ending if ending in TABLES else "coco")
     require_writable(path.absolute().parent)
     if options.format not in TABLES:
         from dfine_jax.data.formats.placing import check_new
         from dfine_jax.prediction.datasets import check_format
 
         check_format(options.format)
+        if looks_like_a_file(path):
+            in_one = f"results in one file are --json {path}" if ending == "json" else "tables end with .csv or .jsonl"
+            cure = f"{path.with_suffix('')} is a name for it" + f"; {in_one}" * (named in (None, "coco"))
+            raise UserError(f"--results {path}: {options.format} is a folder, {cure}")
         check_new(path)
+    elif ending != options.format and ending in (*TABLES, "json", "xlsx"):
+        raise UserError(f"--results {path} would hold {options.format}; name it .{options.format}")
     elif path.is_dir():
         raise UserError(f"--results {path} is a folder; {options.format} is a file")
 

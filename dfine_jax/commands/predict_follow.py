@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfine_jax.commands.early import require_json_name
 from dfine_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def follow_plan(options: argparse.Namespace) -> FollowPlan | None:
     if options.counts is not None:
         if options.counts.is_dir():
             raise UserError(f"--counts {options.counts} is a folder; give a file, counts.json or counts.csv")
+        if options.counts.suffix.lower() != ".csv":
+            require_json_name("--counts", options.counts, ".csv for a table")
         if not is_device(options.counts):
             require_writable(options.counts.absolute().parent)
     require_trackers()

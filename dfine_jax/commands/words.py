@@ -12,7 +12,8 @@ from pathlib import Path
 
 COMMANDS = {
     **dict.fromkeys(("val", "test", "eval", "validate", "validation", "score", "metrics"), "evaluate"),
-    **dict.fromkeys(("detect", "infer", "inference", "track", "segment", "run", "demo.py", "visualize"), "predict"),
+    **dict.fromkeys(("detect", "infer", "inference", "segment", "run", "demo.py", "visualize"), "predict"),
+    "track": "predict --track",
     **dict.fromkeys(("fit", "finetune", "fine-tune", "learn", "tune", "resume"), "train"),
     **dict.fromkeys(("onnx", "deploy", "compile", "quantize", "trt"), "export"),
     **dict.fromkeys(("bench", "speed", "latency", "profile"), "benchmark"),
@@ -55,7 +56,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("weights", "w"), ("--weights W", *_MODEL)),
     **dict.fromkeys(("name", "project", "output", "output-dir", "out-dir", "outdir", "save-dir", "o", "dest"), _OUT),
     **dict.fromkeys(("save", "save-path", "exp-name", "run-dir", "log-dir", "summary-dir"), _OUT),
-    "exist-ok": ("!results replace those of the same name", ),
     **dict.fromkeys(("save-txt", "txt"), ("--labels DIR",)),
     **dict.fromkeys(("save-crop", "save-crops", "crop"), ("--crops DIR",)),
     **dict.fromkeys(("save-json", "json-out", "to-json", "format-json"), ("--json FILE",)),
@@ -69,7 +69,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         ("t", "tuning", "finetune", "pretrained", "pretrain", "pretrain-weights", "load"), ("--weights W", "MODEL")
     ),
     **dict.fromkeys(("test-only", "val-only", "eval", "eval-only"), ("!dfine evaluate MODEL --data DIR does that",)),
-    "seed": ("train.seed=",),
+    "seed": ("train.seed=",), "threshold": _THRESHOLD, "exist-ok": ("!results replace those of the same name",),
     **dict.fromkeys(("lr", "lr0", "learning-rate", "base-lr"), ("optim.lr=",)),
     **dict.fromkeys(("lr-encoder", "lr-backbone", "backbone-lr"), ("optim.backbone_lr=",)),
     **dict.fromkeys(("weight-decay", "wd"), ("optim.weight_decay=",)),

@@ -64,6 +64,7 @@ class ResultsFile:
         self._stack = ExitStack()
         self._stream: IO[bytes] | None = None
         self._separator, self._failed = b"[\n", False
+        self._empty = True
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -74,13 +75,20 @@ class ResultsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the list."""
-        empty = self._separator == b"[\n"
-        if self._failed or (empty and error is not None):
-            self._stack.__exit__(kind, error, trace)
+        """End the file; an error keeps what was there before, unless something was found until then."""
+        if self._failed or (self._empty and error is not None):
+            told_to_stop = error or InterruptedError()  # inside, where nothing went wrong but nothing is to be kept
+            self._stack.__exit__(type(told_to_stop), told_to_stop, trace)
             return
         with self._stack:
-            self._write(b"[\n]\n" if empty else b"\n]\n")
+            self._end()
+
+    def discard(self) -> None:
+        """Nothing could be looked at: what was there before stays."""
+        self._failed = True
+
+    def _end(self) -> None:
+        self._write(b"[\n]\n" if self._separator == b"[\n" else b"\n]\n")
 
     def take(self, result: DetectionResult, image_id: int | str) -> None:
         """Append the detections of a picture."""
@@ -96,7 +104,7 @@ class ResultsFile:
         """Append entries, as from ``DetectionResult.to_coco``."""
         for entry in entries:
             self._write(self._separator + json.dumps(entry).encode())
-            self._separator = b",\n"
+            self._separator, self._empty = b",\n", False
 
     def _write(self, content: bytes) -> None:
         if self._stream is None:
@@ -130,11 +138,8 @@ class TableFile(ResultsFile):
             self._write(_csv_line(self._columns))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the file."""
-        self._stack.__exit__(*((kind, error, trace) if self._failed else (None, None, None)))
+    def _end(self) -> None:
+        """Nothing is to be closed."""
 
     def take(self, result: DetectionResult, image_id: int | str) -> None:
         self._rows(result, {"image": image_id})
@@ -143,7 +148,8 @@ class TableFile(ResultsFile):
         self._rows(result, {"image": clip, "frame": index, "time_s": round(time_s, 4)})
 
     def _rows(self, result: DetectionResult, place: dict[str, Any]) -> None:
-        objects = []
+        objects: list[dict[str, Any]] = []
+        self._empty = False  # a picture without objects is a result, too
         for found in result:
             corners = dict(zip(("x0", "y0", "x1", "y1"), (round(value, 2) for value in found.box), strict=True))
             entry = {"name": found.name, "category_id": found.category_id, "score": round(found.score, 5), **corners}

@@ -203,9 +203,32 @@ def test_tables(folder, tmp_path, boxes_only):
         (["--results", "x", "--format", "tfrecord"], "--format tfrecord: one of csv, jsonl, coco"),
         (["--results", ".", "--format", "coco"], "is not empty"),
         (["--results", ".", "--format", "csv"], "is a folder; csv is a file"),
+        (["--results", "res.json"], "coco is a folder, res is a name for it; results in one file are --json res.json"),
+        (["--results", "res.txt"], "res is a name for it; tables end with .csv or .jsonl"),
+        (["--results", "res.xlsx"], "tables end with .csv or .jsonl"),
+        (["--results", "x.csv", "--format", "labelstudio"], "labelstudio is a folder, x is a name for it"),
+        (["--results", "x.csv", "--format", "jsonl"], "would hold jsonl; name it .jsonl"),
+        (["--json", "r.xlsx"], "--json r.xlsx would hold JSON; name it .json"),
+        (["--track", "--counts", "s.xlsx"], "--counts s.xlsx would hold JSON; name it .json, or .csv for a table"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(folder, boxes_only, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert run(folder, *arguments) == 2
     assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.json"])
+def test_files_stay_where_nothing_could_be_read(tmp_path, boxes_only, name, broken):
+    for number in range(broken):
+        (tmp_path / f"{number}.png").write_text("no picture")
+    (tmp_path / name).write_text("precious")
+    option = "--json" if name == "r.json" else "--results"
+    assert run(*sorted(tmp_path.glob("*.png")), option, tmp_path / name) != 0
+    assert (tmp_path / name).read_text() == "precious"
+    Image.fromarray(scene(320, 320)).save(tmp_path / "good.png")  # in which nothing is found: a result
+    assert run(*sorted(tmp_path.glob("*.png")), option, tmp_path / name) == 1
+    assert "precious" not in (tmp_path / name).read_text()
+    assert not list(tmp_path.glob(".part*"))

@@ -59,6 +59,7 @@ TRAIN = "train n --data cells --out r"
         ("detect m", "unknown command 'detect'; here it is predict"),
         ("infer", "here it is predict"),
         ("fit", "here it is train"),
+        ("track m.onnx drive.mp4", "unknown command 'track'; here it is predict --track"),
         ("Train", "did you mean train?"),
         ("help", "dfine --help, dfine COMMAND --help"),
         ("predict m photo.jpg --conf .3", "unknown option --conf; here it is --threshold T (see dfine predict --help)"),
@@ -100,6 +101,10 @@ TRAIN = "train n --data cells --out r"
         ("benchmark m --nms", "nothing is suppressed"),
         # what a command does not take, with the reason; keys written as options
         ("evaluate m.onnx --data cells --conf 0.3", "AP ranks all detections, so dfine evaluate takes no threshold"),
+        ("evaluate m.onnx --data cells --threshold 0.3", "AP ranks all detections, so dfine evaluate takes no thresh"),
+        (f"{TRAIN} --threshold 0.3", "the threshold is chosen when detecting: dfine predict --threshold T"),
+        ("export m --threshold 0.3", "the threshold is chosen when detecting: dfine predict --threshold T"),
+        ("benchmark m --threshold 0.3", "the threshold is chosen when detecting: dfine predict --threshold T"),
         ("predict m.onnx photo.jpg --topk 5", "the best detections are kept, as many as the model has"),
         ("predict m.onnx photo.jpg --max-det 5", "--threshold T of dfine predict leaves fewer"),
         ("predict m.onnx photo.jpg --save-conf", "scores are in --json FILE, and in --results FILE.csv"),
@@ -160,6 +165,7 @@ TRAIN = "train n --data cells --out r"
         ("predict best.onnx photo.jpg", "best.onnx does not exist; dfine export writes one"),
         ("predict m.tflite photo.jpg", "m.tflite is of a kind that cannot be run here (.tflite)"),
         ("predict m.onnx photo.jpg --json r.csv", "--json r.csv would hold JSON; name it .json"),
+        ("evaluate m.onnx --data cells --json ev.csv", "--json ev.csv would hold JSON; name it .json"),
         ("predict m.onnx photo.jpg --threshold 30", "--threshold 30 must lie between 0 and 1"),
         ("export m.onnx", "m.onnx is exported already; give the checkpoint or weights that it was made from"),
         ("convert m.onnx w", "m.onnx is exported already"),
@@ -276,7 +282,7 @@ def test_every_published_name_tells_what_sizes_its_weights_take(tmp_path):
 
 
 def test_words_lead_to_what_there_is():
-    assert set(words.COMMANDS.values()) <= set(cli.COMMANDS)
+    assert {here.split()[0] for here in words.COMMANDS.values()} <= set(cli.COMMANDS)
     assert not set(words.COMMANDS) & set(cli.COMMANDS)
     configs = [light.plain_config(light.variant(recipe)) for recipe in light.recipes()]
     cures = [*words.KEYS.values(), *(each for several in words.OPTIONS.values() for each in several)]
