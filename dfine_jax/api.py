@@ -114,6 +114,7 @@ def train(
       callbacks: objects with any of ``on_step(step, values)``, ``on_epoch(epoch, row)`` and ``on_end(result)``. An
         error in one ends the run with a checkpoint to resume from, and is raised then.
       loggers: get what TensorBoard gets: ``scalars(step, values)``, ``pictures(step, values)`` and ``close()``.
+        One that fails is named in the log and left out from then on; the run goes on.
 
     Raises:
       UserError: configuration, data, weights and folder do not fit.

@@ -230,7 +230,7 @@ class RunLog:
         for sink in tuple(self._sinks):
             try:
                 message(sink)
-            except getattr(sink, "failures", ()) as error:
+            except getattr(sink, "failures", Exception) as error:
                 self._sinks.remove(sink)
                 name, text = type(sink).__name__, str(error).splitlines()
                 self.line(f"{name} failed ({text[0] if text else type(error).__name__}): nothing more is sent there")

@@ -19,6 +19,8 @@ from dfine_jax.system.files import write_whole
 from dfine_jax.system.installed import pip_install
 
 _WANDB_ID, _MLFLOW_ID = "wandb_run.txt", "mlflow_run.txt"
+_CALLS = ("scalars(step, values)", "pictures(step, values)", "close()")
+_METHODS = tuple(call.partition("(")[0] for call in _CALLS)
 _AT_ONCE = 100  # values in a message to MLflow, which takes no more parameters
 
 
@@ -26,7 +28,7 @@ class Sink(Protocol):
     """Takes what a run reports; ``step`` is the number of training steps done.
 
     ``failures``, where there is such an attribute, are the errors of a full disk or a lost connection, which are no
-    reason to end a training.
+    reason to end a training; without it every error is one of them.
     """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -40,6 +42,18 @@ class Sink(Protocol):
     def close(self) -> None:
         """Write what is still held back."""
         ...
+
+
+def with_methods(loggers: Sequence[Sink]) -> Sequence[Sink]:
+    """The loggers of a program, which have all that a run calls.
+
+    Raises:
+      UserError: one lacks a method.
+    """
+    for one in loggers:
+        if lacking := [name for name in _METHODS if not callable(getattr(one, name, None))]:
+            raise UserError(f"logger {one!r} has no {', '.join(lacking)}; a logger has {', '.join(_CALLS)}")
+    return loggers
 
 
 def check_installed(config: Config) -> None:

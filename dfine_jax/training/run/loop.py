@@ -25,7 +25,7 @@ from dfine_jax.training.report.epoch_log import epoch_row, open_log, rates_of
 from dfine_jax.training.report.examples import save_inputs
 from dfine_jax.training.report.meter import Forecast, Meter, describe_bar
 from dfine_jax.training.report.run_page import Origin, RunPage, about_data
-from dfine_jax.training.report.sinks import Sink
+from dfine_jax.training.report.sinks import Sink, with_methods
 from dfine_jax.training.report.underway import Underway
 from dfine_jax.training.run import checkpoint, hosts, setup, stages
 from dfine_jax.training.run.setup import STAGE1, StartWeights, check_same_data, describe, make_loaders, opening_notes
@@ -83,7 +83,7 @@ def train(
     page = RunPage(out_dir, config, about, origin)
     claimed, told_errors = setup.claimed(out_dir, resume), page.telling_errors()
     with claimed, told_errors, stop_on_signals(max_hours) as stop, programs_let_go(), told_out_of_memory(config.model):
-        told = Callbacks(callbacks, stop.request), loggers
+        told = Callbacks(callbacks, stop.request), with_methods(loggers)
         run = _Run(config, train_data, val_data, out_dir, start, stop, kept_programs, page, origin, *told)
         return run.run(resume, notes)
 

@@ -23,7 +23,7 @@ from dfine_jax.training.report.examples import Example
 from dfine_jax.training.report.log import RunLog, by_class, epoch_tag, table_header, table_line, tag
 from dfine_jax.training.report.meter import Meter, by_kind
 from dfine_jax.training.report.run_files import read_metrics
-from dfine_jax.training.report.sinks import check_installed, open_sinks
+from dfine_jax.training.report.sinks import check_installed, open_sinks, with_methods
 from dfine_jax.training.run.stages import Progress
 
 
@@ -360,6 +360,31 @@ def test_a_logger_needs_no_failures(tmp_path):
     log.step(1, {"loss": 1.0})
     log.close()
     assert sink.numbers == [(1, {"loss/loss": 1.0})] and sink.closed
+
+
+def test_a_logger_that_fails_does_not_end_the_run(tmp_path):
+    """Of a program's own nobody knows by which errors it fails."""
+
+    class Mine(Kept):
+        def scalars(self, step, values):
+            raise RuntimeError("no route to my server")
+
+    kept = Kept()
+    log = RunLog(tmp_path, 0, [Mine(), kept], every=1)
+    for step in (1, 2):
+        log.step(step, {"loss": 1.0})
+    assert (tmp_path / "log.txt").read_text().count("Mine failed (no route to my server)") == 1
+    assert [step for step, _ in kept.numbers] == [1, 2]
+
+
+def test_loggers_have_all_that_a_run_calls():
+    class Half:
+        def scalars(self, step, values):
+            pass
+
+    assert with_methods([Kept()])
+    with pytest.raises(UserError, match="Half object .* has no pictures, close; a logger has scalars"):
+        with_methods([Kept(), Half()])
 
 
 def test_mlflow_in_a_folder(tmp_path, monkeypatch):
