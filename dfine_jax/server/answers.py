@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dfine_jax.prediction import result_forms
+from dfine_jax.prediction.inputs import distinct
 from dfine_jax.prediction.result import DetectionResult
 from dfine_jax.server.options import Options
 
@@ -30,6 +33,12 @@ def plain(result: DetectionResult, options: Options) -> dict[str, Any]:
 def coco(result: DetectionResult, options: Options, image_id: int | str) -> list[dict[str, Any]]:
     """Entries of a COCO results file; masks are run lengths, unless none are asked for."""
     return (dataclasses.replace(result, object_masks=None) if options.masks == "none" else result).to_coco(image_id)
+
+
+def image_ids(names: Sequence[str]) -> list[int | str]:
+    """An id for each picture of a request: its name, those that repeat with a number; its place where it has none."""
+    shown = distinct(names, [Path(name) for name in names])
+    return [id if name else place for place, (name, id) in enumerate(zip(names, shown, strict=True))]
 
 
 def drawn(result: DetectionResult, options: Options) -> bytes:

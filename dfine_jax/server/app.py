@@ -130,8 +130,9 @@ class Service:
             content = await self.engine.aside(answers.drawn, found[0].result, asked)
             return Response(content, media_type=answers.MEDIA_TYPES[asked.form])
         if asked.form == "coco":
+            ids = answers.image_ids([one.name for one in found])
             lists = [
-                await self.engine.aside(answers.coco, one.result, asked, one.name or i) for i, one in enumerate(found)
+                await self.engine.aside(answers.coco, one.result, asked, i) for one, i in zip(found, ids, strict=True)
             ]
             return JSONResponse([entry for entries in lists for entry in entries])
         bodies = [await self._plain(one, asked) for one in found]

@@ -18,6 +18,7 @@ pytest.importorskip("python_multipart")
 from running import ask, encoded, form, post, serving
 
 from dfine_jax.prediction.detector import Detector
+from dfine_jax.server.answers import image_ids
 from dfine_jax.server.engine import Engine
 from dfine_jax.server.limits import Limits
 
@@ -100,6 +101,13 @@ def test_coco_results(port):
     assert [entry["image_id"] for entry in entries] == ["a.png", "a.png", "b.png", "b.png"]
     assert entries[0]["category_id"] == 7
     np.testing.assert_allclose(entries[0]["bbox"], [8, 8, 32, 22], atol=1)
+
+
+def test_coco_results_of_equal_names_have_ids_of_their_own(port):
+    body, kind = form(("file", PNG, "a.png"), ("file", PNG, "a.png"))
+    entries = post(port, body, "?format=coco", Content_Type=kind).json
+    assert [entry["image_id"] for entry in entries] == ["a.png", "a.png", "a.png (2)", "a.png (2)"]
+    assert image_ids(["a.png", "", "a.png", "", "b.png"]) == ["a.png", 1, "a.png (2)", 3, "b.png"]
 
 
 def test_drawn_pictures(port):
