@@ -14,6 +14,7 @@ from PIL import Image
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.data.read.dataset import Classes
 from dfine_jax.errors import UserError
+from dfine_jax.prediction.arguments import Share, require_count, require_model, require_share
 from dfine_jax.prediction.between import Chosen, Preprocessed, result_of
 from dfine_jax.prediction.class_filter import class_labels
 from dfine_jax.prediction.foreign_names import Elsewhere, joined, refuse_options
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dfine_jax.weights.load import LoadedModel
 
 _CALL_OPTIONS = ("threshold", "classes", "bgr")
+_OPTIONS = ("threshold", "batch_size", "num_top", "mask_threshold", "runtime", "device", "threads")
 _THRESHOLD = 0.5  # of weights that do not know a better one
 _SHOWN = 5  # class names of a detector that is printed
 
@@ -56,6 +58,7 @@ class Detector:
       threads: of an exported file, for one run on the CPU; None: the runtime's default.
     """
 
+    threshold, mask_threshold = Share(), Share()
     predict = Elsewhere("call it: detector(image)")
     from_pretrained = Elsewhere("call Detector(name), such as the name of published weights")
     val = Elsewhere("call dfine_jax.evaluate, or dfine evaluate")
@@ -72,22 +75,23 @@ class Detector:
         runtime: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        **unknown: Any,
     ) -> None:
-        _require_share("threshold", 0 if threshold is None else threshold)
-        _require_share("mask_threshold", mask_threshold)
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size={batch_size} must be at least 1")
-        if num_top is not None and num_top < 1:
-            raise UserError(f"num_top={num_top} must be at least 1")
+        refuse_options("Detector", unknown, _OPTIONS)
+        self.mask_threshold = mask_threshold
+        if threshold is not None:
+            self.threshold = threshold
+        require_count("batch_size", batch_size)
+        require_count("num_top", num_top)
         self._name = str(model) if isinstance(model, (str, os.PathLike)) else "of a loaded model"
         if not isinstance(model, OpenedModel):
             model = open_model(model, runtime=runtime, device=device, threads=threads)
         self.best_threshold = model.best_threshold
-        self.threshold = _default_threshold(model.best_threshold) if threshold is None else threshold
+        if threshold is None:
+            self.threshold = _default_threshold(model.best_threshold)
         self.batch_size = batch_size or model.batch or 1
         self.num_top = model.backend.rules.num_top if num_top is None else num_top
         self.cuts_masks = model.backend.rules.cut_to_boxes  # they count within their boxes alone
-        self.mask_threshold = mask_threshold
         self.classes = model.classes
         self.segments = model.segments
         self._preprocess = model.preprocess
@@ -233,7 +237,7 @@ class Detector:
           UserError: no such threshold, or a class that the model does not have.
         """
         if threshold is not None:
-            _require_share("threshold", threshold)
+            require_share("threshold", threshold)
         labels = None if classes is None else class_labels(joined(classes), self.classes)
         return Chosen(self.threshold if threshold is None else threshold, labels)
 
@@ -280,11 +284,6 @@ def _default_threshold(best: float | None) -> float:
     return _THRESHOLD if best is None else best
 
 
-def _require_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{name}={value} must lie between 0 and 1")
-
-
 class OpenedModel(NamedTuple):
     """A network that runs, and what its inputs and outputs mean."""
 
@@ -308,6 +307,7 @@ def open_model(
     Raises:
       UserError: nothing of that kind is there, it is damaged, or its runtime is absent.
     """
+    require_model(model)
     if isinstance(model, (str, os.PathLike)) and is_artefact(model):
         from dfine_jax.serving.backends.registry import open_artefact
 

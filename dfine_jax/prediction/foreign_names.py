@@ -10,13 +10,16 @@ _OPTIONS = {  # of a call -> what it is called here
     "conf_thres": "threshold", "thresh": "threshold", "class_names": "classes", "labels": "classes",
     "source": "the first argument", "img": "the first argument", "imgs": "the first argument",
     "image": "the first argument", "max_det": "num_top of Detector(...)", "topk": "num_top of Detector(...)",
-    "batch": "batch_size of Detector(...)", "device": "device of Detector(...)",
+    "batch": "batch_size of Detector(...)", "device": "device of Detector(...)", "weights": "the first argument",
+    "model_path": "the first argument", "classes": "an option of its call, detector(image, classes=...)",
+    "bgr": "an option of its call, detector(image, bgr=True)",
 }  # fmt: skip
 _NEEDLESS = {
     "imgsz": "the model knows its input size; export it with another --size",
     "size": "the model knows its input size; export it with another --size",
     "iou": "nothing is suppressed afterwards: the model answers with each object once",
     "nms": "nothing is suppressed afterwards: the model answers with each object once",
+    "task": "the model knows what it was trained for",
     "half": "the precision is chosen when exporting: dfine export --precision fp16",
     "save": "call result.save(path)",
     "show": "call result.show()",

@@ -72,6 +72,17 @@ class DetectionResult:
     plot = Elsewhere("call draw() for a PIL image, show() to see it, save(path) for a file")
     render = Elsewhere("call draw() for a PIL image, show() to see it, save(path) for a file")
     pandas = Elsewhere("call to_pandas()")
+    to_df = Elsewhere("call to_pandas()")
+    to_csv = Elsewhere("call to_pandas().to_csv(path); of many pictures dfine predict --results r.csv")
+    tojson = Elsewhere("call to_json()")
+    summary = Elsewhere("call to_dict(); str(result) is one line")
+    save_txt = Elsewhere("to_yolo() is the text of a label file; of many pictures dfine predict --labels DIR")
+    save_crop = Elsewhere("PIL's picture.crop(detection.box) cuts one out; of many pictures dfine predict --crops DIR")
+    crop = Elsewhere("PIL's picture.crop(detection.box) cuts one out; of many pictures dfine predict --crops DIR")
+    orig_img = Elsewhere("the picture is what was given to the detector, draw() shows it with boxes")
+    orig_shape = Elsewhere("here it is size_px, as (width, height)")
+    path = Elsewhere("name is that of the picture's file")
+    filter = Elsewhere("write result[result.scores > 0.8]; detector(image, classes=[...]) keeps classes")
 
     def __len__(self) -> int:
         """Number of detections."""
