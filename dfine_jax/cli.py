@@ -38,7 +38,8 @@ COMMANDS = {
     "serve": "HTTP: JSON, drawn pictures, a page to drop a picture on",
     "doctor": "versions, devices, optional parts: what is here and what is missing",
 }
-_TALKATIVE = ("jax", "absl", "orbax", "flax", "matplotlib", "PIL", "onnx", "nncf", "openvino")  # in warnings
+_TALKATIVE = ("absl", "orbax", "flax", "matplotlib", "PIL", "onnx", "nncf", "openvino")  # in warnings
+_TALKATIVE += ("jax._src", "jax.experimental")  # the level of "jax" itself would become that of XLA, above the variable
 _COMPUTING = ("demo", "train", "evaluate", "errors", "check")  # commands that take many steps
 _WHOLE = {"train": "train", "demo": "train", "convert": "train", "export": "export"}  # extras that commands need
 _EXIT_USER_ERROR = 2
@@ -157,9 +158,8 @@ def _quiet_libraries() -> None:
         warnings.simplefilter("ignore")
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "3"
-    )  # of XLA: its alarm about slow compiling is no error, errors are raised
+    # Of XLA, fatal errors only: its alarm about slow compiling is called an error and is none, errors are raised.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _flushed(arguments: list[str], alone: bool) -> int:

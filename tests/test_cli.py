@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +43,33 @@ def test_help_explains_with_an_example_and_starts_no_jax(command):
     assert f"dfine {command}".strip() in result.stdout
     if command:
         assert "example" in result.stdout
+
+
+def test_errors_that_xla_only_logs_are_not_shown():
+    """As its alarm about slow compiling, after two minutes; a port that is taken is told at the same level at once."""
+    code = """if True:
+        import logging, os, socket, sys
+        from dfine_jax import cli
+        if sys.argv[1] == "quiet":
+            cli._quiet_libraries()
+        import jax
+        taken = socket.socket(socket.AF_INET6)
+        taken.bind(("::", 0))
+        taken.listen()
+        jax.profiler.start_server(taken.getsockname()[1])
+        assert not logging.getLogger("jax._src.dispatch").isEnabledFor(logging.WARNING) or sys.argv[1] != "quiet"
+    """
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6, on which XLA listens")
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    shown = [
+        subprocess.run(
+            [sys.executable, "-c", code, how],
+            cwd=ROOT, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True,
+        ).stderr
+        for how in ("loud", "quiet")
+    ]  # fmt: skip
+    assert "Unable to bind" in shown[0] and shown[1] == ""
 
 
 @pytest.mark.parametrize(
