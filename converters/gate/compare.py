@@ -253,8 +253,8 @@ def summarise(
         over = np.maximum(boxes_px / limits.box_most_px, scores / limits.score_most)
         free = int(np.ceil(limits.tie_share * len(over)))
         worst = np.argsort(-over, kind="stable")[:free]
-        counts = ((confidence >= CONFIDENT) & (over[repeats] > 1)).any(1)
-        cut = worst[(over[worst] > 1) & ~counts[worst]]
+        counts = np.any((confidence[worst] >= CONFIDENT) & (over[repeats[worst]] > 1), axis=1)
+        cut = worst[(over[worst] > 1) & ~counts]
         cut_rows += len(cut)
         counted.append((np.delete(boxes_px, cut), np.delete(scores, cut)))
     all_boxes = np.concatenate([image.boxes_px for image in images])

@@ -63,7 +63,7 @@ class Placement:
 
     Args:
       pictures: absolute paths by split.
-      mode: refer to them where they are, link (relative symbolic links) or copy them.
+      mode: refer to them where they are, link (relative symbolic links; copies where there are none) or copy them.
       flat: names without folders, different in all splits, for formats that know neither.
       stems: no two names of a split differ in their ending alone, for formats with a file for each picture.
       given: names of pictures, of those that are called otherwise than by their place below their common folder.
@@ -121,11 +121,20 @@ class Placement:
         target = folder / name
         with telling(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if self.mode == "copy":
+            if self.mode == "copy" or not _linked(target, relative(picture, target.parent)):
                 shutil.copyfile(picture, target)
-            else:
-                target.symlink_to(relative(picture, target.parent))
         return name.as_posix()
+
+
+def _linked(target: Path, to: str) -> bool:
+    """Whether a symbolic link was made: Windows asks for a right that few have, some file systems know none."""
+    try:
+        target.symlink_to(to)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def write_inside(path: Path, text: str) -> None:

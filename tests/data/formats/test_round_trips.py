@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,17 @@ def test_there_and_back(coco, tmp_path, form, mode):
     # And from there back to COCO: the second way loses nothing more.
     write(read_items(tmp_path / "out"), "coco", tmp_path / "back", None)
     assert_same(read_dataset(tmp_path / "back", "train"), read_dataset(tmp_path / "out", "train"), 1e-3)
+
+
+def test_pictures_are_copied_where_there_are_no_links(coco, tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(1314, "a required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    write(read_items(coco), "yolo", tmp_path / "out", None)
+    copied = [p for p in (tmp_path / "out").rglob("*.jpg") if p.is_file() and not p.is_symlink()]
+    assert len(copied) == 11
+    assert_same(read_dataset(tmp_path / "out", "train"), read_dataset(coco, "train"), 1.0)
 
 
 @pytest.mark.parametrize("form", ["coco", "labelme", "cvat", "yolo", "via", "labelstudio"])
