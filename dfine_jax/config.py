@@ -98,6 +98,8 @@ class DataConfig:
     height_px: int = 640
     width_px: int = 640
     resize: Literal["stretch", "letterbox"] = "stretch"
+    # How pixels are resized (data/picture/resampling.py); None: as the family has it.
+    interpolation: Literal["bilinear_antialias", "bilinear"] | None = None
     border: int = 0  # level of grey beside letterboxed pictures
     enlarge: bool = True  # False: except in training, a letterbox leaves pictures that are smaller than it as they are
     augment: Literal["standard", "dense", "none"] = "standard"  # dense: also mosaic and MixUp

@@ -49,7 +49,7 @@ def export_weights(
     if lost := not_held(tensors, settings, metadata):
         logger.warning(
             "%s: the %s layout does not hold %s; dfine_jax reads it from the description that it puts into the file, "
-            "other programs need it in their configuration",
+            "other programs need it in their configuration, if that has it",
             out, layout, lost,
         )  # fmt: skip
     if metadata.best_threshold is not None:
@@ -61,13 +61,19 @@ def export_weights(
 
 
 def not_held(tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any] | None, metadata: Metadata) -> str:
-    """Fields of the architecture that a reader of tensors and config.json alone takes for others; empty: none."""
+    """Fields of the architecture that a reader of tensors and config.json alone takes for others; empty: none.
+
+    The order of positions is left out where the input is square, so that all orders are the same there.
+    """
     try:
         _, form, found = recognise(tensors, settings)
         found, _ = form.read(tensors, found)
     except UserError as error:
         return f"the whole architecture ({error})"
     lost = differences(metadata.config.model, found)
+    height_px, width_px = metadata.input_size_px
+    if height_px == width_px:
+        lost.pop("position_order", None)
     return ", ".join(f"model.{name}={value} (taken for {other})" for name, (value, other) in lost.items())
 
 

@@ -204,6 +204,8 @@ def _as_in_weights(config: Config, options: argparse.Namespace, loaded: LoadedMo
     fields = {name: value for name, value in bound_fields(of_weights.model).items() if name not in kept}
     names = () if is_file(options.recipe) else ("resize", "border", "enlarge")
     names = names if options.size or not names else ("height_px", "width_px", *names)
+    if names and of_weights.data.interpolation:  # else it is that of the recipe, or of the family
+        names = (*names, "interpolation")
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **fields),

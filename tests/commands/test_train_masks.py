@@ -74,6 +74,8 @@ def test_masks_are_added_to_a_detector(trained, tmp_path):
     for method in ("dfine", "deim", "dfine-seg"):
         config, notes, params = trained("--task", "segment", "--weights", weights, "--method", method)
         assert (config.model.mask_width, config.model.mask_stages) == (128, (1,)) and config.train.method == method
+        assert config.model.position_order == "transposed"  # as in the weights
+        assert config.data.interpolation == ("bilinear" if method == "dfine-seg" else None)
         assert notes[0].startswith("D-FINE-seg-N, 4 classes") and notes[1] == "task:         segment"
         told = [line for line in notes if "start anew, because this run builds them otherwise" in line]
         assert len(told) == 1 and told[0].endswith(", ".join(MASKS))
@@ -108,6 +110,7 @@ def test_masks_can_be_left_out_and_built_otherwise(trained, tmp_path):
 def test_files_with_masks_are_trained_further_as_they_were_trained(trained, tmp_path, asked, method):
     config, notes, params = trained("--weights", official(tmp_path / "dfine_seg_n_coco.pt", segments=True), *asked)
     assert config.train.method == method and task(config.model) == (asked or ("", "segment"))[1]
+    assert (config.model.position_order, config.data.interpolation) == ("row_major", "bilinear")
     assert any(map(is_mask, params)) == (not asked)
     assert not any("start anew, because" in line for line in notes)
 

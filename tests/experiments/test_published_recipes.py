@@ -153,7 +153,7 @@ def test_dfine_seg(row):
     assert (data.grey_prob, data.blur_prob, data.gamma_prob) == (0.01, 0.01, 0.02)
     assert (data.brightness_prob, data.noise_prob, data.dropout_prob, data.turn_90_prob) == (0.02, 0.01, 0, 0)
     assert not any((data.photometric_prob, data.zoom_out_prob, data.iou_crop_prob, data.mixup_prob))
-    assert data.multi_scale_repeat == 0
+    assert (data.multi_scale_repeat, data.interpolation) == (0, "bilinear")
     epochs = [policy(data, epoch) for epoch in range(55)]
     assert all(p.strong and p.flip for p in epochs) and [p.dense for p in epochs] == [True] * 50 + [False] * 5
     assert task(config.model) == "segment" and task(dfine_seg(variant, "detect").model) == "detect"

@@ -17,7 +17,7 @@ from dfine_jax.config import DataConfig
 from dfine_jax.data.augment import masks as object_masks
 from dfine_jax.data.augment.geometry import GREY, rotation, warped
 from dfine_jax.data.augment.sample import Sample, make_sample, selected
-from dfine_jax.data.picture.resampling import inner_px
+from dfine_jax.data.picture.resampling import inner_px, resized
 
 _CENTRE = (0.6, 1.4)  # of the input's sides
 _MIN_SIDE_PX, _MIN_SHARE, _MAX_ASPECT = 2.0, 0.1, 20.0  # of a box that a mosaic with a random centre keeps
@@ -37,7 +37,7 @@ def tile(sample: Sample, config: DataConfig) -> Sample:
         wide, high = int(short_side_px * width / short), int(short_side_px * height / short)
     scale = wide / width, high / height
     return make_sample(
-        sample.image.resize((wide, high), Image.Resampling.BILINEAR),
+        resized(sample.image, high, wide, config.interpolation or "bilinear_antialias"),
         sample.boxes_xyxy_px * np.array(scale * 2, np.float32),
         sample.labels,
         object_masks.moved(sample.masks, scale, (0, 0)),

@@ -316,7 +316,9 @@ class Preprocess:
     @classmethod
     def of(cls, data: DataConfig) -> Preprocess:
         """Of evaluation, as far as ``data`` decides it. A UserError where the border is no level of grey."""
-        beside = {"border": data.border, "enlarge": data.enlarge} if data.resize == "letterbox" else {}
+        beside: dict[str, Any] = {"interpolation": data.interpolation} if data.interpolation else {}
+        if data.resize == "letterbox":
+            beside |= {"border": data.border, "enlarge": data.enlarge}
         return cls(data.height_px, data.width_px, data.resize, **beside)
 
     @classmethod

@@ -67,7 +67,7 @@ DFINE: Family[ModelConfig, LossConfig, DenoisingQueries, Pairs] = Family(
         ClassLeaf(r"/denoising_class_embed/", 0),
     ),
     frozen=_FROZEN,
-    of_method=frozenset(("decoder_activation", "mlp_activation")),
+    of_method=frozenset(("decoder_activation", "mlp_activation", "position_order")),
     free=frozenset(("num_classes", "num_queries", "precision", *_FROZEN)),
     adaptable=frozenset(_MASKS),
     renewed=_renewed,

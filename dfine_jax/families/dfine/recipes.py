@@ -14,6 +14,9 @@ from dfine_jax.families.family import Start
 def recipe(variant: str, start: Start, method: str, task: str) -> tuple[str, Config]:
     """Name and line of the table that a training set of one's own is derived from, with the architecture of the task.
 
+    Positions of a model with masks are in dfine-seg's order, which is right on inputs that are not square, too. Where
+    it starts from weights, these decide.
+
     Args:
       method: ``dfine``, ``deim`` or ``dfine-seg``.
       task: ``detect`` or ``segment``.
@@ -22,7 +25,9 @@ def recipe(variant: str, start: Start, method: str, task: str) -> tuple[str, Con
         return "dfineseg_custom", dfine_seg(variant, task)
     name, table = _detection(variant, start, method)
     assert isinstance(table.model, ModelConfig)
-    model = (segmenting if task == "segment" else detecting)(table.model)
+    model = detecting(table.model)
+    if task == "segment":
+        model = dataclasses.replace(segmenting(table.model), position_order="row_major")
     return name, dataclasses.replace(table, model=model)
 
 

@@ -181,13 +181,16 @@ def dfine_seg(variant: str, task: str) -> Config:
     """D-FINE-seg's recipe for data of one's own, by Muon and Adan; ``optim.optimizer=adamw`` makes it its AdamW recipe.
 
     The reference's rate of the backbone counts for L and X alone; here it counts for all, in proportion. Its batch is
-    as large as memory allows, 8 in earlier versions. Pictures are mosaics, or changed a little.
+    as large as memory allows, 8 in earlier versions. Pictures are mosaics, or changed a little; they are resized by
+    OpenCV's linear filter, and positions have their own order.
     """
     backbone_lr, lr = DFINE_SEG[variant]
     model = (segmenting if task == "segment" else detecting)(VARIANTS[variant])
     epochs, batch = 55, 8
     return Config(
-        model=dataclasses.replace(model, num_classes=_CLASSES["custom"], precision="bfloat16"),
+        model=dataclasses.replace(
+            model, num_classes=_CLASSES["custom"], position_order="row_major", precision="bfloat16"
+        ),
         loss=LossConfig(),
         optim=OptimConfig(
             lr=2 * lr,
@@ -209,6 +212,7 @@ def dfine_seg(variant: str, task: str) -> Config:
 def _light_mosaics(epochs: int, mosaic_prob: float) -> DataConfig:
     """D-FINE-seg's pictures: mosaics, but not in the last five epochs, and single ones that little is done to."""
     return DataConfig(
+        interpolation="bilinear",
         augment="dense",
         stop_mosaic_epoch=epochs - 5,
         stop_augment_epoch=epochs,

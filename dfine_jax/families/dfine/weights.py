@@ -71,14 +71,16 @@ def recognise_official(
 def _with_masks(model: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> ModelConfig:
     """With the masks that tensors show: of one level more than the encoder's, it is the backbone's before them.
 
-    Models with masks come from dfine-seg, whose position embedding has the right order on inputs that are not square.
+    Models with masks come from dfine-seg, whose position embedding has the right order on inputs that are not square,
+    but for those of its early versions, which only N shows.
     """
     width, levels = _dimension(shapes, "decoder.mask_decoder.up_conv.weight"), len(model.return_stages)
     if width is None:
         return model
     finer = max(_count(shapes, "decoder.mask_decoder.lateral.") - levels, 0)
     stages = tuple(model.return_stages[0] - i for i in range(finer, 0, -1))
-    return dataclasses.replace(model, mask_width=width, mask_stages=stages, position_order="row_major")
+    model = dataclasses.replace(model, mask_width=width, mask_stages=stages)
+    return model if dfine_seg.is_early(model) else dataclasses.replace(model, position_order="row_major")
 
 
 _PROJECTION = "decoder.decoder.layers.0.cross_attn.value_proj.weight"  # of detectors with the same backbone
@@ -191,6 +193,7 @@ FORMATS = (
 
 
 BACKBONE_ANCHORS = (Anchor(("stem", "stem1", "conv", "weight")),)  # of backbone files; with a detector, its backbone
+_BY_NAME = "by its name"
 _METHODS = {"relu": "D-FINE with ReLU", "silu": "DEIM with SiLU"}
 
 
@@ -199,8 +202,8 @@ def described(model: ModelConfig, origin: Origin) -> Config:
 
     Weights with SiLU are described as DEIM's, those with masks as D-FINE-seg's, so that training them further is done
     in the same way. Hugging Face's port says the activation in its configuration and has ReLU without one, published
-    files and dfine-seg's have ReLU, RT-DETRv4's have SiLU; for others it is what was asked for, or what
-    ``guess_activation`` finds, with a warning.
+    files and those that say that they are dfine-seg's have ReLU, RT-DETRv4's have SiLU; for others it is what was asked
+    for, or what ``guess_activation`` finds, with a warning.
 
     Raises:
       UserError: nothing tells the activation, or the file says another one than was asked for.
@@ -209,7 +212,7 @@ def described(model: ModelConfig, origin: Origin) -> Config:
     is_stated = origin.is_stated or stated == "silu"
     if is_stated and asked not in (None, stated):
         raise UserError(f"{origin.source} says that the activation is {stated}, not {asked}; leave it out")
-    of_seg = bool(model.mask_width) or dfine_seg.meta(origin.beside) is not None
+    of_seg = dfine_seg.meta(origin.beside) is not None
     known = "relu" if origin.is_published or origin.format == "huggingface" or of_seg else None
     activation = stated if is_stated else asked or known or _guessed(model, origin)
     deim = activation == "silu"
@@ -224,6 +227,8 @@ def described(model: ModelConfig, origin: Origin) -> Config:
 
 def _guessed(model: ModelConfig, origin: Origin) -> Activation:
     found = guess_activation(origin.file, model)
+    if model.mask_width and found != ("silu", _BY_NAME):
+        found = "relu", "dfine-seg's weights with masks have it"
     if found is None:
         raise UserError(
             f"{origin.source} does not say which activation its decoder has, and with the wrong one it detects "
@@ -246,7 +251,7 @@ def guess_activation(file_name: str, model: ModelConfig) -> tuple[Activation, st
     """
     name = file_name.lower().replace("-", "").replace("_", "")
     if "deim" in name or re.search("rt(detr)?v4", name):
-        return "silu", "by its name"
+        return "silu", _BY_NAME
     if VARIANTS[model.variant].backbone_frozen_bn and not model.backbone_frozen_bn:
         return "silu", "its backbone was trained with its batch norms"
-    return ("relu", "by its name") if "dfine" in name else None
+    return ("relu", _BY_NAME) if "dfine" in name else None

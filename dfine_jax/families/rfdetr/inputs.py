@@ -15,8 +15,8 @@ _LEAST_CELLS = 2  # of the grid, on every side
 
 
 def preprocess(model: RFDetrConfig, data: DataConfig) -> Preprocess:
-    """As configured, without antialiasing."""
-    return dataclasses.replace(preprocess_as_configured(model, data), interpolation="bilinear")
+    """As configured, without antialiasing where nothing is said about it."""
+    return preprocess_as_configured(model, dataclasses.replace(data, interpolation=data.interpolation or "bilinear"))
 
 
 def size_px(model: RFDetrConfig) -> tuple[int, int]:

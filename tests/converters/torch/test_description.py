@@ -85,6 +85,9 @@ def test_architectures_come_back_exactly(model, missed):
     assert found == metadata
     told = not_held(tensors, settings, metadata)
     assert missed in told and bool(missed) == bool(told)
+    square = dataclasses.replace(metadata.config, data=DataConfig())
+    told = not_held(tensors, settings, dataclasses.replace(metadata, config=square))
+    assert "position_order" not in told and bool(told) == bool(missed and "position_order" not in missed)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,18 @@ def test_a_tile_has_the_short_side_and_the_aspect():
     assert M.tile(flat((9, 0, 0), 300, 500, []), DEIM).image.size == (320, 533)
 
 
+def test_a_tile_is_resized_as_the_input_is():
+    lines = np.zeros((64, 64, 3), np.uint8)
+    lines[:, ::8] = 255  # of eight columns one; half of the pixels beside the middle of four columns see none
+    scene = make_sample(Image.fromarray(lines), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    config = DataConfig(height_px=16, width_px=16, mosaic_layout="random_centre")
+    means = {}
+    for kind in (None, "bilinear_antialias", "bilinear"):
+        means[kind] = np.asarray(M.tile(scene, dataclasses.replace(config, interpolation=kind)).image)[0, :, 0]
+    np.testing.assert_array_equal(means[None], means["bilinear_antialias"])
+    assert means[None].max() > 0 and not means["bilinear"].any()
+
+
 def test_tiles_lie_in_the_corners_of_equal_cells(monkeypatch):
     monkeypatch.setattr(M, "random_affine", lambda *_: np.eye(2, 3))
     sizes = [(40, 30), (50, 20), (30, 30), (20, 60)]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import golden_fill
 import numpy as np
 import pytest
 
 from dfine_jax import families
-from dfine_jax.config import Config
+from dfine_jax.config import Config, DataConfig
 from dfine_jax.converters.torch import torch_pickle
 from dfine_jax.converters.torch.exporter import export_weights
 from dfine_jax.converters.torch.importer import import_weights
 from dfine_jax.data.picture.images import Preprocess
 from dfine_jax.families.dfine.config import LossConfig
 from dfine_jax.families.dfine.dfine_seg import class_names, meta, remarks
-from dfine_jax.families.dfine.variants import model_config
+from dfine_jax.families.dfine.variants import model_config, segmenting
 
 NAMES = [f"thing {i}" for i in range(80)]
 META = {
@@ -47,13 +49,14 @@ def test_a_checkpoint_tells_classes_and_input(tensors, tmp_path):
     assert families.task(config.model) == "segment" and config.train.method == "dfine-seg"
     assert metadata.class_names == tuple(NAMES) and config.model.position_order == "row_major"
     assert (config.data.height_px, config.data.width_px, config.data.resize) == (480, 640, "letterbox")
-    assert metadata.preprocess == Preprocess(480, 640, "letterbox", border=114, enlarge=False)
+    assert metadata.preprocess == Preprocess(480, 640, "letterbox", "bilinear", border=114, enlarge=False)
 
 
 def test_released_files_are_tensors_alone(tensors, tmp_path):
     torch_pickle.save(tmp_path / "dfine_seg_n_coco.pt", dict(tensors))
     variables, metadata = import_weights(tmp_path / "dfine_seg_n_coco.pt")
     assert metadata.class_names[0] == "person" and metadata.config.model.mask_width == 128
+    assert metadata.preprocess == Preprocess(640, 640, interpolation="bilinear")
     kernel = variables["params"]["decoder"]["mask_decoder"]["lateral_0"]["kernel"]
     np.testing.assert_array_equal(kernel[0, 0].T, tensors["decoder.mask_decoder.lateral.0.weight"][:, :, 0, 0])
 
@@ -80,6 +83,7 @@ def test_released_detectors_are_known_by_their_names(tensors, tmp_path):
         _, metadata = import_weights(tmp_path / name, activation="relu")
         assert metadata.config.model.position_order == order
         assert metadata.config.train.method == ("dfine-seg" if order == "row_major" else "dfine")
+        assert metadata.preprocess.interpolation == ("bilinear" if order == "row_major" else "bilinear_antialias")
 
 
 @pytest.mark.parametrize("task", ["segment", "detect"])
@@ -103,3 +107,36 @@ def test_its_remarks_are_written_back(tensors, tmp_path, task):
 
 def test_other_weights_have_no_remarks():
     assert remarks(Config(model_config("n"), LossConfig()), NAMES) == {}
+
+
+SILU = {"decoder_activation": "silu", "mlp_activation": "silu"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "size_px", "others"),
+    [
+        ({"position_order": "row_major"}, (320, 640), ""),
+        ({"up": 0.3, "reg_scale": 8.0, "backbone_frozen_bn": True, "precision": "bfloat16"}, (640, 640), ""),
+        ({}, (320, 640), "model.position_order=transposed"),
+        (SILU, (640, 640), "model.decoder_activation=silu, model.mlp_activation=silu"),
+        ({"num_queries": 100}, (640, 640), "model.num_queries=100"),
+        ({"mask_width": 256, "mask_stages": ()}, (640, 640), "model.mask_width=256, model.mask_stages=()"),
+    ],
+)
+def test_only_what_dfine_seg_computes_is_called_its_own(caplog, changes, size_px, others):
+    model = dataclasses.replace(segmenting(model_config("n")), **changes)
+    config = Config(model, LossConfig(), data=DataConfig(height_px=size_px[0], width_px=size_px[1]))
+    assert bool(remarks(config, NAMES)) == (not others)
+    told = f"dfine-seg cannot compute this model: it has no setting for {others}; the file is for dfine_jax alone"
+    assert caplog.messages == ([told] if others else [])
+
+
+def test_the_activation_of_masks_without_remarks_is_asked_for(tensors, tmp_path, caplog):
+    """Files of dfine-seg before 0.6 do not say what they are, and DEIM's may have masks, too."""
+    cases = [("x.pt", None, "relu"), ("deim_masks.pt", None, "silu"), ("x.pt", "silu", "silu")]
+    for name, asked, found in cases:
+        caplog.clear()
+        torch_pickle.save(tmp_path / name, dict(tensors))
+        _, metadata = import_weights(tmp_path / name, activation=asked, class_names=NAMES)
+        assert metadata.config.model.decoder_activation == found
+        assert any("otherwise give --activation" in line for line in caplog.messages) == (asked is None)

@@ -158,6 +158,12 @@ def test_weights_go_back_into_the_same_file(golden):
         np.testing.assert_array_equal(written[key], tensors[key])
 
 
+def test_positions_of_the_first_masks_have_the_order_of_the_detector(golden):
+    """A16: dfine-seg before 0.6 is as D-FINE there, and of it N alone can be told from its masks."""
+    model, _ = checkpoint(golden, OLD)
+    assert (model.mask_width, model.mask_stages, model.position_order) == (256, (), "transposed")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -59,6 +59,8 @@ def test_pictures_are_not_antialiased():
         "channels": "RGB",
         "scale": 1 / 255,
     }
+    asked = DataConfig(interpolation="bilinear_antialias")
+    assert preprocess(VARIANTS["nano"], asked).interpolation == "bilinear_antialias"
 
 
 @pytest.mark.parametrize("size", [(48, 48), (96, 80)])

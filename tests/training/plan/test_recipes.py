@@ -98,7 +98,10 @@ def test_every_recipe_trains_masks(variant, start, method):
     validate(segments.config)
     width, stages = (128, (1,)) if variant == "n" else (256, ())
     assert (segments.config.model.mask_width, segments.config.model.mask_stages) == (width, stages)
-    assert segments.config.model == segmenting(detects.config.model) and segments.config.loss == detects.config.loss
+    with_masks = dataclasses.replace(segmenting(detects.config.model), position_order="row_major")
+    assert segments.config.model == with_masks and segments.config.loss == detects.config.loss
+    orders = ("row_major", "row_major") if method == "dfine-seg" else ("transposed", "row_major")
+    assert (detects.config.model.position_order, segments.config.model.position_order) == orders
     assert segments.config.optim == detects.config.optim and segments.config.train == detects.config.train
     same = dataclasses.replace(segments.config.data, mosaic_prob=detects.config.data.mosaic_prob)
     assert same == detects.config.data and (segments.config.data == detects.config.data) == (method != "dfine-seg")
