@@ -80,6 +80,7 @@ class Measurement:
     class_names: tuple[str, ...]
     precision: str
     raw_batch: int  # 1, or the only one the file accepts
+    segments: bool = False  # makes masks too
     end_to_end_ms: list[float] = dataclasses.field(
         default_factory=list
     )  # encoded file to detections, masks in the size of the picture
@@ -213,7 +214,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            # Unfiltered, because JAX ends a shortened traceback with a note of its own.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "JAX_TRACEBACK_FILTERING": "off"},
         )
         self._contender = contender
         answer = self._read()
@@ -273,9 +275,18 @@ class _Worker:
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
-            lines = self._errors.read().strip().splitlines()
-            raise UserError(f"{self._contender.name}: {lines[-1] if lines else 'ended without a word'}")
+            raise UserError(f"{self._contender.name}: {_cause(self._errors.read())}")
         return json.loads(line)
+
+
+def _cause(text: str) -> str:
+    """The error in what a process wrote before it ended: after a traceback the first line that is not of it."""
+    lines = text.strip().splitlines()
+    start = max((i for i, line in enumerate(lines) if line.startswith("Traceback (")), default=None)
+    if start is not None:
+        # Messages may have several lines, and notes stand behind them.
+        lines = next(([line] for line in lines[start + 1 :] if line and not line[0].isspace()), lines)
+    return lines[-1] if lines else "ended without a word"
 
 
 def _size_mb(model: Path) -> float:

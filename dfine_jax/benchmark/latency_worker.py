@@ -56,6 +56,7 @@ class Served:
             "class_names": list(self._opened.classes.names),
             "precision": backend.artefact.precision if isinstance(backend, ArtefactBackend) else "fp32",
             "raw_batch": self._opened.batch or 1,
+            "segments": self._opened.segments,
         }
 
     def detect(self, pictures: Iterable[dict[str, Any]], pause_ms: float = 0) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dfine_jax.weights.names import EXPORTED
 if TYPE_CHECKING:
     from dfine_jax.benchmark.latency import Contender, Measurement, Picture
     from dfine_jax.data.read.dataset import Dataset, Record
+    from dfine_jax.evaluation.truth import Truth
 
 _GENERATED = 20
 _FILES = (
@@ -86,16 +87,20 @@ def run(options: argparse.Namespace) -> int:
         _require(text)
     from dfine_jax.benchmark import latency, latency_report
     from dfine_jax.evaluation.evaluate import ClassMatch, match_categories
+    from dfine_jax.evaluation.truth import annotated
 
     contenders = [_contender(text, options) for text in options.model]
     hardware = latency.hardware()
     data = _read(options) if options.data else None
     matches: list[ClassMatch] = []
+    with_masks: list[Truth] = []  # drawn once, and before anything is measured: what cannot be drawn is an error
 
     def match(model: Measurement) -> None:
         if data is not None:
             where = str(data.annotation_file)
             matches.append(match_categories(model.class_names, data.classes, model.contender.name, where))
+            if model.segments and not with_masks:
+                with_masks.append(annotated(data, masks=True))
 
     from tqdm import tqdm
 
@@ -107,9 +112,12 @@ def run(options: argparse.Namespace) -> int:
     notes = ""
     if data is not None:
         for model, classes in zip(measured, matches, strict=True):
-            model.ap, model.mask_ap = latency.average_precision(model, data, classes)
+            truth = with_masks[0] if model.segments else data
+            model.ap, model.mask_ap = latency.average_precision(model, truth, classes)
             if note := classes.note():
                 notes += f"{model.contender.name}: {note}\n"
+            if model.segments and model.mask_ap is None:
+                notes += f"{model.contender.name}: masks were not judged: {data.annotation_file} annotates none\n"
     text = latency_report.table(measured, hardware, described, options.pause_ms) + notes
     print(text, end="")
     if options.out:

@@ -85,10 +85,10 @@ def run(options: argparse.Namespace) -> int:
     named = str(options.model), str(options.data)
     least = min(float(THRESHOLDS[0]), options.threshold or 1.0)
     amounts: Any = {"batch_size": options.batch_size, "workers": options.workers, "least_score": least}
+    amounts["masks"] = options.by != "boxes"
     found = detect_opened(opened, data, named=named, size_px=(height, width), **amounts)
     detections, seen, classes = found[:3]
-    with_masks = detections.masks is not None and options.by != "boxes"
-    objects = annotated(data, masks=with_masks)
+    objects = annotated(found.truth)
     kind = _kind(options, detections, objects)
     judged = objects.judged_by_mask() if kind == "masks" else objects
     overlaps = Overlaps(judged, detections, seen, classes.scored.ids, least, kind)

@@ -76,22 +76,25 @@ def run(options: argparse.Namespace) -> int:
         workers=options.workers,
     )
     detections, seen, classes = found[:3]
-    metrics = score(data, detections, seen, classes.scored)
+    metrics = score(found.truth, detections, seen, classes.scored)
     print(f"{options.model} on {counted(metrics.num_images, 'image')} of {data.annotation_file}, {height}x{width}")
     ran = opened.backend.describe()
     print(f"{', '.join(f'{name} {value}' for name, value in ran.items())}")
     if note := classes.note():
         print(note)
+    unjudged = opened.segments and metrics.masks is None
+    if unjudged:
+        print(f"masks were not judged: {data.annotation_file} annotates none; the numbers are those of boxes")
     print(f"\n{metrics.table()}")
     origin: dict[str, Any] = {"model": str(options.model), "annotations": str(data.annotation_file)}
     origin |= {"input_size_px": [height, width], "ran_on": ran, "classes_not_in_the_data": list(classes.unscored)}
-    origin |= found.speed()
+    origin |= {"masks_not_judged": unjudged} | found.speed()
     if options.json:
         write_whole(options.json, json.dumps(metrics.to_dict() | origin, indent=2) + "\n")
     if options.out:
         from dfine_jax.commands.evaluate_page import write_evaluation
 
-        print(write_evaluation(options, data, classes.scored, detections, seen, metrics, origin))
+        print(write_evaluation(options, data, found, metrics, origin))
     return 0
 
 

@@ -11,8 +11,8 @@ from dfine_jax.pages.page import Commands, Facts, Files, Section, page
 from dfine_jax.system.files import write_whole
 
 if TYPE_CHECKING:
-    from dfine_jax.data.read.dataset import Classes, Dataset
-    from dfine_jax.evaluation.detections import Detections
+    from dfine_jax.data.read.dataset import Dataset
+    from dfine_jax.evaluation.evaluate import Found
     from dfine_jax.evaluation.score import Metrics
 
 _FILES = {
@@ -25,13 +25,7 @@ _FILES = {
 
 
 def write_evaluation(
-    options: argparse.Namespace,
-    data: Dataset,
-    classes: Classes,
-    detections: Detections,
-    image_ids: list[int],
-    metrics: Metrics,
-    origin: dict[str, Any],
+    options: argparse.Namespace, data: Dataset, found: Found, metrics: Metrics, origin: dict[str, Any]
 ) -> str:
     """Everything that ``--out`` gets; a line that says so.
 
@@ -48,7 +42,8 @@ def write_evaluation(
     save_evaluation(metrics, out, origin)
     report = (metrics.masks or metrics).report
     errors = error_sections(
-        data, classes, detections, image_ids, out, threshold=report.best_threshold, kind=report.kind,
+        data, found.classes.scored, found.detections, found.image_ids, out, threshold=report.best_threshold,
+        kind=report.kind, truth=found.truth,
         progress=lambda images: tqdm(images, unit="image", desc="draw", disable=None),
     )  # fmt: skip
     height, width = origin["input_size_px"]
@@ -58,6 +53,8 @@ def write_evaluation(
     facts.append(("speed", f"{speed}: {metrics.num_images} in {origin['evaluation_s']:.1f} s, without compiling"))
     if origin["classes_not_in_the_data"]:
         facts.append(("classes that are not in the data", ", ".join(origin["classes_not_in_the_data"])))
+    if origin["masks_not_judged"]:
+        facts.append(("masks", "not judged: the data annotates none"))
     files = [(name, about) for name, about in _FILES.items() if (out / name).is_file()]
     sections = [
         *evaluation_sections(metrics.to_dict(), ""),

@@ -23,7 +23,7 @@ from dfine_jax.evaluation.detections import Detections
 from dfine_jax.evaluation.encoded_masks import EncodedMasks
 from dfine_jax.evaluation.metrics import THRESHOLDS
 from dfine_jax.evaluation.score import Metrics, score
-from dfine_jax.evaluation.truth import Truth
+from dfine_jax.evaluation.truth import Truth, annotated
 from dfine_jax.ops.postprocess import AnswerRules, Selected, clipped
 from dfine_jax.serving.backends.base import PixelPredictions, in_view
 
@@ -141,7 +141,7 @@ def evaluate_opened(
     Arguments and errors as ``detect_opened``.
     """
     found = detect_opened(opened, data, named=named, size_px=size_px, batch_size=batch_size, workers=workers)
-    return score(data, found.detections, found.image_ids, found.classes.scored), found.classes
+    return score(found.truth, found.detections, found.image_ids, found.classes.scored), found.classes
 
 
 class Found(NamedTuple):
@@ -151,6 +151,7 @@ class Found(NamedTuple):
     image_ids: list[int]
     classes: ClassMatch  # which count
     seconds: float  # from the first picture read to the last detection, without compiling
+    truth: Truth  # what is annotated, with masks where they are compared
 
     def speed(self) -> dict[str, float]:
         """Seconds and images per second, for JSON."""
@@ -167,8 +168,11 @@ def detect_opened(
     batch_size: int,
     workers: int,
     least_score: float = float(THRESHOLDS[0]),
+    masks: bool = True,
 ) -> Found:
     """A model's detections on a dataset whose classes it knows.
+
+    Annotated masks are drawn first, so that one that cannot be drawn is told before the network runs.
 
     Args:
       named: what to call model and data in messages.
@@ -176,11 +180,13 @@ def detect_opened(
       batch_size: images at a time, where the model leaves it open.
       workers: processes that read pictures; -1: one per core.
       least_score: from which all detections are needed, see ``pixel_results``.
+      masks: they are compared, if the model makes any.
 
     Raises:
-      UserError: the dataset has classes that the model does not know.
+      UserError: the dataset has classes that the model does not know, or a mask that cannot be drawn.
     """
     classes = match_categories(opened.classes.names, data.classes, *named)
+    truth = annotated(data, masks=True) if masks and opened.segments else data
     batch_size = opened.batch or batch_size
     preprocess = dataclasses.replace(opened.preprocess, height_px=size_px[0], width_px=size_px[1])
     loader = EvalLoader(data, preprocess, batch_size=batch_size, workers=workers)
@@ -188,7 +194,7 @@ def detect_opened(
     bar = tqdm(loader, total=len(loader), unit="batch", desc="evaluate", disable=None)
     since = time.perf_counter()
     detected = detect_all(opened.backend.detect, bar, classes.category_of_label, least_score)
-    return Found(*detected, classes, time.perf_counter() - since)
+    return Found(*detected, classes, time.perf_counter() - since, truth)
 
 
 def pixel_results(

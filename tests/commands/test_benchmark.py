@@ -16,6 +16,7 @@ from dfine_jax.benchmark.latency import Amounts, Contender, Measurement, Picture
 from dfine_jax.benchmark.latency_worker import Served
 from dfine_jax.cli import main
 from dfine_jax.data.picture.object_masks import ObjectMasks
+from dfine_jax.errors import UserError
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -202,6 +203,52 @@ def test_mask_precision_stands_beside_that_of_boxes(segmenting, tmp_path):
     assert model["ap"] == pytest.approx(numbers["ap"], abs=1e-9)
     assert model["mask_ap"] == pytest.approx(numbers["mask_ap"], abs=1e-9)
     assert "mask AP" in (tmp_path / "bench" / "benchmark.txt").read_text()
+
+
+def test_masks_that_cannot_be_drawn_are_told_before_anything_is_measured(segmenting, tmp_path, capsys, monkeypatch):
+    data = toy.toy_dataset(tmp_path / "shapes", num_val=3, names=tiny.META["class_names"])
+    file = data / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = {"size": [10, 10], "counts": [100]}
+    file.write_text(json.dumps(content))
+    monkeypatch.setattr(latency._Worker, "detect", lambda *_: pytest.fail("it was measured"))
+    assert main(["benchmark", str(segmenting), "--data", str(data), "--batches", "1"]) == 2
+    assert f"annotation {content['annotations'][0]['id']}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("written", "cause"),
+    [
+        ("loading\nx.onnx: no such file\n", "x.onnx: no such file"),
+        ("", "ended without a word"),
+        (
+            'a warning\nTraceback (most recent call last):\n  File "a.py", line 1, in f\n    f()\n'
+            "RuntimeError: out of memory\nallocating 5 GB\n--------------------\nFor simplicity, JAX has removed ...\n",
+            "RuntimeError: out of memory",
+        ),
+        (
+            'Traceback (most recent call last):\n  File "a.py"\nKeyError: 1\n\nThe above exception was the direct '
+            'cause of:\n\nTraceback (most recent call last):\n  File "b.py"\nValueError: bad\n',
+            "ValueError: bad",
+        ),
+    ],
+)
+def test_why_a_process_ended(written, cause):
+    assert latency._cause(written) == cause
+
+
+def test_an_error_of_a_process_is_its_own(tmp_path, monkeypatch):
+    """Of JAX, whose note on tracebacks would stand last."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'dfine_jax.benchmark.latency_worker' in sys.orig_argv:\n"
+        "    import jax\n"
+        "    from dfine_jax.prediction import detector\n"
+        "    detector.open_model = lambda *_, **__: jax.jit(lambda x: x + [][0])(1.0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError, match="^a.onnx: IndexError: list index out of range$"):
+        measure([Contender("a.onnx")], Amounts(()))
 
 
 def test_a_pause_is_before_each_run_and_not_in_its_time(tmp_path, variables, capsys):

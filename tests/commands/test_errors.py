@@ -207,6 +207,33 @@ def test_objects_without_a_mask_count_for_nothing_beside_masks(dataset, model, t
     assert table(tmp_path / "out") == []
 
 
+def test_a_mask_that_cannot_be_drawn_is_told_before_anything_is_detected(dataset, model, tmp_path, capsys, monkeypatch):
+    """By the commands that compare masks; boxes do not need it."""
+    monkeypatch.setattr("dfine_jax.commands.evaluate.require_model", lambda model: None)
+    model(mask_stride=4)
+    broken = correct()
+    broken[0]["segmentation"] = {"size": [10, 10], "counts": [100]}
+    root, out = dataset(broken), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(rectangles.RectangleBackend, "predict", lambda *_: pytest.fail("the network ran"))
+        for command in (["errors", "--out", str(out)], ["evaluate"]):
+            assert main([command[0], "model.onnx", "--data", str(root), *command[1:]]) == 2
+            assert "annotation 100" in capsys.readouterr().err
+    assert run(root, out, "--by", "boxes") == 0 and table(out) == []
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_an_evaluation_says_that_masks_were_not_judged(dataset, model, tmp_path, capsys, monkeypatch, annotated):
+    monkeypatch.setattr("dfine_jax.commands.evaluate.require_model", lambda model: None)
+    model(mask_stride=4)
+    root = dataset([one if annotated else {**one, "segmentation": []} for one in correct()])
+    assert main(["evaluate", "model.onnx", "--data", str(root), "--out", str(tmp_path / "out")]) == 0
+    told = f"masks were not judged: {root / 'annotations' / 'instances_val.json'} annotates none"
+    assert (told in capsys.readouterr().out) != annotated
+    assert ("not judged: the data annotates none" in (tmp_path / "out" / "report.html").read_text()) != annotated
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["masks_not_judged"] != annotated
+
+
 def test_crowd_regions_count_for_nothing(dataset, model, tmp_path):
     some = correct()
     some[0] = annotation(100, 11, "red", 0, 0, 50, 50, iscrowd=1)
