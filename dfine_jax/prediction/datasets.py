@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfine_jax.data.edit.items import WHOLE, Item, Items
+from dfine_jax.data.formats.picture import polygon_area
 from dfine_jax.data.formats.write import FORMATS, write
 from dfine_jax.data.formats.write_labelstudio import CONFIG
 from dfine_jax.data.read.notes import Notes
+from dfine_jax.data.read.outlines import RunLengths, area_px
 from dfine_jax.errors import UserError
 from dfine_jax.ops.postprocess import clipped
 from dfine_jax.prediction.outputs import TABLES
@@ -54,7 +56,7 @@ class Annotations:
         result = dataclasses.replace(result, boxes_xyxy_px=np.concatenate([low, high], 1))[np.flatnonzero(visible)]
         for entry, outline in zip(result.to_coco(picture.name), self._outlines(result), strict=True):
             annotation: dict[str, Any] = {"id": len(annotations) + 1, "iscrowd": 0, **entry, **outline}
-            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+            annotation["area"] = _area(annotation)
             del annotation["image_id"]
             annotations.append(annotation)
         self._items.append(Item(picture, result.size_px, annotations, {}))
@@ -93,6 +95,16 @@ class Annotations:
             box = [*low.tolist(), *(high - low).tolist()]
             out.append({"segmentation": [ring.ravel().round(2).tolist()], "bbox": box})
         return out
+
+
+def _area(annotation: dict[str, Any]) -> float:
+    """Of the mask in square pixels, where there is one, as COCO has it; else of the box."""
+    shape = annotation.get("segmentation")
+    if isinstance(shape, dict):
+        return area_px(RunLengths(*shape["size"], shape["counts"].encode()))
+    if shape:
+        return sum(map(polygon_area, shape))
+    return annotation["bbox"][2] * annotation["bbox"][3]
 
 
 def check_format(form: str) -> None:

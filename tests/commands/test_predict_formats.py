@@ -151,7 +151,9 @@ def test_coco_keeps_scores_and_cvat_says_who_it_was(folder, tmp_path, backend):
     assert all(0.5 <= annotation["score"] <= 1 for annotation in content["annotations"])
     if any(annotation.get("segmentation") for annotation in content["annotations"]):
         areas = [coco_mask.area(annotation["segmentation"]) for annotation in content["annotations"]]
-        assert min(areas) > 1000
+        assert min(areas) > 1000 and areas == [annotation["area"] for annotation in content["annotations"]]
+    else:
+        assert all(one["area"] == one["bbox"][2] * one["bbox"][3] for one in content["annotations"])
     assert run(folder, "--results", tmp_path / "cvat", "--format", "cvat") == 0
     text = (tmp_path / "cvat" / "annotations.xml").read_text()
     assert text.count('source="auto"') == 3

@@ -7,6 +7,7 @@ known by their ``<database>``. Objects marked difficult are like COCO's crowds: 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -77,13 +78,19 @@ def _thing(entry: ElementTree.Element, from_one: bool, where: str, notes: Notes)
         if flag(mark) is None and mark.lower() != "unspecified":
             raise UserError(f"{where} has {key} {mark!r}; it must be 0 or 1")
     crowd = any(map(flag, marks.values()))
-    if entry.find("bndbox") is None and entry.find("polygon") is not None:
-        return outline(name, [_polygon(entry, where)])
+    has_polygon = entry.find("polygon") is not None
+    if has_polygon and entry.find("bndbox") is None:
+        return dataclasses.replace(outline(name, [_polygon(entry, where)]), crowd=crowd)
     edges = [number(entry.findtext(f"bndbox/{key}"), key, where) for key in ("xmin", "ymin", "xmax", "ymax")]
     if from_one:
         notes.add("boxes of the VOC challenges, whose pixels count from 1", where)
         edges = [edges[0] - 1, edges[1] - 1, *edges[2:]]
-    return box(name, *edges, crowd=crowd)
+    thing = box(name, *edges, crowd=crowd)
+    try:
+        return dataclasses.replace(thing, polygons_px=(tuple(_polygon(entry, where)),)) if has_polygon else thing
+    except UserError as error:
+        notes.add("polygons beside a box cannot be used; the box is", str(error))
+        return thing
 
 
 def _polygon(entry: ElementTree.Element, where: str) -> list[float]:

@@ -20,7 +20,7 @@ _BESIDE_PX = 2.0  # between sides of box and mask; less is rounding of the annot
 _LEAST_IOU = 0.7  # of a box and the extent of its mask
 _LEAST_INSIDE = 0.5  # of the mask's pixels
 
-_UNUSABLE, _EMPTY, _OUTSIDE, _DISAGREE, _TINY, _CROSSING = range(6)
+_UNUSABLE, _PARTLESS, _EMPTY, _OUTSIDE, _DISAGREE, _TINY, _CROSSING = range(7)
 
 
 class MaskAudit(NamedTuple):
@@ -28,7 +28,7 @@ class MaskAudit(NamedTuple):
 
     objects: int  # with a mask that can be drawn
     findings: list[Finding]
-    can_be_trained_on: bool  # there are masks, and all of them can be drawn
+    can_be_trained_on: bool  # there are masks, and none that training refuses
 
 
 def inspect_masks(dataset: Dataset, size_px: tuple[int, int]) -> MaskAudit:
@@ -51,7 +51,7 @@ def inspect_masks(dataset: Dataset, size_px: tuple[int, int]) -> MaskAudit:
             places[_UNUSABLE].append((0, f"{where}: {error}"))
             continue
         if outline is None:
-            places[_UNUSABLE].append((0, f"{where}: has no part of three points"))
+            places[_PARTLESS].append((0, where))
             continue
         objects += 1
         size = record.width_px, record.height_px
@@ -80,6 +80,7 @@ def _texts(size_px: tuple[int, int]) -> dict[int, str]:
     height, width = size_px
     return {
         _UNUSABLE: f"masks cannot be drawn, and training on masks refuses them ({REPAIR} removes them, boxes stay)",
+        _PARTLESS: f"outlines are of fewer than three points; their objects train boxes alone ({REPAIR} removes them)",
         _EMPTY: f"masks have no pixel ({REPAIR} removes them, boxes stay)",
         _OUTSIDE: "masks lie mostly outside their box; correct the box or the mask, or remove the mask",
         _DISAGREE: f"boxes fit their mask badly (IoU with its extent under {_LEAST_IOU}); correct the box or the mask",

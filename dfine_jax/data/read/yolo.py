@@ -107,7 +107,7 @@ def _lines(labels: dict[Path, Path], keypoints: tuple[int, int] | None, notes: N
     kept = check_polygons(everything, notes)
     for line in kept:
         if not line.is_box and len(line.values) + 1 != ORIENTED:  # those have a note of their own
-            notes.add("lines with more columns than a box were taken for outlines; the box around is used", line.where)
+            notes.add("lines with more columns than a box are outlines, for masks; boxes are those around", line.where)
     if len(kept) == len(everything):
         return read
     return {picture: [line for line in lines if line.is_box] for picture, lines in read.items()}

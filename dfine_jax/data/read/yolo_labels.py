@@ -90,7 +90,7 @@ def _parse(file: Path, number: int, words: list[str], keypoints: tuple[int, int]
     coordinates = values[1:_BOX] if is_box else values[1:]
     _check_range(coordinates, is_box, where)
     if not is_box and len(words) == ORIENTED:
-        notes.add("objects with four corners; the upright box around them is used", where)
+        notes.add("objects with four corners, which are outlines for masks; boxes are the upright ones around", where)
     return Line(file, number, category, tuple(coordinates), is_box)
 
 

@@ -147,7 +147,7 @@ def test_repair_is_not_named_where_it_would_leave_no_picture(tmp_path):
 
 def test_outlines_are_counted(tmp_path, caplog):
     read_dataset(yolo(tmp_path / "a", "0 0.5 0.5 0.4 0.4 0.9 0.7", "0 0.5 0.5 0.4 0.4"), "train")
-    assert "2 lines with more columns than a box were taken for outlines" in caplog.text
+    assert "2 lines with more columns than a box are outlines, for masks; boxes are those around" in caplog.text
     assert f"(first: {tmp_path}/a/labels/1.txt, line 1)" in caplog.text
 
 

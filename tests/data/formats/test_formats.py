@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfine_jax.data.read.coco import with_outlines
 from dfine_jax.data.read.sources import read_dataset
 from dfine_jax.errors import UserError
 
@@ -87,6 +88,19 @@ def test_voc_of_the_challenges_counts_pixels_from_one(tmp_path, caplog):
     put(tmp_path / "Annotations" / "a.xml", voc(database="The VOC2007 Database"))
     assert objects(tmp_path) == {"a.jpg": [("dog", [10, 5, 30, 40]), ("cat", [0, 0, 9.5, 9])]}
     assert "2 boxes of the VOC challenges, whose pixels count from 1" in caplog.text
+
+
+def test_voc_with_a_polygon_beside_the_box(tmp_path, caplog):
+    """Both are kept; what is no polygon leaves the box."""
+    picture(tmp_path / "a.jpg")
+    points = "".join(f"<x{i}>{x}</x{i}><y{i}>{y}</y{i}>" for i, (x, y) in enumerate([(11, 6), (30, 6), (30, 40)], 1))
+    both = voc().replace("</bndbox>", f"</bndbox><polygon>{points}</polygon>", 1)
+    put(tmp_path / "a.xml", both.replace("</bndbox></object>", "</bndbox><polygon/></object>"))
+    assert objects(tmp_path) == {"a.jpg": [("dog", [11, 6, 30, 40]), ("cat", [1, 1, 9.5, 9])]}
+    (record,) = with_outlines(read_dataset(tmp_path, "train")).records
+    first, second = record.outlines
+    assert first.parts[0].tolist() == [[11, 6], [30, 6], [30, 40]] and second is None
+    assert "1 polygons beside a box cannot be used; the box is (first: " in caplog.text
 
 
 def test_voc_beside_the_pictures(tmp_path):

@@ -89,7 +89,7 @@ def test_a_dataset_without_masks_has_none(write):
         ([5, 5, 20, 20], [[5, 5, 5, 5, 5, 5]], "have no pixel", ""),
         ([5, 5, 20, 20], {"size": [9, 9], "counts": [81]}, "cannot be drawn", ": is 9x9, its picture 120x90"),
         ([5, 5, 20, 20], {"size": [HEIGHT, WIDTH], "counts": "0P"}, "cannot be drawn", ": does not fill"),
-        ([5, 5, 20, 20], [[5, 5, 25, 25]], "cannot be drawn", ": has no part of three points"),
+        ([5, 5, 20, 20], [[5, 5, 25, 25]], "fewer than three points; their objects train boxes alone", ""),
         ([5, 5, 20, 20], [rectangle(50, 50, 70, 70)], "outside their box", ", 0% of it inside"),
         ([5, 5, 20, 20], compressed(5, 15, 25, 50), "outside their box", ", 29% of it inside"),
         ([5, 5, 60, 60], [rectangle(5, 5, 45, 45)], "fit their mask badly", ", IoU 0.44"),
@@ -98,12 +98,14 @@ def test_a_dataset_without_masks_has_none(write):
         ([10, 10, 50, 50], [CROSSED], "cross themselves", ""),
     ],
 )
-def test_each_fault_names_its_place(write, box, outline, text, example):
+def test_each_fault_names_its_place(write, tmp_path, box, outline, text, example):
     audit, findings = found(write([*GOOD, (box, outline)]))
     ((full, (level, count, examples)),) = [item for item in findings.items() if "have no mask" not in item[0]]
     assert text in full and level == "warning" and count == 1
     assert examples[0].startswith(f"one.png, annotation {11 + len(GOOD)}{example}")
     assert audit.can_be_trained_on == ("cannot be drawn" not in text)
+    if audit.can_be_trained_on:
+        assert len(with_outlines(read_dataset(tmp_path / "set", "train")).records[0].outlines) == len(GOOD) + 1
 
 
 def test_size_decides_what_is_tiny_and_the_worst_come_first(write):

@@ -110,7 +110,7 @@ def test_polygons_stay_polygons(tmp_path, caplog):
     found = read_dataset(root, "train")
     np.testing.assert_allclose(found.records[0].boxes_xyxy_px[0], [25.6, 19.2, 38.4, 28.8], atol=1e-4)
     assert found.records[1].labels.tolist() == [1]
-    assert "1 objects with four corners; the upright box around them is used" in caplog.text
+    assert "1 objects with four corners, which are outlines for masks; boxes are the upright ones around" in caplog.text
     (root / "labels/train/0.txt").write_text(f"{square}\n0 0.5 0.2 0.8 0.5 0.5 0.8 0.2 0.5")
     (root / "labels/train/1.txt").write_text("0 0.1 0.5 0.4 0.5 0.2 1")  # a triangle that ends at the border
     assert read_dataset(root, "train").records[1].labels.tolist() == [0]
