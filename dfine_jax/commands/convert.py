@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,14 @@ from dfine_jax.commands.early import require_model
 from dfine_jax.errors import UserError
 from dfine_jax.families import ACTIVATION_HELP
 from dfine_jax.system.files import read_text
+from dfine_jax.weights.names import EXPORTED, OTHERS
 
 if TYPE_CHECKING:
     from dfine_jax.training.run.checkpoint import Metadata
 
 _OFFICIAL_SUFFIXES = (".pth", ".pt", ".safetensors")
+_EXPORTS = dict(zip(EXPORTED, ("onnx", "openvino", "tensorrt"), strict=True))  # ``--to`` of dfine export
+_NO_FOLDERS = (*OTHERS, ".ckpt", ".h5", ".keras", ".npz", ".pkl", ".zip")  # endings that nobody gives a folder
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -64,6 +68,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert and say what was found."""
+    _check_ending(options.out, options.checkpoint)
     _check_place(options.out, options.force, "config.json" if options.huggingface else "metadata.json")
     require_model(options.checkpoint, exported=False)
     names = _read_names(options.class_names) if options.class_names else None
@@ -107,6 +112,21 @@ def _as_said(metadata: Metadata, overrides: list[str]) -> Metadata:
     if leaf_shapes(config.model) != leaf_shapes(metadata.config.model):
         raise UserError(f"{', '.join(overrides)}: the weights are not of this shape; leave it out")
     return dataclasses.replace(metadata, config=config)
+
+
+def _check_ending(out: Path, checkpoint: str) -> None:
+    """UserError for a file that is not written here, which would become a folder of that name."""
+    suffix = out.suffix.lower()
+    if suffix in _EXPORTS:
+        command = shlex.join(["dfine", "export", checkpoint, "--to", _EXPORTS[suffix], "--out", str(out)])
+        raise UserError(f"{out}: dfine convert writes no {suffix} files; {command} does")
+    if suffix in _NO_FOLDERS:
+        *some, last = _OFFICIAL_SUFFIXES
+        endings = f"{', '.join(some)} or {last}"
+        raise UserError(
+            f"{out}: dfine convert writes a checkpoint folder, or a {endings} file, no {suffix}; files for other "
+            f"runtimes are written by dfine export"
+        )
 
 
 def _check_place(out: Path, force: bool, described_by: str) -> None:

@@ -22,6 +22,8 @@ from dfine_jax.system.files import read_json
 
 _FOLDERS = {"rtdetrv2": "rtdetr"}  # where it is not the name of the family
 
+_HUB = "https://huggingface.co/"
+
 
 def _part(family: str, name: str) -> ModuleType:
     return importlib.import_module(f"dfine_jax.families.{_FOLDERS.get(family, family)}.{name}")
@@ -108,6 +110,15 @@ def _advice(recipe: str) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"choose one of {', '.join(names)} or a file with get_config()"
+
+
+def kept_in(repository: str) -> list[str]:
+    """Published names of the files in a repository of the Hugging Face hub, ``[hf:]owner/name`` or its address."""
+    plain = repository.lower().removeprefix("hf:").removeprefix(_HUB).partition("@")[0].rstrip("/")
+    if plain.count("/") != 1:
+        return []
+    every = ((name, each.url) for family in NAMES for name, each in _part(family, "published").DETECTORS.items())
+    return [name for name, url in every if url.lower().startswith(f"{_HUB}{plain}/")]
 
 
 def near_published(name: str) -> list[str]:

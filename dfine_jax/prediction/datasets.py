@@ -101,7 +101,8 @@ def _area(annotation: dict[str, Any]) -> float:
     """Of the mask in square pixels, where there is one, as COCO has it; else of the box."""
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
-        return area_px(RunLengths(*shape["size"], shape["counts"].encode()))
+        height_px, width_px = shape["size"]
+        return area_px(RunLengths(height_px, width_px, shape["counts"].encode()))
     if shape:
         return sum(map(polygon_area, shape))
     return annotation["bbox"][2] * annotation["bbox"][3]

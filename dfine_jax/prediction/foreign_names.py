@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+import numpy as np
+
 _OPTIONS = {  # of a call -> what it is called here
     "conf": "threshold", "confidence": "threshold", "score": "threshold", "score_threshold": "threshold",
     "conf_thres": "threshold", "thresh": "threshold", "class_names": "classes", "labels": "classes",
@@ -41,6 +43,18 @@ class Elsewhere:
     def __get__(self, instance: object, owner: type) -> NoReturn:
         """Tell where it is."""
         raise AttributeError(f"{owner.__name__} has no {self._name}; {self._cure}", name=self._name, obj=instance)
+
+
+class MaskArray(np.ndarray):
+    """Masks in the size of the picture, an array as any other, which knows what Ultralytics' masks have beside."""
+
+    xy = Elsewhere("outlines in pixels are result.object_masks.polygons(i) of each object")
+    xyn = Elsewhere("outlines in pixels are result.object_masks.polygons(i) of each object")
+
+    @property
+    def data(self) -> Any:
+        """The plain array."""
+        return self.view(np.ndarray)
 
 
 def refuse_options(callee: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from dfine_jax.data.picture.draw import draw_boxes
 from dfine_jax.data.picture.object_masks import ObjectMasks
 from dfine_jax.errors import UserError
 from dfine_jax.prediction import result_forms
-from dfine_jax.prediction.foreign_names import Elsewhere
+from dfine_jax.prediction.foreign_names import Elsewhere, MaskArray
 from dfine_jax.prediction.sources import Given
 
 _BOXES = "the boxes are boxes_xyxy_px, the rest scores, labels and names"
@@ -171,7 +171,7 @@ class DetectionResult:
     @property
     def masks(self) -> Bool[np.ndarray, "n h w"] | None:
         """Masks in the size of the image, made anew each time: a byte for each pixel of each object."""
-        return None if self.object_masks is None else self.object_masks.all()
+        return None if self.object_masks is None else self.object_masks.all().view(MaskArray)
 
     def draw(self, image: Any = None, font_file: str | None = None, *, enlarge: bool = False) -> Image.Image:
         """Picture with masks, boxes and labels.

@@ -19,16 +19,21 @@ EXPECTED = (
     "a checkpoint folder (metadata.json and weights/), an official .pth, a .safetensors, a Hugging Face folder "
     "(config.json and weights) or a published name"
 )
-_OTHERS = (".tflite", ".mlpackage", ".mlmodel", ".torchscript", ".bin", ".trt", ".plan", ".pb", ".hef")
+OTHERS = (".tflite", ".mlpackage", ".mlmodel", ".torchscript", ".bin", ".trt", ".plan", ".pb", ".hef")
 
 
 def is_published(name: str) -> bool:
-    """Whether the name is of a family's tables, ``ustc-community/<model>`` or ``hf:<owner>/<model>[@revision]``."""
-    return name in light.published() or HUGGINGFACE.fullmatch(name) is not None
+    """Whether the name is of a family's tables, ``ustc-community/<model>`` or ``hf:<owner>/<model>[@revision]``.
+
+    Not ``hf:`` with a repository whose files have names of their own.
+    """
+    return name in light.published() or (HUGGINGFACE.fullmatch(name) is not None and not light.kept_in(name))
 
 
 def missing(name: str) -> UserError:
     """The error for a name that is neither there nor published."""
+    if kept := light.kept_in(name):
+        return UserError(f"{name}: its weights have names of their own here: {', '.join(kept)}")
     if name.startswith("hf:"):
         return UserError(
             f"{name!r} is no name of the Hugging Face hub; write hf:OWNER/MODEL or hf:OWNER/MODEL@REVISION"
@@ -63,7 +68,7 @@ def require(source: str | os.PathLike[str], *, exported: bool = True) -> None:
             raise UserError(f"{name} is a picture and no model; the model comes first, such as MODEL {name}")
         if suffix in EXPORTED and not exported:
             raise UserError(f"{name} is exported already; give the checkpoint or weights that it was made from")
-        if suffix in _OTHERS:
+        if suffix in OTHERS:
             raise UserError(f"{name} is of a kind that cannot be run here ({suffix}); give {EXPECTED}")
     elif not path.exists() and not is_published(name) and not replaced_path(path).is_dir():
         raise missing(name)

@@ -156,7 +156,23 @@ TRAIN = "train n --data cells --out r"
         ("detect val model=m", "unknown command 'detect'; write dfine evaluate, without detect"),
         ("segment train data=cells", "write dfine train, without segment (masks: --task segment)"),
         ("segment predict source=photo.jpg", "write dfine predict, without segment (see"),
+        # of dfine-seg, with its sections, and of masks
+        (f"{TRAIN} train.freeze_except_mask=True", "here it is optim.freeze='[\"^(backbone|encoder)/\", \"^decoder/(?"),
+        (f"{TRAIN} train.freeze_except_mask=False", "leave it out"),
+        (f"{TRAIN} train.decision_metrics=[f1]", "here it is train.best_by=masks, or boxes: their AP decides"),
+        (f"{TRAIN} mask_ratio=4", "key 'mask_ratio'; how coarse masks are follows from the model"),
+        (f"{TRAIN} train.clip_max_norm=0.1", "here it is optim.clip_norm=0.1"),
+        (f"{TRAIN} --task sem_seg", "--task sem_seg: classes of pixels are not segmented here, only objects are: --ta"),
+        (f"{TRAIN} task=sem_seg", "key 'task'; classes of pixels are not segmented here"),
+        ("predict m.onnx photo.jpg --apply-nms", "unknown option --apply-nms; nothing is suppressed afterwards"),
+        ("errors m.onnx --data cells --out e --iou-type segm", "unknown option --iou-type; here it is --by KIND"),
+        ("evaluate m.onnx --data cells --iou-type segm", "dfine evaluate judges boxes and, where model and data ha"),
         # what is not there, or of another kind
+        ("convert checkpoint w.onnx", "convert writes no .onnx files; dfine export checkpoint --to onnx --out w.onnx"),
+        ("convert checkpoint w.XML", "dfine export checkpoint --to openvino --out w.XML does"),
+        ("convert checkpoint w.tflite", "w.tflite: dfine convert writes a checkpoint folder, or a .pth, .pt or .safe"),
+        (f"{TRAIN} --weights ArgoSA/D-FINE-seg", "ArgoSA/D-FINE-seg: its weights have names of their own here: dfine-"),
+        ("predict hf:ArgoSA/D-FINE-seg photo.jpg", "dfine-seg-s-coco, dfine-seg-m-coco"),
         ("predict photo.jpg m.onnx", "photo.jpg is a picture and no model; the model comes first"),
         ("predict model=m.onnx photo.jpg", "unexpected argument 'model=m.onnx'; it is MODEL, write m.onnx alone"),
         ("predict dfine-n photo.jpg", "dfine-n does not exist; did you mean dfine-n-coco?"),
@@ -286,10 +302,10 @@ def test_words_lead_to_what_there_is():
     assert not set(words.COMMANDS) & set(cli.COMMANDS)
     configs = [light.plain_config(light.variant(recipe)) for recipe in light.recipes()]
     cures = [*words.KEYS.values(), *(each for several in words.OPTIONS.values() for each in several)]
-    cures += words._OFF.values()
+    cures += words.OFF.values()
     told = [found for cure in cures for found in re.findall(r"\b(model|loss|optim|data|train|log)\.(\w+)", cure)]
     assert len(told) > 60
-    for assignment in words._OFF.values():
+    for assignment in words.OFF.values():
         config_values.override(configs[0], [assignment])
     for section, name in told:
         assert any(hasattr(getattr(config, section), name) for config in configs), (section, name)
@@ -298,7 +314,7 @@ def test_words_lead_to_what_there_is():
 def test_options_of_cures_exist():
     cures = [cure.removeprefix("!") for cure in words.KEYS.values()]
     cures += [cure for several in words.OPTIONS.values() for cure in several]
-    cures += words._OFF.values()
+    cures += words.OFF.values()
     known = {each for name in cli.COMMANDS for each in command_parser(name)._option_string_actions}
     for cure in cures:
         assert set(re.findall(r"--[a-z][\w-]*", cure)) <= known, cure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import types
 
 import jax.numpy as jnp
@@ -158,6 +159,10 @@ def test_masks_are_small_until_asked_for():
     assert lower.object_masks.area_px(0) > result.object_masks.area_px(0)
     only = keep_classes(result, frozenset([2]))
     np.testing.assert_array_equal(only.masks, masks[1:])
+    assert type(masks.data) is np.ndarray and masks.data.base is not None  # as Ultralytics' masks have it
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(masks)), masks.data)
+    with pytest.raises(AttributeError, match="has no xy; outlines in pixels are result.object_masks.polygons"):
+        _ = masks.xy
     assert Detector(model, threshold=1.0)(image).masks.shape == (0, 200, 320)
     with pytest.raises(UserError, match="mask_threshold=-1"):
         Detector(model, mask_threshold=-1)
