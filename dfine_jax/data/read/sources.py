@@ -71,6 +71,7 @@ def _read_files(root: Path, split: layout.Split, drop_unlisted: bool, whole: boo
     if located is not None:
         return _read_located(located, split, drop_unlisted, whole)
     _refuse_part(root)
+    _refuse_without_names(root)
     raise layout.MissingSplitError(
         f"no {split} annotations recognised in {root}: looked for COCO JSON ({layout.expected(split)}), for Objects365 "
         f"(zhiyuan_objv2_{split}.json), for YOLO (data.yaml) and for {', '.join(recognise.TITLES)}; TensorFlow "
@@ -83,6 +84,18 @@ def _refuse_part(root: Path) -> None:
     above = root.absolute().parent
     if root.is_dir() and (_has_coco_layout(above) or yolo.find_description(above)):
         raise UserError(f"{root} is a part of a dataset; give the folder above it, {root.parent}")
+
+
+def _refuse_without_names(root: Path) -> None:
+    """UserError for dfine-seg's layout: YOLO labels and a CSV file for each split, classes in its configuration."""
+    splits = [name for name in layout.FOLDERS if (root / f"{name}.csv").is_file()]
+    if not splits or not (root / "images").is_dir() or not (root / "labels").is_dir():
+        return
+    lines = "".join(f"'{name}: {name}.csv', " for name in splits)
+    raise UserError(
+        f"{root} is of dfine-seg's layout, which does not name the classes: write {root / 'data.yaml'} with the lines "
+        f"{lines}and 'names: [...]' as in label_to_name of its config.yaml"
+    )
 
 
 def _has_coco_layout(root: Path) -> bool:

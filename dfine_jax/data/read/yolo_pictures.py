@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -73,12 +74,15 @@ def _one_ends_the_other(a: list[str], b: list[str]) -> bool:
 def _listed(file: Path, place: Place, notes: Notes) -> Iterator[tuple[Path, str, str]]:
     """(absolute path, as written, list file and line) of the pictures in a list."""
     starts = list(dict.fromkeys((file.parent, place.base, place.description.parent)))
+    if is_table := file.suffix.lower() == ".csv":  # of dfine-seg: names of pictures in its folder, and columns beside
+        starts.insert(0, file.parent / "images")
     absent = []
     count = 0
     lines = [line.strip() for line in read_text(file).split("\n")]
     for number, written in enumerate(lines, 1):
         if not written or written.startswith("#"):
             continue
+        written = next(csv.reader([written]))[0].strip() if is_table else written
         count += 1
         where = f"{file}, line {number}"
         found = find_path(written, starts, notes, where)

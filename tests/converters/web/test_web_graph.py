@@ -48,6 +48,7 @@ def picture(height: int, width: int) -> np.ndarray:
         Preprocess(64, 96, resize="letterbox", border=114),
         Preprocess(96, 64, resize="letterbox", border=0, enlarge=False),
         Preprocess(60, 84, interpolation="bilinear"),
+        Preprocess(64, 96, "letterbox", "bilinear", border=114, enlarge=False),
     ],
 )
 def test_pixels_and_view_are_those_of_the_host(preprocess):

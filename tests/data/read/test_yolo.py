@@ -314,3 +314,20 @@ def test_the_temporary_folder_ends_with_the_program(tmp_path):
         [sys.executable, "-c", code, root], env=environment, capture_output=True, text=True, check=True
     )
     assert "dfine-annotations-" in done.stdout and not Path(done.stdout.strip()).exists()
+
+
+def test_the_layout_of_dfine_seg_needs_names_alone(tmp_path):
+    """Its splits are CSV files of names of pictures; the error says what to write, and that is read."""
+    root = make(tmp_path, {f"{name}.png": "0 0.5 0.5 0.5 0.5" for name in "abc"})
+    (root / "data.yaml").unlink()
+    (root / "train.csv").write_text("a.png\nb.png,7\n")
+    (root / "val.csv").write_text("c.png\n")
+    with pytest.raises(
+        UserError, match="of dfine-seg's layout, which does not name the classes: write .*data.yaml"
+    ) as e:
+        read_dataset(root, "train")
+    lines = [text for text in str(e.value).split("'") if ": " in text and ".csv" in text]
+    (root / "data.yaml").write_text("\n".join([*lines, "names: [cat]"]))
+    found = [[record.path.name for record in read_dataset(root, split).records] for split in ("train", "val")]
+    assert found == [["a.png", "b.png"], ["c.png"]]
+    np.testing.assert_allclose(boxes(root), [[16, 12, 48, 36]] * 2)
