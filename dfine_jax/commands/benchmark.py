@@ -21,6 +21,7 @@ from dfine_jax.weights.names import EXPORTED
 if TYPE_CHECKING:
     from dfine_jax.benchmark.latency import Contender, Measurement, Picture
     from dfine_jax.data.read.dataset import Dataset, Record
+    from dfine_jax.evaluation.evaluate import ClassMatch
     from dfine_jax.evaluation.truth import Truth
 
 _GENERATED = 20
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     for text in options.model:
         _require(text)
     from dfine_jax.benchmark import latency, latency_report
-    from dfine_jax.evaluation.evaluate import ClassMatch, match_categories
+    from dfine_jax.evaluation.evaluate import match_categories
     from dfine_jax.evaluation.truth import annotated
 
     contenders = [_contender(text, options) for text in options.model]
@@ -109,15 +110,7 @@ def run(options: argparse.Namespace) -> int:
         total = latency.num_blocks(len(contenders), amounts)
         with tqdm(total=total, unit="block", desc="benchmark", disable=None) as bar:
             measured = latency.measure(contenders, amounts, bar.update, match)
-    notes = ""
-    if data is not None:
-        for model, classes in zip(measured, matches, strict=True):
-            truth = with_masks[0] if model.segments else data
-            model.ap, model.mask_ap = latency.average_precision(model, truth, classes)
-            if note := classes.note():
-                notes += f"{model.contender.name}: {note}\n"
-            if model.segments and model.mask_ap is None:
-                notes += f"{model.contender.name}: masks were not judged: {data.annotation_file} annotates none\n"
+    notes = "" if data is None else _judge(measured, data, [*with_masks, data][0], matches)
     text = latency_report.table(measured, hardware, described, options.pause_ms) + notes
     print(text, end="")
     if options.out:
@@ -133,6 +126,20 @@ def run(options: argparse.Namespace) -> int:
         write_whole(options.out / "report.html", whole)
         print(f"\nwritten to {options.out}; the page is {options.out / 'report.html'}")
     return 0
+
+
+def _judge(measured: list[Measurement], data: Dataset, truth: Truth, matches: list[ClassMatch]) -> str:
+    """Add average precision to what was measured; lines about what did not count."""
+    from dfine_jax.benchmark.latency import average_precision
+
+    notes = ""
+    for model, classes in zip(measured, matches, strict=True):
+        model.ap, model.mask_ap = average_precision(model, truth, classes)
+        if note := classes.note():
+            notes += f"{model.contender.name}: {note}\n"
+        if model.segments and model.mask_ap is None:
+            notes += f"{model.contender.name}: masks were not judged: {data.annotation_file} annotates none\n"
+    return notes
 
 
 def _require(text: str) -> None:

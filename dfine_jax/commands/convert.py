@@ -118,8 +118,8 @@ def _check_ending(out: Path, checkpoint: str) -> None:
     """UserError for a file that is not written here, which would become a folder of that name."""
     suffix = out.suffix.lower()
     if suffix in _EXPORTS:
-        command = shlex.join(["dfine", "export", checkpoint, "--to", _EXPORTS[suffix], "--out", str(out)])
-        raise UserError(f"{out}: dfine convert writes no {suffix} files; {command} does")
+        given = shlex.join([checkpoint, "--to", _EXPORTS[suffix], "--out", str(out)])
+        raise UserError(f"{out}: dfine convert writes no {suffix} files; dfine export {given} does")
     if suffix in _NO_FOLDERS:
         *some, last = _OFFICIAL_SUFFIXES
         endings = f"{', '.join(some)} or {last}"

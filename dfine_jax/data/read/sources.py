@@ -93,8 +93,9 @@ def _refuse_without_names(root: Path) -> None:
         return
     lines = "".join(f"'{name}: {name}.csv', " for name in splits)
     raise UserError(
-        f"{root} is of dfine-seg's layout, which does not name the classes: write {root / 'data.yaml'} with the lines "
-        f"{lines}and 'names: [...]' as in label_to_name of its config.yaml"
+        f"{root} has labels and lists of pictures ({splits[0]}.csv), but nothing names its classes: write "
+        f"{root / 'data.yaml'} with the lines {lines}and 'names: [...]' in the order of the class numbers "
+        "(label_to_name of a config.yaml)"
     )
 
 
