@@ -35,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="whole tour on a synthetic dataset",
         description=f"A tour in about four minutes on two CPU cores: draw {NUM_TRAIN + NUM_VAL} pictures of shapes, "
         "train a small detector on them from nothing, evaluate it before and after, export it to ONNX and compare the "
-        "file with the model, detect, and write pictures and a page with the results. With masks ten to thirteen minutes.",
+        "file with the model, detect, and write pictures and a page with the results. With masks it takes ten to "
+        "thirteen minutes.",
         epilog="examples:\n  dfine demo --out demo                   then open demo/report.html\n"
         "  dfine demo --task segment --out demo    the same with masks",
     )
