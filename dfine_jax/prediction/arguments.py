@@ -20,7 +20,7 @@ _MODELS = "a checkpoint folder, a weights file, a published name, or an exported
 def require_share(name: str, value: Any) -> None:
     """UserError for what is no number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) or math.isnan(value):
-        raise UserError(f"{name}={value!r} is no number; give one from 0 to 1")
+        raise UserError(f"{name}={value!r} is no number; it must lie between 0 and 1")
     if not 0 <= value <= 1:
         cure = f"; as a share it is {value / 100:g}" if 1 < value <= 100 else ""
         raise UserError(f"{name}={value} must lie between 0 and 1{cure}")
