@@ -403,7 +403,7 @@ def test_more_that_is_refused_with_the_cure(world):
     refused(lambda: d(world.url + "x"), UserError, "the server answers 404")
     refused(lambda: d(world.path, threshold=50), UserError, "threshold=50 must lie between 0 and 1")
     refused(lambda: d(world.path, classes="rde"), UserError, "no class 'rde'; did you mean red?")
-    refused(lambda: d(world.path, threshold="a"), UserError, "threshold='a' is no number; give one from 0 to 1")
+    refused(lambda: d(world.path, threshold="a"), UserError, "threshold='a' is no number; it must lie between 0 and 1")
     refused(lambda: d(world.path, imgsz=640), TypeError, "the model knows its input size")
     refused(lambda: d(world.path, colour=1), TypeError, "it has threshold, classes, bgr")
     refused(lambda: Detector.from_pretrained("x"), AttributeError, r"call Detector\(name\)")
